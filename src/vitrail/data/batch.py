@@ -1,0 +1,49 @@
+"""What passes from files to the model: raw pixels, then batches."""
+
+# B batch · C channels · H W canvas · K classes
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RawBatch:
+    """Images as they were decoded, with the crop that was drawn for each."""
+
+    images: UInt8[Tensor, "B C H W"]
+    """Each image stands in the upper left corner of its canvas; the rest of the canvas is zero."""
+    sizes: Int64[Tensor, "B 2"]
+    """Height and width of each image on its canvas, in pixels."""
+    boxes: Float[Tensor, "B 4"]
+    """Top, left, height and width of the crop, in pixels of the canvas. It may reach over the image's edge."""
+    labels: Int64[Tensor, " B"]
+    indexes: Int64[Tensor, " B"]
+    """Position of each image in its split: with seed and epoch, the key of every draw."""
+
+    def to(self, device: torch.device | str) -> RawBatch:
+        """The same batch on another device."""
+        return RawBatch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the objective sees."""
+
+    images: Float[Tensor, "B C H W"]
+    """Normalised, at the model's size."""
+    targets: Float[Tensor, "B K"]
+    """Each row sums to one; mixup and cutmix make it soft."""
+    labels: Int64[Tensor, " B"]
+    """The class of each image before mixing."""
+    indexes: Int64[Tensor, " B"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
