@@ -1,0 +1,110 @@
+"""Random numbers that are a function of (seed, epoch, sample, use): nothing to store, nothing to advance, any order.
+
+A draw is a hash of its address, so a sample's augmentation can be made again exactly, on any device, in any process, whoever
+else is in the batch. The hash is SplitMix64's finaliser (Steele, Lea and Flood 2014): each (seed, epoch, sample, stream) has
+a 64-bit state, and its numbers are those that SplitMix64 gives from that state. Int64 arithmetic wraps, as theirs does.
+"""
+
+# B samples · n numbers each · M single numbers
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import cache
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX1 = _signed(0xBF58476D1CE4E5B9)
+_MIX2 = _signed(0x94D049BB133111EB)
+_BITS = 24  # what a float32 in [0, 1) holds exactly
+
+
+def _mix(words: Tensor) -> Tensor:
+    """SplitMix64's finaliser, a bijection of the 64-bit words."""
+    words = (words ^ _shift(words, 30)) * _MIX1
+    words = (words ^ _shift(words, 27)) * _MIX2
+    return words ^ _shift(words, 31)
+
+
+def _shift(words: Tensor, bits: int) -> Tensor:
+    return (words >> bits) & ((1 << (64 - bits)) - 1)  # >> copies the sign, which an unsigned shift must not
+
+
+@cache
+def _address(*parts: int | str) -> int:
+    """A 64-bit word for seed, epoch or stream: Python's own hash() of a string changes with every process."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little", signed=True)
+
+
+class Draws:
+    """The random numbers of some samples in one epoch, on the device of `indexes`.
+
+    `stream` names what the numbers are for ("flip", "crop_area"…): one stream always gives the same numbers, two give
+    independent ones. Uniform numbers and integers are equal on all devices to the last bit; normal and beta numbers
+    are as equal as the devices' log, cos and pow.
+    """
+
+    def __init__(self, *, seed: int, epoch: int, indexes: Int64[Tensor, " B"]) -> None:
+        self._keys = _mix(indexes * _GAMMA + _address("sample", seed, epoch))  # (B,)
+
+    def uniform(self, stream: str, n: int = 1) -> Float[Tensor, "B n"]:
+        """Uniform in [0, 1), on a grid of 2^-24."""
+        return _unit(self._words(stream, n))
+
+    def normal(self, stream: str, n: int = 1) -> Float[Tensor, "B n"]:
+        """Standard normal."""
+        return _normal(self._words(stream, n))
+
+    def normal_at(self, stream: str, *, rows: Int64[Tensor, " M"], columns: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
+        """Single entries of `normal(stream, n)`, without the rest of it."""
+        return _normal(_mix(self._states(stream)[rows] + (columns + 1) * _GAMMA))
+
+    def integers(self, stream: str, *, high: int | Int64[Tensor, " B"], n: int = 1) -> Int64[Tensor, "B n"]:
+        """Uniform in 0 … high - 1; `high` is at most 2^24, one for all or one for each sample."""
+        top = high[:, None] if isinstance(high, Tensor) else high
+        return (_shift(self._words(stream, n), 64 - _BITS) * top) >> _BITS  # in integers: a float product may round up to high
+
+    def beta(self, stream: str, alpha: float) -> Float[Tensor, " B"]:
+        """Beta(alpha, alpha), exactly and without rejection.
+
+        Bailey's (1994) polar t variate with 2 alpha degrees of freedom, √(2α (u^(-1/α) - 1)) cos 2πv, carried to the
+        symmetric beta by x = (1 + t / √(2α + t²)) / 2 (Devroye 1996, "Random variate generation in one line of code").
+        """
+        if alpha <= 0:
+            raise ValueError(f"Beta parameter {alpha} must be above 0")
+        u, v = self.uniform(stream, 2).unbind(1)
+        power = u.pow(1 / alpha)
+        cosine = torch.cos(2 * math.pi * v)
+        return 0.5 + 0.5 * cosine.sign() / torch.sqrt(1 + power / ((1 - power) * cosine.square()))
+
+    def _words(self, stream: str, n: int) -> Tensor:
+        counters = torch.arange(1, n + 1, device=self._keys.device)
+        return _mix(self._states(stream)[:, None] + counters * _GAMMA)  # (B, n)
+
+    def _states(self, stream: str) -> Tensor:
+        return _mix(self._keys ^ _address("stream", stream))  # (B,)
+
+
+def _unit(words: Tensor) -> Tensor:
+    return _shift(words, 64 - _BITS).float() * 2.0**-_BITS
+
+
+def _normal(words: Tensor) -> Tensor:
+    """Box and Muller (1958), both uniforms from one word: its upper and its lower 24 bits."""
+    radius = torch.sqrt(-2 * torch.log1p(-_unit(words)))
+    return radius * torch.cos(2 * math.pi * _unit(words << (64 - _BITS)))
+
+
+def permutation(count: int, *, seed: int, epoch: int) -> Int64[Tensor, " N"]:
+    """The order of one epoch: the samples sorted by their hash, so that it changes with no version of torch."""
+    keys = _mix(torch.arange(count) * _GAMMA + _address("order", seed, epoch))
+    return torch.argsort(keys)
