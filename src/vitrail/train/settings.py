@@ -1,0 +1,340 @@
+"""Settings of a run: recipes, layers, and the checks that turn layers into `Settings`.
+
+A layer is a mapping of sections, {"model": {"name": "B/16"}, "optim": {"lr": 1e-3}}, that holds only what somebody said.
+What the data decides lies lowest, above it the recipe, then `--config`, then the command line. The dataclasses of
+config.py say which keys there are, what type each takes and what its default is; jsonargparse holds values to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import docstring_parser
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from vitrail.config import (
+    OTHER_SPELLINGS,
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RandAugment,
+    Settings,
+    TrainConfig,
+    nearest,
+    parse_name,
+)
+
+Layer = Mapping[str, Any]
+
+SECTIONS = {"model": ModelConfig, "data": DataConfig, "augment": AugmentConfig, "optim": OptimConfig, "train": TrainConfig}
+LENGTHS = ("epochs", "steps", "minutes")
+OF_THE_DATA = ("img_size", "in_channels", "num_classes")
+"""Fields of the model that follow from the images: a new name keeps them, unless the name itself says otherwise."""
+_KIN = {"mnist": "fashion-mnist", "cifar100": "cifar10"}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Recipes and files
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    entries = files("vitrail").joinpath("recipes").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The layer of a recipe, merged with those it extends. Raises ValueError for a name that is no recipe."""
+    return _read_recipe(name, ())
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The layer of a YAML file: a run's config.yaml, or one's own; `extends: RECIPE` puts a recipe below it.
+
+    Raises ValueError for a file that is not YAML or not a mapping, OSError for one that cannot be opened.
+    """
+    return _parse_layer(Path(path).read_text(encoding="utf-8"), origin=str(path), seen=())
+
+
+def default_recipe(data: str) -> str:
+    """The recipe for a data set: the one of its name, else of its kin, else "from-scratch"."""
+    known = recipes()
+    return next((name for name in (data, _KIN.get(data)) if name in known and name is not None), "from-scratch")
+
+
+def _read_recipe(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    known = recipes()
+    if name not in known:
+        if name.endswith((".yaml", ".yml")):
+            raise ValueError(f'recipe "{name}" is a file, and a recipe is a name; use --config {name}')
+        raise ValueError(f'recipe "{name}" is none of {", ".join(known)}{nearest(name, known)}')
+    if name in seen:
+        raise ValueError(f"recipes extend each other in a circle: {' -> '.join((*seen, name))}; take one `extends` out")
+    text = files("vitrail").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    return _parse_layer(text, origin=f"recipe {name}", seen=(*seen, name))
+
+
+def _parse_layer(text: str, *, origin: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        layer = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{origin} is not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from error
+    layer = {} if layer is None else layer
+    if not isinstance(layer, dict):
+        raise ValueError(f"{origin} must hold sections such as `optim: {{lr: 1e-3}}`, not {_shown(layer)}")
+    base = layer.pop("extends", None)
+    return merge(layer) if base is None else merge(_read_recipe(str(base), seen), layer)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Layers
+
+
+def merge(*layers: Layer) -> dict[str, Any]:
+    """One layer out of several, the later winning field by field; `model: B/16` is short for `model: {name: B/16}`.
+
+    Two fields do more than win:
+
+    - A name starts the model afresh: it drops what earlier layers said of the model's shape (not `OF_THE_DATA`), and
+      its own fields come right below the other fields of its layer.
+    - A length (epochs, steps or minutes) drops the earlier layers' lengths, for only one of them can be set.
+
+    Raises ValueError for an unknown key, and for a name that is no model's.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        plain = _plain(layer)
+        if isinstance(plain.get("model"), str):
+            plain["model"] = {"name": plain["model"]}
+        check_keys(plain)
+        for section, fields in plain.items():
+            under = merged.get(section, {})
+            for side in {"img_size", "patch_size"}.intersection(fields if section == "model" else ()):
+                fields[side] = yaml.safe_load(sides(fields[side])) if isinstance(fields[side], str) else fields[side]
+            if section == "model" and fields.get("name") is not None:
+                fields = {**parse_name(str(fields["name"])), **fields}
+                under = {key: value for key, value in under.items() if key in OF_THE_DATA}
+            if section == "train" and any(fields.get(key) is not None for key in LENGTHS):
+                under = {key: value for key, value in under.items() if key not in LENGTHS}
+            merged[section] = _deep(under, fields)
+    return merged
+
+
+def build(layers: Sequence[Layer]) -> Settings:
+    """The settings that layers make, the lowest first, with the defaults of config.py below them.
+
+    Raises ValueError, in one line, for an unknown key, a value of the wrong type and one that its section refuses.
+    """
+    merged = merge({"model": {"name": ModelConfig.name}}, *layers)
+    parser = ArgumentParser(exit_on_error=False)
+    add_settings(parser)
+    try:
+        values = parser.parse_object(merged, defaults=False).as_dict()
+    except argparse.ArgumentError as error:
+        raise ValueError(explain(error)) from error
+    for section, fields in values.items():
+        for name, value in fields.items():
+            _check_number(f"{section}.{name}", value)
+    rand_augment = values.get("augment", {}).get("rand_augment")
+    if rand_augment is not None:
+        values["augment"]["rand_augment"] = RandAugment(**rand_augment)
+    return Settings(**{section: cls(**values.get(section, {})) for section, cls in SECTIONS.items()})
+
+
+def _check_number(key: str, value: Any) -> None:
+    """What jsonargparse lets through: null where the default is not, and numbers such as nan."""
+    if value is None and type(None) not in typing.get_args(keys()[key]):
+        raise ValueError(f'{key} "null": it takes {_accepts(keys()[key])}; leave the line out for the default')
+    for number in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f'{key} "{number}": it takes a finite number')
+
+
+def to_yaml(settings: Settings) -> str:
+    """Every setting as YAML, which `from_yaml` reads back exactly and `--config` takes."""
+    header = "# Every setting of this run. To run it again: vitrail train --config THIS_FILE --out ANOTHER_FOLDER\n"
+    return header + yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(text: str) -> Settings:
+    """The settings that `to_yaml` wrote. Raises ValueError as `build` does."""
+    return build([_parse_layer(text, origin="the settings", seen=())])
+
+
+def sides(text: str) -> str:
+    """ "96x128", as sizes are written for people, in YAML: "[96, 128]". Any other text stays as it is."""
+    return re.sub(r"^(\d+)x(\d+)$", r"[\1, \2]", text)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dicts and sequences as lists, all the way down: what YAML holds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+def _deep(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings in one, the mappings inside them too."""
+    inner = [key for key in over if isinstance(over[key], dict) and isinstance(under.get(key), dict)]
+    return {**under, **over, **{key: _deep(under[key], over[key]) for key in inner}}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Keys
+
+
+@functools.cache
+def keys() -> dict[str, Any]:
+    """Every setting's dotted key and its type: {"model.depth": int, …, "augment.rand_augment.n": int}."""
+    found: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        found |= {f"{section}.{name}": hint for name, hint in typing.get_type_hints(cls).items()}
+    return found | {f"augment.rand_augment.{name}": hint for name, hint in typing.get_type_hints(RandAugment).items()}
+
+
+def check_keys(layer: Layer) -> None:
+    """Raises ValueError for the first key of a layer that is no setting, naming the nearest that is one."""
+    for section, fields in layer.items():
+        if section not in SECTIONS:
+            key = nearest_key(str(section))
+            hint = nearest(str(section), list(SECTIONS)) or (f"; did you mean {key}?" if key else "")
+            raise ValueError(f'"{section}" is none of the sections {", ".join(SECTIONS)}{hint}')
+        if not isinstance(fields, dict):
+            example = next(key for key in keys() if key.startswith(section)).split(".")[1]
+            raise ValueError(f"{section} {_shown(fields)}: a section holds fields, as in `{section}: {{{example}: …}}`")
+        inner = fields.get("rand_augment")
+        dotted = [f"{section}.{name}" for name in fields]
+        for key in dotted + [f"{section}.rand_augment.{name}" for name in (inner if isinstance(inner, dict) else ())]:
+            if key not in keys():
+                raise ValueError(unknown_key(key))
+
+
+def unknown_key(key: str, *, dashes: str = "") -> str:
+    """The line for a key that is no setting; `dashes` stands before every key, as on the command line."""
+    hint = nearest_key(key)
+    way_out = f"did you mean {dashes}{hint}?" if hint else "vitrail train --help lists them all"
+    return f"{dashes}{key} is not a setting; {way_out}"
+
+
+def nearest_key(key: str) -> str:
+    """The setting that somebody who wrote `key` means, else ''. The section may be wrong or missing."""
+    section, _, name = key.replace("-", "_").rpartition(".")
+    for wanted in (name, OTHER_SPELLINGS.get(name, "")):
+        exact = [known for known in keys() if known.rpartition(".")[2] == wanted]
+        if exact:
+            return next((known for known in exact if known.rpartition(".")[0] == section), exact[0])
+    inside = {
+        known.rpartition(".")[2]: known for known in reversed(keys()) if not section or known.rpartition(".")[0] == section
+    }
+    inside = inside or {known.rpartition(".")[2]: known for known in reversed(keys())}
+    spelled = [*inside, *(theirs for theirs, ours in OTHER_SPELLINGS.items() if ours in inside)]
+    close = difflib.get_close_matches(name, spelled, n=1, cutoff=0.6)
+    return inside[OTHER_SPELLINGS.get(close[0], close[0])] if close else ""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Types, and the options of the command line
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Adds an option for every setting, `--optim.lr 1e-3`, in one group a section. Its help is the field's docstring."""
+    decided = {**dict.fromkeys(parse_name(ModelConfig.name), "from the name"), **dict.fromkeys(OF_THE_DATA, "from the data")}
+    for section, cls in SECTIONS.items():
+        title = (cls.__doc__ or "").partition(":")[2].strip().rstrip(".")
+        group = parser.add_argument_group(f"{section}: {title}")
+        documents = _documents(cls)
+        for field in sorted(dataclasses.fields(cls), key=lambda field: field.name != "name"):
+            key = f"{section}.{field.name}"
+            default = decided.get(field.name, "") if section == "model" else ""
+            text = f"{documents[field.name]} [{default or _written(field.default)}]".replace("%", "%%")
+            group.add_argument(f"--{key}", type=keys()[key], default=field.default, metavar=metavar(keys()[key]), help=text)
+    for action in parser._actions:
+        if action.dest.endswith(".help"):  # jsonargparse's page about RandAugment's three fields says less than the docs
+            action.help = argparse.SUPPRESS
+
+
+def _written(default: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(default, tuple):
+        return ", ".join(map(_written, default))
+    if isinstance(default, float):
+        return f"{default:.4g}"
+    return (
+        {None: "null", True: "true", False: "false"}[default]
+        if default is None or default is True or default is False
+        else str(default)
+    )
+
+
+def layer_of(parsed: Namespace) -> dict[str, Any]:
+    """The settings among what was parsed with `parse_args(defaults=False)`, as a layer."""
+    return {section: fields for section, fields in parsed.as_dict().items() if section in SECTIONS}
+
+
+def _documents(cls: type) -> dict[str, str]:
+    """The docstring of every field, its base classes' included."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        found |= {p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse_from_object(base).params}
+    return found
+
+
+def metavar(hint: Any) -> str:
+    """What stands behind an option in the help: a type in one word."""
+    if typing.get_origin(hint) is Literal:
+        return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
+    if typing.get_origin(hint) is tuple:
+        return "HxW" if typing.get_args(hint)[0] is int else "[X,Y]"
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return "|".join(metavar(inner) for inner in typing.get_args(hint) if inner is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return "{" + ", ".join(f"{field.name}: {field.default:g}" for field in dataclasses.fields(hint)) + "}"
+    return {int: "N", float: "X", bool: "{true,false}", str: "NAME"}[hint]
+
+
+def explain(error: Exception) -> str:
+    """One line out of jsonargparse's several: the key, the value, what the key takes."""
+    text = str(error)
+    key = re.search(r'Parser key "([\w.]+)"', text)
+    value = re.search(r"(?:Given value|Got value): (.*)", text)
+    if key is None or key[1] not in keys():
+        return " ".join(text.split())
+    hint = keys()[key[1]]
+    shown = "" if value is None else f' "{value[1]}"'
+    close = nearest(value[1], list(typing.get_args(hint))) if value and typing.get_origin(hint) is Literal else ""
+    return f"{key[1]}{shown}: it takes {_accepts(hint)}{close}"
+
+
+def _accepts(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(inner)
+    if origin is tuple:
+        return "height x width, as in 96x128" if inner[0] is int else "two numbers, as in [0.5, 1.0]"
+    if origin in (types.UnionType, typing.Union):
+        return ", or ".join(_accepts(each) for each in inner)
+    if dataclasses.is_dataclass(hint):
+        return "fields, as in {" + ", ".join(f"{f.name}: {f.default}" for f in dataclasses.fields(hint)) + "}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}[hint]
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return f'"{text if len(text) <= 40 else text[:39] + "…"}"'
