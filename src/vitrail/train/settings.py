@@ -16,7 +16,6 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +42,7 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "augment": AugmentConfig, 
 LENGTHS = ("epochs", "steps", "minutes")
 OF_THE_DATA = ("img_size", "in_channels", "num_classes")
 """Fields of the model that follow from the images: a new name keeps them, unless the name itself says otherwise."""
+RECIPES = Path(__file__).parent.parent / "recipes"
 _KIN = {"mnist": "fashion-mnist", "cifar100": "cifar10"}
 
 
@@ -52,8 +52,7 @@ _KIN = {"mnist": "fashion-mnist", "cifar100": "cifar10"}
 
 def recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    entries = files("vitrail").joinpath("recipes").iterdir()
-    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def _read_recipe(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f'recipe "{name}" is none of {", ".join(known)}{nearest(name, known)}')
     if name in seen:
         raise ValueError(f"recipes extend each other in a circle: {' -> '.join((*seen, name))}; take one `extends` out")
-    text = files("vitrail").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     return _parse_layer(text, origin=f"recipe {name}", seen=(*seen, name))
 
 
@@ -118,7 +117,7 @@ def merge(*layers: Layer) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        plain = _plain(layer)
+        plain = {section: {} if fields is None else _plain(fields) for section, fields in layer.items()}
         if isinstance(plain.get("model"), str):
             plain["model"] = {"name": plain["model"]}
         check_keys(plain)
@@ -141,10 +140,8 @@ def build(layers: Sequence[Layer]) -> Settings:
     Raises ValueError, in one line, for an unknown key, a value of the wrong type and one that its section refuses.
     """
     merged = merge({"model": {"name": ModelConfig.name}}, *layers)
-    parser = ArgumentParser(exit_on_error=False)
-    add_settings(parser)
     try:
-        values = parser.parse_object(merged, defaults=False).as_dict()
+        values = _checker().parse_object(merged, defaults=False).as_dict()
     except argparse.ArgumentError as error:
         raise ValueError(explain(error)) from error
     for section, fields in values.items():
@@ -154,6 +151,13 @@ def build(layers: Sequence[Layer]) -> Settings:
     if rand_augment is not None:
         values["augment"]["rand_augment"] = RandAugment(**rand_augment)
     return Settings(**{section: cls(**values.get(section, {})) for section, cls in SECTIONS.items()})
+
+
+@functools.cache
+def _checker() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    add_settings(parser)
+    return parser
 
 
 def _check_number(key: str, value: Any) -> None:
