@@ -1,0 +1,73 @@
+# make demo: train and measure on the sample that comes with the package.   make test: all checks and tests.
+# Both make .venv first. No root, no network beyond the package index. make PYTHON=python3.12 … takes another Python.
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+
+BIN := .venv/bin
+STAMP := .venv/.complete-$(CONSTRAINTS)
+
+# A slow or broken line to the package index is retried by pip, then by the loop below.
+export PIP_RETRIES ?= 10
+export PIP_DEFAULT_TIMEOUT ?= 60
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_PROGRESS_BAR ?= $(if $(CI),off,on)
+
+# Tests run in up to 4 processes of one thread each: two threads bring a tiny model nothing, a second process halves the wait.
+PYTEST_FLAGS ?= -n auto --maxprocesses 4 $(if $(CI),--durations 15,)
+
+.PHONY: help venv demo check test tables clean
+.NOTPARALLEL:
+
+help:
+	@echo "make venv     .venv with the package, the pinned versions and the tools of the tests"
+	@echo "make demo     trains a Vision Transformer on the embedded sample (2 minutes), evaluates it, says what to run next"
+	@echo "make check    style, types and the order of the rooms"
+	@echo "make test     make check, then all tests"
+	@echo "make tables   writes the measured figures of benchmarks/results into README, docs and recipes"
+	@echo "make clean    removes what builds and checks leave behind; keeps .venv and runs"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@command -v $(PYTHON) >/dev/null \
+	  || { echo 'make: there is no "$(PYTHON)" here; install Python 3.11 or newer, or name one: make venv PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'make: $(PYTHON) is older than Python 3.11; name a newer one: make venv PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo 'make: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@rm -f .venv/.complete-*
+	@for try in 1 2 3; do \
+	  echo "$(BIN)/pip install -c $(CONSTRAINTS) -e .[test,lint]"; \
+	  $(BIN)/python -m pip install $(if $(CI),--quiet) -c $(CONSTRAINTS) -e '.[test,lint]' && exit 0; \
+	  echo "make: try $$try of 3 to install the packages failed" >&2; sleep $$((try * 5)); \
+	done; exit 1
+	@touch $@
+
+demo: venv
+	@run=runs/demo; n=1; while [ -e $$run ]; do n=$$((n + 1)); run=runs/demo-$$n; done; \
+	set -e; \
+	$(BIN)/vitrail train --out $$run; \
+	$(BIN)/vitrail evaluate $$run; \
+	echo; \
+	echo "The trained model, its settings and its figures are in $$run. What to run next:"; \
+	echo "  $(BIN)/vitrail predict $$run IMAGE.png     # labels of images"; \
+	echo "  $(BIN)/vitrail train PHOTOS               # your own folder, with one folder per class"; \
+	echo "  $(BIN)/vitrail models                     # the sizes there are"
+
+check: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+tables: venv
+	$(BIN)/python benchmarks/tables.py
+
+clean:
+	rm -rf build dist .coverage .hypothesis .mypy_cache .ruff_cache .import_linter_cache .cache src/*.egg-info
+	find src tests benchmarks examples tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
