@@ -107,4 +107,4 @@ def _normal(words: Tensor) -> Tensor:
 def permutation(count: int, *, seed: int, epoch: int) -> Int64[Tensor, " N"]:
     """The order of one epoch: the samples sorted by their hash, so that it changes with no version of torch."""
     keys = _mix(torch.arange(count) * _GAMMA + _address("order", seed, epoch))
-    return torch.argsort(keys)
+    return torch.argsort(keys, stable=True)
