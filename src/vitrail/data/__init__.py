@@ -1,0 +1,1 @@
+"""Files to batches: named sets and folders, decoding, the order of an epoch, augmentation on the device."""

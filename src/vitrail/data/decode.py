@@ -1,0 +1,237 @@
+"""One image file -> pixels: grey or RGB, upright, never half an image.
+
+Training's evaluation and `predict` both go through `eval_view`, so they see the same pixels.
+"""
+
+# C channels · H W image
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from vitrail.config import Pair, Preprocessing
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 50_000_000
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B")
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_TURNS = {  # EXIF orientation -> what sets the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUIET = threading.Lock()
+
+Source = str | Path | bytes
+Picture = str | Path | bytes | Image.Image | np.ndarray
+
+
+class BadImage(ValueError):
+    """A file that is not an image, or not a whole one; the message is the reason, in one line."""
+
+
+class Header(NamedTuple):
+    """What an image file says of itself."""
+
+    size: Pair
+    """Height and width, upright."""
+    mode: str
+    """Pillow's name of the pixel format: "L", "RGB", "CMYK"…"""
+    format: str
+    """"JPEG", "PNG"…"""
+
+
+def read_header(source: Source) -> Header:
+    """Opens an image without decoding it, and sees that its end is there.
+
+    A JPEG or PNG that does not end as it should, and any file of another format, is decoded to be sure.
+    Raises BadImage for a file that is no image, is truncated or claims more than 50 megapixels.
+    """
+    with _opened(source) as (image, end):
+        header = Header(_upright_size(image), image.mode, image.format or "")
+        ends_well = {"JPEG": b"\xff\xd9" in end, "MPO": b"\xff\xd9" in end, "PNG": b"IEND" in end}
+        if not ends_well.get(header.format, False):
+            image.load()
+        return header
+
+
+def decode(source: Source, *, channels: int, short_side: int | None = None) -> Image.Image:
+    """The first frame of an image file, upright, in mode "L" (channels 1) or "RGB" (channels 3).
+
+    Transparent pixels show white; 16 bits are scaled to 8. With `short_side`, a JPEG is decoded at the smallest of
+    the scales 1/8, 1/4, 1/2, 1 whose shorter side has at least that many pixels.
+    Raises BadImage for a file that is no image, corrupt, truncated or larger than 50 megapixels.
+    """
+    with _opened(source) as (image, _):
+        if short_side is not None:
+            image.draft("L" if channels == 1 else None, (short_side, short_side))
+        image.load()
+        return _convert(_turn(image), channels)
+
+
+def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
+    """The image as it is evaluated: resized to img_size / crop_pct, then the centre at exactly img_size.
+
+    `image` is a file, its bytes, a Pillow image, or an array (H, W), (H, W, 1) or (H, W, 3) of uint8. The size
+    between the two steps is rounded down, as torchvision's Resize does; both steps are one resampling.
+    Raises BadImage.
+    """
+    height, width = preprocessing.img_size
+    if isinstance(image, str | Path | bytes):
+        picture = decode(image, channels=preprocessing.in_channels, short_side=max(_resized_to(preprocessing)))
+    else:
+        picture = _convert(_from_array(image) if isinstance(image, np.ndarray) else _turn(image), preprocessing.in_channels)
+    if view_is_exact((picture.height, picture.width), preprocessing):
+        return to_tensor(picture)
+    least_h, least_w = _resized_to(preprocessing)
+    if least_h * picture.width >= least_w * picture.height:  # the height decides
+        middle_h, middle_w = least_h, max(least_w, least_h * picture.width // picture.height)
+    else:
+        middle_h, middle_w = max(least_h, least_w * picture.height // picture.width), least_w
+    top, left = round((middle_h - height) / 2), round((middle_w - width) / 2)
+    down, across = picture.height / middle_h, picture.width / middle_w
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    return to_tensor(picture.resize((width, height), _FILTERS[preprocessing.interpolation], box=box))
+
+
+def view_is_exact(size: Pair, preprocessing: Preprocessing) -> bool:
+    """Whether images of this size are their own evaluation view."""
+    return size == tuple(preprocessing.img_size) == _resized_to(preprocessing)
+
+
+def crop_view(
+    source: Source, *, box: tuple[float, float, float, float], size: Pair, preprocessing: Preprocessing
+) -> UInt8[Tensor, "C H W"]:
+    """The part `box` (top, left, height, width) of an image file, resized to img_size.
+
+    A JPEG is decoded at the smallest scale that still gives the crop img_size pixels. `size` is the (height, width)
+    that the box was drawn for; should the file have another one by now, the box is scaled to it.
+    Raises BadImage.
+    """
+    height, width = preprocessing.img_size
+    with _opened(source) as (image, _):
+        spare = max(1, math.floor(min(box[2] / height, box[3] / width)))  # times that the crop may shrink
+        full = _upright_size(image)
+        image.draft("L" if preprocessing.in_channels == 1 else None, (image.width // spare or 1, image.height // spare or 1))
+        image.load()
+        picture = _convert(_turn(image), preprocessing.in_channels)
+    if image.format != "JPEG" or full[0] < picture.height:
+        full = (picture.height, picture.width)
+    shrunk = 2 ** round(math.log2(full[0] * full[1] / (picture.height * picture.width)) / 2)  # 1, 2, 4 or 8
+    down, across = full[0] / size[0] / shrunk, full[1] / size[1] / shrunk
+    left, top = min(box[1] * across, picture.width - 1), min(box[0] * down, picture.height - 1)
+    right, bottom = min(left + box[3] * across, picture.width), min(top + box[2] * down, picture.height)
+    return to_tensor(picture.resize((width, height), _FILTERS[preprocessing.interpolation], box=(left, top, right, bottom)))
+
+
+def to_tensor(picture: Image.Image) -> UInt8[Tensor, "C H W"]:
+    """The pixels of an "L" or "RGB" image."""
+    pixels = np.array(picture)  # a copy: torch wants to be able to write
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _resized_to(preprocessing: Preprocessing) -> Pair:
+    """What the image is made to cover before the centre is cut out."""
+    height, width = preprocessing.img_size
+    return math.floor(height / preprocessing.crop_pct), math.floor(width / preprocessing.crop_pct)
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[tuple[Image.Image, bytes]]:
+    """The image behind a path or bytes, header read and size checked, and the last bytes of the file."""
+    try:
+        with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 64))
+            end = file.read()
+            if not end:
+                raise BadImage("the file is empty")
+            file.seek(0)
+            # Pillow warns above 89 megapixels, our limit is lower; filters are shared by threads, hence the lock.
+            with _QUIET, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
+            yield image, end
+    except BadImage:
+        raise
+    except FileNotFoundError:
+        raise BadImage("the file is not there") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise BadImage(f"the file can't be read: {error.strerror}") from None
+    except Image.DecompressionBombError:
+        raise BadImage("the header claims more than 50 megapixels") from None
+    except UnidentifiedImageError:
+        raise BadImage("not an image, or of a format that is not read (PNG, JPEG, WebP, BMP, TIFF, GIF are)") from None
+    except Exception as error:  # a parser that trips over a corrupt file may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImage(f"corrupt or truncated: {reason}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation that is still to be applied: 1 to 8."""
+    if image.format == "TIFF":  # Pillow applies it itself, to the size at once and to the pixels when they load
+        return 1
+    try:
+        return int(Image.Image.getexif(image).get(0x0112, 1))  # PNG's own getexif decodes the whole file first
+    except Exception:  # broken EXIF beside sound pixels: leave the image as it stands
+        return 1
+
+
+def _upright_size(image: Image.Image) -> Pair:
+    turned = _orientation(image) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _turn(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """Any of Pillow's modes to "L" or "RGB"."""
+    if image.mode.startswith("I"):
+        image = _eight_bits(np.asarray(image))
+    elif image.mode == "F":
+        raise BadImage("its pixels are floating-point numbers, whose range nobody knows; save it with 8 or 16 bits")
+    elif image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _eight_bits(pixels: np.ndarray[Any, Any]) -> Image.Image:
+    values = pixels.astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise BadImage("its pixels have 32 bits, whose range nobody knows; save it with 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 is 255 * 257; rounds to the nearest
+
+
+def _from_array(pixels: np.ndarray[Any, Any]) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.dtype == np.uint16 and pixels.ndim == 2:
+        return _eight_bits(pixels)
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise BadImage(f"an array {pixels.shape} of {pixels.dtype} is no image; give (H, W), (H, W, 3) or (H, W, 4) of uint8")
+    return Image.fromarray(pixels)

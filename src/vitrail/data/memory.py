@@ -1,0 +1,101 @@
+"""Splits that live in memory as uint8, so that reading a batch is an index and needs no loader processes."""
+
+# N images · B batch · C channels · H W image
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from vitrail.config import Preprocessing
+from vitrail.data.batch import RawBatch
+from vitrail.data.dataset import Skipped, Split
+from vitrail.data.decode import eval_view, view_is_exact
+
+LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 1/65536, the weights of Pillow's convert("L")
+
+
+def to_channels(images: UInt8[Tensor, "N C H W"], channels: int) -> UInt8[Tensor, "N D H W"]:
+    """Grey to RGB by repeating, RGB to grey by luma; what Pillow's convert gives, to the bit."""
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] == 1:
+        return images.expand(-1, channels, -1, -1).contiguous()
+    weights = torch.tensor(LUMA, dtype=torch.int32).view(3, 1, 1)
+    grey = [((part.int() * weights).sum(1, keepdim=True) + 32768 >> 16).byte() for part in images.split(4096)]
+    return torch.cat(grey)  # in parts: 32-bit sums of a whole set need 12 times its memory
+
+
+def whole_boxes(sizes: Int64[Tensor, "B 2"]) -> Float[Tensor, "B 4"]:
+    """The crop that leaves each image whole."""
+    return torch.cat([torch.zeros_like(sizes), sizes], dim=1).float()
+
+
+class FixedSplit(Split):
+    """Images of one size, as one tensor."""
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "N C H W"],
+        *,
+        labels: Int64[Tensor, " N"],
+        names: Sequence[str],
+        skipped: Sequence[Skipped] = (),
+        view: Preprocessing | None = None,
+    ) -> None:
+        """With `view`, every image leaves as its evaluation view, made when it is read."""
+        self.images = images
+        self._view = None if view is None or view_is_exact((images.shape[2], images.shape[3]), view) else view
+        size = self._view.img_size if self._view else images.shape[2:]
+        super().__init__(labels=labels, sizes=torch.tensor([size]).expand(len(labels), 2), names=names, skipped=skipped)
+
+    def with_views_made(self, *, budget_bytes: float) -> FixedSplit:
+        """The same split with the evaluation views made once, where they fit the budget."""
+        if self._view is None or len(self) * self.images.shape[1] * self.sizes[0].prod().item() > budget_bytes:
+            return self
+        return FixedSplit(self._views(self.images), labels=self.labels, names=self.names, skipped=self.skipped)
+
+    def read(
+        self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
+    ) -> tuple[RawBatch, tuple[Skipped, ...]]:
+        """The images at `indexes`; none fails."""
+        images = self.images[indexes] if self._view is None else self._views(self.images[indexes])  # (B, C, H, W)
+        sizes = self.sizes[indexes]
+        boxes = whole_boxes(sizes) if boxes is None else boxes
+        return RawBatch(images, sizes, boxes, self.labels[indexes], indexes), ()
+
+    def _views(self, images: UInt8[Tensor, "B C H W"]) -> UInt8[Tensor, "B C h w"]:
+        assert self._view is not None
+        return torch.stack([eval_view(image.permute(1, 2, 0).numpy(), self._view) for image in images])
+
+
+class RaggedSplit(Split):
+    """Photographs of many sizes, decoded once."""
+
+    def __init__(
+        self,
+        images: Sequence[UInt8[Tensor, "C _h _w"]],
+        *,
+        labels: Int64[Tensor, " N"],
+        names: Sequence[str],
+        skipped: Sequence[Skipped] = (),
+    ) -> None:
+        self.images = images
+        sizes = torch.tensor([image.shape[1:] for image in images]).view(-1, 2)
+        super().__init__(labels=labels, sizes=sizes, names=names, skipped=skipped)
+
+    def read(
+        self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
+    ) -> tuple[RawBatch, tuple[Skipped, ...]]:
+        """The images at `indexes`, each in the corner of a canvas that holds the largest; none fails."""
+        sizes = self.sizes[indexes]
+        images = [self.images[i] for i in indexes.tolist()]
+        height, width = sizes.amax(0).tolist()
+        canvas = torch.zeros(len(images), images[0].shape[0], height, width, dtype=torch.uint8)
+        for place, image in zip(canvas, images, strict=True):
+            place[:, : image.shape[1], : image.shape[2]] = image
+        boxes = whole_boxes(sizes) if boxes is None else boxes
+        return RawBatch(canvas, sizes, boxes, self.labels[indexes], indexes), ()

@@ -1,0 +1,271 @@
+"""The sets that have a name: where their files are, what they should be, and how they are read."""
+
+# N images · C channels · H W image
+
+from __future__ import annotations
+
+import gzip
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from vitrail.config import AugmentConfig, DataConfig, Pair, Preprocessing
+from vitrail.data.dataset import Source, Split, SplitName, stable_fraction, whole_images
+from vitrail.data.memory import FixedSplit, to_channels
+
+Array = np.ndarray[Any, Any]
+
+
+class Published(NamedTuple):
+    """A file at its public home."""
+
+    name: str
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSet:
+    """One row of the table of named sets."""
+
+    classes: tuple[str, ...]
+    channels: int
+    img_size: Pair
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    files: dict[SplitName, tuple[str, ...]]
+    """What is read: for idx the images and the labels, else records."""
+    layout: Literal["idx", "records", "npz"]
+    label_bytes: int = 1
+    """Records only: bytes before the pixels, of which the last is the label."""
+    home: str = ""
+    """Where `published` is downloaded from."""
+    published: tuple[Published, ...] = ()
+    subfolder: str = ""
+    """Folder inside the published archive that holds the files."""
+    installed: Path | None = None
+    """Where a system package puts the files."""
+    package: str = ""
+    """That package."""
+
+
+_IDX: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+_CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_CIFAR100 = (  # "fine" labels
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
+    "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish "
+    "forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle "
+    "mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy "
+    "porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider "
+    "squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle "
+    "wardrobe whale willow_tree wolf woman worm"
+)
+
+NAMED: dict[str, NamedSet] = {
+    "fashion-sample": NamedSet(
+        classes=_CLOTHES,
+        channels=1,
+        img_size=(28, 28),
+        mean=(0.2867,),
+        std=(0.3540,),
+        files={"train": ("fashion_sample.npz",), "test": ("fashion_sample.npz",)},
+        layout="npz",
+        installed=Path(__file__).parent,
+    ),
+    "fashion-mnist": NamedSet(  # Xiao, Rasul and Vollgraf 2017
+        classes=_CLOTHES,
+        channels=1,
+        img_size=(28, 28),
+        mean=(0.2860,),
+        std=(0.3530,),
+        files=_IDX,
+        layout="idx",
+        home="https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        published=(
+            Published(
+                "train-images-idx3-ubyte.gz", 26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
+            ),
+            Published("train-labels-idx1-ubyte.gz", 29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            Published(
+                "t10k-images-idx3-ubyte.gz", 4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
+            ),
+            Published("t10k-labels-idx1-ubyte.gz", 5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+        ),
+        installed=Path("/usr/share/datasets/fashion-mnist"),
+        package="dataset-fashion-mnist",
+    ),
+    "mnist": NamedSet(  # LeCun, Cortes and Burges 1998
+        classes=tuple("0123456789"),
+        channels=1,
+        img_size=(28, 28),
+        mean=(0.1307,),
+        std=(0.3081,),
+        files=_IDX,
+        layout="idx",
+        home="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        published=(
+            Published(
+                "train-images-idx3-ubyte.gz", 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+            ),
+            Published("train-labels-idx1-ubyte.gz", 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            Published(
+                "t10k-images-idx3-ubyte.gz", 1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+            ),
+            Published("t10k-labels-idx1-ubyte.gz", 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        ),
+    ),
+    "cifar10": NamedSet(  # Krizhevsky 2009
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        channels=3,
+        img_size=(32, 32),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        files={"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+        layout="records",
+        home="https://www.cs.toronto.edu/~kriz/",
+        published=(
+            Published(
+                "cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+            ),
+        ),
+        subfolder="cifar-10-batches-bin",
+    ),
+    "cifar100": NamedSet(  # Krizhevsky 2009
+        classes=tuple(_CIFAR100.split()),
+        channels=3,
+        img_size=(32, 32),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        files={"train": ("train.bin",), "test": ("test.bin",)},
+        layout="records",
+        label_bytes=2,
+        home="https://www.cs.toronto.edu/~kriz/",
+        published=(
+            Published(
+                "cifar-100-binary.tar.gz", 168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
+            ),
+        ),
+        subfolder="cifar-100-binary",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSource(Source):
+    """A named set whose files were found."""
+
+    folder: Path
+    val_fraction: float
+
+    def load(
+        self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
+    ) -> Split:
+        """See Source.load. Validation images are held out of the training file by a stable hash of their position."""
+        self.check_split(split, channels=preprocessing.in_channels)
+        file: SplitName = "test" if split == "test" else "train"
+        images, labels = read_arrays(NAMED[self.name], self.folder, file)
+        names = [f"{self.name}/{file}/{i}" for i in range(len(labels))]
+        if split != "test":
+            held_out = [stable_fraction(name) < self.val_fraction for name in names]
+            keep = np.flatnonzero(np.array(held_out) == (split == "val"))
+            images, labels, names = images[keep], labels[keep], [names[i] for i in keep]
+        view = None if whole_images(augment) else preprocessing
+        return FixedSplit(
+            to_channels(torch.from_numpy(images), preprocessing.in_channels),
+            labels=torch.from_numpy(labels),
+            names=names,
+            view=view,
+        ).with_views_made(budget_bytes=cfg.memory_gb * 1e9)
+
+
+def open_named(name: str, *, val_fraction: float) -> NamedSource:
+    """A named set: looked for, else downloaded. Raises ValueError that says what to put where."""
+    kind = NAMED[name]
+    return NamedSource(
+        name=name,
+        classes=kind.classes,
+        channels=kind.channels,
+        img_size=kind.img_size,
+        mean=kind.mean,
+        std=kind.std,
+        splits=("train", "val", "test") if val_fraction else ("train", "test"),
+        folder=find(name),
+        val_fraction=val_fraction,
+    )
+
+
+def data_home() -> Path | None:
+    """The folder that $VITRAIL_DATA names."""
+    return Path(os.environ["VITRAIL_DATA"]).expanduser() if os.environ.get("VITRAIL_DATA") else None
+
+
+def find(name: str) -> Path:
+    """The folder that holds the files of a named set."""
+    kind = NAMED[name]
+    here = data_home()
+    for folder in (here and here / name, here and here / name / kind.subfolder, kind.installed):
+        if folder and is_complete(kind, folder):
+            return folder
+    raise ValueError(f"{name} was not found")
+
+
+def is_complete(kind: NamedSet, folder: Path) -> bool:
+    """Whether a folder has all files of a set, gzipped or not."""
+    return all(
+        (folder / file).is_file() or (folder / f"{file}.gz").is_file() for files in kind.files.values() for file in files
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_arrays(kind: NamedSet, folder: Path, split: SplitName) -> tuple[Array, Array]:
+    """Images (N, C, H, W) uint8 and labels (N,) int64 of a set's training or test files.
+
+    Raises ValueError that names the file if one is not what it should be.
+    """
+    files = [folder / file if (folder / file).is_file() else folder / f"{file}.gz" for file in kind.files[split]]
+    if kind.layout == "npz":
+        with np.load(files[0], allow_pickle=False) as arrays:
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    elif kind.layout == "idx":
+        images, labels = read_idx(files[0]), read_idx(files[1])
+    else:
+        parts = [read_records(file, kind) for file in files]
+        images, labels = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    images, labels = images.reshape(-1, kind.channels, *kind.img_size), labels.astype(np.int64)
+    if len(images) != len(labels) or labels.max(initial=0) >= len(kind.classes):
+        raise ValueError(f"{files[0]} has {len(images)} images of other classes than the {len(labels)} labels say; get it anew")
+    return images, labels
+
+
+def read_idx(path: Path) -> Array:
+    """The array in an idx file of bytes (LeCun's format: magic, dimensions, data), gzipped or not."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} can't be read ({error}); get it anew") from None
+    ranks = data[3] if len(data) > 4 else 0
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", count=ranks, offset=4)) if len(data) >= 4 + 4 * ranks else ()
+    if data[:3] != b"\0\0\x08" or len(data) != 4 + 4 * ranks + int(np.prod(shape)):
+        raise ValueError(f"{path} is no idx file of bytes, or not a whole one; get it anew")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * ranks).reshape(shape).copy()
+
+
+def read_records(path: Path, kind: NamedSet) -> tuple[Array, Array]:
+    """Images and labels of one of CIFAR's binary files: label bytes, then the red, green and blue plane, over and over."""
+    pixels = kind.channels * kind.img_size[0] * kind.img_size[1]
+    data = np.fromfile(path, np.uint8)
+    if not len(data) or len(data) % (kind.label_bytes + pixels):
+        raise ValueError(f"{path} is no whole number of records of {kind.label_bytes + pixels} bytes; get it anew")
+    records = data.reshape(-1, kind.label_bytes + pixels)
+    return records[:, kind.label_bytes :], records[:, kind.label_bytes - 1]
