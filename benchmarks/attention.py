@@ -1,0 +1,79 @@
+"""Plain attention (matmul, softmax, matmul) beside the fused kernel on a CPU in bf16, by the number of tokens.
+
+    python benchmarks/attention.py        writes results/attention.json, from which PLAIN_ATTENTION_MAX_TOKENS follows
+
+Heads of 64 channels; about as many tokens in all at every length. The two take turns in every round; a speed-up is the
+fused kernel's seconds over plain attention's in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.models.vit import attention_weights
+
+TOKENS = (50, 197, 257, 577, 1025, 2049, 4097)
+HEADS, HEAD_DIM = 6, 64
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What models/vit.py does below the threshold."""
+    return attention_weights(q, k, None) @ v
+
+
+def seconds(attend: Callable[[Tensor, Tensor, Tensor], Tensor], qkv: list[Tensor], *, training: bool, repeats: int) -> float:
+    """Wall time of some calls, with their backward pass where asked."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        with torch.set_grad_enabled(training):
+            out = attend(*qkv)
+        if training:
+            torch.autograd.grad(out, qkv, out)
+    return time.perf_counter() - start
+
+
+def speedup(tokens: int, *, training: bool, rounds: int, total: int) -> dict[str, float]:
+    """Median, least and greatest of the rounds."""
+    batch = max(1, total // tokens)
+    qkv = [torch.randn(batch, HEADS, tokens, HEAD_DIM, dtype=torch.bfloat16, requires_grad=training) for _ in range(3)]
+    ratios = []
+    for turn in range(rounds + 1):  # the first is the warm-up
+        plain_s = seconds(plain, qkv, training=training, repeats=3)
+        fused_s = seconds(F.scaled_dot_product_attention, qkv, training=training, repeats=3)
+        if turn:
+            ratios.append(fused_s / plain_s)
+    return {"median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3), "max": round(max(ratios), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Plain attention beside the fused kernel on a CPU in bf16.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--total", type=int, default=8192, help="tokens of a batch, over all its images")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS / "attention.json")
+    args = parser.parse_args()
+    torch.set_num_threads(machine.cores())
+    rows: dict[str, Any] = {}
+    for tokens in TOKENS:
+        modes = {"forward": False, "training": True}
+        rows[str(tokens)] = {
+            name: speedup(tokens, training=training, rounds=args.rounds, total=args.total) for name, training in modes.items()
+        }
+        print(f"{tokens} tokens: {rows[str(tokens)]}", file=sys.stderr)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"machine": machine.facts(), "speedup": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Writes the figures of benchmarks/results into README, docs and recipes, so that no figure is typed by hand.
+
+    python benchmarks/tables.py            rewrites what is out of date
+    python benchmarks/tables.py --check    says what is, and exits with 1
+
+In Markdown, what stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->` is replaced by a table of `tables`; in a
+recipe, a comment line that begins with `# Measured [NAME]:` is replaced by the row of that name in results/accuracy.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+_BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table:\2 -->)", re.DOTALL)
+_MEASURED = re.compile(r"^# Measured \[([\w.-]+)\]:.*$", re.MULTILINE)
+
+
+def accuracy(rows: dict[str, Any]) -> str:
+    """One line for each way to train: the median of its seeds, how far they spread, what it cost."""
+    cells = []
+    for row in rows.values():
+        seeds, middle = list(row["seeds"].values()), _middle(row)
+        spread = f"{_percent(min(s['top1'] for s in seeds))} to {_percent(max(s['top1'] for s in seeds))}, {len(seeds)}"
+        interval = " to ".join(_percent(side) for side in middle["interval"])
+        cells.append(
+            [
+                f"`{row['command']}`",
+                f"**{_percent(row['median'])} %**",
+                spread,
+                interval,
+                f"{middle['test_images']:,}",
+                f"{middle['train_s']:.0f} s",
+                f"{middle['images_per_s']:,.0f}",
+            ]
+        )
+    head = ["command", "test accuracy", "least to greatest, seeds", "95 % interval", "test images", "training", "images/s"]
+    machines = _machines(_middle(row) for row in rows.values())
+    return f"{_grid(head, cells)}\n\nThe median of the seeds, on all test images. {machines}\n"
+
+
+def train_step(result: dict[str, Any]) -> str:
+    """Images a second of every contender, and the ratios that matter."""
+    contenders = ["timm", "timm compiled", "vitrail", "vitrail compiled"]
+    ratios = ["vitrail / timm", "vitrail / timm compiled", "vitrail compiled / timm", "vitrail compiled / timm compiled"]
+    speeds, times = [], []
+    for case in result["cases"].values():
+        speeds.append([case["title"], *(f"{case['images_per_s'][name]['median']:,.1f}" for name in contenders)])
+        for ratio in ratios:
+            value = case["ratios"][ratio]
+            times.append([case["title"], ratio, f"**{value['median']:.2f}**", f"{value['min']:.2f} to {value['max']:.2f}"])
+    return (
+        f"{_grid(['training step, images/s', *contenders], speeds)}\n\n"
+        f"{_grid(['training step', 'ratio', 'median of the rounds', 'least to greatest'], times)}\n\n"
+        f"All under bf16 autocast with AdamW, in interleaved rounds. {_machines([result['machine']])}\n"
+    )
+
+
+def attention(result: dict[str, Any]) -> str:
+    """How much faster plain attention is than the fused kernel, for each number of tokens."""
+    cells = [
+        [
+            tokens,
+            *(
+                f"{row[name]['median']:.2f} ({row[name]['min']:.2f} to {row[name]['max']:.2f})"
+                for name in ("forward", "training")
+            ),
+        ]
+        for tokens, row in result["speedup"].items()
+    ]
+    head = ["tokens", "forward", "forward and backward"]
+    return f"{_grid(head, cells)}\n\nTimes as fast as the fused kernel, in bf16. {_machines([result['machine']])}\n"
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "accuracy": ("accuracy", accuracy),
+    "train-step": ("train_step", train_step),
+    "attention": ("attention", attention),
+}
+
+
+def tables(results: Path = RESULTS) -> dict[str, str]:
+    """Every table as Markdown; one whose results are not there says how to make them."""
+    made = {}
+    for name, (stem, render) in TABLES.items():
+        source = results / f"{stem}.json"
+        made[name] = (
+            render(json.loads(source.read_text())) if source.exists() else f"Not measured yet: `python benchmarks/{stem}.py`.\n"
+        )
+    return made
+
+
+def fill(markdown: str, made: dict[str, str]) -> str:
+    """The text with every marked block replaced; raises KeyError for a block whose name is no table's."""
+    return _BLOCK.sub(lambda block: f"{block[1]}\n{made[block[2]]}\n{block[3]}", markdown)
+
+
+def fill_recipe(text: str, rows: dict[str, Any]) -> str:
+    """The recipe with its measured lines replaced."""
+    return _MEASURED.sub(lambda line: f"# Measured [{line[1]}]: {measured(rows.get(line[1]))}", text)
+
+
+def measured(row: dict[str, Any] | None) -> str:
+    """One row of accuracy.json as a sentence."""
+    if row is None:
+        return "not yet."
+    seeds, middle = list(row["seeds"].values()), _middle(row)
+    return (
+        f"{_percent(row['median'])} % of {middle['test_images']:,} test images "
+        f"({_percent(min(s['top1'] for s in seeds))} to {_percent(max(s['top1'] for s in seeds))}, {len(seeds)} seeds), "
+        f"{middle['train_s']:.0f} s of training; {_machine(middle)}."
+    )
+
+
+def stale(*, write: bool) -> list[str]:
+    """The files whose figures are out of date, as paths relative to the repository; rewritten if asked."""
+    source = RESULTS / "accuracy.json"
+    rows = json.loads(source.read_text()) if source.exists() else {}
+    made = tables()
+    changes = {path: fill(path.read_text(), made) for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+    for recipe in sorted((ROOT / "src" / "vitrail" / "recipes").glob("*.yaml")):
+        changes[recipe] = fill_recipe(recipe.read_text(), rows)
+    changed = {path: text for path, text in changes.items() if path.read_text() != text}
+    for path, text in changed.items() if write else ():
+        path.write_text(text)
+    return [path.relative_to(ROOT).as_posix() for path in changed]
+
+
+def _middle(row: dict[str, Any]) -> dict[str, Any]:
+    return next(seed for seed in row["seeds"].values() if seed["top1"] == row["median"])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    return f"{facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}, {facts['date']}, commit {facts['commit']}"
+
+
+def _machines(measurements: Iterable[dict[str, Any]]) -> str:
+    return "Measured on " + "; ".join(dict.fromkeys(_machine(facts) for facts in measurements)) + "."
+
+
+def _grid(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Writes the measured figures into README, docs and recipes.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a figure is out of date")
+    args = parser.parse_args()
+    changed = stale(write=not args.check)
+    for name in changed:
+        print(f"{'out of date' if args.check else 'rewritten'}: {name}")
+    sys.exit(1 if args.check and changed else 0)
+
+
+if __name__ == "__main__":
+    main()
