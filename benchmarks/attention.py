@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import machine
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import machine
 from vitrail.models.vit import attention_weights
 
 TOKENS = (50, 197, 257, 577, 1025, 2049, 4097)
