@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vitrail.data.dataset import SplitName
 from vitrail.data.named import NAMED, read_arrays
 
-EACH = {"train": 1000, "test": 200}
+EACH: tuple[tuple[SplitName, int], ...] = (("train", 1000), ("test", 200))
 OUT = Path(__file__).parents[1] / "src/vitrail/data/fashion_sample.npz"
 
 
@@ -55,7 +56,7 @@ def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 def make(folder: Path) -> dict[str, np.ndarray]:
     """The sample's four arrays: images (N, 28, 28) and labels (N,), uint8."""
     arrays = {}
-    for split, count in EACH.items():
+    for split, count in EACH:
         images, labels = read_arrays(NAMED["fashion-mnist"], folder, split)
         keep = first_of_each(labels, count=count)
         arrays[f"{split}_images"] = images[keep, 0]

@@ -111,6 +111,16 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
     return to_tensor(picture.resize((width, height), _FILTERS[preprocessing.interpolation], box=box))
 
 
+def shrunk_view(source: Source, *, short_side: int, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
+    """The whole image with its shorter side shrunk to `short_side`, never enlarged. Raises BadImage."""
+    picture = decode(source, channels=preprocessing.in_channels, short_side=short_side)
+    shrink = short_side / min(picture.size)
+    if shrink < 1:
+        size = max(short_side, round(picture.width * shrink)), max(short_side, round(picture.height * shrink))
+        picture = picture.resize(size, _FILTERS[preprocessing.interpolation])
+    return to_tensor(picture)
+
+
 def view_is_exact(size: Pair, preprocessing: Preprocessing) -> bool:
     """Whether images of this size are their own evaluation view."""
     return size == tuple(preprocessing.img_size) == _resized_to(preprocessing)
@@ -127,17 +137,18 @@ def crop_view(
     """
     height, width = preprocessing.img_size
     with _opened(source) as (image, _):
-        spare = max(1, math.floor(min(box[2] / height, box[3] / width)))  # times that the crop may shrink
         full = _upright_size(image)
-        image.draft("L" if preprocessing.in_channels == 1 else None, (image.width // spare or 1, image.height // spare or 1))
+        changed_h, changed_w = full[0] / size[0], full[1] / size[1]  # 1, unless the file is another one by now
+        top, left, high, wide = box[0] * changed_h, box[1] * changed_w, box[2] * changed_h, box[3] * changed_w
+        spare = next(s for s in (8, 4, 2, 1) if s <= max(1.0, min(high / height, wide / width)))
+        asked = max(1, image.width // spare), max(1, image.height // spare)
+        before = image.width
+        drafted = image.draft("L" if preprocessing.in_channels == 1 else None, asked)
+        shrunk = before / drafted[1][2] if drafted else 1.0
         image.load()
         picture = _convert(_turn(image), preprocessing.in_channels)
-    if image.format != "JPEG" or full[0] < picture.height:
-        full = (picture.height, picture.width)
-    shrunk = 2 ** round(math.log2(full[0] * full[1] / (picture.height * picture.width)) / 2)  # 1, 2, 4 or 8
-    down, across = full[0] / size[0] / shrunk, full[1] / size[1] / shrunk
-    left, top = min(box[1] * across, picture.width - 1), min(box[0] * down, picture.height - 1)
-    right, bottom = min(left + box[3] * across, picture.width), min(top + box[2] * down, picture.height)
+    left, top = min(left / shrunk, picture.width - 1), min(top / shrunk, picture.height - 1)
+    right, bottom = min(left + wide / shrunk, picture.width), min(top + high / shrunk, picture.height)
     return to_tensor(picture.resize((width, height), _FILTERS[preprocessing.interpolation], box=(left, top, right, bottom)))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ import torch
 
 from vitrail.config import AugmentConfig, DataConfig, Pair, Preprocessing
 from vitrail.data.dataset import Source, Split, SplitName, stable_fraction, whole_images
+from vitrail.data.download import DownloadError, fetch, unpack
 from vitrail.data.memory import FixedSplit, to_channels
 
 Array = np.ndarray[Any, Any]
@@ -174,8 +176,7 @@ class NamedSource(Source):
         images, labels = read_arrays(NAMED[self.name], self.folder, file)
         names = [f"{self.name}/{file}/{i}" for i in range(len(labels))]
         if split != "test":
-            held_out = [stable_fraction(name) < self.val_fraction for name in names]
-            keep = np.flatnonzero(np.array(held_out) == (split == "val"))
+            keep = np.flatnonzero(self.held_out(names) == (split == "val"))
             images, labels, names = images[keep], labels[keep], [names[i] for i in keep]
         view = None if whole_images(augment) else preprocessing
         return FixedSplit(
@@ -184,6 +185,10 @@ class NamedSource(Source):
             names=names,
             view=view,
         ).with_views_made(budget_bytes=cfg.memory_gb * 1e9)
+
+    def held_out(self, names: list[str]) -> Array:
+        """Which of the training images are for validation: (N,) bool."""
+        return np.array([stable_fraction(name) < self.val_fraction for name in names])
 
 
 def open_named(name: str, *, val_fraction: float) -> NamedSource:
@@ -202,19 +207,48 @@ def open_named(name: str, *, val_fraction: float) -> NamedSource:
     )
 
 
-def data_home() -> Path | None:
+def data_folder() -> Path | None:
     """The folder that $VITRAIL_DATA names."""
     return Path(os.environ["VITRAIL_DATA"]).expanduser() if os.environ.get("VITRAIL_DATA") else None
 
 
+def cache_home() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "vitrail" / "data"
+
+
 def find(name: str) -> Path:
-    """The folder that holds the files of a named set."""
-    kind = NAMED[name]
-    here = data_home()
-    for folder in (here and here / name, here and here / name / kind.subfolder, kind.installed):
+    """The folder that holds the files of a named set; downloads them if they are nowhere on this machine.
+
+    Looked for in $VITRAIL_DATA/NAME, as the published archive in there, where a system package puts them, and in the
+    download cache. Raises ValueError that says what to put where.
+    """
+    kind, cache = NAMED[name], cache_home() / name
+    here = data_folder()
+    given = [here / name] if here else []
+    for folder in (*given, *(folder / kind.subfolder for folder in given), kind.installed, cache):
         if folder and is_complete(kind, folder):
             return folder
-    raise ValueError(f"{name} was not found")
+    wanted = tuple(file for files in kind.files.values() for file in files)
+    if kind.subfolder:
+        archive = kind.published[0]
+        for folder in given:
+            if (folder / archive.name).is_file():
+                return unpack(folder / archive.name, cache, subfolder=kind.subfolder, names=wanted)
+    try:
+        downloads = cache.with_name(f"{name}-download") if kind.subfolder else cache
+        files = [
+            fetch(kind.home + file.name, downloads / file.name, size=file.size, sha256=file.sha256) for file in kind.published
+        ]
+    except DownloadError as error:
+        names = ", ".join(file.name for file in kind.published)
+        place = f"{given[0]}" if given else f"FOLDER/{name} and set VITRAIL_DATA=FOLDER"
+        package = f", or install the Debian package {kind.package}" if kind.package else ""
+        raise ValueError(f"{name} is not on this machine ({error}); put {names} into {place}{package}") from None
+    if kind.subfolder:
+        unpack(files[0], cache, subfolder=kind.subfolder, names=wanted)
+        shutil.rmtree(downloads)
+    return cache
 
 
 def is_complete(kind: NamedSet, folder: Path) -> bool:

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from vitrail.data.dataset import Source
-from vitrail.data.named import NAMED, open_named
+from pathlib import Path
+
+from vitrail.config import nearest
+from vitrail.data.dataset import Skipped, Source, Split, SplitName
+from vitrail.data.folder import open_folder
+from vitrail.data.named import NAMED, data_folder, open_named
+
+__all__ = ["NAMES", "Skipped", "Source", "Split", "SplitName", "open_source"]
+
+NAMES = (*NAMED, "imagenet")
 
 
 def open_source(path: str, *, val_fraction: float = 0.1) -> Source:
-    """The data set behind a name or a path; named sets are downloaded if they are nowhere on this machine.
+    """The data set behind a name or a path; a named set is downloaded if it is nowhere on this machine.
 
     `val_fraction` of the training images is held out for validation where the set has no validation images.
     Raises ValueError, in one line, for a name or folder that is not there or holds no images.
     """
     if path in NAMED:
         return open_named(path, val_fraction=val_fraction)
-    raise ValueError(f"{path} is no named set")
+    if path == "imagenet":
+        return open_folder(_imagenet(), val_fraction=val_fraction)
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise ValueError(f'data "{path}" is neither a folder nor one of {", ".join(NAMES)}{nearest(path, list(NAMES))}')
+    return open_folder(folder, val_fraction=val_fraction)
+
+
+def _imagenet() -> Path:
+    """ImageNet's folder; its licence lets nobody pass it on, so it is never downloaded."""
+    here = data_folder()
+    if here and (here / "imagenet").is_dir():
+        return here / "imagenet"
+    place = f"{here / 'imagenet'}" if here else "FOLDER/imagenet and set VITRAIL_DATA=FOLDER"
+    raise ValueError(
+        f"imagenet is not on this machine and can't be downloaded; put its train/ and val/, a folder per class, into {place}"
+    )

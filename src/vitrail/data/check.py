@@ -1,0 +1,145 @@
+"""A look through a data set before training: what is in it, what is broken, what stands on two sides at once."""
+
+# N images
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitrail.config import Pair
+from vitrail.data.dataset import Skipped, Source, SplitName
+from vitrail.data.decode import BadImage, decode, read_header
+from vitrail.data.files import Listed, map_files
+from vitrail.data.folder import FolderSource
+from vitrail.data.named import NAMED, NamedSource, read_arrays
+from vitrail.data.sources import open_source
+
+_SHOWN = 10  # bad files and duplicates in the text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `check` found."""
+
+    name: str
+    counts: dict[SplitName, dict[str, int]]
+    """Readable images by split and class, every class named."""
+    sizes: dict[Pair, int]
+    """Images of each (height, width), upright."""
+    modes: dict[str, int]
+    """Images of each pixel format, as Pillow calls it."""
+    bad: tuple[Skipped, ...]
+    """Files that can't be read."""
+    duplicates: tuple[tuple[str, ...], ...]
+    """Groups of images with equal content that stand in more than one split."""
+
+    @property
+    def images(self) -> int:
+        """Readable images."""
+        return sum(sum(classes.values()) for classes in self.counts.values())
+
+    def __str__(self) -> str:
+        splits = list(self.counts)
+        classes = list(self.counts[splits[0]])
+        wide = max(len("class"), *(len(name) for name in classes))
+        lines = [f"{self.name}: {self.images} images, {len(classes)} classes, {len(self.bad)} unreadable files", ""]
+        lines += ["  ".join([f"{'class':{wide}}", *(f"{split:>7}" for split in splits)])]
+        lines += ["  ".join([f"{k:{wide}}", *(f"{self.counts[split][k]:7}" for split in splits)]) for k in classes]
+        lines += ["  ".join([f"{'all':{wide}}", *(f"{sum(self.counts[split].values()):7}" for split in splits)]), ""]
+        if self.sizes:
+            short = sorted(min(size) for size, count in self.sizes.items() for _ in range(count))
+            lines += [f"short side: {short[0]} to {short[-1]} px, half of them up to {short[(len(short) - 1) // 2]} px"]
+        lines += ["pixels: " + ", ".join(f"{mode} {count}" for mode, count in sorted(self.modes.items()))]
+        lines += [f"unreadable: {path}: {reason}" for path, reason in self.bad[:_SHOWN]]
+        lines += [f"and {len(self.bad) - _SHOWN} more unreadable files"] * (len(self.bad) > _SHOWN)
+        lines += [f"the same image on two sides: {', '.join(group)}" for group in self.duplicates[:_SHOWN]]
+        lines += [f"and {len(self.duplicates) - _SHOWN} more images on two sides"] * (len(self.duplicates) > _SHOWN)
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One image that was read."""
+
+    split: SplitName
+    label: int
+    path: str
+    size: Pair
+    mode: str
+    content: bytes
+    """Hash of the file, or of the pixels of a named set."""
+
+
+def check(path: str, *, val_fraction: float = 0.1, threads: int = -1) -> Report:
+    """Reads every image of a named set or folder. Raises ValueError as open_source does, not for unreadable files."""
+    source = open_source(path, val_fraction=val_fraction)
+    if isinstance(source, FolderSource):
+        seen, bad = _read_folder(source, threads=threads)
+    else:
+        assert isinstance(source, NamedSource)
+        seen, bad = _read_named(source), []
+    return _summary(source, seen, bad)
+
+
+def _summary(source: Source, seen: Sequence[_Seen], bad: Sequence[Skipped]) -> Report:
+    count = Counter((image.split, image.label) for image in seen)
+    alike: defaultdict[bytes, list[_Seen]] = defaultdict(list)
+    for image in seen:
+        alike[image.content].append(image)
+    return Report(
+        name=source.name,
+        counts={split: {name: count[split, k] for k, name in enumerate(source.classes)} for split in source.splits},
+        sizes=dict(Counter(image.size for image in seen)),
+        modes=dict(Counter(image.mode for image in seen)),
+        bad=tuple(bad),
+        duplicates=tuple(
+            tuple(image.path for image in group) for group in alike.values() if len({image.split for image in group}) > 1
+        ),
+    )
+
+
+def _read_folder(source: FolderSource, *, threads: int) -> tuple[list[_Seen], list[Skipped]]:
+    seen: list[_Seen] = []
+    bad: list[Skipped] = []
+    for split, files in source.files.items():
+
+        def look(file: Listed, split: SplitName = split) -> _Seen | Skipped:
+            try:
+                header = read_header(source.root / file.path)
+                decode(source.root / file.path, channels=3, short_side=64)  # to the end of the file, at small scale
+                content = _file_hash(source.root / file.path)
+            except (BadImage, OSError) as error:
+                return Skipped(file.path, str(error))
+            return _Seen(split, file.label, file.path, header.size, header.mode, content)
+
+        for result in map_files(look, files, threads=threads, doing=f"{split}: looking at every file"):
+            if isinstance(result, Skipped):
+                bad.append(result)
+            else:
+                seen.append(result)
+    return seen, bad
+
+
+def _read_named(source: NamedSource) -> list[_Seen]:
+    kind, seen = NAMED[source.name], []
+    files: tuple[SplitName, ...] = ("train", "test")
+    for file in files:
+        images, labels = read_arrays(kind, source.folder, file)
+        names = [f"{source.name}/{file}/{i}" for i in range(len(labels))]
+        held_out = source.held_out(names) if file == "train" else np.zeros(len(names), bool)
+        for name, image, label, held in zip(names, images, labels, held_out, strict=True):
+            mode = "L" if kind.channels == 1 else "RGB"
+            content = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            seen.append(_Seen("val" if held else file, int(label), name, kind.img_size, mode, content))
+    return seen
+
+
+def _file_hash(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()

@@ -1,0 +1,178 @@
+"""Image files -> a split: the sound ones are decoded into memory if they fit, else read when they are needed."""
+
+# N images · B batch · C channels · H W image
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from vitrail.config import DataConfig, Pair, Preprocessing
+from vitrail.data.batch import RawBatch
+from vitrail.data.dataset import Skipped, Split
+from vitrail.data.decode import BadImage, crop_view, eval_view, read_header, shrunk_view
+from vitrail.data.memory import FixedSplit, RaggedSplit, whole_boxes
+
+HEADROOM = 1.5  # short side kept in memory over the side that the model sees: room for crops
+_SHOWN = 3  # bad files that an error names
+
+R = TypeVar("R")
+
+
+class Listed(NamedTuple):
+    """A file in a class folder."""
+
+    path: str
+    """Relative to the set's folder, with "/"."""
+    label: int
+
+
+class FileSplit(Split):
+    """Images that stay on disk. Crop and resize happen where they are decoded, so every image leaves at img_size."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        labels: Int64[Tensor, " N"],
+        sizes: Int64[Tensor, "N 2"],
+        names: Sequence[str],
+        skipped: Sequence[Skipped] = (),
+        preprocessing: Preprocessing,
+        whole: bool,
+        workers: int,
+    ) -> None:
+        """With `whole`, boxes are drawn on the whole image; else on its evaluation view."""
+        out = torch.tensor([preprocessing.img_size]).expand(len(labels), 2)
+        super().__init__(labels=labels, sizes=sizes if whole else out, names=names, skipped=skipped)
+        self._root, self._preprocessing, self._whole, self._workers = root, preprocessing, whole, workers
+
+    @property
+    def workers(self) -> int:
+        """Loader processes; 0 reads in the process that asks."""
+        return self._workers
+
+    def read(
+        self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
+    ) -> tuple[RawBatch, tuple[Skipped, ...]]:
+        """The images at `indexes`. One that was deleted or broken since the split was loaded is left out and named."""
+        images: list[UInt8[Tensor, "C H W"]] = []
+        kept: list[int] = []
+        failures: list[Skipped] = []
+        for position, index in enumerate(indexes.tolist()):
+            try:
+                images.append(self._image(index, boxes[position] if boxes is not None and self._whole else None))
+                kept.append(position)
+            except BadImage as error:
+                failures.append(Skipped(self.names[index], str(error)))
+        height, width = self._preprocessing.img_size
+        empty = torch.empty(0, self._preprocessing.in_channels, height, width, dtype=torch.uint8)
+        stacked = torch.stack(images) if images else empty  # (B, C, H, W)
+        sizes = torch.tensor([[height, width]]).expand(len(kept), 2).contiguous()
+        drawn = whole_boxes(sizes) if boxes is None or self._whole else boxes[kept]
+        return RawBatch(stacked, sizes, drawn, self.labels[indexes[kept]], indexes[kept]), tuple(failures)
+
+    def _image(self, index: int, box: Float[Tensor, " 4"] | None) -> UInt8[Tensor, "C H W"]:
+        path = self._root / self.names[index]
+        if box is None:
+            return eval_view(path, self._preprocessing)
+        top, left, high, wide = box.tolist()
+        height, width = self.sizes[index].tolist()
+        return crop_view(path, box=(top, left, high, wide), size=(height, width), preprocessing=self._preprocessing)
+
+
+def load_files(
+    root: Path, files: Sequence[Listed], *, split: str, preprocessing: Preprocessing, cfg: DataConfig, whole: bool
+) -> Split:
+    """The files as a split: whole images, or their evaluation views.
+
+    Raises ValueError if none can be read, or if more than `cfg.max_bad` of them can't.
+    """
+    skipped: list[Skipped] = []
+
+    def sound(make: Callable[[Path], R], files: Sequence[Listed], doing: str) -> list[tuple[Listed, R]]:
+        made = map_files(lambda file: _attempt(make, root / file.path), files, threads=cfg.workers, doing=f"{split}: {doing}")
+        pairs = list(zip(files, made, strict=True))
+        skipped.extend(Skipped(file.path, str(bad)) for file, bad in pairs if isinstance(bad, BadImage))
+        return [(file, result) for file, result in pairs if not isinstance(result, BadImage)]
+
+    def refuse_too_many() -> None:
+        share, some = len(skipped) / len(files), "; ".join(f"{path}: {reason}" for path, reason in skipped[:_SHOWN])
+        more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+        if len(skipped) == len(files):
+            raise ValueError(f"{root} has no readable image in its {len(files)} files for {split} ({some}{more})")
+        if share > cfg.max_bad:
+            raise ValueError(
+                f"{len(skipped)} of {len(files)} files for {split} in {root} can't be read, more than data.max_bad "
+                f"{cfg.max_bad:g} ({some}{more}); mend or remove them, or raise data.max_bad"
+            )
+
+    headers = sound(lambda path: read_header(path).size, files, "reading headers")
+    refuse_too_many()
+    if sum(_bytes(size, preprocessing, whole=whole) for _, size in headers) > cfg.memory_gb * 1e9:
+        return FileSplit(
+            root,
+            labels=torch.tensor([file.label for file, _ in headers]),
+            sizes=torch.tensor([size for _, size in headers]),
+            names=[file.path for file, _ in headers],
+            skipped=skipped,
+            preprocessing=preprocessing,
+            whole=whole,
+            workers=_processes(cfg.workers),
+        )
+
+    def pixels(path: Path) -> UInt8[Tensor, "C H W"]:
+        if whole:
+            return shrunk_view(path, short_side=_kept_side(preprocessing), preprocessing=preprocessing)
+        return eval_view(path, preprocessing)
+
+    decoded = sound(pixels, [file for file, _ in headers], "decoding")
+    refuse_too_many()
+    labels, names = torch.tensor([file.label for file, _ in decoded]), [file.path for file, _ in decoded]
+    images = [image for _, image in decoded]
+    if whole:
+        return RaggedSplit(images, labels=labels, names=names, skipped=skipped)
+    return FixedSplit(torch.stack(images), labels=labels, names=names, skipped=skipped)
+
+
+def _kept_side(preprocessing: Preprocessing) -> int:
+    return math.ceil(HEADROOM * max(preprocessing.img_size))
+
+
+def _bytes(size: Pair, preprocessing: Preprocessing, *, whole: bool) -> float:
+    """What an image of this size takes in memory."""
+    height, width = size if whole else preprocessing.img_size
+    shrink = min(1.0, _kept_side(preprocessing) / min(height, width)) if whole else 1.0
+    return preprocessing.in_channels * height * width * shrink**2
+
+
+def _attempt(make: Callable[[Path], R], path: Path) -> R | BadImage:
+    try:
+        return make(path)
+    except BadImage as error:
+        return error
+
+
+def map_files(work: Callable[[Listed], R], files: Sequence[Listed], *, threads: int, doing: str) -> list[R]:
+    """The results in the order of the files; `threads` -1 takes the number of cores. A bar where it takes long."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal or len(files) < 1000
+    with ThreadPoolExecutor(max(1, _processes(threads))) as pool:  # Pillow decodes in parallel
+        done = pool.map(work, files)
+        return list(track(done, doing, total=len(files), console=console, transient=True, disable=hidden))
+
+
+def _processes(workers: int) -> int:
+    if workers >= 0:
+        return workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
