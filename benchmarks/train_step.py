@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import machine
-from vitrail.config import OptimConfig, TrainConfig, ViTConfig
+from vitrail.config import OptimConfig, ViTConfig
 
 if TYPE_CHECKING:
     from vitrail.data.batch import Batch
@@ -105,12 +105,24 @@ def theirs(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Step:
 
 def ours(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Step:
     """Our model, through the very step that vitrail.train takes."""
-    from vitrail.models import ViT
-    from vitrail.train.step import Stepper
+    import torch
 
-    settings = TrainConfig(steps=1_000_000, batch_size=len(batch), precision="bf16", compile=compiled, device="cpu")
-    stepper = Stepper(ViT(vit), optim=OPTIM, train=settings)
-    return lambda: stepper(batch)
+    from vitrail.models import ViT
+    from vitrail.train.device import keep_freed_memory
+    from vitrail.train.optim import build_optimizers
+    from vitrail.train.step import Step as Move
+
+    keep_freed_memory()
+    model = ViT(vit).train()
+    if compiled:
+        for block in model.blocks:
+            block.compile()
+    move = Move(model, build_optimizers(model, OPTIM, batch_size=len(batch)), autocast_dtype=torch.bfloat16)
+
+    def step() -> None:
+        move(batch)
+
+    return step
 
 
 CONTENDERS: dict[str, tuple[Callable[..., Step], bool]] = {

@@ -1,0 +1,256 @@
+"""What README and the guides say is so: their code runs, their links lead somewhere, their figures are measured.
+
+A `python` block runs as it stands, a `sh` block line by line: `vitrail …` through the command line's own entry, `make …` is
+looked up in the Makefile. Trainings take two steps of a tiny model. A named set that does not come with the package is parsed
+and not trained on. `<!-- not run: reason -->` above a block leaves it out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitrail
+from vitrail import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TINY = {
+    "model": {"depth": 1, "embed_dim": 24, "num_heads": 2},
+    "augment": {},
+    "optim": {},
+    "data": {"workers": 0},
+    "train": {"steps": 2, "batch_size": 8, "eval_every": 0},
+}
+real_train = vitrail.train
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [code for left_out, language, code in BLOCK.findall(page.read_text()) if language in languages and not left_out]
+
+
+def pages_with(*languages: str) -> list[Any]:
+    return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in PAGES if blocks(page, *languages)]
+
+
+def tiny_train(path: str = "fashion-sample", **settings: Any) -> Any:
+    """vitrail.train, with the run made short and the model small."""
+    settings.pop("minutes", None)
+    for section, fields in TINY.items():
+        given = settings.get(section) or {}
+        given = {"name": given} if isinstance(given, str) else dict(given)
+        lengths = ("minutes", "epochs", "steps")
+        settings[section] = {k: v for k, v in given.items() if section != "train" or k not in lengths} | fields
+    return real_train(path, **settings)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages name: PHOTOS, PHOTO.jpg, and RUN, which was trained on them."""
+    folder = tmp_path_factory.mktemp("docs")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        for kind, colour in (("cat", (200, 80, 40)), ("dog", (40, 80, 200))):
+            (folder / "PHOTOS" / split / kind).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(rng.normal(colour, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / "PHOTOS" / split / kind / f"{i}.jpg")
+    shutil.copy(folder / "PHOTOS" / "test" / "cat" / "0.jpg", folder / "PHOTO.jpg")
+    tiny_train(str(folder / "PHOTOS"), out=str(folder / "RUN"), model={"name": "Ti/16", "img_size": 32})
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `place` to work in, in which trainings are short."""
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vitrail, "train", train_what_is_there)
+    return tmp_path
+
+
+class Parsed:
+    """What stands for a run that was only parsed."""
+
+    folder = Path("RUN")
+
+
+def train_what_is_there(path: str = "fashion-sample", **settings: Any) -> Any:
+    return tiny_train(path, **settings) if path == "fashion-sample" or Path(path).is_dir() else Parsed()
+
+
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_commands_run(page: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for code in blocks(page, "sh"):
+        for line in code.splitlines():
+            words = shlex.split(line, comments=True)
+            match words[:1]:
+                case ["vitrail"]:
+                    assert cli.main(words[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
+                case ["make"]:
+                    assert set(words[1:]) <= targets, line
+                case ["git" | "." | "python" | "pip"] | []:
+                    pass
+                case _:
+                    pytest.fail(f"nothing here knows how to try: {line}")
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_runs(page: Path, here: Path) -> None:
+    names: dict[str, Any] = {"__name__": "__docs__"}
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), names)
+
+
+def test_a_block_is_run_unless_it_says_why_not() -> None:
+    assert BLOCK.findall("a\n```python\n1\n```\n<!-- not run: slow -->\n```sh\n2\n```\n") == [
+        ("", "python", "1\n"),
+        ("<!-- not run: slow -->\n", "sh", "2\n"),
+    ]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert name.startswith("https://") or file.exists(), f"{page.name} -> {target}"
+        if anchor and file.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, target
+
+
+def test_the_map_is_the_house() -> None:
+    """Every module stands in README's map, and what stands there is there."""
+    text = (ROOT / "README.md").read_text().partition("<!-- map -->")[2].split("```")[1]
+    found, folders = set(), [""]
+    for line in text.splitlines():
+        if match := re.match(r"^([│ ├└─]*)([\w./*-]+)", line):
+            depth = len(match[1]) // 4
+            folders[depth:] = [match[2] if match[2].endswith("/") else ""]
+            path = "".join(folders[:depth]) + match[2]
+            assert list(ROOT.glob(path.rstrip("/"))), f"{path} is in the map and nowhere else"
+            found.add(path)
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src" / "vitrail").rglob("*.py")}
+    assert not {name for name in modules if not name.endswith(("__init__.py", "__main__.py"))} - found
+
+
+def load(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_figures_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(ROOT / "benchmarks" / "tables.py", monkeypatch).stale(write=False) == [], "make tables"
+
+
+MACHINE = {"cpu": "CPU", "cores": 2, "torch": "2.14.1", "date": "2026-01-01", "commit": "abc"}
+SEED = {"interval": [0.85, 0.89], "test_images": 2000, "train_s": 119.6, "images_per_s": 3000.4, "steps": 9, **MACHINE}
+
+
+def test_tables_are_made_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = load(ROOT / "benchmarks" / "tables.py", monkeypatch)
+    rows = {
+        "sample": {
+            "command": "vitrail train x",
+            "median": 0.87,
+            "seeds": {str(i): {"top1": 0.86 + i / 100, **SEED} for i in range(3)},
+        }
+    }
+    table = tables.accuracy(rows)
+    assert "| `vitrail train x` | **87.0 %** | 86.0 to 88.0, 3 | 85.0 to 89.0 | 2,000 | 120 s | 3,000 |" in table
+    assert table.count("CPU, 2 cores, torch 2.14.1, 2026-01-01, commit abc") == 1
+    made = {"accuracy": table}
+    page = "above\n<!-- table:accuracy -->\nold\n<!-- /table:accuracy -->\nbelow\n"
+    filled = tables.fill(page, made)
+    assert table in filled
+    assert "old" not in filled
+    assert filled.startswith("above\n")
+    assert filled.endswith("below\n")
+    assert tables.fill(filled, made) == filled
+    with pytest.raises(KeyError):
+        tables.fill("<!-- table:none -->\n<!-- /table:none -->", made)
+    recipe = tables.fill_recipe("# Measured [sample]: old\n# Measured [other]: old\nmodel: B/16\n", rows)
+    assert recipe.splitlines()[0].startswith("# Measured [sample]: 87.0 % of 2,000 test images (86.0 to 88.0, 3 seeds), 120 s")
+    assert recipe.splitlines()[1:] == ["# Measured [other]: not yet.", "model: B/16"]
+
+
+def test_training_steps_are_compared_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole script on a toy, four processes of it, without compiling."""
+    bench = load(ROOT / "benchmarks" / "train_step.py", monkeypatch)
+    table = load(ROOT / "benchmarks" / "tables.py", monkeypatch)
+    speeds = {"timm": [10.0, 20.0], "vitrail": [30.0, 40.0]}
+    ratios = [x / y for x, y in zip(speeds["vitrail"], speeds["timm"], strict=True)]
+    assert bench.summary(ratios) == {"median": 2.5, "min": 2.0, "max": 3.0}
+    case = {
+        "title": "toy",
+        "images_per_s": dict.fromkeys(bench.CONTENDERS, bench.summary([10.0])),
+        "ratios": {f"{a} / {b}": bench.summary([2.0]) for a, b in bench.RATIOS},
+    }
+    assert "| toy | vitrail / timm | **2.00** | 2.00 to 2.00 |" in table.train_step(
+        {"machine": MACHINE, "cases": {"toy": case}}
+    )
+
+
+@pytest.mark.parametrize("contender", ["timm", "vitrail"])
+def test_a_contender_s_step_trains(contender: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load(ROOT / "benchmarks" / "train_step.py", monkeypatch)
+    case = bench.CASES["smoke"]
+    build: Callable[..., Callable[[], None]] = bench.CONTENDERS[contender][0]
+    step = build(case.vit, bench.synthetic(case), compiled=False)
+    step()
+    step()
+
+
+def test_the_example_changes_the_model(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "change_the_model.py"), "--steps", "3", "--batch-size", "8"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"accuracy [\d.]+% \(95 % interval .*\) on 2000 test images", done.stdout)
+
+
+def test_the_changed_model_starts_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    example = load(ROOT / "examples" / "change_the_model.py", monkeypatch)
+    model = vitrail.create_model("Ti/4", img_size=(8, 16), in_channels=1, num_classes=3, depth=2, embed_dim=12).eval()
+    images = torch.randn(2, 1, 8, 16)
+    with torch.no_grad():
+        plain = model(images)
+        torch.testing.assert_close(example.localise(model)(images), plain)
+
+
+def test_a_recipe_says_what_it_is() -> None:
+    for recipe in (ROOT / "src" / "vitrail" / "recipes").glob("*.yaml"):
+        head = recipe.read_text().splitlines()[0]
+        assert head.startswith("# "), recipe
+        assert "vitrail train" in head, f"{recipe}: the first line holds the command"
+
+
+def test_tiny_settings_are_layers() -> None:
+    assert all(isinstance(fields, Mapping) for fields in TINY.values())
