@@ -26,7 +26,7 @@ from vitrail.config import (
     parse_name,
 )
 from vitrail.train import settings
-from vitrail.train.settings import build, default_recipe, from_yaml, keys, merge, read_config, read_recipe, to_yaml
+from vitrail.train.settings import build, default_recipe, from_yaml, key_types, merge, read_config, read_recipe, to_yaml
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_mistake_is_one_line_with_the_way_out(layer: dict[str, Any], message: 
 def test_the_fields_of_every_library_lead_to_one_of_ours() -> None:
     for theirs, ours in OTHER_SPELLINGS.items():
         key = settings.nearest_key(f"model.{theirs}")
-        assert key.rpartition(".")[2] == (theirs if theirs in {k.rpartition(".")[2] for k in keys()} else ours)
+        assert key.rpartition(".")[2] == (theirs if theirs in {k.rpartition(".")[2] for k in key_types()} else ours)
 
 
 def test_every_field_has_a_docstring_for_the_help() -> None:
@@ -269,4 +269,4 @@ def test_the_file_says_every_setting() -> None:
     assert text.startswith("# Every setting of this run.")
     written = yaml.safe_load(text)
     leaves = {f"{section}.{name}" for section, fields in written.items() for name in fields}
-    assert leaves == {key for key in keys() if key.count(".") == 1}
+    assert leaves == {key for key in key_types() if key.count(".") == 1}

@@ -162,8 +162,8 @@ def _checker() -> ArgumentParser:
 
 def _check_number(key: str, value: Any) -> None:
     """What jsonargparse lets through: null where the default is not, and numbers such as nan."""
-    if value is None and type(None) not in typing.get_args(keys()[key]):
-        raise ValueError(f'{key} "null": it takes {_accepts(keys()[key])}; leave the line out for the default')
+    if value is None and type(None) not in typing.get_args(key_types()[key]):
+        raise ValueError(f'{key} "null": it takes {_accepts(key_types()[key])}; leave the line out for the default')
     for number in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             raise ValueError(f'{key} "{number}": it takes a finite number')
@@ -205,7 +205,7 @@ def _deep(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def keys() -> dict[str, Any]:
+def key_types() -> dict[str, Any]:
     """Every setting's dotted key and its type: {"model.depth": int, …, "augment.rand_augment.n": int}."""
     found: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
@@ -221,12 +221,12 @@ def check_keys(layer: Layer) -> None:
             hint = nearest(str(section), list(SECTIONS)) or (f"; did you mean {key}?" if key else "")
             raise ValueError(f'"{section}" is none of the sections {", ".join(SECTIONS)}{hint}')
         if not isinstance(fields, dict):
-            example = next(key for key in keys() if key.startswith(section)).split(".")[1]
+            example = next(key for key in key_types() if key.startswith(section)).split(".")[1]
             raise ValueError(f"{section} {_shown(fields)}: a section holds fields, as in `{section}: {{{example}: …}}`")
         inner = fields.get("rand_augment")
         dotted = [f"{section}.{name}" for name in fields]
         for key in dotted + [f"{section}.rand_augment.{name}" for name in (inner if isinstance(inner, dict) else ())]:
-            if key not in keys():
+            if key not in key_types():
                 raise ValueError(unknown_key(key))
 
 
@@ -241,13 +241,13 @@ def nearest_key(key: str) -> str:
     """The setting that somebody who wrote `key` means, else ''. The section may be wrong or missing."""
     section, _, name = key.replace("-", "_").rpartition(".")
     for wanted in (name, OTHER_SPELLINGS.get(name, "")):
-        exact = [known for known in keys() if known.rpartition(".")[2] == wanted]
+        exact = [known for known in key_types() if known.rpartition(".")[2] == wanted]
         if exact:
             return next((known for known in exact if known.rpartition(".")[0] == section), exact[0])
     inside = {
-        known.rpartition(".")[2]: known for known in reversed(keys()) if not section or known.rpartition(".")[0] == section
+        known.rpartition(".")[2]: known for known in reversed(key_types()) if not section or known.rpartition(".")[0] == section
     }
-    inside = inside or {known.rpartition(".")[2]: known for known in reversed(keys())}
+    inside = inside or {known.rpartition(".")[2]: known for known in reversed(key_types())}
     spelled = [*inside, *(theirs for theirs, ours in OTHER_SPELLINGS.items() if ours in inside)]
     close = difflib.get_close_matches(name, spelled, n=1, cutoff=0.6)
     return inside[OTHER_SPELLINGS.get(close[0], close[0])] if close else ""
@@ -257,10 +257,10 @@ def nearest_key(key: str) -> str:
 # Types, and the options of the command line
 
 
-def add_settings(parser: ArgumentParser) -> None:
+def add_settings(parser: ArgumentParser, *, sections: Sequence[str] = tuple(SECTIONS)) -> None:
     """Adds an option for every setting, `--optim.lr 1e-3`, in one group a section. Its help is the field's docstring."""
     decided = {**dict.fromkeys(parse_name(ModelConfig.name), "from the name"), **dict.fromkeys(OF_THE_DATA, "from the data")}
-    for section, cls in SECTIONS.items():
+    for section, cls in ((section, SECTIONS[section]) for section in sections):
         title = (cls.__doc__ or "").partition(":")[2].strip().rstrip(".")
         group = parser.add_argument_group(f"{section}: {title}")
         documents = _documents(cls)
@@ -268,7 +268,9 @@ def add_settings(parser: ArgumentParser) -> None:
             key = f"{section}.{field.name}"
             default = decided.get(field.name, "") if section == "model" else ""
             text = f"{documents[field.name]} [{default or _written(field.default)}]".replace("%", "%%")
-            group.add_argument(f"--{key}", type=keys()[key], default=field.default, metavar=metavar(keys()[key]), help=text)
+            group.add_argument(
+                f"--{key}", type=key_types()[key], default=field.default, metavar=metavar(key_types()[key]), help=text
+            )
     for action in parser._actions:
         if action.dest.endswith(".help"):  # jsonargparse's page about RandAugment's three fields says less than the docs
             action.help = argparse.SUPPRESS
@@ -318,9 +320,9 @@ def explain(error: Exception) -> str:
     text = str(error)
     key = re.search(r'Parser key "([\w.]+)"', text)
     value = re.search(r"(?:Given value|Got value): (.*)", text)
-    if key is None or key[1] not in keys():
+    if key is None or key[1] not in key_types():
         return " ".join(text.split())
-    hint = keys()[key[1]]
+    hint = key_types()[key[1]]
     shown = "" if value is None else f' "{value[1]}"'
     close = nearest(value[1], list(typing.get_args(hint))) if value and typing.get_origin(hint) is Literal else ""
     return f"{key[1]}{shown}: it takes {_accepts(hint)}{close}"

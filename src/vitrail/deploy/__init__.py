@@ -1,0 +1,7 @@
+"""From a run folder to the outside world: predictions."""
+
+from __future__ import annotations
+
+from vitrail.deploy.predict import Prediction, Predictor, find_images
+
+__all__ = ["Prediction", "Predictor", "find_images"]

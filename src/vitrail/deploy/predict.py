@@ -1,0 +1,132 @@
+"""A run folder and images -> labels and probabilities. Images pass through the same view as in evaluation."""
+
+# B batch · C channels · H W image · K classes
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vitrail import weights
+from vitrail.data.augment import normalise
+from vitrail.data.decode import BadImage, eval_view
+from vitrail.models.device import pick_device
+
+Picture = str | Path | Image.Image | NDArray[Any]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+"""What counts as an image inside a folder; a file that is named is tried whatever its suffix."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image, or why it could not be read."""
+
+    path: str
+    """The path that was given; "#3" for the fourth picture that came without one."""
+    label: str | None
+    """The most probable class; None for an image that could not be read."""
+    probability: float | None
+    top: tuple[tuple[str, float], ...]
+    """The most probable classes with their probabilities, falling."""
+    error: str | None = None
+    """Why the image could not be read."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        top = [{"label": label, "probability": probability} for label, probability in self.top]
+        return {"path": self.path, "label": self.label, "probability": self.probability, "top": top, "error": self.error}
+
+
+class Predictor:
+    """The model of a run folder, ready for images.
+
+    `Predictor("runs/first").predict(["a.png", "b.jpg"])`. Raises ValueError for a folder that holds no run and for a
+    device that is not there.
+    """
+
+    def __init__(self, run: str | Path, *, device: str = "auto", batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} must be at least 1")
+        self.device = pick_device(device)
+        self.batch_size = batch_size
+        info = weights.read_run(run)
+        self.classes: tuple[str, ...] = info.classes
+        self.preprocessing = info.preprocessing
+        self.model = weights.load(run).to(self.device).eval()
+
+    def predict(self, images: Iterable[Picture], *, top: int = 5) -> list[Prediction]:
+        """One prediction an image, in order, with the `top` most probable classes in each.
+
+        An image is a path, a Pillow image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3). One that cannot be read
+        gives a prediction with `error` set, and the others are done.
+        """
+        return list(self.stream(images, top=top))
+
+    def stream(self, images: Iterable[Picture], *, top: int = 5) -> Iterator[Prediction]:
+        """As `predict`, one by one as they are ready: at no time is more than a batch of images in memory."""
+        if top < 1:
+            raise ValueError(f"top {top} must be at least 1")
+        numbered = enumerate(images)
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without Python's lock
+            while chunk := list(islice(numbered, self.batch_size)):
+                views = list(pool.map(self._view, (image for _, image in chunk)))
+                readable = [view for view in views if isinstance(view, Tensor)]
+                rows = iter(self.probabilities(torch.stack(readable)) if readable else ())
+                for (position, image), view in zip(chunk, views, strict=True):
+                    name = _name(image, position)
+                    yield (
+                        Prediction(name, None, None, (), view) if isinstance(view, str) else self._named(name, next(rows), top)
+                    )
+
+    @torch.inference_mode()
+    def probabilities(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """The probability of every class, on the CPU, for images that already are evaluation views."""
+        logits: Tensor = self.model(normalise(images.to(self.device), self.preprocessing))  # (B, K)
+        return logits.float().softmax(dim=-1).cpu()
+
+    def _view(self, image: Picture) -> UInt8[Tensor, "C H W"] | str:
+        """The evaluation view, or the reason why there is none."""
+        try:
+            return eval_view(image, self.preprocessing)
+        except BadImage as error:
+            return str(error)
+
+    def _named(self, name: str, row: Float[Tensor, " K"], top: int) -> Prediction:
+        values, order = row.topk(min(top, len(row)))
+        best = tuple((self.classes[k], p) for k, p in zip(order.tolist(), values.tolist(), strict=True))
+        return Prediction(name, *best[0], best)
+
+
+def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """The images that paths name: a file stands for itself, a folder for every image in it and in its folders, in
+    order, but for hidden ones.
+
+    Raises ValueError for a folder without images.
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path
+            continue
+        inside = sorted(inner.relative_to(path) for inner in path.rglob("*") if inner.suffix.lower() in SUFFIXES)
+        found = [path / inner for inner in inside if not any(part.startswith(".") for part in inner.parts)]
+        if not found:
+            raise ValueError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))}); name a folder or a file that does")
+        yield from (inner for inner in found if inner.is_file())
+
+
+def _name(image: Picture, position: int) -> str:
+    if isinstance(image, str | Path):
+        return str(image)
+    return str(getattr(image, "filename", "") or f"#{position}")

@@ -1,0 +1,192 @@
+"""Predictions are the model's own numbers, in the order asked for, and a bad image costs only its own row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vitrail.config import Preprocessing
+from vitrail.data.augment import normalise
+from vitrail.data.decode import eval_view
+from vitrail.deploy import Prediction, Predictor, find_images
+from vitrail.models import ViT
+from vitrail.weights import save_model
+
+CLASSES = ("ant", "bee", "cat", "dog", "eel")
+
+
+def make_run(folder: Path, *, channels: int = 3, side: int = 16) -> ViT:
+    """A run folder with random weights that are large enough to tell images apart."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = ViT(img_size=side, patch_size=8, in_channels=channels, num_classes=5, embed_dim=16, depth=1, num_heads=2)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    model.preprocessing = Preprocessing(
+        img_size=(side, side), in_channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels, crop_pct=0.9
+    )
+    model.classes = CLASSES
+    save_model(model, folder, data="animals")
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model_and_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[ViT, Path]:
+    run = tmp_path_factory.mktemp("runs") / "animals"
+    return make_run(run), run
+
+
+@pytest.fixture(scope="module")
+def predictor(model_and_run: tuple[ViT, Path]) -> Predictor:
+    return Predictor(model_and_run[1], device="cpu", batch_size=3)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Seven photographs of several sizes and kinds, in two folders."""
+    draw = np.random.default_rng(0)
+    for number in range(7):
+        pixels = draw.integers(0, 256, (20 + 9 * number, 50 - 4 * number, 3), dtype=np.uint8)
+        folder = tmp_path / "photos" / ("one" if number % 2 else "two")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.{('png', 'bmp', 'webp', 'tiff')[number % 4]}")
+    return tmp_path / "photos"
+
+
+def test_probabilities_are_the_models_on_the_evaluation_view(
+    model_and_run: tuple[ViT, Path], predictor: Predictor, photos: Path
+) -> None:
+    model, _ = model_and_run
+    paths = list(find_images([photos]))
+    assert len(paths) == 7
+    for path, prediction in zip(paths, predictor.predict(paths), strict=True):
+        view = eval_view(path, predictor.preprocessing)
+        expected = model(normalise(view[None], predictor.preprocessing)).softmax(-1)[0].tolist()
+        assert prediction.path == str(path)
+        assert prediction.error is None
+        assert [name for name, _ in prediction.top] == [c for _, c in sorted(zip(expected, CLASSES, strict=True), reverse=True)]
+        assert dict(prediction.top) == pytest.approx(dict(zip(CLASSES, expected, strict=True)), abs=1e-5)
+        assert (prediction.label, prediction.probability) == prediction.top[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
+def test_the_batch_size_changes_no_label(model_and_run: tuple[ViT, Path], photos: Path, batch_size: int) -> None:
+    paths = sorted(find_images([photos]))
+    one, other = (Predictor(model_and_run[1], device="cpu", batch_size=size).predict(paths) for size in (3, batch_size))
+    assert [(p.path, p.label) for p in one] == [(p.path, p.label) for p in other]
+    torch.testing.assert_close([p.probability for p in one], [p.probability for p in other], atol=1e-5, rtol=1e-5)
+
+
+@given(readable=st.lists(st.booleans(), max_size=8))
+@hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bad_images_cost_only_their_own_rows(predictor: Predictor, readable: list[bool]) -> None:
+    good, bad = np.full((20, 20, 3), 90, np.uint8), np.zeros((3, 3, 3), np.float64)
+    done = predictor.predict([good if fine else bad for fine in readable])
+    assert [p.error is None for p in done] == readable
+    assert [p.path for p in done] == [f"#{i}" for i in range(len(readable))]
+    assert {(p.label, p.probability, p.top) for p in done if p.error} <= {(None, None, ())}
+    assert len({p.label for p in done if not p.error}) <= 1
+
+
+def test_paths_pictures_and_arrays_agree(predictor: Predictor, photos: Path) -> None:
+    path = photos / "two" / "0.png"
+    with Image.open(path) as image:
+        image.load()
+        forms = [path, str(path), image, np.asarray(image), image.copy()]
+    done = predictor.predict(forms)
+    assert len({(p.label, p.probability) for p in done}) == 1
+    assert [p.path for p in done] == [str(path), str(path), str(path), "#3", "#4"]
+
+
+def test_a_grey_model_takes_grey_arrays_of_two_and_three_axes(tmp_path: Path) -> None:
+    make_run(tmp_path / "grey", channels=1)
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 20), dtype=np.uint8)
+    flat, deep, rgb = Predictor(tmp_path / "grey", device="cpu").predict(
+        [pixels, pixels[:, :, None], np.repeat(pixels[:, :, None], 3, axis=2)]
+    )
+    assert flat.top == deep.top
+    assert flat.top == rgb.top
+
+
+def test_every_unreadable_file_says_why(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    whole = (photos / "two" / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("no image")
+    paths = [tmp_path / name for name in ("cut.png", "empty.jpg", "text.png", "missing.png")] + [photos / "two" / "0.png"]
+    done = predictor.predict(paths)
+    assert all(p.error and "\n" not in p.error and p.label is None for p in done[:4])
+    assert done[4].error is None
+
+
+def test_top_is_cut_to_the_classes_there_are(predictor: Predictor, photos: Path) -> None:
+    path = photos / "two" / "0.png"
+    assert [len(predictor.predict([path], top=top)[0].top) for top in (1, 3, 5, 50)] == [1, 3, 5, 5]
+    with pytest.raises(ValueError, match="top 0 must be at least 1"):
+        predictor.predict([path], top=0)
+
+
+def test_a_stream_reads_no_more_than_a_batch_ahead(predictor: Predictor) -> None:
+    read: list[int] = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for number in range(100):
+            read.append(number)
+            yield np.zeros((16, 16, 3), np.uint8)
+
+    stream = predictor.stream(pictures())
+    next(stream)
+    assert len(read) == predictor.batch_size
+    stream.close()
+
+
+def test_nothing_in_nothing_out(predictor: Predictor) -> None:
+    assert predictor.predict([]) == []
+
+
+def test_mistakes_are_one_line(model_and_run: tuple[ViT, Path], tmp_path: Path) -> None:
+    for broken, message in (
+        (lambda: Predictor(tmp_path / "nowhere"), "does not exist"),
+        (lambda: Predictor(tmp_path), "not a finished run"),
+        (lambda: Predictor(model_and_run[1], device="gpu"), 'device "gpu"'),
+        (lambda: Predictor(model_and_run[1], batch_size=0), "batch_size 0 must be at least 1"),
+        (lambda: list(find_images([tmp_path])), "holds no image"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            broken()
+        assert "\n" not in str(caught.value)
+
+
+def test_folders_are_walked_in_order_without_what_is_hidden_or_no_image(photos: Path) -> None:
+    (photos / "labels.csv").write_text("0,ant")
+    (photos / ".thumbs").mkdir()
+    (photos / ".thumbs" / "0.png").write_bytes(b"")
+    (photos / "one" / "._1.bmp").write_bytes(b"")
+    (photos / "UPPER.JPG").write_bytes(b"")
+    found = [str(path.relative_to(photos)) for path in find_images([photos])]
+    assert found == ["UPPER.JPG", "one/1.bmp", "one/3.tiff", "one/5.bmp", "two/0.png", "two/2.webp", "two/4.png", "two/6.webp"]
+    assert list(find_images([photos / "labels.csv", "nowhere.png"])) == [photos / "labels.csv", Path("nowhere.png")]
+
+
+def test_a_folder_that_is_hidden_itself_may_be_named(photos: Path) -> None:
+    hidden = photos.rename(photos.with_name(".photos"))
+    assert len(list(find_images([hidden]))) == 7
+
+
+def test_json_has_every_field() -> None:
+    top = (("ant", 0.75), ("bee", 0.25))
+    assert Prediction("a.png", "ant", 0.75, top).to_dict() == {
+        "path": "a.png",
+        "label": "ant",
+        "probability": 0.75,
+        "top": [{"label": "ant", "probability": 0.75}, {"label": "bee", "probability": 0.25}],
+        "error": None,
+    }
