@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from vitrail.config import AugmentConfig, Preprocessing
+from vitrail.config import AugmentConfig, Pair, Preprocessing
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.draws import Draws
 from vitrail.data.geometry import is_shift, mirror, resample, shift
+from vitrail.data.policy import color_jitter_, rand_augment_colors_, rand_augment_matrices, three_augment_
 
 _TRIES = 10  # as torchvision's RandomResizedCrop and timm's RandomErasing
 _ERASED_AREA = (0.02, 1 / 3)
@@ -33,22 +34,45 @@ def augment(
 ) -> Batch:
     """The batch as the model sees it in training.
 
-    Order: crop box and flip, normalisation, random erasing, mixup or cutmix. All draws are keyed by (seed, epoch, index):
-    a sample comes out the same in any batch, but for the neighbour it is mixed with.
+    Order: crop, flip and the geometric part of RandAugment in one resampling; the colours of RandAugment, three-augment
+    and colour jitter; normalisation; random erasing; mixup or cutmix. All draws are keyed by (seed, epoch, index): a
+    sample comes out the same in any batch, but for the neighbour it is mixed with.
     """
     draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes)
-    out = preprocessing.img_size
-    flips = draws.uniform("flip")[:, 0] < cfg.flip
-    if is_shift(raw.boxes, out=out):
-        images = normalise(shift(raw.images, boxes=raw.boxes, flips=flips, out=out), preprocessing)
-    else:
-        matrices = mirror(flips, width=out[1])
-        pixels = resample(raw.images, sizes=raw.sizes, boxes=raw.boxes, matrices=matrices, out=out)
-        images = normalise(pixels, preprocessing)
-    images = erase(images, draws, prob=cfg.erase_prob)
+    pixels = _coloured(_placed(raw, draws, cfg, preprocessing), draws, cfg)
+    images = normalise(pixels, preprocessing)
+    erase_(images, draws, prob=cfg.erase_prob)
     targets = F.one_hot(raw.labels, num_classes).float() * (1 - label_smoothing) + label_smoothing / num_classes
     images, targets = mix(images, targets, draws, cfg)
     return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes)
+
+
+def _placed(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessing: Preprocessing) -> Tensor:
+    """The pixels (B, C, H, W) at the model's size, 0 … 255: whole ones moved where that is enough, or resampled."""
+    out = preprocessing.img_size
+    flips = draws.uniform("flip")[:, 0] < cfg.flip
+    if cfg.rand_augment is None and is_shift(raw.boxes, out=out):
+        return shift(raw.images, boxes=raw.boxes, flips=flips, out=out)
+    matrices, fill = mirror(flips, width=out[1]), None
+    if cfg.rand_augment is not None:
+        matrices = matrices @ rand_augment_matrices(draws, cfg.rand_augment, size=out)
+        # What turns in from outside is the data's mean colour, as in timm: zero after normalisation, so no signal.
+        fill = 255 * torch.tensor(preprocessing.mean, device=raw.images.device)
+    return resample(raw.images, sizes=raw.sizes, boxes=raw.boxes, matrices=matrices, out=out, fill=fill)
+
+
+def _coloured(pixels: Tensor, draws: Draws, cfg: AugmentConfig) -> Tensor:
+    """The pixels after every colour operation that is on."""
+    if cfg.rand_augment is None and not cfg.three_augment and cfg.color_jitter == 0:
+        return pixels
+    pixels = pixels.float().round_()  # whole levels, as the operations take them: a 127.999 has not the bits of 128
+    if cfg.rand_augment is not None:
+        rand_augment_colors_(pixels, draws, cfg.rand_augment)
+    if cfg.three_augment:
+        three_augment_(pixels, draws)
+    if cfg.color_jitter > 0:
+        color_jitter_(pixels, draws, amount=cfg.color_jitter)
+    return pixels
 
 
 def crop_boxes(sizes: Int64[Tensor, "B 2"], draws: Draws, cfg: AugmentConfig) -> Float[Tensor, "B 4"]:
@@ -92,17 +116,17 @@ def normalise(
 ) -> Float[Tensor, "B C H W"]:
     """Pixels from 0 … 255 to the model's scale: (x / 255 - mean) / std in each channel."""
     mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-    return images * (1 / (255 * std)) - mean / std
+    return (images * (1 / (255 * std))).sub_(mean / std)
 
 
-def erase(images: Float[Tensor, "B C H W"], draws: Draws, *, prob: float) -> Float[Tensor, "B C H W"]:
-    """Random erasing in pixel mode (Zhong et al. 2020): a rectangle of standard normal noise, with probability `prob`.
+def erase_(images: Float[Tensor, "B C H W"], draws: Draws, *, prob: float) -> None:
+    """Random erasing in pixel mode (Zhong et al. 2020), in place: a rectangle of normal noise, with probability `prob`.
 
     Runs after normalisation, so that the noise has the images' own spread. Area 0.02 to 1/3 of the image, ratio 0.3 to
     3.3; a rectangle that does not fit is drawn again, up to ten times.
     """
     if prob == 0:
-        return images
+        return
     height, width = images.shape[-2:]
     tall, wide = _rectangles(draws, "erase", area=height * width, share=_ERASED_AREA, ratio=_ERASED_RATIO)
     fits = (tall > 0) & (tall < height) & (wide > 0) & (wide < width)  # (B, tries)
@@ -111,12 +135,12 @@ def erase(images: Float[Tensor, "B C H W"], draws: Draws, *, prob: float) -> Flo
     chosen = fits.any(1) & (draws.uniform("erase")[:, 0] < prob)
     top = draws.integers("erase_top", high=(height - tall + 1).clamp(min=1))[:, 0]
     left = draws.integers("erase_left", high=(width - wide + 1).clamp(min=1))[:, 0]
-    holes = _inside(top, top + tall, height)[:, :, None] & _inside(left, left + wide, width)[:, None, :]  # (B, H, W)
-    holes &= chosen[:, None, None]
-    rows, columns = holes[:, None].expand_as(images).flatten(1).nonzero(as_tuple=True)
-    erased = images.flatten(1).clone()
-    erased[rows, columns] = draws.normal_at("erase_noise", rows=rows, columns=columns).to(images.dtype)
-    return erased.view_as(images)
+    some = chosen.nonzero()[:, 0]
+    down, across = _inside(top, top + tall, height)[some], _inside(left, left + wide, width)[some]
+    holes = (down[:, :, None] & across[:, None, :])[:, None].expand(-1, images.shape[1], -1, -1)  # (b, C, H, W)
+    rows, columns = holes.flatten(1).nonzero(as_tuple=True)
+    noise = draws.normal_at("erase_noise", rows=some[rows], columns=columns)
+    images.view(len(images), -1)[some[rows], columns] = noise.to(images.dtype)
 
 
 def mix(
@@ -129,31 +153,30 @@ def mix(
     """
     if cfg.mixup_prob == 0 or (cfg.mixup_alpha == 0 and cfg.cutmix_alpha == 0):
         return images, targets
-    count, height, width = len(images), *images.shape[-2:]
     mixed = draws.uniform("mix")[:, 0] < cfg.mixup_prob
-    share = torch.ones(count, device=images.device)
+    cut = draws.uniform("cutmix")[:, 0] < (cfg.switch_prob if cfg.mixup_alpha > 0 else 1.0)
+    cut = cut & mixed if cfg.cutmix_alpha > 0 else torch.zeros_like(mixed)
+    share = torch.ones(len(images), device=images.device)  # of the image itself, in the target
     if cfg.mixup_alpha > 0:
-        share = draws.beta("mixup", cfg.mixup_alpha)
-    weight = share.view(-1, 1, 1, 1)
+        share = torch.where(mixed & ~cut, draws.beta("mixup", cfg.mixup_alpha), 1.0)
+    weight = share.view(-1, 1, 1, 1)  # of the image itself, in each pixel
     if cfg.cutmix_alpha > 0:
-        cut = draws.uniform("cutmix")[:, 0] < (cfg.switch_prob if cfg.mixup_alpha > 0 else 1.0)
-        holes = _cutmix_holes(draws, alpha=cfg.cutmix_alpha, height=height, width=width)  # (B, H, W)
-        share = torch.where(cut, 1 - holes.float().mean((1, 2)), share)
-        weight = torch.where(cut.view(-1, 1, 1, 1), (~holes)[:, None].float(), weight)
-    share = torch.where(mixed, share, 1.0)
-    weight = torch.where(mixed.view(-1, 1, 1, 1), weight, 1.0)
-    images = torch.lerp(images.roll(1, 0), images, weight.to(images.dtype))
-    return images, torch.lerp(targets.roll(1, 0), targets, share[:, None])
+        rows, columns = _cutmix_box(draws, alpha=cfg.cutmix_alpha, size=(images.shape[-2], images.shape[-1]))
+        rows = rows * cut[:, None]
+        weight = torch.addcmul(weight, rows[:, None, :, None], columns[:, None, None, :], value=-1)  # (B, 1, H, W)
+        share = share - rows.mean(1) * columns.mean(1)
+    return images.roll(1, 0).lerp_(images, weight.to(images.dtype)), targets.roll(1, 0).lerp_(targets, share[:, None])
 
 
-def _cutmix_holes(draws: Draws, *, alpha: float, height: int, width: int) -> Bool[Tensor, "B H W"]:
+def _cutmix_box(draws: Draws, *, alpha: float, size: Pair) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B W"]]:
+    """The rows and the columns of each sample's box, as ones among zeros."""
     side = torch.sqrt(1 - draws.beta("cutmix_share", alpha))
-    tall, wide = (height * side).long(), (width * side).long()
-    middle_y = draws.integers("cutmix_y", high=height)[:, 0]
-    middle_x = draws.integers("cutmix_x", high=width)[:, 0]
-    rows = _inside(middle_y - tall // 2, middle_y + (tall + 1) // 2, height)
-    columns = _inside(middle_x - wide // 2, middle_x + (wide + 1) // 2, width)
-    return rows[:, :, None] & columns[:, None, :]
+    tall, wide = (size[0] * side).long(), (size[1] * side).long()
+    middle_y = draws.integers("cutmix_y", high=size[0])[:, 0]
+    middle_x = draws.integers("cutmix_x", high=size[1])[:, 0]
+    rows = _inside(middle_y - tall // 2, middle_y + (tall + 1) // 2, size[0])
+    columns = _inside(middle_x - wide // 2, middle_x + (wide + 1) // 2, size[1])
+    return rows.float(), columns.float()
 
 
 def _inside(start: Int64[Tensor, " B"], stop: Int64[Tensor, " B"], side: int) -> Bool[Tensor, "B side"]:

@@ -1,0 +1,149 @@
+"""Colour operations on a batch, each sample with its own strength.
+
+Pixels are floats from 0 to 255, and stay in that range. The operations are those of Pillow's ImageEnhance and ImageOps, as
+torchvision's; between two of them nothing is rounded to whole levels, as it would be there. Any number of channels
+will do: the grey of three is their luma (ITU-R BT.601), that of any other number is their mean, so that a grey image has
+no colour to lose.
+"""
+
+# B batch · C channels · H W image
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Images = Float[Tensor, "B C H W"]
+Strengths = Float[Tensor, " B"]
+
+_LUMA = (0.2989, 0.587, 0.114)
+_BLUR_REACH = 6  # pixels each way: three standard deviations of the widest blur in use, sigma 2
+
+
+def apply_each_(
+    images: Images,
+    *,
+    kinds: Int64[Tensor, " B"],
+    operations: Sequence[Callable[[Images, Strengths], Images]],
+    strengths: Strengths,
+) -> None:
+    """Each sample under the operation of its kind, in place; a kind below zero leaves it alone.
+
+    Every operation sees its own samples in one call, so the time is that of one pass over the batch.
+    """
+    counts = torch.bincount(kinds + 1, minlength=len(operations) + 1).tolist()  # the one wait for the device
+    groups = torch.split(torch.argsort(kinds, stable=True), counts)[1:]
+    for operation, rows in zip(operations, groups, strict=True):
+        if len(rows):
+            images[rows] = operation(images[rows], strengths[rows])
+
+
+def grey(images: Images) -> Float[Tensor, "B 1 H W"]:
+    """The brightness of each pixel."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
+    weights = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
+    return (images * weights.view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def _blend(base: Tensor, images: Images, factor: Strengths) -> Images:
+    """From `base` at factor 0 over the image at 1 and beyond."""
+    return torch.lerp(base.expand_as(images), images, factor.view(-1, 1, 1, 1)).clamp_(0, 255)
+
+
+def brightness(images: Images, factor: Strengths) -> Images:
+    """Times the factor: 0 is black, 1 the image."""
+    return (images * factor.view(-1, 1, 1, 1)).clamp_(0, 255)
+
+
+def contrast(images: Images, factor: Strengths) -> Images:
+    """Around the image's mean grey: 0 is that grey, 1 the image."""
+    return _blend(grey(images).mean((2, 3), keepdim=True), images, factor)
+
+
+def saturation(images: Images, factor: Strengths) -> Images:
+    """Around each pixel's grey: 0 is the grey image, 1 the image."""
+    return _blend(grey(images), images, factor)
+
+
+def sharpness(images: Images, factor: Strengths) -> Images:
+    """Around the smoothed image: 0 is that, 1 the image, above it sharper. The outermost pixels stay as they are."""
+    if min(images.shape[-2:]) < 3:
+        return images
+    weights = torch.ones(3, 3, device=images.device, dtype=images.dtype)
+    weights[1, 1] = 5
+    smooth = images.clone()
+    inner = F.conv2d(images.flatten(0, 1)[:, None], weights[None, None] / 13)  # (B·C, 1, H - 2, W - 2)
+    smooth[..., 1:-1, 1:-1] = inner.view(*images.shape[:2], *inner.shape[-2:])
+    return _blend(smooth, images, factor)
+
+
+def posterize(images: Images, bits: Strengths) -> Images:
+    """Keeps the upper bits, 1 to 8, of each level."""
+    step = torch.exp2(8 - bits).view(-1, 1, 1, 1)
+    return torch.floor(images / step) * step
+
+
+def solarize(images: Images, threshold: Strengths) -> Images:
+    """Inverts the levels that reach the threshold."""
+    return torch.where(images >= threshold.view(-1, 1, 1, 1), 255 - images, images)
+
+
+def solarize_add(images: Images, amount: Strengths) -> Images:
+    """Adds to the levels below 128."""
+    return torch.where(images < 128, (images + amount.view(-1, 1, 1, 1)).clamp_(0, 255), images)
+
+
+def invert(images: Images, _: Strengths) -> Images:
+    """255 minus each level."""
+    return 255 - images
+
+
+def autocontrast(images: Images, _: Strengths) -> Images:
+    """Stretches each channel to 0 … 255; a flat channel stays."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    span = high - low
+    return torch.where(span > 0, (images - low) * (255 / span.clamp(min=1e-6)), images)
+
+
+def equalize(images: Images, _: Strengths) -> Images:
+    """Spreads the levels of each channel evenly, as Pillow: level v becomes the share of pixels below it."""
+    count, channels, height, width = images.shape
+    levels = images.round().long().flatten(0, 1).flatten(1)  # (B·C, H·W)
+    offsets = torch.arange(len(levels), device=images.device)[:, None] * 256
+    histogram = torch.bincount((levels + offsets).flatten(), minlength=len(levels) * 256).view(-1, 256)
+    brightest = histogram.gather(1, levels.amax(1, keepdim=True))
+    step = (height * width - brightest) // 255  # (B·C, 1)
+    below = histogram.cumsum(1) - histogram
+    table = torch.div(below + step // 2, step.clamp(min=1), rounding_mode="floor").clamp_(0, 255)
+    even = table.gather(1, levels).view(count, channels, height, width).to(images.dtype)
+    return torch.where(step.view(count, channels, 1, 1) > 0, even, images)
+
+
+def grayscale(images: Images, _: Strengths) -> Images:
+    """The grey image in all channels."""
+    return grey(images).expand_as(images)
+
+
+def gaussian_blur(images: Images, sigma: Strengths) -> Images:
+    """Blur with a standard deviation of up to 2 pixels; the image is mirrored at its edges."""
+    for dim in (2, 3):
+        reach = min(_BLUR_REACH, images.shape[dim] - 1)  # a mirror shows no more than the image
+        images = _blur_along(images, sigma, reach=reach, dim=dim)
+    return images
+
+
+def _blur_along(images: Images, sigma: Strengths, *, reach: int, dim: int) -> Images:
+    count, channels, height, width = images.shape
+    place = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    kernels = torch.softmax(-0.5 * (place / sigma[:, None]).square(), dim=1)  # (B, taps), each summing to one
+    kernels = kernels.repeat_interleave(channels, 0)[:, None, :, None]  # (B·C, 1, taps, 1)
+    padding = (0, 0, reach, reach)
+    if dim == 3:
+        kernels, padding = kernels.transpose(2, 3), (reach, reach, 0, 0)
+    padded = F.pad(images.flatten(0, 1)[None], padding, mode="reflect")  # (1, B·C, …): one group for each channel
+    return F.conv2d(padded, kernels, groups=count * channels).view(count, channels, height, width)

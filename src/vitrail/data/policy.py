@@ -1,0 +1,98 @@
+"""Which operations a sample gets, and how strong: RandAugment, three-augment, colour jitter."""
+
+# B batch · C channels · H W image · n operations a sample
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitrail.config import Pair, RandAugment
+from vitrail.data import color, geometry
+from vitrail.data.draws import Draws
+
+_COLORS = (
+    color.autocontrast,
+    color.equalize,
+    color.invert,
+    color.posterize,
+    color.solarize,
+    color.solarize_add,
+    color.saturation,
+    color.contrast,
+    color.brightness,
+    color.sharpness,
+)
+_ROTATE, _SHEAR_X, _SHEAR_Y, _MOVE_X, _MOVE_Y = range(len(_COLORS), len(_COLORS) + 5)
+_KINDS = len(_COLORS) + 5
+_APPLIED = 0.5  # each operation drawn is applied with this probability, as timm's family has it
+
+
+def _rand_augment(draws: Draws, policy: RandAugment) -> tuple[Tensor, Tensor, Tensor]:
+    """Kind, level (0 to 1) and sign of each operation, (B, n) each; a kind of -1 is one that was drawn but not applied."""
+    kinds = draws.integers("rand_augment", high=_KINDS, n=policy.n)
+    kinds = torch.where(draws.uniform("rand_augment_applied", policy.n) < _APPLIED, kinds, -1)
+    level = (policy.m + policy.mstd * draws.normal("rand_augment_level", policy.n)).clamp_(0, 10) / 10
+    sign = 1.0 - 2.0 * draws.integers("rand_augment_sign", high=2, n=policy.n)
+    return kinds, level, sign
+
+
+def rand_augment_matrices(draws: Draws, policy: RandAugment, *, size: Pair) -> Float[Tensor, "B 3 3"]:
+    """The rotations (to 30°), shears (to 0.3) and translations (to 0.45 of the side) of each sample, as one matrix.
+
+    RandAugment (Cubuk et al. 2020) as timm's `rand-m9-mstd0.5-inc1` family has it: n operations out of fifteen, each
+    applied with probability 0.5, at a magnitude drawn around m and kept within 0 to 10. Its ten colour operations are
+    `rand_augment_colors_`; all geometry comes first, which saves a resampling and changes only how the fill is coloured.
+    """
+    kinds, level, sign = _rand_augment(draws, policy)
+    amount = level * sign
+
+    def of(kind: int, most: float) -> Tensor:
+        return torch.where(kinds == kind, most * amount, 0.0)  # (B, n)
+
+    degrees, shear_x, shear_y = of(_ROTATE, 30.0), of(_SHEAR_X, 0.3), of(_SHEAR_Y, 0.3)
+    right, down = of(_MOVE_X, 0.45 * size[1]), of(_MOVE_Y, 0.45 * size[0])
+    matrices = torch.eye(3, device=kinds.device).expand(len(kinds), 3, 3)
+    for i in range(policy.n):
+        matrices = matrices @ geometry.affine(
+            degrees=degrees[:, i], shear_x=shear_x[:, i], shear_y=shear_y[:, i], right=right[:, i], down=down[:, i], size=size
+        )
+    return matrices
+
+
+def rand_augment_colors_(images: Float[Tensor, "B C H W"], draws: Draws, policy: RandAugment) -> None:
+    """RandAugment's colour operations, in place, in the increasing form: a greater magnitude is a greater change.
+
+    At full magnitude: 0 bits for posterize, kept at 1 at least; threshold 0 for solarize; 110 added for solarize-add;
+    factors 0.1 or 1.9 for saturation, contrast, brightness and sharpness.
+    """
+    kinds, level, sign = _rand_augment(draws, policy)
+    none = torch.zeros_like(level)
+    factor = (1 + 0.9 * level * sign).clamp(min=0.1)
+    bits = (4 - (4 * level).floor()).clamp(min=1)
+    strengths = (none, none, none, bits, 256 - (256 * level).floor(), (110 * level).floor(), factor, factor, factor, factor)
+    kinds = torch.where(kinds < len(_COLORS), kinds, -1)
+    table = torch.stack(strengths, dim=-1)  # (B, n, colours)
+    chosen = table.gather(-1, kinds.clamp(min=0)[:, :, None])[:, :, 0]  # (B, n)
+    for i in range(policy.n):
+        color.apply_each_(images, kinds=kinds[:, i], operations=_COLORS, strengths=chosen[:, i])
+
+
+def three_augment_(images: Float[Tensor, "B C H W"], draws: Draws) -> None:
+    """Grey, solarise at 128, or blur with sigma 0.1 to 2 for each image, in place (DeiT III: Touvron et al. 2022)."""
+    kinds = draws.integers("three_augment", high=3)[:, 0]
+    sigma = 0.1 + 1.9 * draws.uniform("three_augment_sigma")[:, 0]
+    strengths = torch.where(kinds == 2, sigma, 128.0)
+    operations = (color.grayscale, color.solarize, color.gaussian_blur)
+    color.apply_each_(images, kinds=kinds, operations=operations, strengths=strengths)
+
+
+def color_jitter_(images: Float[Tensor, "B C H W"], draws: Draws, *, amount: float) -> None:
+    """Brightness, contrast and saturation by factors from 1 ± amount, in place, in an order drawn for each image."""
+    factors = (1 + amount * (2 * draws.uniform("color_jitter", 3) - 1)).clamp(min=0)  # (B, 3)
+    order = draws.uniform("color_jitter_order", 3).argsort(1)
+    operations = (color.brightness, color.contrast, color.saturation)
+    for i in range(3):
+        kinds = order[:, i]
+        color.apply_each_(images, kinds=kinds, operations=operations, strengths=factors.gather(1, order)[:, i])
