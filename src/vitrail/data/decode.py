@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -231,14 +231,14 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _eight_bits(pixels: np.ndarray[Any, Any]) -> Image.Image:
+def _eight_bits(pixels: np.ndarray) -> Image.Image:
     values = pixels.astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise BadImage("its pixels have 32 bits, whose range nobody knows; save it with 8 or 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 is 255 * 257; rounds to the nearest
 
 
-def _from_array(pixels: np.ndarray[Any, Any]) -> Image.Image:
+def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.dtype == np.uint16 and pixels.ndim == 2:

@@ -9,17 +9,16 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int64, UInt8
 
 from vitrail.config import AugmentConfig, DataConfig, Pair, Preprocessing
 from vitrail.data.dataset import Source, Split, SplitName, stable_fraction, whole_images
 from vitrail.data.download import DownloadError, fetch, unpack
 from vitrail.data.memory import FixedSplit, to_channels
-
-Array = np.ndarray[Any, Any]
 
 
 class Published(NamedTuple):
@@ -186,8 +185,8 @@ class NamedSource(Source):
             view=view,
         ).with_views_made(budget_bytes=cfg.memory_gb * 1e9)
 
-    def held_out(self, names: list[str]) -> Array:
-        """Which of the training images are for validation: (N,) bool."""
+    def held_out(self, names: list[str]) -> Bool[np.ndarray, " N"]:
+        """Which of the training images are for validation."""
         return np.array([stable_fraction(name) < self.val_fraction for name in names])
 
 
@@ -262,8 +261,8 @@ def is_complete(kind: NamedSet, folder: Path) -> bool:
 # Reading
 
 
-def read_arrays(kind: NamedSet, folder: Path, split: SplitName) -> tuple[Array, Array]:
-    """Images (N, C, H, W) uint8 and labels (N,) int64 of a set's training or test files.
+def read_arrays(kind: NamedSet, folder: Path, split: SplitName) -> tuple[UInt8[np.ndarray, "N C H W"], Int64[np.ndarray, " N"]]:
+    """Images and labels of a set's training or test files.
 
     Raises ValueError that names the file if one is not what it should be.
     """
@@ -282,7 +281,7 @@ def read_arrays(kind: NamedSet, folder: Path, split: SplitName) -> tuple[Array, 
     return images, labels
 
 
-def read_idx(path: Path) -> Array:
+def read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
     """The array in an idx file of bytes (LeCun's format: magic, dimensions, data), gzipped or not."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -295,7 +294,7 @@ def read_idx(path: Path) -> Array:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * ranks).reshape(shape).copy()
 
 
-def read_records(path: Path, kind: NamedSet) -> tuple[Array, Array]:
+def read_records(path: Path, kind: NamedSet) -> tuple[UInt8[np.ndarray, "N bytes"], UInt8[np.ndarray, " N"]]:
     """Images and labels of one of CIFAR's binary files: label bytes, then the red, green and blue plane, over and over."""
     pixels = kind.channels * kind.img_size[0] * kind.img_size[1]
     data = np.fromfile(path, np.uint8)

@@ -1,0 +1,54 @@
+"""Shapes are checked in every test: jaxtyping reads the annotations, `typecheck` holds the code to them."""
+
+from __future__ import annotations
+
+from jaxtyping import install_import_hook
+
+install_import_hook("vitrail", "typecheck.checked")  # before anything imports vitrail
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+ImageFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> ImageFolder:
+    """Makes a folder of small JPEG photographs: `image_folder({"train": {"cat": 3, "dog": 2}})`, or without splits."""
+
+    def make(
+        layout: dict[str, int] | dict[str, dict[str, int]], *, size: tuple[int, int] = (40, 32), name: str = "photos"
+    ) -> Path:
+        root, rng = tmp_path / name, np.random.default_rng(0)
+        for first, below in layout.items():
+            classes = {f"{first}/{k}": n for k, n in below.items()} if isinstance(below, dict) else {first: below}
+            for folder, count in classes.items():
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                for i in range(count):
+                    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(root / folder / f"{i}.jpg", quality=90)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def idx_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny "mnist" under $VITRAIL_DATA: 60 training and 20 test images in idx files."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    for prefix, count in (("train", 60), ("t10k", 20)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        header = b"\0\0\x08\x03" + np.array(images.shape, ">u4").tobytes()
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            b"\0\0\x08\x01" + np.array([count], ">u4").tobytes() + labels.tobytes()
+        )
+    monkeypatch.setenv("VITRAIL_DATA", str(folder.parent))
+    return folder

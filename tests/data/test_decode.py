@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from vitrail.config import Preprocessing
+from vitrail.data.decode import BadImage, crop_view, decode, eval_view, read_header, shrunk_view
+
+
+def preprocessing(size: tuple[int, int] = (32, 32), channels: int = 3, crop_pct: float = 1.0) -> Preprocessing:
+    return Preprocessing(img_size=size, in_channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels, crop_pct=crop_pct)
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def photo(width: int = 60, height: int = 40) -> Image.Image:
+    """Smooth, so that JPEG keeps it, and with four corners that differ."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = (x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height))
+    return Image.fromarray(np.stack(planes, -1).astype(np.uint8))
+
+
+def close(a: Image.Image, b: Image.Image, *, within: float = 3.0) -> bool:
+    return a.size == b.size and bool(np.abs(np.asarray(a, float) - np.asarray(b, float)).max() <= within)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_formats(format: str, tmp_path: Path) -> None:
+    image = photo() if format != "GIF" else photo().quantize(64)
+    lossless = {"lossless": True} if format == "WEBP" else {"quality": 95} if format == "JPEG" else {}
+    (tmp_path / "IMAGE.XYZ").write_bytes(saved(image, format, **lossless))  # what counts is the content
+    assert close(decode(tmp_path / "IMAGE.XYZ", channels=3), image.convert("RGB"), within=8 if format == "JPEG" else 0)
+    header = read_header(tmp_path / "IMAGE.XYZ")
+    assert (header.size, header.format) == ((40, 60), format)
+
+
+def test_modes_look_as_people_expect() -> None:
+    grey = photo().convert("L")
+    assert close(decode(saved(grey), channels=3), grey.convert("RGB"), within=0)
+    assert close(decode(saved(photo()), channels=1), grey, within=0)
+    one_bit = grey.convert("1")
+    assert set(np.unique(np.asarray(decode(saved(one_bit), channels=1)))) == {0, 255}
+    palette = photo().quantize(32)
+    assert close(decode(saved(palette), channels=3), palette.convert("RGB"), within=0)
+    clear = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
+    assert np.asarray(decode(saved(clear), channels=3)).min() == 255  # transparent shows white
+    half = Image.new("RGBA", (4, 4), (200, 0, 0, 128))
+    assert np.asarray(decode(saved(half), channels=3))[0, 0] == pytest.approx([227, 127, 127], abs=1)
+    grey_alpha = Image.new("LA", (4, 4), (0, 0))
+    assert np.asarray(decode(saved(grey_alpha), channels=1)).min() == 255
+    hole = Image.new("P", (4, 4), 1)
+    hole.putpalette([0, 0, 0, 9, 9, 9])
+    assert np.asarray(decode(saved(hole, transparency=1), channels=3)).min() == 255
+
+
+def test_cmyk_is_not_a_negative() -> None:
+    for colour in ((255, 255, 255), (255, 0, 0), (0, 0, 255), (0, 0, 0)):
+        inks = Image.new("RGB", (16, 16), colour).convert("CMYK")
+        for format in ("JPEG", "TIFF"):  # Pillow writes JPEG as Adobe does, inverted
+            assert np.asarray(decode(saved(inks, format), channels=3))[8, 8] == pytest.approx(colour, abs=4)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_clipped(format: str) -> None:
+    values = np.array([[0, 257, 32768, 65535], [128, 129, 513, 65406]], np.uint16)
+    data = saved(Image.fromarray(values), format)
+    assert np.asarray(decode(data, channels=1)).tolist() == [[0, 1, 128, 255], [0, 1, 2, 254]]
+    assert decode(data, channels=3).mode == "RGB"
+    assert read_header(data).mode.startswith("I")
+
+
+def png(width: int, height: int, depth: int, rows: bytes) -> bytes:
+    """An RGB PNG that claims this size, whatever the rows hold."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def test_16_bit_colour() -> None:
+    rows = b"".join(b"\0" + struct.pack(">6H", 0, 32896, 65535, 257, 514, 65535) for _ in range(2))
+    assert np.asarray(decode(png(2, 2, 16, rows), channels=3))[0].tolist() == [[0, 128, 255], [1, 2, 255]]
+
+
+def test_pixels_of_unknown_range_are_refused() -> None:
+    floats = Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4))
+    with pytest.raises(BadImage, match="floating-point"):
+        decode(saved(floats, "TIFF"), channels=1)
+    large = Image.fromarray(np.full((4, 4), 1_000_000, np.int32))
+    with pytest.raises(BadImage, match="32 bits"):
+        decode(saved(large, "TIFF"), channels=1)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_sets_the_image_upright(format: str, orientation: int) -> None:
+    upright = photo()
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transposes: what lays it down the other way
+    lying = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if format == "WEBP" else {"quality": 95} if format == "JPEG" else {}
+    data = saved(lying, format, exif=exif, **options)
+    assert close(decode(data, channels=3), upright, within=8 if format == "JPEG" else 0)
+    assert read_header(data).size == (40, 60)
+
+
+def test_exif_and_draft_go_together() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(photo(640, 480).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
+    small = decode(data, channels=3, short_side=100)
+    assert small.size == (160, 120)  # a quarter: an eighth would have 60 pixels
+    assert close(small, photo(160, 120), within=8)
+    view = eval_view(data, preprocessing((60, 80)))
+    assert np.abs(view.permute(1, 2, 0).numpy().astype(int) - np.asarray(photo(80, 60), int)).max() <= 8
+
+
+def test_broken_exif_leaves_the_image_as_it_stands() -> None:
+    data = saved(photo(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff broken")
+    assert decode(data, channels=3).size == (60, 40)
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    for format in ("GIF", "WEBP", "PNG", "TIFF"):
+        options = {"lossless": True} if format == "WEBP" else {}
+        data = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert np.asarray(decode(data, channels=3))[4, 4].tolist() == [255, 0, 0]
+
+
+JPEG, PNG = saved(photo(), "JPEG"), saved(photo(), "PNG")
+BROKEN = {
+    "empty": (b"", "empty"),
+    "text": (b"hello, this is no image\n" * 9, "not an image"),
+    "html": (b"<!doctype html><title>404</title>", "not an image"),
+    "zeros": (bytes(5000), "not an image"),
+    "cut jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
+    "cut png": (PNG[: len(PNG) // 2], "corrupt or truncated"),
+    "cut webp": (saved(photo(), "WEBP")[:-100], "corrupt|not an image"),
+    "cut bmp": (saved(photo(), "BMP")[:-100], "truncated"),
+    "cut tiff": (saved(photo(), "TIFF", compression="tiff_lzw")[:-500], "corrupt|not an image"),
+    "scrambled png": (PNG[:60] + bytes(reversed(PNG[60:-20])) + PNG[-20:], "corrupt"),
+    "header only": (JPEG[:20], "not an image|corrupt"),
+    "51 megapixels": (png(8500, 6000, 8, bytes(100)), "8500 x 6000 pixels, more than 50 megapixels"),
+    "100 megapixels": (png(10_000, 10_000, 8, bytes(100)), "more than 50 megapixels"),
+    "2 gigapixels": (png(50_000, 40_000, 8, bytes(100)), "more than 50 megapixels"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_says_so_in_one_line(name: str) -> None:
+    data, reason = BROKEN[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BadImage, match=reason) as error:
+            decode(data, channels=3)
+        with pytest.raises(BadImage):
+            eval_view(data, preprocessing())
+        with pytest.raises(BadImage):
+            crop_view(data, box=(0, 0, 20, 20), size=(40, 60), preprocessing=preprocessing())
+        if name != "scrambled png":  # sound at both ends
+            with pytest.raises(BadImage):
+                read_header(data)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="not there"):
+        decode(tmp_path / "gone.jpg", channels=3)
+    with pytest.raises(BadImage, match="can't be read"):
+        decode(tmp_path, channels=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"]), st.integers(0, 400), st.data())
+def test_damaged_files_never_raise_anything_else(junk: bytes, format: str, at: int, draw: st.DataObject) -> None:
+    sound = bytearray(saved(photo(20, 16), format))
+    at = min(at, len(sound))
+    sound[at : at + len(junk)] = junk
+    for data in (bytes(sound), junk):
+        try:
+            assert decode(data, channels=3).mode == "RGB"
+        except BadImage as error:
+            assert "\n" not in str(error)  # noqa: PT017  # most examples raise, some do not
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (20, 100), (224, 300)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_evaluation_view_is_torchvision_s(crop_pct: float, size: tuple[int, int], interpolation: str) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    filters = {"bicubic": v2.InterpolationMode.BICUBIC, "bilinear": v2.InterpolationMode.BILINEAR}
+    reference = v2.Compose(
+        [v2.Resize(int(32 / crop_pct), interpolation=filters[interpolation]), v2.CenterCrop(32), v2.PILToTensor()]
+    )(image)
+    settings = Preprocessing(
+        img_size=(32, 32), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=crop_pct, interpolation=interpolation
+    )
+    difference = (eval_view(image, settings).int() - reference.int()).abs()
+    assert difference.max() <= 2  # one rounding here, two there
+    assert difference.float().mean() < 0.3
+
+
+def test_the_same_view_of_file_bytes_image_and_array(tmp_path: Path) -> None:
+    image = photo(50, 70)
+    (tmp_path / "image.png").write_bytes(saved(image))
+    settings = preprocessing((24, 32), crop_pct=0.9)
+    views = [eval_view(picture, settings) for picture in (tmp_path / "image.png", saved(image), image, np.asarray(image))]
+    assert views[0].shape == (3, 24, 32)
+    assert all(torch.equal(views[0], view) for view in views[1:])
+    grey = np.asarray(image.convert("L"))
+    assert torch.equal(eval_view(grey, preprocessing(channels=1)), eval_view(grey[:, :, None], preprocessing(channels=1)))
+    with pytest.raises(BadImage, match=r"array \(3, 4, 5\) of float64"):
+        eval_view(np.zeros((3, 4, 5)), settings)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1.0, 0.9, 0.5]))
+def test_every_size_has_a_view(width: int, height: int, out_h: int, out_w: int, crop_pct: float) -> None:
+    assert eval_view(photo(width, height), preprocessing((out_h, out_w), crop_pct=crop_pct)).shape == (3, out_h, out_w)
+
+
+def test_a_crop_is_the_same_whatever_scale_it_was_decoded_at() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    image = photo(800, 600)
+    lying = saved(image.transpose(Image.Transpose.ROTATE_270), "JPEG", quality=95, exif=exif)
+    box = (100.0, 200.0, 400.0, 480.0)  # top, left, height, width
+    for side in (24, 50, 110, 300, 480):
+        expected = image.resize((side, side), Image.Resampling.BICUBIC, box=(200, 100, 680, 500))
+        for data in (saved(image, "JPEG", quality=95), saved(image, "PNG"), lying):
+            view = crop_view(data, box=box, size=(600, 800), preprocessing=preprocessing((side, side)))
+            difference = np.abs(view.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected, int))
+            assert difference.max() <= 8
+            assert difference.mean() < 1.5
+
+
+def test_a_crop_of_a_file_that_was_replaced_by_a_smaller_one() -> None:
+    full, half = (saved(photo(*size), "PNG") for size in ((800, 600), (400, 300)))
+    views = [
+        crop_view(data, box=(300, 400, 300, 400), size=(600, 800), preprocessing=preprocessing((30, 40)))
+        for data in (full, half)
+    ]
+    assert (views[0].int() - views[1].int()).abs().max() <= 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_no_crop_leaves_the_image(draw: st.DataObject) -> None:
+    width, height = draw.draw(st.integers(1, 70)), draw.draw(st.integers(1, 70))
+    high, wide = draw.draw(st.floats(1, height)), draw.draw(st.floats(1, width))
+    box = (draw.draw(st.floats(0, height - high)), draw.draw(st.floats(0, width - wide)), high, wide)
+    data = saved(photo(width, height), draw.draw(st.sampled_from(["JPEG", "PNG"])))
+    assert crop_view(data, box=box, size=(height, width), preprocessing=preprocessing((8, 12))).shape == (3, 8, 12)
+
+
+def test_photographs_are_shrunk_and_never_enlarged() -> None:
+    data = saved(photo(300, 200), "JPEG")
+    assert shrunk_view(data, short_side=48, preprocessing=preprocessing()).shape == (3, 48, 72)
+    assert shrunk_view(data, short_side=500, preprocessing=preprocessing(channels=1)).shape == (1, 200, 300)
