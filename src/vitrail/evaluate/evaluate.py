@@ -1,0 +1,64 @@
+"""A model and a split give scores: every image once, as it would be predicted."""
+
+# B batch · K classes
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from vitrail.config import Preprocessing
+from vitrail.data.augment import normalise
+from vitrail.data.batches import eval_batches
+from vitrail.data.dataset import Split
+from vitrail.evaluate.metrics import Evaluation, Judged, judge, summarise
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    batch_size: int = 256,
+    device: torch.device | str,
+    autocast_dtype: torch.dtype | None = None,
+) -> Evaluation:
+    """Scores of the model, which is on `device`, on a split loaded as evaluation view (`augment=None`).
+
+    Each image is seen once; one that can't be read any more is left out of the count. The model runs in eval mode without
+    gradients, and is left in the mode it was in. Raises ValueError for a split that is empty or not in evaluation view.
+    """
+    device = torch.device(device)
+    judged: list[Judged] = []
+    labels = []
+    with _in_eval_mode(model), torch.inference_mode():
+        for raw in eval_batches(split, batch_size=batch_size):
+            if tuple(raw.images.shape[-2:]) != preprocessing.img_size:
+                sides = "x".join(map(str, raw.images.shape[-2:])), "x".join(map(str, preprocessing.img_size))
+                raise ValueError(
+                    f"images of {sides[0]} pixels, but the model takes {sides[1]}; load the split with augment=None"
+                )
+            raw = raw.to(device)
+            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+                logits = model(normalise(raw.images, preprocessing))  # (B, K)
+            judged.append(judge(logits, raw.labels))
+            labels.append(raw.labels)
+    if not judged:
+        raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
+    return summarise(Judged(*map(torch.cat, zip(*judged, strict=True))), torch.cat(labels), classes=classes)
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode for a while, then each as it was: parts of a model may have been frozen."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,147 @@
+"""What logits are worth: accuracy with intervals, likelihood, and which class is taken for which. Pure functions."""
+
+# N images · K classes
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+Interval = tuple[float, float]
+TOP = 5
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class of the data."""
+
+    name: str
+    count: int
+    """Images of the class."""
+    accuracy: float
+    """Share of them that are recognised; NaN where the data has none."""
+    interval: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model reaches on labelled images. Intervals are Wilson's, at 95 %."""
+
+    count: int
+    """Images."""
+    top1: float
+    """Share of images whose class has the greatest logit."""
+    top1_interval: Interval
+    top5: float
+    """Share of images whose class is among the five greatest logits; among all, where there are fewer than five classes."""
+    top5_interval: Interval
+    nll: float
+    """Mean negative log-likelihood of the true class, in nats."""
+    per_class: tuple[ClassScore, ...]
+    confusion: Int64[Tensor, "K K"]
+    """Images of each true class (row) by predicted class (column)."""
+    classes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the confusion matrix (see `save_confusion`), ready for JSON: what is not a number is None."""
+        return {
+            "count": self.count,
+            "top1": self.top1,
+            "top1_interval": list(self.top1_interval),
+            "top5": self.top5,
+            "top5_interval": list(self.top5_interval),
+            "nll": self.nll if math.isfinite(self.nll) else None,
+            "per_class": [
+                {
+                    "name": each.name,
+                    "count": each.count,
+                    "accuracy": each.accuracy if each.count else None,
+                    "interval": list(each.interval),
+                }
+                for each in self.per_class
+            ],
+        }
+
+
+class Judged(NamedTuple):
+    """What is kept of each image's logits."""
+
+    predicted: Int64[Tensor, " N"]
+    within_top: Bool[Tensor, " N"]
+    """The true class is among the first five."""
+    nll: Float[Tensor, " N"]
+
+
+def judge(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"]) -> Judged:
+    """Prediction, top-5 hit and negative log-likelihood of each image, in float32 whatever the logits' type."""
+    logits = logits.float()
+    return Judged(
+        predicted=logits.topk(1).indices[:, 0],  # as topk_correct breaks ties
+        within_top=topk_correct(logits, labels, k=TOP),
+        nll=F.cross_entropy(logits, labels, reduction="none"),
+    )
+
+
+def summarise(judged: Judged, labels: Int64[Tensor, " N"], *, classes: Sequence[str]) -> Evaluation:
+    """The scores of a data set from what was kept of each image."""
+    count = len(labels)
+    if not count:
+        raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
+    matrix = confusion_matrix(judged.predicted, labels, num_classes=len(classes))
+    hits, found = int(matrix.trace()), int(judged.within_top.sum())
+    scores = []
+    for name, correct, total in zip(classes, matrix.diag().tolist(), matrix.sum(1).tolist(), strict=True):
+        accuracy = correct / total if total else math.nan
+        scores.append(ClassScore(name, total, accuracy, wilson_interval(correct, total)))
+    return Evaluation(
+        count=count,
+        top1=hits / count,
+        top1_interval=wilson_interval(hits, count),
+        top5=found / count,
+        top5_interval=wilson_interval(found, count),
+        nll=float(judged.nll.double().mean()),
+        per_class=tuple(scores),
+        confusion=matrix,
+        classes=tuple(classes),
+    )
+
+
+def score(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"], *, classes: Sequence[str]) -> Evaluation:
+    """The scores of logits that are all at hand."""
+    return summarise(judge(logits, labels), labels, classes=classes)
+
+
+def topk_correct(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"], *, k: int) -> Bool[Tensor, " N"]:
+    """Whether the true class is among the k greatest logits; k beyond the number of classes takes all."""
+    best = logits.topk(min(k, logits.shape[1])).indices  # (N, k)
+    return (best == labels[:, None]).any(1)
+
+
+def confusion_matrix(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"], *, num_classes: int) -> Int64[Tensor, "K K"]:
+    """How many images of each true class (row) were predicted as each class (column), on the CPU."""
+    cells = (labels * num_classes + predicted).cpu()
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def wilson_interval(correct: int, total: int, *, level: float = 0.95) -> Interval:
+    """Confidence interval of a share (Wilson 1927): right near 0 and 1, where the normal one is not. (0, 1) without images."""
+    if not 0 <= correct <= total:
+        raise ValueError(f"{correct} correct of {total} is no share; correct must be between 0 and the total")
+    if not 0 < level < 1:
+        raise ValueError(f"confidence level {level} must be above 0 and below 1")
+    if total == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, spread = correct / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    reach = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    low = 0.0 if correct == 0 else max(0.0, middle - reach)  # exactly the end, not 1e-17 beside it
+    return low, 1.0 if correct == total else min(1.0, middle + reach)
