@@ -71,10 +71,14 @@ def measure(row: Row, *, seed: int) -> dict[str, Any]:
 
 
 def training(metrics: Path) -> dict[str, float]:
-    """Seconds of training, images a second and steps, from the last training line of a run's metrics."""
+    """What a run's metrics say of its training: seconds, steps, and the median of the images a second."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    last = next(line for line in reversed(lines) if "images_per_s" in line)
-    return {"train_s": round(last["seconds"], 1), "images_per_s": round(last["images_per_s"], 1), "steps": last["step"]}
+    reports = [line for line in lines if "images_per_s" in line]
+    return {
+        "train_s": round(reports[-1]["seconds"], 1),
+        "steps": reports[-1]["step"],
+        "images_per_s": round(statistics.median(report["images_per_s"] for report in reports), 1),
+    }
 
 
 def middle(seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def ours(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Step:
     import torch
 
     from vitrail.models import ViT
-    from vitrail.train.device import keep_freed_memory
+    from vitrail.models.device import keep_freed_memory
     from vitrail.train.optim import build_optimizers
     from vitrail.train.step import Step as Move
 
