@@ -57,7 +57,7 @@ def train_batches(
 
     Every epoch has its own order; what is left over at its end is dropped, unless the set is smaller than one batch.
     Order and crops depend on (seed, epoch, index) alone, so a batch can be made again exactly. An image that can't
-    be read any more is missing from its batch and listed in `split.skipped`.
+    be read any more is missing from its batch and listed in `split.skipped`. Raises ValueError once that is all of them.
     """
     steps = steps_per_epoch(split, batch_size=batch_size)
 
@@ -73,7 +73,7 @@ def train_batches(
 
 
 def eval_batches(split: Split, *, batch_size: int) -> Iterator[RawBatch]:
-    """Every image once, in order; the last batch may be short."""
+    """Every image once, in order; the last batch may be short. Raises ValueError if no image can be read any more."""
     positions = torch.arange(len(split))
     jobs = (Job(0, positions[first : first + batch_size]) for first in range(0, len(split), batch_size))
     return (batch for _, batch in _read(_Reader(split), jobs))
@@ -95,10 +95,18 @@ def _read(reader: _Reader, jobs: Iterator[Job]) -> Iterator[tuple[int, RawBatch]
         )
     else:
         loader = (reader[job] for job in jobs)
+    lost_in_a_row = 0
     for epoch, batch, failures in loader:
         reader.split.record(failures)
         if len(batch):
+            lost_in_a_row = 0
             yield epoch, batch
+            continue
+        lost_in_a_row += len(failures)
+        if lost_in_a_row >= len(reader.split):  # a disk that went away, not a file
+            raise ValueError(
+                f"none of the {len(reader.split)} images can be read any more ({failures[0].path}: {failures[0].reason})"
+            )
 
 
 def _as_it_is(item: Any) -> Any:

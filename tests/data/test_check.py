@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitrail.data.check import check
+
+ImageFolder = Callable[..., Path]
+
+
+def test_a_folder_with_everything_wrong(image_folder: ImageFolder) -> None:
+    root = image_folder({"train": {"cat": 3, "dog": 2}, "val": {"cat": 1}, "test": {"dog": 1}}, size=(40, 32))
+    shutil.copy(root / "train/cat/2.jpg", root / "test/dog/copy.jpg")
+    shutil.copy(root / "train/cat/1.jpg", root / "train/cat/twice.jpg")  # on one side: no leak
+    Image.new("L", (5, 7)).save(root / "val/cat/grey.png")
+    (root / "train/dog/notes.txt").write_text("no image")
+    half = (root / "train/dog/1.jpg").read_bytes()[:600]
+    (root / "train/dog/1.jpg").write_bytes(half)
+    report = check(str(root))
+    assert report.counts == {"train": {"cat": 4, "dog": 1}, "val": {"cat": 2, "dog": 0}, "test": {"cat": 0, "dog": 2}}
+    assert report.images == 9
+    assert report.sizes == {(40, 32): 8, (7, 5): 1}
+    assert report.modes == {"RGB": 8, "L": 1}
+    assert [file.path for file in report.bad] == ["train/dog/1.jpg", "train/dog/notes.txt"]
+    assert ("train/cat/2.jpg", "test/dog/copy.jpg") in report.duplicates
+    text = str(report)
+    assert text.startswith("photos: 9 images, 2 classes, 2 unreadable files\n")
+    assert "short side: 5 to 32 px, half of them up to 32 px" in text
+    assert "unreadable: train/dog/notes.txt: not an image" in text
+    assert "the same image on two sides: train/cat/2.jpg, test/dog/copy.jpg" in text
+
+
+def test_a_folder_where_nothing_is_readable(image_folder: ImageFolder) -> None:
+    root = image_folder({"train": {"cat": 8, "dog": 8}})
+    for file in root.glob("*/*/*"):
+        file.write_bytes(b"gone")
+    report = check(str(root), val_fraction=0.0)
+    assert (report.images, len(report.bad)) == (0, 16)
+    assert "and 6 more unreadable files" in str(report)
+
+
+def test_a_named_set(idx_set: Path) -> None:
+    report = check("mnist", val_fraction=0.25)
+    assert {split: sum(classes.values()) for split, classes in report.counts.items()}["test"] == 20
+    assert report.images == 80
+    assert (report.sizes, report.modes, report.bad, report.duplicates) == ({(28, 28): 80}, {"L": 80}, (), ())
+
+
+def test_an_image_in_the_training_and_the_test_file(idx_set: Path) -> None:
+    train, test = (idx_set / f"{part}-images-idx3-ubyte" for part in ("train", "t10k"))
+    data = bytearray(test.read_bytes())
+    data[16 : 16 + 784] = train.read_bytes()[16 : 16 + 784]
+    test.write_bytes(data)
+    assert check("mnist", val_fraction=0.0).duplicates == (("mnist/train/0", "mnist/test/0"),)
+
+
+def test_no_data_set() -> None:
+    with pytest.raises(ValueError, match="neither a folder nor one of"):
+        check("nothing-of-the-kind")
