@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import csv
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from vitrail.evaluate.metrics import Evaluation
@@ -42,22 +44,25 @@ def save_confusion(evaluation: Evaluation, folder: Path | str) -> tuple[Path, Pa
 
 def _draw(matrix: Int[np.ndarray, "K K"], evaluation: Evaluation) -> Figure:
     count = len(matrix)
-    names = [_short(name) for name in evaluation.classes]
+    names = _shortened(evaluation.classes)
     cell = 0.52 if count <= _COUNTED else max(0.125, 11 / count) if count <= _NAMED else 11 / count  # inches
     side = max(3.2, cell * count)
-    letters = 9 if count <= _COUNTED else 5.5
+    letters = 5.5 if _COUNTED < count <= _NAMED else 9
     label = 0.0075 * letters * max(map(len, names)) + 0.15 if count <= _NAMED else 0.45  # inches that a name takes
     below = 0.25 + label * (1.0 if count > _COUNTED else 0.8)
-    mistakes = 3.9
+    mistakes = 4.2
     left, top = label + 0.35, 0.55
     width, height = left + side + 0.9 + mistakes, top + side + below + 0.25
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((left / width, (below + 0.25) / height, side / width, side / height))
     totals = matrix.sum(1, keepdims=True)
     shares = matrix / np.maximum(totals, 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(
+        shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest"
+    )  # rare mistakes show
     bar = figure.add_axes(((left + side + 0.15) / width, (below + 0.25) / height, 0.14 / width, side / height))
-    figure.colorbar(image, cax=bar, format=lambda share, _: f"{share:.0%}").outline.set_visible(False)
+    ticks = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
+    figure.colorbar(image, cax=bar, ticks=ticks, format=lambda share, _: f"{share:.0%}").outline.set_visible(False)
     bar.tick_params(labelsize=8, length=0)
     _name_axes(axes, names, letters=letters)
     if count <= _COUNTED:
@@ -95,7 +100,7 @@ def _name_axes(axes: Axes, names: list[str], *, letters: float) -> None:
 def _write_counts(axes: Axes, matrix: Int[np.ndarray, "K K"], shares: np.ndarray) -> None:
     for (row, column), count in np.ndenumerate(matrix):
         if count:
-            color = "white" if shares[row, column] > 0.55 else "0.15"
+            color = "white" if shares[row, column] > 0.3 else "0.15"
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8 if count < 10_000 else 6.5, color=color)
 
 
@@ -107,7 +112,7 @@ def _list_mistakes(
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:_LISTED]
     rows, columns = np.unravel_index(order, wrong.shape)
-    figure.text(left, top, "Commonest mistakes", fontsize=9, weight="bold", va="top")
+    figure.text(left, top, "Commonest mistakes" if wrong.any() else "No mistakes", fontsize=9, weight="bold", va="top")
     place = top - 1.4 * line
     for row, column in zip(rows, columns, strict=True):
         if wrong[row, column]:
@@ -116,9 +121,8 @@ def _list_mistakes(
             place -= line
 
 
-def _short(name: str) -> str:
-    """A name that fits: the middle gives way, for names differ at both ends."""
-    if len(name) <= _NAME_LENGTH:
-        return name
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Names that fit: the middle gives way, for names differ at both ends; where two become one, each gets its number."""
     half = (_NAME_LENGTH - 1) // 2
-    return f"{name[: _NAME_LENGTH - 1 - half]}…{name[-half:]}"
+    short = [name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1 - half]}…{name[-half:]}" for name in names]
+    return short if len(set(short)) == len(short) else [f"{index} {name}" for index, name in enumerate(short)]
