@@ -232,6 +232,8 @@ def test_the_same_view_of_file_bytes_image_and_array(tmp_path: Path) -> None:
     assert all(torch.equal(views[0], view) for view in views[1:])
     grey = np.asarray(image.convert("L"))
     assert torch.equal(eval_view(grey, preprocessing(channels=1)), eval_view(grey[:, :, None], preprocessing(channels=1)))
+    with pytest.raises(BadImage, match="truncated"):
+        eval_view(Image.open(io.BytesIO(JPEG[: len(JPEG) // 2])), settings)  # opened, not decoded yet
     with pytest.raises(BadImage, match=r"array \(3, 4, 5\) of float64"):
         eval_view(np.zeros((3, 4, 5)), settings)
 

@@ -39,8 +39,9 @@ _TURNS = {  # EXIF orientation -> what sets the image upright
 }
 _QUIET = threading.Lock()
 
-Source = str | Path | bytes
-Picture = str | Path | bytes | Image.Image | np.ndarray
+File = str | Path | bytes
+"""A path, or the bytes themselves."""
+Picture = File | Image.Image | np.ndarray
 
 
 class BadImage(ValueError):
@@ -58,7 +59,7 @@ class Header(NamedTuple):
     """"JPEG", "PNG"…"""
 
 
-def read_header(source: Source) -> Header:
+def read_header(source: File) -> Header:
     """Opens an image without decoding it, and sees that its end is there.
 
     A JPEG or PNG that does not end as it should, and any file of another format, is decoded to be sure.
@@ -72,7 +73,7 @@ def read_header(source: Source) -> Header:
         return header
 
 
-def decode(source: Source, *, channels: int, short_side: int | None = None) -> Image.Image:
+def decode(source: File, *, channels: int, short_side: int | None = None) -> Image.Image:
     """The first frame of an image file, upright, in mode "L" (channels 1) or "RGB" (channels 3).
 
     Transparent pixels show white; 16 bits are scaled to 8. With `short_side`, a JPEG is decoded at the smallest of
@@ -97,7 +98,9 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
     if isinstance(image, str | Path | bytes):
         picture = decode(image, channels=preprocessing.in_channels, short_side=max(_resized_to(preprocessing)))
     else:
-        picture = _convert(_from_array(image) if isinstance(image, np.ndarray) else _turn(image), preprocessing.in_channels)
+        with _faults_are_bad_images():  # Pillow may have left the decoding for now
+            upright = _from_array(image) if isinstance(image, np.ndarray) else _turn(image)
+            picture = _convert(upright, preprocessing.in_channels)
     if view_is_exact((picture.height, picture.width), preprocessing):
         return to_tensor(picture)
     least_h, least_w = _resized_to(preprocessing)
@@ -111,7 +114,7 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
     return to_tensor(picture.resize((width, height), _FILTERS[preprocessing.interpolation], box=box))
 
 
-def shrunk_view(source: Source, *, short_side: int, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
+def shrunk_view(source: File, *, short_side: int, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
     """The whole image with its shorter side shrunk to `short_side`, never enlarged. Raises BadImage."""
     picture = decode(source, channels=preprocessing.in_channels, short_side=short_side)
     shrink = short_side / min(picture.size)
@@ -127,7 +130,7 @@ def view_is_exact(size: Pair, preprocessing: Preprocessing) -> bool:
 
 
 def crop_view(
-    source: Source, *, box: tuple[float, float, float, float], size: Pair, preprocessing: Preprocessing
+    source: File, *, box: tuple[float, float, float, float], size: Pair, preprocessing: Preprocessing
 ) -> UInt8[Tensor, "C H W"]:
     """The part `box` (top, left, height, width) of an image file, resized to img_size.
 
@@ -168,22 +171,28 @@ def _resized_to(preprocessing: Preprocessing) -> Pair:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[Image.Image, bytes]]:
+def _opened(source: File) -> Iterator[tuple[Image.Image, bytes]]:
     """The image behind a path or bytes, header read and size checked, and the last bytes of the file."""
+    with _faults_are_bad_images(), BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 64))
+        end = file.read()
+        if not end:
+            raise BadImage("the file is empty")
+        file.seek(0)
+        # Pillow warns above 89 megapixels, our limit is lower; filters are shared by threads, hence the lock.
+        with _QUIET, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
+        yield image, end
+
+
+@contextmanager
+def _faults_are_bad_images() -> Iterator[None]:
+    """Whatever goes wrong in here is a BadImage."""
     try:
-        with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 64))
-            end = file.read()
-            if not end:
-                raise BadImage("the file is empty")
-            file.seek(0)
-            # Pillow warns above 89 megapixels, our limit is lower; filters are shared by threads, hence the lock.
-            with _QUIET, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                image = Image.open(file, formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
-            yield image, end
+        yield
     except BadImage:
         raise
     except FileNotFoundError:

@@ -1,4 +1,11 @@
-"""The sets that have a name: where their files are, what they should be, and how they are read."""
+"""The sets that have a name: where their files are, what they should be, and how they are read.
+
+What `$VITRAIL_DATA` holds, each set in a folder of its name:
+
+    fashion-mnist/, mnist/      {train,t10k}-images-idx3-ubyte[.gz] and {train,t10k}-labels-idx1-ubyte[.gz]
+    cifar10/, cifar100/         the published .tar.gz, or the .bin files, in the archive's own folder or without it
+    imagenet/                   train/ and val/, a folder per class in each
+"""
 
 # N images · C channels · H W image
 
