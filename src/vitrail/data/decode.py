@@ -179,13 +179,19 @@ def _opened(source: File) -> Iterator[tuple[Image.Image, bytes]]:
         if not end:
             raise BadImage("the file is empty")
         file.seek(0)
-        # Pillow warns above 89 megapixels, our limit is lower; filters are shared by threads, hence the lock.
-        with _QUIET, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():  # of sizes above 89 megapixels: our own limit is lower
             image = Image.open(file, formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
         yield image, end
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings. Threads share the filters, hence the lock."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -213,7 +219,8 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow applies it itself, to the size at once and to the pixels when they load
         return 1
     try:
-        return int(Image.Image.getexif(image).get(0x0112, 1))  # PNG's own getexif decodes the whole file first
+        with _quiet():  # of corrupt EXIF: thousands of ImageNet's files have it
+            return int(Image.Image.getexif(image).get(0x0112, 1))  # PNG's own getexif decodes the whole file first
     except Exception:  # broken EXIF beside sound pixels: leave the image as it stands
         return 1
 
