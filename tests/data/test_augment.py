@@ -338,3 +338,14 @@ def test_the_input_is_left_as_it_was() -> None:
     before = raw.images.clone()
     run(raw, EVERYTHING, (24, 24))
     assert torch.equal(raw.images, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cfg", [AugmentConfig(crop="pad"), EVERYTHING])
+def test_a_gpu_makes_the_same_batch(cfg: AugmentConfig) -> None:
+    """But for single pixels that stand between two whole levels before the colours."""
+    raw = raw_batch(16, 24, 24, cfg=cfg)
+    here, there = run(raw, cfg, (24, 24)), run(raw.to("cuda"), cfg, (24, 24))
+    assert there.images.is_cuda
+    assert (here.images - there.images.cpu()).abs().gt(1e-3).float().mean() < 0.01
+    torch.testing.assert_close(here.targets, there.targets.cpu(), atol=1e-5, rtol=1e-5)

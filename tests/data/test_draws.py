@@ -163,3 +163,12 @@ def test_permutation_leaves_no_trace_of_the_first_order() -> None:
     assert stats.spearmanr(order.numpy(), range(5000)).pvalue > FAR
     first = torch.tensor([int(permutation(4, seed=0, epoch=e)[0]) for e in range(2000)])
     assert stats.chisquare(torch.bincount(first, minlength=4).numpy()).pvalue > FAR
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_draws_the_same_numbers() -> None:
+    here, there = draws(), draws(indexes=MANY.cuda())
+    assert torch.equal(here.uniform("a", 3), there.uniform("a", 3).cpu())
+    assert torch.equal(here.integers("a", high=1000), there.integers("a", high=1000).cpu())
+    torch.testing.assert_close(here.normal("a"), there.normal("a").cpu(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(here.beta("a", 0.8), there.beta("a", 0.8).cpu(), atol=1e-5, rtol=1e-5)
