@@ -1,0 +1,360 @@
+"""The command line: one thin function per command, and every mistake in one line.
+
+What is heavy is imported inside the functions, so that `vitrail --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+
+from vitrail import terminal
+
+OK, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained, measured model.
+
+  vitrail check DATA              looks through a data set before training
+  vitrail train [DATA]            trains; without DATA, on the sample that comes with the package
+  vitrail resume RUN              goes on where a run stopped
+  vitrail evaluate RUN [DATA]     accuracy with 95 % intervals, per class, and the confusion matrix
+  vitrail predict RUN IMAGES…     labels and probabilities of images
+
+  vitrail models                  the sizes there are
+  vitrail show NAME               tokens, parameters, FLOPs and memory of one
+
+DATA is a folder with one folder per class, or one of fashion-sample, fashion-mnist, mnist, cifar10, cifar100, imagenet.
+RUN is the folder that a training wrote.
+
+  vitrail train --minutes 2 --out runs/first
+  vitrail evaluate runs/first
+  vitrail predict runs/first photo.png
+
+vitrail COMMAND --help says more; vitrail --version says which this is; --traceback shows where an error came from.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0, 1 when some images could not be read, 2 for a user's mistake, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = run(words)
+        sys.stdout.flush()  # a pipe that nobody reads shows here, not at exit
+        return code
+    except SystemExit as leave:  # argparse, after --help
+        return int(leave.code or 0)
+    except BrokenPipeError:  # `vitrail predict … | head`
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        print("vitrail: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        line = one_line(error)
+        if traceback or line is None:
+            raise
+        print(f"vitrail: {line}", file=sys.stderr)
+        return MISTAKE
+
+
+def run(words: list[str]) -> int:
+    """The command that the words name, with the rest of them."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(OVERVIEW, end="")
+        return OK
+    if words[0] == "--version":
+        print(f"vitrail {importlib.metadata.version('vitrail')}")
+        return OK
+    if words[0] not in COMMANDS:
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
+        hint = f'did you mean "{close[0]}"?' if close else "vitrail --help says what each does"
+        raise ValueError(f'"{words[0]}" is none of the commands {", ".join(COMMANDS)}; {hint}')
+    return COMMANDS[words[0]](words[1:])
+
+
+def one_line(error: Exception) -> str | None:
+    """What to tell the user; None for an error that is our own bug, which deserves its traceback."""
+    text = " ".join(str(error).split())
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        where = getattr(error, "filename", None)
+        return f"{f'{where}: ' if where else ''}the disk is full; free some space, or write elsewhere with --out"
+    if isinstance(error, OSError):
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([*names[:1], (error.strerror or text or type(error).__name__).lower()])
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; importing torch here would be slow
+        return "the device is out of memory; use a smaller --train.batch_size, or --train.checkpointing true"
+    return text if isinstance(error, ValueError) else None
+
+
+TRAIN_HELP = """Trains a Vision Transformer, measures it, and writes a run folder.
+
+  vitrail train                                   the sample that comes with the package
+  vitrail train PHOTOS --minutes 30               a folder with one folder per class
+  vitrail train cifar10 --model S/4 --optim.lr 5e-4
+
+--model B/16 is short for --model.name B/16, and --minutes 2 for --train.minutes 2.
+The command line wins over --config, which wins over --recipe, which wins over the defaults in brackets.
+A length (epochs, steps or minutes) replaces any other length; a model's name starts its section afresh."""
+
+
+MEMORY_HELP = """Parameters and FLOPs (of one image's forward pass, a multiply-add is two) are exact. Weights are fp32.
+Memory is what activations take: in inference at most at one time, in training until the backward pass."""
+
+SHOW_HELP = f"""Tokens, parameters, FLOPs and memory of one model.
+
+  vitrail show B/16 --img-size 384
+  vitrail show S/16 --img-size 96x128 --in-channels 4 --model.depth 6
+  vitrail show Ti/16 --groups --optim.name muon
+
+{MEMORY_HELP}"""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Commands, in the order of the work
+
+
+def check(words: list[str]) -> int:
+    """`vitrail check DATA`."""
+    parser = terminal.make_parser(
+        "check",
+        "Looks through a data set before training: classes, sizes, unreadable files, images on two sides at once.",
+        "Exit code: 0, or 1 when files are unreadable.",
+    )
+    parser.add_argument("data", metavar="DATA", help="a folder, or the name of a set")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    args = terminal.parse(parser, words)
+
+    from vitrail.data.check import check as look_through
+
+    report = look_through(args.data)
+    if args.json:
+        sizes = [{"height": height, "width": width, "images": images} for (height, width), images in report.sizes.items()]
+        bad = [{"path": path, "reason": reason} for path, reason in report.bad]
+        found = {"name": report.name, "images": report.images, "counts": report.counts, "sizes": sizes, "modes": report.modes}
+        terminal.print_json({**found, "bad": bad, "duplicates": report.duplicates})
+    else:
+        print(report)
+    return SOME_FAILED if report.bad else OK
+
+
+def train(words: list[str]) -> int:
+    """`vitrail train [DATA]`."""
+    from vitrail.train import settings
+
+    parser = terminal.make_settings_parser(
+        "train",
+        TRAIN_HELP,
+        usage="[DATA] [--recipe R] [--config FILE] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…",
+    )
+    parser.add_argument("path", nargs="?", metavar="DATA", help="a folder, or the name of a set [fashion-sample]")
+    parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(settings.recipes())} [the one for DATA]")
+    parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings; a run's config.yaml is one")
+    parser.add_argument(
+        "--out", type=str, metavar="RUN", help="the run folder, which must not be there yet [a new one in runs/]"
+    )
+    settings.add_settings(parser)
+    parsed = terminal.parse_settings(parser, words)
+
+    from vitrail.train.run import train as start
+
+    done = start(
+        parsed.get("path"),
+        recipe=parsed.get("recipe"),
+        config=parsed.get("config"),
+        out=parsed.get("out"),
+        **settings.layer_of(parsed),
+    )
+    terminal.print_what_is_next(done.folder)
+    return OK
+
+
+def resume(words: list[str]) -> int:
+    """`vitrail resume RUN`."""
+    parser = terminal.make_parser("resume", "Goes on from the last checkpoint of a run that was stopped.")
+    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote")
+    args = terminal.parse(parser, words)
+
+    from vitrail.train.run import resume as go_on
+
+    terminal.print_what_is_next(go_on(args.run).folder)
+    return OK
+
+
+def evaluate(words: list[str]) -> int:
+    """`vitrail evaluate RUN [DATA]`."""
+    parser = terminal.make_parser(
+        "evaluate", "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what."
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="a folder, or the name of a set [what the run was trained on]")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="which images [test, else val]")
+    parser.add_argument("--out", metavar="FOLDER", help="where evaluation.json, confusion.png and confusion.csv go [RUN]")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    terminal.add_device(parser, batch_size=256)
+    args = terminal.parse(parser, words)
+
+    from vitrail import weights
+    from vitrail.data.sources import open_source
+    from vitrail.evaluate import evaluate as measure
+    from vitrail.evaluate import save_confusion
+    from vitrail.models.device import autocast_dtype, pick_device
+    from vitrail.train import settings
+
+    info, device = weights.read_run(args.run), pick_device(args.device)
+    cfg = settings.build([settings.read_config(Path(args.run, "config.yaml"))])
+    source = open_source(args.data or info.data, val_fraction=cfg.data.val_fraction)
+    if source.classes != info.classes:
+        theirs, ours = terminal.listed(source.classes), terminal.listed(info.classes)
+        raise ValueError(f"{source.name} has the classes {theirs}, and the run {ours}; give data of the run's classes")
+    name = args.split or next(split for split in ("test", "val", "train") if split in source.splits)
+    split = source.load(name, preprocessing=info.preprocessing, cfg=cfg.data, augment=None)
+    result = measure(
+        weights.load(args.run).to(device),
+        split,
+        preprocessing=info.preprocessing,
+        classes=info.classes,
+        batch_size=args.batch_size,
+        device=device,
+        autocast_dtype=autocast_dtype(cfg.train.precision, device),  # as when the training measured itself
+    )
+
+    folder = Path(args.out or args.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {"data": source.name, "split": name, **result.to_dict()}
+    (folder / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    files = [folder / "evaluation.json", *save_confusion(result, folder)]
+    if args.json:
+        terminal.print_json(numbers)
+    else:
+        terminal.print_evaluation(result, title=f"{source.name}, {name}: {result.count:,} images")
+        print("Written: " + ", ".join(map(str, files)))
+    return OK
+
+
+def predict(words: list[str]) -> int:
+    """`vitrail predict RUN IMAGES…`."""
+    parser = terminal.make_parser(
+        "predict",
+        "Labels and probabilities of images.",
+        "Exit code: 0, or 1 when some images could not be read; the others are done all the same.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="files, folders with all that is in them, - for a list on stdin"
+    )
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print a list of objects: path, label, probability, top, error")
+    shape.add_argument("--csv", action="store_true", help="print a line an image: path, label, probability, …, error")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="the K most probable classes [1]")
+    terminal.add_device(parser, batch_size=32)
+    args = terminal.parse(parser, words)
+
+    from vitrail.deploy.predict import Predictor, find_images
+
+    if args.top < 1:
+        raise ValueError(f"--top {args.top} must be at least 1")
+    given = chain.from_iterable(terminal.lines(sys.stdin) if path == "-" else [path] for path in args.images)
+    images = list(find_images(given))
+    if not images:
+        raise ValueError("stdin named no image; write one path a line")
+    predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size)
+    done = list(predictor.predict(images, top=args.top))
+
+    if args.json:
+        terminal.print_json([prediction.to_dict() for prediction in done])
+    elif args.csv:
+        terminal.print_csv(done, top=min(args.top, len(predictor.classes)))
+    else:
+        terminal.print_predictions(done)
+    bad = [prediction for prediction in done if prediction.error is not None]
+    for prediction in bad:
+        print(f"vitrail: {prediction.path}: {prediction.error}", file=sys.stderr)
+    if bad:
+        print(f"vitrail: {len(bad)} of {len(done)} images could not be read; the others are done", file=sys.stderr)
+    return SOME_FAILED if bad else OK
+
+
+def models(words: list[str]) -> int:
+    """`vitrail models`."""
+    parser = terminal.make_parser("models", "The sizes there are, each with the patches in common use.", MEMORY_HELP)
+    parser.add_argument("--img-size", default="224", metavar="N|HxW", help="image side in pixels [224]")
+    parser.add_argument("--in-channels", type=int, default=3, metavar="N", help="channels of the images [3]")
+    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="outputs of the head [1000]")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images that activations are counted for [1]")
+    args = terminal.parse(parser, words)
+
+    from vitrail.config import PATCHES, SIZES
+    from vitrail.models.describe import describe
+    from vitrail.train import settings
+
+    table = terminal.make_table(
+        "name", "width", "depth", "heads", "tokens", "parameters", "GFLOPs", "weights", "inference", "training", "in bf16"
+    )
+    shape = {"img_size": args.img_size, "in_channels": args.in_channels, "num_classes": args.num_classes}
+    for name in (f"{size}/{patch}" for size in SIZES for patch in PATCHES):
+        vit = settings.build([{"model": {"name": name, **shape}}]).model.vit()
+        cost = describe(vit, batch_size=args.batch_size)
+        counts = (f"{number:,}" for number in (vit.embed_dim, vit.depth, vit.num_heads, cost.tokens, cost.parameters))
+        memory = (cost.weights_bytes, cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16)
+        table.add_row(name, *counts, f"{cost.flops / 1e9:,.2f}", *map(terminal.in_bytes, memory))
+    terminal.make_console().print(table)
+    return OK
+
+
+def show(words: list[str]) -> int:
+    """`vitrail show NAME`."""
+    from vitrail.train import settings
+
+    parser = terminal.make_settings_parser("show", SHOW_HELP, usage="NAME [--img-size 384] [--model.FIELD VALUE]… [--groups]")
+    parser.add_argument("name", metavar="NAME", help='such as "B/16" or "vit_base_patch16_224"; or the folder of a run')
+    for field, metavar in (("img_size", "N|HxW"), ("in_channels", "N"), ("num_classes", "N")):
+        option = "--" + field.replace("_", "-")
+        parser.add_argument(option, dest=field, type=str, metavar=metavar, help=f"short for --model.{field}")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images that activations are counted for [1]")
+    parser.add_argument("--groups", action="store_true", help="also print what the optimizer does to each parameter")
+    settings.add_settings(parser, sections=("model", "optim"))
+    parsed = terminal.parse_settings(parser, words)
+    short = {field: parsed[field] for field in settings.OF_THE_DATA if parsed.get(field) is not None}
+
+    from vitrail.models.describe import describe
+
+    config = Path(parsed["name"], "config.yaml")
+    below = settings.read_config(config) if config.is_file() else {"model": parsed["name"]}
+    cfg = settings.build([below, {"model": short}, settings.layer_of(parsed)])
+    batch_size = parsed.get("batch_size") or 1
+    terminal.print_model(cfg.model, describe(cfg.model.vit(), batch_size=batch_size), batch_size=batch_size)
+    if parsed.get("groups"):
+        import torch
+
+        from vitrail.models import ViT
+        from vitrail.train.optim import group_table
+
+        with torch.device("meta"):
+            rows = group_table(ViT(cfg.model.vit()), cfg.optim)
+        terminal.print_groups(rows)
+    return OK
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "check": check,
+    "train": train,
+    "resume": resume,
+    "evaluate": evaluate,
+    "predict": predict,
+    "models": models,
+    "show": show,
+}

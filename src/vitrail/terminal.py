@@ -1,0 +1,269 @@
+"""What the command line takes and prints: words to values, values to lines and tables."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vitrail.config import pair
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from rich.console import Console
+    from rich.table import Table
+
+    from vitrail.config import ModelConfig
+    from vitrail.deploy.predict import Prediction
+    from vitrail.evaluate.metrics import Evaluation
+    from vitrail.models.describe import Description
+    from vitrail.train.optim import Row
+
+MANY_CLASSES = 40
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Words to values
+
+SHORT = {"--model": "--model.name", "--minutes": "--train.minutes"}
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with room for long options."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=min(shutil.get_terminal_size((110, 24)).columns, 110))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are raised for `main` to say."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def make_parser(command: str, description: str, epilog: str = "") -> Parser:
+    """The parser of a command."""
+    return Parser(prog=f"vitrail {command}", description=description, epilog=epilog, formatter_class=Help, allow_abbrev=False)
+
+
+def make_settings_parser(command: str, description: str, *, usage: str) -> ArgumentParser:
+    """A parser for jsonargparse's typed options. Parse with `parse_settings`."""
+    from jsonargparse import ArgumentParser
+
+    prog = f"vitrail {command}"
+    return ArgumentParser(
+        prog=prog,
+        usage=f"{prog} {usage}",
+        description=description,
+        formatter_class=Help,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def add_device(parser: Parser, *, batch_size: int) -> None:
+    """The options of a command that runs a model."""
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
+    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help=f"images a batch [{batch_size}]")
+
+
+def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
+    """What was typed, the options anywhere among the rest. Raises ValueError in one line, naming the nearest option."""
+    for option in _options(words):
+        if option not in parser._option_string_actions:
+            close = difflib.get_close_matches(option, parser._option_string_actions, n=1)
+            raise ValueError(_no_option(option, parser.prog, close))
+    return parser.parse_intermixed_args(words)
+
+
+def parse_settings(parser: ArgumentParser, words: list[str]) -> Namespace:
+    """What was typed, and nothing of the defaults."""
+    from vitrail.train import settings
+
+    words = list(chain.from_iterable(word.split("=", 1) if word.startswith("--") else [word] for word in words))
+    words = [SHORT.get(word, word) for word in words]
+    for position, word in enumerate(words[1:], start=1):
+        if words[position - 1] in ("--model.img_size", "--model.patch_size"):
+            words[position] = settings.sides(word)
+    known = parser._option_string_actions
+    for option in _options(words):
+        section, dot, _ = option.rpartition(".")
+        if option in known or (section in known and option[2:] in settings.key_types()):  # --augment.rand_augment.n
+            continue
+        near = difflib.get_close_matches(option, [*SHORT, *known], n=1, cutoff=0.8)
+        meant = [name for name in (f"--{settings.nearest_key(option[2:])}",) if name in known]
+        raise ValueError(_no_option(option, parser.prog, meant or near if dot else near or meant))
+    try:
+        return parser.parse_args(words, defaults=False)
+    except argparse.ArgumentError as error:
+        raise ValueError(settings.explain(error)) from error
+
+
+def _options(words: Iterable[str]) -> Iterator[str]:
+    """The options among the words, without what follows a "="."""
+    return (word.partition("=")[0] for word in takewhile(lambda word: word != "--", words) if word.startswith("--"))
+
+
+def _no_option(option: str, prog: str, close: list[str]) -> str:
+    return f"{option} is not an option of {prog}; " + (f"did you mean {close[0]}?" if close else f"see {prog} --help")
+
+
+def lines(stream: Iterable[str]) -> Iterator[str]:
+    """The lines that hold something."""
+    return (line.rstrip("\r\n") for line in stream if line.strip())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Values to lines
+
+
+def make_console() -> Console:
+    """Colours and the terminal's width on a terminal; plain text of any width in a pipe."""
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    return Console(
+        highlight=False,
+        markup=False,  # a file may be called [bold]
+        emoji=False,
+        color_system="auto" if terminal else None,
+        width=None if terminal else 1000,
+    )
+
+
+def make_table(*columns: str, words: Sequence[str] = ()) -> Table:
+    """An empty table of numbers, but for the first column and those named in `words`."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if not position or column in words else "right", overflow="fold")
+    return table
+
+
+def print_json(value: Any) -> None:
+    """Any value as indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def percent(share: float) -> str:
+    """A share, as in 87.3 %."""
+    return f"{100 * share:.1f} %"
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes, as in 86.6 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of many."""
+    return ", ".join(names[:3]) + (f" … ({len(names)})" if len(names) > 3 else "")
+
+
+def print_what_is_next(folder: Path) -> None:
+    """Where a run is, and the commands that use it."""
+    run = shlex.quote(str(folder))
+    print(f"\nThe run is in {folder}. What to run next:")
+    print(f"  vitrail evaluate {run}")
+    print(f"  vitrail predict {run} IMAGE.png")
+
+
+def print_evaluation(result: Evaluation, *, title: str) -> None:
+    """Accuracy as a whole and of each class."""
+    console = make_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print()
+    overall = make_table("", "accuracy", "95 % interval")
+    overall.add_row("top-1", percent(result.top1), _interval(result.top1_interval))
+    if len(result.classes) > 5:
+        overall.add_row("top-5", percent(result.top5), _interval(result.top5_interval))
+    console.print(overall)
+    console.print()
+    shown = [each for each in result.per_class if each.count]
+    if len(shown) > MANY_CLASSES:
+        console.print(f"The {MANY_CLASSES} classes of lowest accuracy; evaluation.json has all {len(result.classes)}:")
+        shown = sorted(shown, key=lambda each: each.accuracy)[:MANY_CLASSES]
+    classes = make_table("class", "images", "accuracy", "95 % interval")
+    for each in shown:
+        classes.add_row(each.name, f"{each.count:,}", percent(each.accuracy), _interval(each.interval))
+    console.print(classes)
+    console.print()
+
+
+def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None:
+    """A model's shape and what it costs."""
+    (height, width), (down, across) = pair(cfg.img_size), pair(cfg.patch_size)
+    patches = height // down * (width // across)
+    hidden = round(cfg.embed_dim * cfg.mlp_ratio)
+    memory = f"of activations for {_counted(batch_size, 'image')}"
+    flops = f"{cost.flops / 1e9:,.2f} G" if cost.flops >= 1e9 else f"{cost.flops / 1e6:.2f} M"
+    lines = {
+        "images": f"{height} x {width} px, {_counted(cfg.in_channels, 'channel')}; {_counted(cfg.num_classes, 'class', 'es')}",
+        "shape": f"width {cfg.embed_dim:,}, {_counted(cfg.depth, 'block')}, {_counted(cfg.num_heads, 'head')}, MLP {hidden:,}",
+        "tokens": f"{cost.tokens:,} = {cost.tokens - patches} + {_counted(patches, 'patch', 'es')} of {down} x {across} px",
+        "parameters": f"{cost.parameters:,}",
+        "weights": f"{in_bytes(cost.weights_bytes)} in fp32",
+        "FLOPs": f"{flops} in the forward pass of 1 image",
+        "inference": f"{in_bytes(cost.inference_bytes)} {memory} in fp32",
+        "training": f"{in_bytes(cost.training_bytes)} {memory} in fp32, {in_bytes(cost.training_bytes_bf16)} in bf16",
+    }
+    print(cfg.name)
+    for name, text in lines.items():
+        print(f"  {name:10}  {text}")
+
+
+def _counted(count: int, noun: str, plural: str = "s") -> str:
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
+
+
+def print_groups(rows: Sequence[Row]) -> None:
+    """What the optimizer does to each parameter."""
+    table = make_table("parameter", "shape", "optimizer", "rate factor", "weight decay", words=("shape", "optimizer"))
+    for row in rows:
+        shape = " x ".join(map(str, row.shape))
+        table.add_row(row.name, shape, row.optimizer, f"{row.lr_factor:.4g}", f"{row.weight_decay:g}")
+    print()
+    make_console().print(table)
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+def print_predictions(done: Sequence[Prediction]) -> None:
+    """One row an image."""
+    many = any(len(prediction.top) > 1 for prediction in done)
+    table = make_table("image", "label", "probability", *(["then"] if many else []), words=("label", "then"))
+    for prediction in done:
+        if prediction.error is not None or prediction.probability is None:
+            table.add_row(prediction.path, "unreadable", "")  # the reason goes to stderr
+            continue
+        then = ", ".join(f"{label} {percent(p)}" for label, p in prediction.top[1:])
+        table.add_row(prediction.path, prediction.label, percent(prediction.probability), *([then] if many else []))
+    make_console().print(table)
+
+
+def print_csv(done: Sequence[Prediction], *, top: int) -> None:
+    """path,label,probability,label_2,probability_2,…,error; an unreadable image has empty fields and its error."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    ranks = [("label", "probability"), *((f"label_{rank}", f"probability_{rank}") for rank in range(2, top + 1))]
+    writer.writerow(["path", *chain.from_iterable(ranks), "error"])
+    for prediction in done:
+        pairs = [(label, f"{p:.6f}") for label, p in prediction.top] or [("", "")] * top
+        writer.writerow([prediction.path, *chain.from_iterable(pairs), prediction.error or ""])

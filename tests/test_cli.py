@@ -1,0 +1,453 @@
+"""The command line as people type it: what it prints, what it leaves behind, and what it says to a mistake."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrail import cli
+from vitrail.config import PATCHES, SIZES
+from vitrail.models import create_model
+from vitrail.train import settings
+
+ImageFolder = Callable[..., Path]  # conftest.py's
+TINY = tuple(
+    f"--{key}={value}"
+    for key, value in {
+        "model.depth": 1,
+        "model.embed_dim": 16,
+        "model.num_heads": 2,
+        "train.steps": 2,
+        "train.batch_size": 16,
+    }.items()
+)
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Typed = Callable[..., Said]
+
+
+@pytest.fixture
+def vitrail(capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Types a command line in this process."""
+
+    def typed(*words: str | Path) -> Said:
+        capsys.readouterr()
+        return Said(cli.main([str(word) for word in words]), *capsys.readouterr())
+
+    return typed
+
+
+def in_a_process(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vitrail", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the embedded sample: two steps of a tiny model."""
+    folder = tmp_path_factory.mktemp("runs") / "first run"
+    assert cli.main(["train", "fashion-sample", "--out", str(folder), *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four images, one of them not readable, and a file that is no image."""
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b[bold].png", "more/c.png")):
+        pixels = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    return folder
+
+
+# What it says of itself
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_the_overview_names_every_command(vitrail: Typed, words: list[str]) -> None:
+    said = vitrail(*words)
+    assert (said.code, said.err) == (0, "")
+    for command in cli.COMMANDS:
+        assert f"  vitrail {command} " in said.out
+
+
+def test_the_version_is_the_packages(vitrail: Typed) -> None:
+    assert re.fullmatch(r"vitrail \d+\.\d+\.\d+\n", vitrail("--version").out)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_a_page_of_help(vitrail: Typed, command: str) -> None:
+    said = vitrail(command, "--help")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"usage: vitrail {command} ")
+    assert max(map(len, said.out.splitlines())) <= 125
+    assert "\x1b" not in said.out
+
+
+def test_the_help_of_train_has_every_setting_its_docstring_and_default(vitrail: Typed) -> None:
+    page = " ".join(vitrail("train", "--help").out.split())
+    for key in settings.key_types():
+        assert f"--{key} " in page or key.count(".") == 2
+    for section, cls in settings.SECTIONS.items():
+        assert f" {section}: " in page
+        for text in settings._documents(cls).values():
+            assert text in page
+    assert "scaled linearly with the batch. [0.001]" in page
+    assert "one of " + ", ".join(settings.recipes()) in page
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, vitrail.cli; vitrail.cli.main([]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("trian", 'vitrail: "trian" is none of the commands .*; did you mean "train"\\?'),
+        ("serve", "vitrail --help says what each does"),
+        (
+            "train --recipe fashion-smaple",
+            'recipe "fashion-smaple" is none of .*fashion-sample.*; did you mean "fashion-sample"',
+        ),
+        ("train --recipe mine.yaml", "use --config mine.yaml"),
+        ("train --config nowhere.yaml", "nowhere.yaml: no such file or directory"),
+        ("train --recpie cifar10", "--recpie is not an option of vitrail train; did you mean --recipe\\?"),
+        ("train --model.num_layers 3", "did you mean --model.depth\\?"),
+        ("train --model.image_size=64", "did you mean --model.img_size\\?"),
+        ("train --model.layer_scale_init_value 1", "did you mean --model.init_values\\?"),
+        ("train --lr 1e-3", "--lr is not an option of vitrail train; did you mean --optim.lr\\?"),
+        ("train --batch-size 3", "did you mean --train.batch_size\\?"),
+        ("train --epochs 3", "did you mean --train.epochs\\?"),
+        ("train --minuts 3", "did you mean --minutes\\?"),
+        ("train --augment.rand_augment.std 3", "did you mean --augment.rand_augment"),
+        ("train --xyzzy", "--xyzzy is not an option of vitrail train; see vitrail train --help"),
+        ("train --model B16", 'model "B16" is not a name .*; did you mean "B/16"\\?'),
+        ("train --model b/16", 'size "b" is none of .*; did you mean "B"\\?'),
+        ("train --model Q/16", 'size "Q" is none of Ti, S, B, L, H, g'),
+        ("train --model", "expected one argument"),
+        ("train --model.depth 2.5", 'model.depth "2.5": it takes a whole number'),
+        ("train --model.embed_dim 101", "embed_dim 101 is not a multiple of num_heads"),
+        ("train --model.img_size 96x", "it takes a whole number, or height x width, as in 96x128"),
+        ("train --optim.name adam", 'optim.name "adam": it takes one of adamw, muon, sgd; did you mean "adamw"\\?'),
+        ("train --optim.lr -1", "optim.lr -1.0 must be above 0"),
+        ("train --optim.betas 0.9", "it takes two numbers"),
+        ("train --minutes soon", 'train.minutes "soon": it takes a number'),
+        ("train --minutes 2 --train.epochs 3", "only one of epochs, steps and minutes can be set"),
+        ("train --train.compile perhaps", "it takes true or false"),
+        ("train --augment.rand_augment 3", "it takes fields, as in {n: 2, m: 9.0, mstd: 0.5}, or null"),
+        ("train fashion-sampel", 'did you mean "fashion-sample"'),
+        ("train a b", "unrecognized arguments: b"),
+        ("resume", "the following arguments are required: RUN; see vitrail resume --help"),
+        ("resume nowhere", "nowhere"),
+        ("evaluate nowhere", 'run folder "nowhere" does not exist'),
+        ("evaluate nowhere --splt test", "did you mean --split\\?"),
+        ("evaluate nowhere --split tets", "invalid choice: 'tets'"),
+        ("predict nowhere", "the following arguments are required: IMAGES"),
+        ("predict nowhere a.png", 'run folder "nowhere" does not exist'),
+        ("predict nowhere a.png --top 0", "--top 0 must be at least 1"),
+        ("predict nowhere a.png --json --csv", "not allowed with"),
+        ("check nowhere", 'data "nowhere" is neither a folder nor one of'),
+        ("models --img-size big", 'model.img_size "big": it takes'),
+        ("models --img-size 225", "225"),
+        ("show B17", "B17"),
+        ("show B/16 --img-siez 3", "did you mean --img-size\\?"),
+        ("show B/16 --model.num_layers 3", "did you mean --model.depth\\?"),
+        ("show B/16 --model.depth x", 'model.depth "x": it takes a whole number'),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(
+    vitrail: Typed, line: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = vitrail(*line.split())
+    assert said.code == 2
+    assert said.out == ""
+    assert re.fullmatch(r"vitrail: [^\n]+\n", said.err), said.err
+    assert re.search(says, said.err), said.err
+    assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+
+
+def test_traceback_shows_where_a_mistake_came_from() -> None:
+    short, long = in_a_process("trian"), in_a_process("--traceback", "trian")
+    assert short.returncode == 2
+    assert "Traceback" not in short.stderr
+    assert "Traceback" in long.stderr
+    assert long.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a"), "runs/a: the disk is full; free some space, or "),
+        (RuntimeError("Error serializing: No space left on device (os error 28)"), "the disk is full; free some space, or "),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "runs/a"), "runs/a: permission denied"),
+        (ValueError("two\n  lines"), "two lines"),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})("CUDA"),
+            "the device is out of memory; use a smaller --train.batch_size",
+        ),
+    ],
+)
+def test_what_goes_wrong_outside_is_one_line(
+    vitrail: Typed, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "check", raising(error))
+    said = vitrail("check")
+    assert said.code == 2
+    assert said.err.startswith(f"vitrail: {line}")
+    assert said.err.count("\n") == 1
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "check", raising(AssertionError("ours")))
+    with pytest.raises(AssertionError, match="ours"):
+        cli.main(["check"])
+
+
+def test_ctrl_c_is_one_line_and_code_130(vitrail: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "check", raising(KeyboardInterrupt()))
+    assert vitrail("check") == (130, "", "vitrail: interrupted\n")
+
+
+def test_a_pipe_that_nobody_reads_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-m", "vitrail", "--help"], stdout=nobody, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def raising(error: BaseException) -> Callable[[list[str]], int]:
+    def command(words: list[str]) -> int:
+        raise error
+
+    return command
+
+
+# Train, resume, evaluate
+
+
+def test_train_says_what_to_run_next(vitrail: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = vitrail("train", *TINY)
+    assert said.code == 0
+    assert "vitrail evaluate runs/fashion-sample-1\n  vitrail predict runs/fashion-sample-1 IMAGE.png\n" in said.out
+    assert "\x1b" not in said.out + said.err
+    assert vitrail("evaluate", "runs/fashion-sample-1").code == 0
+
+
+def test_the_layers_come_in_order(run: Path, tmp_path: Path, vitrail: Typed) -> None:
+    """The data's channels below the recipe, a run's config.yaml above it, what was typed above all."""
+    kept = settings.from_yaml((run / "config.yaml").read_text())
+    assert (kept.model.in_channels, kept.model.num_classes, kept.model.embed_dim) == (1, 10, 16)
+    assert (kept.train.steps, kept.train.minutes) == (2, None)
+    again = tmp_path / "again"
+    assert vitrail("train", "--config", run / "config.yaml", "--out", again, "--train.steps=1", "--optim.lr", "5e-4").code == 0
+    changed = settings.from_yaml((again / "config.yaml").read_text())
+    assert changed == settings.build(
+        [settings.read_config(run / "config.yaml"), {"train": {"steps": 1}, "optim": {"lr": 5e-4}}]
+    )
+
+
+def test_a_run_folder_is_never_overwritten(vitrail: Typed, run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    said = vitrail("train", "--out", run, *TINY)
+    assert said.code == 2
+    assert "exists" in said.err
+    assert said.err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_finished_run_is_not_resumed(vitrail: Typed, run: Path) -> None:
+    said = vitrail("resume", run)
+    assert said.code == 2
+    assert "is finished" in said.err
+
+
+def test_evaluate_prints_and_keeps_the_numbers(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    said = vitrail("evaluate", run, "--out", tmp_path / "scores")
+    assert said.code == 0, said.err
+    assert "fashion-sample, test: 2,000 images" in said.out
+    assert re.search(r"top-1 +\d+\.\d % +\d+\.\d to \d+\.\d", said.out)
+    assert "\x1b" not in said.out
+    kept = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    assert kept["count"] == 2000
+    assert kept["top1"] == json.loads((run / "evaluation.json").read_text())["top1"], "the number that training printed"
+    for each in kept["per_class"]:
+        assert re.search(rf"^ *{re.escape(each['name'])} +200 ", said.out, re.MULTILINE)
+    assert (tmp_path / "scores" / "confusion.png").stat().st_size > 1000
+    assert (tmp_path / "scores" / "confusion.csv").is_file()
+
+
+def test_evaluate_as_json_on_another_split(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    said = vitrail("evaluate", run, "fashion-sample", "--split", "val", "--json", "--out", tmp_path)
+    numbers = json.loads(said.out)
+    assert (numbers["data"], numbers["split"]) == ("fashion-sample", "val")
+    assert numbers == json.loads((tmp_path / "evaluation.json").read_text())
+
+
+def test_other_classes_are_refused(vitrail: Typed, run: Path, image_folder: ImageFolder) -> None:
+    said = vitrail("evaluate", run, image_folder({"cat": 8, "dog": 8}))
+    assert said.code == 2
+    assert "has the classes cat, dog, and the run" in said.err
+
+
+# Predict
+
+
+def test_predict_prints_a_table_and_reports_what_it_could_not_read(vitrail: Typed, run: Path, images: Path) -> None:
+    said = vitrail("predict", run, images, images / "missing.png", "--top", "3")
+    assert said.code == 1
+    for name in ("a.png", "b[bold].png", "more/c.png"):
+        assert re.search(rf"{re.escape(str(images / name))} +\S.* \d+\.\d %", said.out)
+    assert re.search(r"broken\.png +unreadable", said.out)
+    assert "\x1b" not in said.out
+    assert f"vitrail: {images / 'broken.png'}: " in said.err
+    assert said.err.endswith("vitrail: 2 of 5 images could not be read; the others are done\n")
+
+
+def test_predict_as_json(vitrail: Typed, run: Path, images: Path) -> None:
+    said = vitrail("predict", run, images, "--json", "--top", "2")
+    rows = json.loads(said.out)
+    assert [Path(row["path"]).name for row in rows] == ["a.png", "b[bold].png", "broken.png", "c.png"]
+    assert [row["error"] is None for row in rows] == [True, True, False, True]
+    assert [len(row["top"]) for row in rows] == [2, 2, 0, 2]
+    assert all(row["top"][0] == {"label": row["label"], "probability": row["probability"]} for row in rows if row["top"])
+
+
+@pytest.mark.parametrize("top", [1, 2, 50])
+def test_predict_as_csv(vitrail: Typed, run: Path, images: Path, top: int) -> None:
+    rows = list(csv.reader(io.StringIO(vitrail("predict", run, images, "--csv", "--top", str(top)).out)))
+    ranks = min(top, 10)
+    assert rows[0][:3] == ["path", "label", "probability"]
+    assert rows[0][-1] == "error"
+    assert {len(row) for row in rows} == {2 + 2 * ranks}
+    assert [bool(row[-1]) for row in rows[1:]] == [False, False, True, False]
+    assert all(sum(map(float, row[2:-1:2])) == pytest.approx(1, abs=1e-5) for row in rows[1:] if top == 50 and not row[-1])
+
+
+def test_predict_reads_a_list_from_stdin(vitrail: Typed, run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{images / 'a.png'}\n\n{images / 'more'}\r\n"))
+    said = vitrail("predict", run, "--csv", "-", "--device", "cpu", images / "b[bold].png")
+    assert said.code == 0, said.err
+    assert [Path(row[0]).name for row in csv.reader(io.StringIO(said.out))] == ["path", "a.png", "c.png", "b[bold].png"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert vitrail("predict", run, "-").err == "vitrail: stdin named no image; write one path a line\n"
+
+
+def test_python_m_vitrail_is_vitrail(run: Path, images: Path) -> None:
+    done = in_a_process("predict", run, images / "a.png")
+    assert done.returncode == 0, done.stderr
+    assert "a.png" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_damaged_checkpoint_is_one_line(vitrail: Typed, run: Path, images: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("config.json", "config.yaml"):
+        (broken / name).write_bytes((run / name).read_bytes())
+    weights = bytearray((run / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (broken / "model.safetensors").write_bytes(weights)
+    for command in (["predict", broken, images], ["evaluate", broken]):
+        said = vitrail(*command)
+        assert said.code == 2
+        assert re.fullmatch(r"vitrail: \S+model\.safetensors is damaged[^\n]*\n", said.err)
+
+
+# Check, models, show
+
+
+def test_check_finds_what_is_broken(vitrail: Typed, image_folder: ImageFolder) -> None:
+    photos = image_folder({"cat": 10, "dog": 10})
+    assert vitrail("check", photos).code == 0
+    (photos / "cat" / "broken.jpg").write_bytes(b"no image")
+    said = vitrail("check", photos)
+    assert said.code == 1
+    assert "broken.jpg" in said.out
+    found = json.loads(vitrail("check", photos, "--json").out)
+    assert found["images"] == 20
+    assert sum(found["counts"][split]["dog"] for split in found["counts"]) == 10
+    assert [bad["path"] for bad in found["bad"]] == ["cat/broken.jpg"]
+    assert found["sizes"] == [{"height": 40, "width": 32, "images": 20}]
+
+
+def test_models_lists_every_size_with_its_parameters(vitrail: Typed) -> None:
+    said = vitrail("models")
+    assert (said.code, said.err) == (0, "")
+    rows = {words[0]: words for words in map(str.split, said.out.splitlines()) if words}
+    assert {f"{size}/{patch}" for size in SIZES for patch in PATCHES} <= rows.keys()
+    for name, parameters in (("Ti/16", "5,717,416"), ("S/16", "22,050,664"), ("B/16", "86,567,656"), ("H/14", "632,045,800")):
+        assert rows[name][5] == parameters
+    assert rows["B/16"][4:7:2] == ["197", "35.13"]
+
+
+def test_models_at_another_size(vitrail: Typed) -> None:
+    assert re.search(r"^Ti/16 +192 +12 +3 +393 ", vitrail("models", "--img-size", "224x448", "--num-classes=2").out, re.M)
+
+
+def test_show_prints_what_a_model_costs(vitrail: Typed) -> None:
+    said = vitrail("show", "B/16", "--img-size", "384")
+    assert said.code == 0
+    for line in (
+        "images      384 x 384 px, 3 channels; 1,000 classes",
+        "shape       width 768, 12 blocks, 12 heads, MLP 3,072",
+        "tokens      577 = 1 + 576 patches of 16 x 16 px",
+        "parameters  86,859,496",
+        "weights     347 MB in fp32",
+        "FLOPs       110.97 G in the forward pass of 1 image",
+    ):
+        assert f"  {line}\n" in said.out
+    assert vitrail("show", "vit_base_patch16_384").out == said.out.replace("B/16\n", "vit_base_patch16_384\n")
+    changed = vitrail(
+        "show", "B/16", "--img-size=32x48", "--in-channels=1", "--num-classes=1", "--model.depth=1", "--batch-size=8"
+    )
+    assert "images      32 x 48 px, 1 channel; 1 class\n" in changed.out
+    assert "width 768, 1 block, 12 heads" in changed.out
+    assert "of activations for 8 images in fp32" in changed.out
+
+
+def test_show_of_a_run_is_its_model(vitrail: Typed, run: Path) -> None:
+    said = vitrail("show", run)
+    assert "28 x 28 px, 1 channel; 10 classes" in said.out
+    assert "width 16, 1 block, 2 heads" in said.out
+
+
+def test_show_groups_has_every_parameter_once(vitrail: Typed) -> None:
+    words = "show S/16 --model.depth 2 --groups --optim.name muon --optim.layer_decay 0.5 --optim.weight_decay 0.1"
+    lines = vitrail(*words.split()).out.splitlines()
+    rows = {line.split()[0]: line.split()[-3:] for line in lines if "adamw" in line or "muon" in line}
+    assert list(rows) == list(create_model("S/16", depth=2).state_dict())
+    assert rows["blocks.1.attn.qkv.weight"] == ["muon", "0.5", "0.1"]
+    assert rows["blocks.0.norm1.weight"] == ["adamw", "0.25", "0"]
+    assert rows["cls_token"] == ["adamw", "0.125", "0"]
+    assert rows["head.weight"] == ["adamw", "1", "0.1"]
