@@ -2,7 +2,8 @@
 
 A `python` block runs as it stands, a `sh` block line by line: `vitrail …` through the command line's own entry, `make …` is
 looked up in the Makefile. Trainings take two steps of a tiny model. A named set that does not come with the package is parsed
-and not trained on. `<!-- not run: reason -->` above a block leaves it out.
+and not trained on, and nothing is resumed, for the run that the pages name is finished. `<!-- not run: reason -->` above a
+block leaves it out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import importlib.util
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +24,7 @@ from PIL import Image
 
 import vitrail
 from vitrail import cli
+from vitrail.train import run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -35,7 +36,7 @@ TINY = {
     "data": {"workers": 0},
     "train": {"steps": 2, "batch_size": 8, "eval_every": 0},
 }
-real_train = vitrail.train
+real_train = run.train
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -46,7 +47,7 @@ def pages_with(*languages: str) -> list[Any]:
     return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in PAGES if blocks(page, *languages)]
 
 
-def tiny_train(path: str = "fashion-sample", **settings: Any) -> Any:
+def tiny_train(path: str | None = None, **settings: Any) -> Any:
     """vitrail.train, with the run made short and the model small."""
     settings.pop("minutes", None)
     for section, fields in TINY.items():
@@ -78,7 +79,9 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of `place` to work in, in which trainings are short."""
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(vitrail, "train", train_what_is_there)
+    monkeypatch.setattr(vitrail, "train", train_what_is_there)  # the one that Python blocks call
+    monkeypatch.setattr(run, "train", train_what_is_there)  # and the command line
+    monkeypatch.setattr(run, "resume", lambda folder: Parsed() if Path(folder).is_dir() else pytest.fail(f"no {folder}"))
     return tmp_path
 
 
@@ -88,8 +91,8 @@ class Parsed:
     folder = Path("RUN")
 
 
-def train_what_is_there(path: str = "fashion-sample", **settings: Any) -> Any:
-    return tiny_train(path, **settings) if path == "fashion-sample" or Path(path).is_dir() else Parsed()
+def train_what_is_there(path: str | None = None, **settings: Any) -> Any:
+    return tiny_train(path, **settings) if path in (None, "fashion-sample") or Path(path).is_dir() else Parsed()
 
 
 @pytest.mark.parametrize("page", pages_with("sh"))
@@ -222,16 +225,10 @@ def test_a_contender_s_step_trains(contender: str, monkeypatch: pytest.MonkeyPat
     step()
 
 
-def test_the_example_changes_the_model(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "change_the_model.py"), "--steps", "3", "--batch-size", "8"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"accuracy [\d.]+% \(95 % interval .*\) on 2000 test images", done.stdout)
+def test_the_example_changes_the_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["change_the_model.py", "--steps", "3", "--batch-size", "8"])
+    load(ROOT / "examples" / "change_the_model.py", monkeypatch).main()
+    assert re.search(r"accuracy [\d.]+% \(95 % interval .*\) on 2000 test images", capsys.readouterr().out)
 
 
 def test_the_changed_model_starts_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,19 @@ for module in pkgutil.walk_packages(vitrail.__path__, "vitrail."):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_public_names_stay_what_they_are() -> None:
+    """`vitrail.train` is a function and also the name of a room: importing the room must not put it in the function's place."""
+    script = """
+import inspect, vitrail
+import vitrail.train.run, vitrail.evaluate, vitrail.weights, vitrail.models, vitrail.deploy
+for name in vitrail.__all__:
+    for _ in range(2):
+        assert not inspect.ismodule(getattr(vitrail, name)), name
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_changelog_knows_the_version() -> None:
     assert f"\n## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
