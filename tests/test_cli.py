@@ -233,6 +233,8 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
 def test_ctrl_c_is_one_line_and_code_130(vitrail: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.COMMANDS, "check", raising(KeyboardInterrupt()))
     assert vitrail("check") == (130, "", "vitrail: interrupted\n")
+    monkeypatch.setitem(cli.COMMANDS, "check", raising(KeyboardInterrupt("step 9 is saved")))
+    assert vitrail("check") == (130, "", "vitrail: interrupted: step 9 is saved\n")
 
 
 def test_a_pipe_that_nobody_reads_is_no_error() -> None:

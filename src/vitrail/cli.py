@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
-    except KeyboardInterrupt:
-        print("vitrail: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # a training says what it has saved
+        print(": ".join(["vitrail", "interrupted", *map(str, stop.args)]), file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         line = one_line(error)
