@@ -1,1 +1,36 @@
-"""x"""
+"""Vitrail: the Vision Transformer toolkit one can read, trust and ship."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitrail.config import ViTConfig
+    from vitrail.deploy import Predictor
+    from vitrail.models import ViT, create_model
+    from vitrail.train import Run, resume, train
+    from vitrail.weights import load
+
+__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "load", "resume", "train"]
+
+_ROOMS = {  # imported when first asked for: `vitrail --help` has no use for torch
+    "Predictor": "deploy",
+    "Run": "train",
+    "ViT": "models",
+    "ViTConfig": "config",
+    "create_model": "models",
+    "load": "weights",
+    "resume": "train",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'vitrail' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"vitrail.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import errno
 import importlib.metadata
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -210,7 +209,7 @@ def evaluate(words: list[str]) -> int:
     from vitrail import weights
     from vitrail.data.sources import open_source
     from vitrail.evaluate import evaluate as measure
-    from vitrail.evaluate import save_confusion
+    from vitrail.evaluate import save_evaluation
     from vitrail.models.device import autocast_dtype, pick_device
     from vitrail.train import settings
 
@@ -234,11 +233,9 @@ def evaluate(words: list[str]) -> int:
 
     folder = Path(args.out or args.run)
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"data": source.name, "split": name, **result.to_dict()}
-    (folder / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    files = [folder / "evaluation.json", *save_confusion(result, folder)]
+    files = save_evaluation(result, folder, data=source.name, split=name)
     if args.json:
-        terminal.print_json(numbers)
+        terminal.print_json({"data": source.name, "split": name, **result.to_dict()})
     else:
         terminal.print_evaluation(result, title=f"{source.name}, {name}: {result.count:,} images")
         print("Written: " + ", ".join(map(str, files)))

@@ -39,7 +39,7 @@ SIZES = {  #          width  depth  heads  MLP ratio       parameters at 224 px,
     "B": Size(768, 12, 12),  #                             86_567_656  at /16
     "L": Size(1024, 24, 16),  #                           304_326_632  at /16
     "H": Size(1280, 32, 16),  #                           632_045_800  at /14
-    "g": Size(1408, 40, 16, 48 / 11),  #                1_012_650_984  at /14 (Zhai et al. 2022, table 2)
+    "g": Size(1408, 40, 16, 48 / 11),  #                1_012_611_432  at /14 (Zhai et al. 2022, table 2)
 }
 PATCHES = (4, 8, 14, 16, 32)
 _LONG_NAMES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
@@ -149,7 +149,8 @@ class ViTConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} must not be negative")
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+            fits = max(1, round(self.embed_dim / self.num_heads)) * self.num_heads
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; use {fits}")
         if self.pool == "cls" and not self.class_token:
             raise ValueError('pool "cls" needs class_token true; use pool "avg" or "map" without a class token')
         if self.dist_token and not self.class_token:
@@ -163,10 +164,10 @@ class ViTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ViTConfig):
-    """The `model` section: a ViTConfig and the name it started from. A name starts the section afresh."""
+    """The `model` section: what the Transformer looks like. A name starts it afresh."""
 
-    name: str = "S/16"
-    """A size and a patch, "Ti/4" to "g/14"; "S+/16" has the convolutional stem."""
+    name: str = "B/16"
+    """A size and a patch, "Ti/4" to "g/14"; "S+/16" has the convolutional stem. The other fields change one thing each."""
 
     def vit(self) -> ViTConfig:
         """The part of it that the model takes."""
@@ -207,6 +208,12 @@ class RandAugment:
     """Magnitude, 0 to 10."""
     mstd: float = 0.5
     """Standard deviation of the magnitude."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"augment.rand_augment.n {self.n} must be at least 1; null turns RandAugment off")
+        if not 0 <= self.m <= 10 or self.mstd < 0:
+            raise ValueError(f"augment.rand_augment: m {self.m} must be between 0 and 10, and mstd {self.mstd} not negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,9 +268,7 @@ class OptimConfig:
     name: Literal["adamw", "muon", "sgd"] = "adamw"
     """Muon moves the blocks' matrices and leaves the rest to AdamW."""
     lr: float = 1e-3
-    """Peak learning rate at batch 1024 (AdamW and the AdamW part of Muon); scaled linearly with the batch."""
-    muon_lr: float = 0.02
-    """Peak learning rate of Muon's matrices; not scaled with the batch, for its updates are orthonormal."""
+    """Peak learning rate at batch 1024; scaled linearly with the batch."""
     weight_decay: float = 0.05
     """Decoupled weight decay; none on norms, biases, tokens and the position embedding."""
     layer_decay: float = 1.0
@@ -280,7 +285,7 @@ class OptimConfig:
     """Share of the target spread over all classes."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "muon_lr", "layer_decay"):
+        for name in ("lr", "layer_decay"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} {getattr(self, name)} must be above 0")
         for name in ("weight_decay", "warmup"):

@@ -52,10 +52,10 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
         raise ValueError(
             f"{path} has no images in class folders: {what}; put the images of each class into a folder of its own"
         )
-    names = sorted({name for files in found.values() for _, name in files}, key=natural)
+    names = sorted({name for listed in found.values() for _, name in listed}, key=natural)
     taught = {name for _, name in found.get("train", [])} or set(names)
-    for split, files in found.items():
-        if unknown := sorted({name for _, name in files} - taught, key=natural):
+    for split, listed in found.items():
+        if unknown := sorted({name for _, name in listed} - taught, key=natural):
             raise ValueError(f'{path}: class "{unknown[0]}" is in {split} but not in train; add images to train or remove it')
     if len(names) < 2:
         raise ValueError(f'{path} has one class only, "{names[0]}"; training needs at least two class folders')
@@ -64,12 +64,12 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
         found["val"] = [item for item, held_out in zip(found["train"], sides, strict=True) if held_out]
         found["train"] = [item for item, held_out in zip(found["train"], sides, strict=True) if not held_out]
     label = {name: k for k, name in enumerate(names)}
-    files = {
+    files: dict[SplitName, tuple[Listed, ...]] = {
         split: tuple(Listed(file, label[name]) for file, name in found[split])
         for split in ("train", "val", "test")
         if found.get(split)
     }
-    grey = _is_grey(path, [item for listed in files.values() for item in listed])
+    grey = _is_grey(path, [item for side in files.values() for item in side])
     return FolderSource(
         name=path.resolve().name,
         classes=tuple(names),

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +17,7 @@ from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.batches import eval_batches
 from vitrail.data.dataset import Split
+from vitrail.evaluate.confusion import save_confusion
 from vitrail.evaluate.metrics import Evaluation, Judged, judge, summarise
 
 
@@ -50,6 +54,16 @@ def evaluate(
     if not judged:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
     return summarise(Judged(*map(torch.cat, zip(*judged, strict=True))), torch.cat(labels), classes=classes)
+
+
+def save_evaluation(scores: Evaluation, folder: Path, *, data: str, split: str) -> tuple[Path, ...]:
+    """Writes evaluation.json, confusion.png and confusion.csv into a folder, and returns their paths."""
+    numbers = {"data": data, "split": split, **scores.to_dict()}
+    path, draft = folder / "evaluation.json", folder / "evaluation.json.part"
+    pictures = save_confusion(scores, folder)
+    draft.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+    return (path, *pictures)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,557 @@
+"""The plain Vision Transformer, whole, in one file.
+
+An Image is Worth 16x16 Words (Dosovitskiy et al. 2021), with the parts that came after it: LayerScale, stochastic depth,
+registers, qk-norm, SwiGLU, attention pooling, a convolutional stem, and images of any size, patch and number of channels.
+
+    images (B, C, H, W) -> PatchEmbed -> + position -> blocks -> norm -> pool -> head -> logits (B, K)
+
+State-dict keys are timm's. Read from the bottom up, or from `ViT.forward` down.
+"""
+
+# B batch · C channels · H W image · P patch · gh gw grid = H/P, W/P · L patches = gh gw · T prefix tokens · N tokens = T + L
+# D width · M hidden width of the MLP · h heads · d = D / h · K classes · Q queries asked for
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitrail.config import Pair, Preprocessing, ViTConfig, nearest, pair
+
+Images = Float[Tensor, "B C H W"]
+Tokens = Float[Tensor, "B N D"]
+KeyMask = Bool[Tensor, "B N"]  # True where a token may be looked at
+
+PLAIN_ATTENTION_MAX_TOKENS = 1024
+"""On a CPU in bf16, up to this many tokens, matmul + softmax beats the flash kernel (benchmarks/attention.py)."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Images to tokens
+
+
+class PatchEmbed(nn.Module):
+    """Cuts an image into patches and projects each: a convolution whose stride is its kernel (section 3.1).
+
+    With stem "conv", 3x3 convolutions of stride 2 come first and the projection cuts what is left of the patch
+    (Xiao et al. 2021): the same grid, easier to train on little data.
+    """
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        patch, channels = pair(cfg.patch_size), cfg.in_channels
+        self.stem: nn.Module = nn.Identity()
+        if cfg.stem == "conv":
+            self.stem, channels, patch = conv_stem(cfg)
+        self.proj = nn.Conv2d(channels, cfg.embed_dim, kernel_size=patch, stride=patch)
+
+    def forward(self, images: Images) -> Float[Tensor, "B L D"]:
+        x = self.proj(self.stem(images))  # (B, D, gh, gw)
+        return x.flatten(2).transpose(1, 2)  # (B, L, D)
+
+
+def conv_stem(cfg: ViTConfig) -> tuple[nn.Module, int, Pair]:
+    """The stem, its output channels, and the patch that is left for the projection.
+
+    Each convolution halves the image, as often as the patch is even, four times at most; widths double up to D.
+    """
+    height, width = pair(cfg.patch_size)
+    halvings = 0
+    while halvings < 4 and height % 2 == 0 and width % 2 == 0:
+        height, width, halvings = height // 2, width // 2, halvings + 1
+    if not halvings:
+        raise ValueError(
+            f'patch_size {cfg.patch_size} is odd, and stem "conv" halves the image; use an even patch or stem "patch"'
+        )
+    layers: list[nn.Module] = []
+    before = cfg.in_channels
+    for left in reversed(range(halvings)):
+        after = max(8, cfg.embed_dim >> left)
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
+        before = after
+    return nn.Sequential(*layers), before, (height, width)
+
+
+def sincos_2d(grid: Pair, dim: int) -> Float[Tensor, "L D"]:
+    """Fixed 2-D sine-cosine positions: a quarter of the width each for sin x, cos x, sin y, cos y (Chen et al. 2021)."""
+    omega = 1e4 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    y, x = y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega  # (L, D/4)
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
+
+
+def resize_positions(pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair, prefix: int) -> Float[Tensor, "1 _ D"]:
+    """Position embeddings for another grid: bicubic, antialiased; the prefix rows stay. Exactly the input where old is new."""
+    if old == new:
+        return pos_embed
+    head, rows = pos_embed[:, :prefix], pos_embed[:, prefix:]
+    image = rows.reshape(1, *old, -1).permute(0, 3, 1, 2).float()  # (1, D, gh, gw)
+    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
+    return torch.cat([head, image.flatten(2).transpose(1, 2).to(rows.dtype)], dim=1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The block and its parts
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: softmax(q kᵀ / √d) v, with q, k and v from one projection (appendix A)."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        dim, head_dim = cfg.embed_dim, cfg.embed_dim // cfg.num_heads
+        self.num_heads = cfg.num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=cfg.qkv_bias)
+        self.q_norm = nn.LayerNorm(head_dim, eps=1e-6) if cfg.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_dim, eps=1e-6) if cfg.qk_norm else nn.Identity()
+        self.attn_drop_rate = cfg.attn_drop_rate
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
+
+    def forward(self, x: Tokens, mask: KeyMask | None = None) -> Tokens:
+        q, k, v = self.queries_keys_values(x)
+        x = attend(q, k, v, mask, dropout=self.attn_drop_rate if self.training else 0.0)  # (B, h, N, d)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, N, D)
+
+    def queries_keys_values(self, x: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Three of (B, h, N, d)."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def maps(self, x: Tokens, queries: Int64[Tensor, " Q"], mask: KeyMask | None = None) -> Float[Tensor, "B h Q N"]:
+        """The attention weights of the rows asked for, and no others."""
+        q, k, _ = self.queries_keys_values(x)
+        return attention_weights(q[:, :, queries], k, mask)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: KeyMask | None) -> Float[Tensor, "B h Q N"]:
+    """softmax(q kᵀ / √d) over the keys that the mask lets through."""
+    lead, scale = q.shape[:2], q.shape[-1] ** -0.5
+    if mask is None:
+        bias, beta = q.new_empty(1).expand(1, 1, 1), 0  # beta 0: the bias is not read
+    else:
+        bias, beta = q.new_zeros(mask.shape).masked_fill_(~mask, float("-inf")).repeat_interleave(lead[1], 0)[:, None], 1
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=beta, alpha=scale)  # (B h, Q, N)
+    return scores.softmax(dim=-1).unflatten(0, lead)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None, *, dropout: float) -> Float[Tensor, "B h Q d"]:
+    """Attention by the fastest way that is right for the device and type; both ways give the same numbers (a test says so)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= PLAIN_ATTENTION_MAX_TOKENS:
+        return F.dropout(attention_weights(q, k, mask), dropout) @ v
+    keys = None if mask is None else mask[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)
+
+
+class Mlp(nn.Module):
+    """Two layers around GELU."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        hidden = round(cfg.embed_dim * cfg.mlp_ratio)
+        self.fc1 = nn.Linear(cfg.embed_dim, hidden)
+        self.fc2 = nn.Linear(hidden, cfg.embed_dim)
+        self.drop = nn.Dropout(cfg.proj_drop_rate)
+
+    def forward(self, x: Tokens) -> Tokens:
+        return self.drop(self.fc2(F.gelu(self.fc1(x))))
+
+
+class SwiGLU(nn.Module):
+    """fc2(silu(a) · b), with a and b from one projection (Shazeer 2020)."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        hidden = round(cfg.embed_dim * cfg.mlp_ratio)
+        self.fc1 = nn.Linear(cfg.embed_dim, 2 * hidden)
+        self.fc2 = nn.Linear(hidden, cfg.embed_dim)
+        self.drop = nn.Dropout(cfg.proj_drop_rate)
+
+    def forward(self, x: Tokens) -> Tokens:
+        a, b = self.fc1(x).chunk(2, dim=-1)
+        return self.drop(self.fc2(F.silu(a) * b))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch (Touvron et al. 2021, CaiT)."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.init = init
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tokens) -> Tokens:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: leaves a branch out for a share of the images, scaled to keep the mean (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tokens) -> Tokens:
+        if not self.training or self.rate == 0:
+            return x
+        keep = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.rate)
+        return x * (keep / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class Block(nn.Module):
+    """One pre-norm encoder block (equations 2 and 3)."""
+
+    def __init__(self, cfg: ViTConfig, *, drop_path: float) -> None:
+        super().__init__()
+        dim = cfg.embed_dim
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(cfg)
+        self.ls1 = nn.Identity() if cfg.init_values is None else LayerScale(dim, cfg.init_values)
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = SwiGLU(cfg) if cfg.mlp == "swiglu" else Mlp(cfg)
+        self.ls2 = nn.Identity() if cfg.init_values is None else LayerScale(dim, cfg.init_values)
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tokens, mask: KeyMask | None = None) -> Tokens:
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask)))  # z' = γ₁·MSA(LN(z)) + z
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # z  = γ₂·MLP(LN(z')) + z'
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tokens to logits
+
+
+class AttentionPool(nn.Module):
+    """One learned query looks at all tokens, then an MLP (MAP head: Zhai et al. 2022, section 2.2)."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        dim = cfg.embed_dim
+        self.num_heads = cfg.num_heads
+        self.latent = nn.Parameter(torch.zeros(1, 1, dim))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(cfg)
+
+    def forward(self, x: Tokens, mask: KeyMask | None = None) -> Float[Tensor, "B D"]:
+        q = self.q(self.latent).expand(len(x), -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
+        k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
+        x = self.proj(attend(q, k, v, mask, dropout=0.0).transpose(1, 2).flatten(2))  # (B, 1, D)
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
+class PreLogits(nn.Module):
+    """The hidden layer of the paper's pre-training head (section 3.1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return torch.tanh(self.fc(x))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The model
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What one pass through the model gives."""
+
+    logits: Float[Tensor, "B K"]
+    embedding: Float[Tensor, "B D"]
+    """What the head sees."""
+    tokens: Tokens
+    """After the last norm: prefix tokens (class, distillation, registers), then patches row by row."""
+    features: tuple[Tokens, ...]
+    """The tokens behind each block, before the last norm."""
+    dist_logits: Float[Tensor, "B K"] | None = None
+    """The distillation head's logits, where there is one; then `logits` is the class token's own."""
+
+
+class ViT(nn.Module):
+    """A Vision Transformer. Takes a ViTConfig, or its fields by keyword: `ViT(img_size=28, patch_size=4, in_channels=1)`."""
+
+    pos_embed: Tensor | None
+
+    def __init__(self, config: ViTConfig | None = None, **fields: Any) -> None:
+        super().__init__()
+        cfg = configured(config, fields)
+        self.config = cfg
+        self.grid = grid_of(pair(cfg.img_size), pair(cfg.patch_size))
+        self.checkpointing = False
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.preprocessing: Preprocessing | None = None
+        """What happens to an image before the model, where the weights' origin says it."""
+        self.classes: tuple[str, ...] = ()
+        """Names of the classes, where known."""
+
+        dim = cfg.embed_dim
+        self.patch_embed = PatchEmbed(cfg)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cfg.class_token else None
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if cfg.dist_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, cfg.reg_tokens, dim)) if cfg.reg_tokens else None
+        rows = cfg.class_token + cfg.dist_token + self.grid[0] * self.grid[1]  # registers have no position
+        if cfg.pos_embed == "learn":
+            self.pos_embed = nn.Parameter(torch.zeros(1, rows, dim))
+        else:
+            self.register_buffer("pos_embed", torch.zeros(1, rows, dim) if cfg.pos_embed == "sincos2d" else None)
+        self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
+        ramp = [cfg.drop_path_rate * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
+        self.blocks = nn.ModuleList(Block(cfg, drop_path=rate) for rate in ramp)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attn_pool = AttentionPool(cfg) if cfg.pool == "map" else None
+        self.pre_logits = PreLogits(dim) if cfg.head == "mlp" else nn.Identity()
+        self.head_drop = nn.Dropout(cfg.drop_rate)
+        self.head: nn.Module = nn.Identity()
+        self.head_dist: nn.Module | None = None
+        self._positions: dict[tuple[object, ...], Tensor] = {}
+        self.reset_head(cfg.num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh weights: truncated normal of 0.02, zero biases, unit norms; convolutions scaled by their fan-in (LeCun)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, LayerScale):
+                nn.init.constant_(module.gamma, module.init)
+            elif isinstance(module, AttentionPool):
+                nn.init.trunc_normal_(module.latent, std=0.02)
+        for token in (self.cls_token, self.dist_token, self.reg_token):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+        if self.config.pos_embed == "learn":
+            nn.init.trunc_normal_(self.get_parameter("pos_embed"), std=0.02)
+        elif self.config.pos_embed == "sincos2d":
+            buffer = self.get_buffer("pos_embed")
+            buffer[:, -self.grid[0] * self.grid[1] :] = sincos_2d(self.grid, self.config.embed_dim)
+
+    def reset_head(self, num_classes: int) -> None:
+        """A fresh head for `num_classes` outputs; 0 leaves it out, and the logits are the embedding."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes {num_classes} must not be negative; 0 leaves the head out")
+        weight = self.norm.weight
+
+        def linear() -> nn.Module:
+            if not num_classes:
+                return nn.Identity()
+            head = nn.Linear(self.config.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            return head
+
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        self.head = linear()
+        self.head_dist = linear() if self.config.dist_token else None
+
+    @property
+    def prefix_tokens(self) -> int:
+        """T: class, distillation and register tokens, which stand before the patches."""
+        return self.config.class_token + self.config.dist_token + self.config.reg_tokens
+
+    # ---- calls: each is a part of `outputs`
+
+    def forward(self, images: Images, *, pad: bool = False, sizes: Int64[Tensor, "B 2"] | None = None) -> Float[Tensor, "B K"]:
+        """Logits (B, K), or the embedding where there is no head.
+
+        With `pad`, an image whose side the patch does not divide is padded with zeros on the right and below. With
+        `sizes` (height and width in pixels), each image takes the upper left corner of its canvas: patches that hold
+        none of its pixels are masked. Raises ValueError for other channels, or a side that the patch does not divide.
+        """
+        x, mask = self.embed(images, pad=pad, sizes=sizes)
+        for block in self.blocks:
+            x = self.run(block, x, mask)
+        x = self.norm(x)
+        logits = self.head(self.head_drop(self.pool(x, mask)))
+        if self.head_dist is None:
+            return logits
+        return (logits + self.head_dist(self.head_drop(x[:, 1]))) / 2
+
+    def forward_features(self, images: Images, *, pad: bool = False, sizes: Int64[Tensor, "B 2"] | None = None) -> Tokens:
+        """Tokens (B, N, D) after the last norm: prefix tokens, then patches row by row."""
+        x, mask = self.embed(images, pad=pad, sizes=sizes)
+        for block in self.blocks:
+            x = self.run(block, x, mask)
+        return self.norm(x)
+
+    def outputs(self, images: Images, *, pad: bool = False, sizes: Int64[Tensor, "B 2"] | None = None) -> Outputs:
+        """Logits, embedding, tokens and the features behind every block, in one pass."""
+        x, mask = self.embed(images, pad=pad, sizes=sizes)
+        features = []
+        for block in self.blocks:
+            x = self.run(block, x, mask)
+            features.append(x)
+        x = self.norm(x)
+        embedding = self.pool(x, mask)
+        return Outputs(
+            logits=self.head(self.head_drop(embedding)),
+            embedding=embedding,
+            tokens=x,
+            features=tuple(features),
+            dist_logits=None if self.head_dist is None else self.head_dist(self.head_drop(x[:, 1])),
+        )
+
+    def attention_maps(
+        self,
+        images: Images,
+        *,
+        layers: Sequence[int] = (-1,),
+        queries: Literal["cls", "all"] | Sequence[int] = "cls",
+        pad: bool = False,
+        sizes: Int64[Tensor, "B 2"] | None = None,
+    ) -> dict[int, Float[Tensor, "B h Q N"]]:
+        """Attention weights by layer, for the rows asked for only: O(N) memory a row, and the pass itself stays fused.
+
+        `queries` are "cls", "all", or positions among the N tokens (`prefix_tokens` and up are patches). Negative layers
+        count from the end; the result has the layers as they were asked for. Raises ValueError for a layer or a query
+        that does not exist.
+        """
+        depth = self.config.depth
+        for layer in layers:
+            if not -depth <= layer < depth:
+                raise ValueError(f"layer {layer} does not exist; this model has layers 0 to {depth - 1} (or -{depth} to -1)")
+        x, mask = self.embed(images, pad=pad, sizes=sizes)
+        rows = self.rows(queries, x.shape[1]).to(x.device)
+        maps: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            asked = [layer for layer in layers if layer % depth == index]
+            if asked:
+                weights = block.attn.maps(block.norm1(x), rows, mask)  # type: ignore[operator, union-attr]
+                maps |= dict.fromkeys(asked, weights)
+            if len(maps) == len(set(layers)):
+                break
+            x = block(x, mask)
+        return {layer: maps[layer] for layer in layers}
+
+    # ---- steps
+
+    def embed(self, images: Images, *, pad: bool, sizes: Int64[Tensor, "B 2"] | None) -> tuple[Tokens, KeyMask | None]:
+        """Patches with their positions behind the prefix tokens, and the mask of the tokens that are there (None: all)."""
+        cfg, patch = self.config, pair(self.config.patch_size)
+        if images.shape[1] != cfg.in_channels:
+            raise ValueError(
+                f"images have {images.shape[1]} channels, but the model takes {cfg.in_channels}; convert the images"
+            )
+        height, width = images.shape[-2:]
+        if pad:
+            images = F.pad(images, (0, -width % patch[1], 0, -height % patch[0]))
+        grid = grid_of((images.shape[-2], images.shape[-1]), patch)
+        x = self.patch_embed(images)  # (B, L, D)
+
+        front = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
+        x = torch.cat([*(token.to(x.dtype) for token in front), x], dim=1)
+        if self.pos_embed is not None:
+            x = x + self.positions(grid).to(x.dtype)
+        if self.reg_token is not None:
+            x = torch.cat([x[:, : len(front)], self.reg_token.expand(len(x), -1, -1).to(x.dtype), x[:, len(front) :]], dim=1)
+        mask = None if sizes is None else self.token_mask(sizes, grid)
+        x = self.pos_drop(x)
+        return self.drop_patches(x, mask) if self.training and cfg.patch_drop_rate else (x, mask)  # (B, N, D)
+
+    def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
+        """The position embedding at this grid; kept for each grid while nothing is being learned."""
+        pos = self.pos_embed
+        assert pos is not None
+        prefix = self.config.class_token + self.config.dist_token
+        if grid == self.grid or (torch.is_grad_enabled() and pos.requires_grad):
+            return resize_positions(pos, old=self.grid, new=grid, prefix=prefix)
+        key = (grid, pos.data_ptr(), pos._version, pos.dtype, pos.device)  # new weights are new positions
+        if key not in self._positions:
+            with torch.inference_mode(False), torch.no_grad():
+                resized = resize_positions(pos.detach(), old=self.grid, new=grid, prefix=prefix)
+            self._positions = {k: v for k, v in self._positions.items() if k[1:] == key[1:]} | {key: resized}
+        return self._positions[key]
+
+    def token_mask(self, sizes: Int64[Tensor, "B 2"], grid: Pair) -> KeyMask:
+        """True for the prefix tokens and for every patch that holds a pixel of its image."""
+        inside = []
+        for axis, (patch, count) in enumerate(zip(pair(self.config.patch_size), grid, strict=True)):
+            edges = torch.arange(count, device=sizes.device) * patch
+            inside.append(edges < sizes[:, axis, None])  # (B, gh) and (B, gw)
+        patches = (inside[0][:, :, None] & inside[1][:, None, :]).flatten(1)  # (B, L)
+        return F.pad(patches, (self.prefix_tokens, 0), value=True)  # (B, N)
+
+    def drop_patches(self, x: Tokens, mask: KeyMask | None) -> tuple[Float[Tensor, "B _ D"], Bool[Tensor, "B _"] | None]:
+        """Leaves out a share of the patches, other ones for each image (Liu et al. 2023, PatchDropout)."""
+        prefix, patches = self.prefix_tokens, x.shape[1] - self.prefix_tokens
+        kept = max(1, round(patches * (1 - self.config.patch_drop_rate)))
+        chosen = torch.rand(len(x), patches, device=x.device).topk(kept, dim=1).indices.sort(dim=1).values + prefix
+        chosen = torch.cat([torch.arange(prefix, device=x.device).expand(len(x), -1), chosen], dim=1)
+        x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
+        return x, None if mask is None else mask.gather(1, chosen)
+
+    def run(self, block: nn.Module, x: Tokens, mask: KeyMask | None) -> Tokens:
+        """One block, its activations kept or recomputed."""
+        if self.checkpointing and self.training:
+            return checkpoint(block, x, mask, use_reentrant=False)
+        return block(x, mask)
+
+    def pool(self, x: Tokens, mask: KeyMask | None = None) -> Float[Tensor, "B D"]:
+        """What the head sees: the class token, the mean of the patch tokens, or attention pooling."""
+        if self.attn_pool is not None:
+            x = self.attn_pool(x, mask)
+        elif self.config.pool == "cls":
+            x = x[:, 0]
+        elif mask is None:
+            x = x[:, self.prefix_tokens :].mean(dim=1)
+        else:
+            there = mask[:, self.prefix_tokens :, None]
+            x = (x[:, self.prefix_tokens :] * there).sum(dim=1) / there.sum(dim=1)
+        return self.pre_logits(x)
+
+    def rows(self, queries: Literal["cls", "all"] | Sequence[int], tokens: int) -> Int64[Tensor, " Q"]:
+        """Positions of the queries among the tokens."""
+        if queries == "all":
+            return torch.arange(tokens)
+        if queries == "cls":
+            if not self.config.class_token:
+                raise ValueError('queries "cls": this model has no class token; ask for patches by position, or "all"')
+            return torch.zeros(1, dtype=torch.long)
+        if isinstance(queries, str):
+            raise ValueError(f'queries "{queries}" is neither "cls" nor "all" nor positions')
+        for query in queries:
+            if not 0 <= query < tokens:
+                raise ValueError(f"query {query} does not exist; this image has tokens 0 to {tokens - 1}")
+        return torch.tensor(list(queries), dtype=torch.long)
+
+
+def configured(config: ViTConfig | None, fields: dict[str, Any]) -> ViTConfig:
+    """The config with the fields put in. Raises ValueError for a field that does not exist."""
+    known = [f.name for f in dataclasses.fields(ViTConfig)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f'"{name}" is not a field of ViTConfig{nearest(name, known)}')
+    return dataclasses.replace(config or ViTConfig(), **fields)
+
+
+def grid_of(size: Pair, patch: Pair) -> Pair:
+    """Patches down and across. Raises ValueError where the patch does not divide the image."""
+    for side, part in zip(size, patch, strict=True):
+        if side % part or side < part:
+            near = max(1, round(side / part)) * part
+            raise ValueError(f"image side {side} is not a multiple of patch {part}; use {near}, or pad=True")
+    return size[0] // patch[0], size[1] // patch[1]

@@ -1,0 +1,120 @@
+"""Checkpoints: written whole or not at all, hashed, and read without unpickling anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitrail.train.optim import Optimizers
+from vitrail.train.step import Ema
+from vitrail.weights.run_folder import sha256
+
+STATE = "state.json"
+
+
+def save(
+    folder: Path, *, step: int, model: nn.Module, ema: Ema | None, optimizers: Optimizers, state: dict[str, Any], keep: int
+) -> Path:
+    """Writes `folder`/step_00000123 and leaves the newest `keep`. An interrupted write leaves only a .part folder."""
+    final = folder / f"step_{step:08d}"
+    draft = final.with_suffix(".part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    tensors = {"model": model.state_dict()}
+    if ema is not None:
+        tensors["ema"] = ema.mean.state_dict()
+    tensors["optimizer"], numbers = flatten(optimizers)
+    try:
+        for name, values in tensors.items():
+            save_file({key: value.detach().contiguous() for key, value in values.items()}, draft / f"{name}.safetensors")
+        sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
+        (draft / STATE).write_text(json.dumps({"step": step, **state, "optimizer": numbers, "sha256": sums}))
+        for path in draft.iterdir():
+            sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(draft, final)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(f"checkpoint {final} could not be written ({error}); make room, then `vitrail resume` goes on") from error
+    for old in complete(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint and its state, every file checked. Raises ValueError where there is none, or a file is damaged."""
+    found = complete(folder)
+    if not found:
+        raise ValueError(f"{folder} holds no checkpoint; the run stopped before the first one: train again")
+    path = found[-1]
+    try:
+        state: dict[str, Any] = json.loads((path / STATE).read_text())
+        damaged = [name for name, digest in state["sha256"].items() if sha256(path / name) != digest]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"checkpoint {path} can't be read ({error}); delete that folder and resume from the one before"
+        ) from error
+    if damaged:
+        raise ValueError(f"checkpoint {path}: {damaged[0]} is damaged; delete that folder and resume from the one before")
+    return path, state
+
+
+def restore(path: Path, state: dict[str, Any], *, model: nn.Module, ema: Ema | None, optimizers: Optimizers) -> None:
+    """Puts a checkpoint's weights, running mean and optimizer state in place."""
+    model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
+    if ema is not None:
+        ema.mean.load_state_dict(load_file(path / "ema.safetensors"), strict=True)
+    unflatten(optimizers, load_file(path / "optimizer.safetensors"), state["optimizer"])
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints that were written to their end, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
+
+
+def flatten(optimizers: Optimizers) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """The optimizers' tensors under flat names, and what of their state is plain numbers (one dict an optimizer)."""
+    tensors: dict[str, Tensor] = {}
+    numbers: list[dict[str, float]] = []
+    for part, optimizer in enumerate(optimizers.parts):
+        plain = {}
+        for index, values in optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{part}.{index}.{key}"] = value
+                elif value is not None:
+                    plain[f"{index}.{key}"] = value
+        numbers.append(plain)
+    return tensors, numbers
+
+
+def unflatten(optimizers: Optimizers, tensors: dict[str, Tensor], numbers: list[dict[str, float]]) -> None:
+    """The other way."""
+    for part, optimizer in enumerate(optimizers.parts):
+        state: dict[int, dict[str, object]] = {}
+        for name, value in tensors.items():
+            owner, index, key = name.split(".", 2)
+            if int(owner) == part:
+                state.setdefault(int(index), {})[key] = value
+        for name, number in numbers[part].items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = number
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,225 @@
+"""The loop, in plain sight."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.config import Preprocessing, Settings
+from vitrail.data.augment import augment
+from vitrail.data.batch import Batch
+from vitrail.data.batches import steps_per_epoch, train_batches
+from vitrail.data.dataset import Split
+from vitrail.evaluate import Evaluation
+from vitrail.models import ViT
+from vitrail.train import checkpoint
+from vitrail.train.optim import REFERENCE_BATCH, lr_factor
+from vitrail.train.pace import Pace
+from vitrail.train.progress import Display, Metrics, Rate
+from vitrail.train.step import Ema, Step
+
+LOG_EVERY_S = 1.0
+"""Seconds between two lines of metrics.jsonl."""
+
+
+@dataclass
+class Loop:
+    """All that a running training is made of; `step` and `pace` say how far it is."""
+
+    settings: Settings
+    folder: Path
+    split: Split
+    preprocessing: Preprocessing
+    device: torch.device
+    move: Step
+    """Moves the weights by one batch."""
+    ema: Ema | None
+    pace: Pace
+    evaluate: Callable[[ViT], Evaluation] | None
+    """On the validation images; None where there are none."""
+    metrics: Metrics
+    display: Display
+    step: int = 0
+
+    @property
+    def trained(self) -> ViT:
+        """The model that is evaluated and saved: the running mean where there is one."""
+        model = self.move.model if self.ema is None else self.ema.mean
+        assert isinstance(model, ViT)
+        return model
+
+    def run(self) -> None:
+        """Trains to the end. Raises ValueError where the loss is no number, KeyboardInterrupt behind a saved checkpoint."""
+        cfg = self.settings
+        start, saved = time.perf_counter() - self.pace.elapsed, time.perf_counter()
+        rate, logged = Rate(), 0.0
+        self.move.model.train()
+        with self.display, Interrupt() as interrupt:
+            for epoch, batch in self.batches():
+                torch.manual_seed(step_seed(cfg.train.seed, self.step))
+                self.move.optimizers.set_lr(self.lr_factor())
+                losses = self.move(batch)
+                if self.ema is not None:
+                    self.ema.update(self.step)
+                self.require_finite(losses["loss"], epoch, batch)
+                self.step += 1
+
+                now = time.perf_counter()
+                images_per_s = rate.add(len(batch))
+                self.pace.advance(self.step, now - start)
+                last = self.pace.finished(self.step)
+                if now - logged >= LOG_EVERY_S or last:
+                    logged = now
+                    self.log(epoch, losses, images_per_s)
+                if last:
+                    return
+                if self.evaluation_is_due():
+                    self.validate()
+                if interrupt.asked or now - saved >= 60 * cfg.train.checkpoint_every:
+                    self.save()
+                    saved = time.perf_counter()
+                if interrupt.asked:
+                    raise KeyboardInterrupt(f"step {self.step} is saved; go on with `vitrail resume {self.folder}`")
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """Augmented batches on the device, from the step on that the run stands at."""
+        cfg = self.settings
+        for epoch, raw in train_batches(
+            self.split,
+            batch_size=cfg.train.batch_size,
+            seed=cfg.train.seed,
+            augment=cfg.augment,
+            start_step=self.step,
+        ):
+            yield (
+                epoch,
+                augment(
+                    raw.to(self.device),
+                    cfg=cfg.augment,
+                    preprocessing=self.preprocessing,
+                    num_classes=cfg.model.num_classes,
+                    seed=cfg.train.seed,
+                    epoch=epoch,
+                    label_smoothing=cfg.optim.label_smoothing,
+                ),
+            )
+
+    def lr_factor(self) -> float:
+        """The learning rate of this step, as a share of its peak."""
+        cfg = self.settings.optim
+        warmup = cfg.warmup if cfg.warmup < 1 else cfg.warmup / max(cfg.warmup, self.pace.total or 0)
+        return lr_factor(self.pace.progress(self.step), schedule=cfg.schedule, warmup=warmup)
+
+    def evaluation_is_due(self) -> bool:
+        """Whether this step ends one of the stretches that `train.eval_every` counts."""
+        cfg = self.settings.train
+        if self.evaluate is None or not cfg.eval_every:
+            return False
+        stretch = cfg.eval_every * steps_per_epoch(self.split, batch_size=cfg.batch_size)
+        return self.step % max(1, round(stretch)) == 0
+
+    def require_finite(self, loss: Tensor, epoch: int, batch: Batch) -> None:
+        """Raises ValueError, with the step and the batch named, where the loss is no number: nothing of it is saved."""
+        value = loss.item()
+        if math.isfinite(value):
+            return
+        names = [self.split.names[index] for index in batch.indexes.tolist()]
+        (self.folder / "bad_batch.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        raise ValueError(
+            f"loss is {value} at step {self.step} (epoch {epoch}, images {some}; all in {self.folder / 'bad_batch.txt'}): "
+            "lower optim.lr, lengthen optim.warmup or set optim.clip_norm; checkpoints up to here are good"
+        )
+
+    def log(self, epoch: int, losses: dict[str, Tensor], images_per_s: float) -> None:
+        """One line of metrics.jsonl, and the display."""
+        values = {name: value.item() for name, value in losses.items()}
+        lr = self.lr_factor() * self.settings.optim.lr * self.settings.train.batch_size / REFERENCE_BATCH
+        self.metrics.write(
+            self.step,
+            {
+                "epoch": epoch,
+                "seconds": round(self.pace.elapsed, 2),
+                **values,
+                "lr": lr,
+                "images_per_s": round(images_per_s, 1),
+            },
+        )
+        shown: dict[str, float] = {name: values[name] for name in ("loss", "accuracy") if name in values}
+        progress = self.pace.progress(self.step)
+        left = self.pace.elapsed * (1 - progress) / progress if progress > 0 else None
+        if self.pace.seconds is not None:
+            left = self.pace.seconds - self.pace.elapsed
+        self.display.show(
+            step=self.step,
+            total=self.pace.total,
+            progress=progress,
+            left_s=left,
+            values=shown | {"images/s": images_per_s},
+        )
+
+    def validate(self) -> Evaluation | None:
+        """Scores the trained model on the validation images."""
+        if self.evaluate is None:
+            return None
+        scores = self.evaluate(self.trained)
+        self.move.model.train()
+        self.metrics.write(self.step, {"val_top1": scores.top1, "val_nll": scores.nll})
+        low, high = scores.top1_interval
+        self.display.say(f"step {self.step:,}: validation accuracy {scores.top1:.1%} ({low:.1%} to {high:.1%})")
+        return scores
+
+    def save(self) -> Path:
+        """A checkpoint of all that the run needs to go on."""
+        return checkpoint.save(
+            self.folder / "checkpoints",
+            step=self.step,
+            model=self.move.model,
+            ema=self.ema,
+            optimizers=self.move.optimizers,
+            state={"pace": self.pace.state()},
+            keep=self.settings.train.keep,
+        )
+
+    def restore(self) -> None:
+        """Goes back to the newest checkpoint of the run's folder."""
+        path, state = checkpoint.newest(self.folder / "checkpoints")
+        checkpoint.restore(path, state, model=self.move.model, ema=self.ema, optimizers=self.move.optimizers)
+        self.step, self.pace = state["step"], Pace.from_state(state["pace"])
+
+
+def step_seed(seed: int, step: int) -> int:
+    """What dropout's generator is seeded with at a step: keyed, as every other draw is."""
+    return (seed * 1_000_003 + step) % 2**63
+
+
+class Interrupt:
+    """Turns the first Ctrl-C or SIGTERM into a wish that the loop grants between two steps; a second one is not held back."""
+
+    def __init__(self) -> None:
+        self.asked = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number).name

@@ -1,0 +1,143 @@
+"""How the weights move: which parameter goes to which group, the optimizers, and the learning rate over a run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Muon, Optimizer
+
+from vitrail.config import OptimConfig
+
+REFERENCE_BATCH = 1024
+"""The batch that `optim.lr` is stated at (Goyal et al. 2017: the rate is scaled linearly with the batch)."""
+MUON_MOMENTUM = 0.95
+"""As in Jordan et al. 2024, whose updates are orthonormal and do not depend on the gradient's size."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The learning rate over a run, as a share of its peak; progress runs from 0 to 1
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 to 0 (Loshchilov & Hutter 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear(progress: float) -> float:
+    """A straight line from 1 to 0."""
+    return 1 - progress
+
+
+def constant(progress: float) -> float:
+    """1, all along."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear, "constant": constant}
+
+
+def lr_factor(progress: float, *, schedule: str, warmup: float) -> float:
+    """The learning rate as a share of its peak: up in a straight line for `warmup` of the run, then as the schedule says."""
+    if progress < warmup:
+        return progress / warmup
+    return SCHEDULES[schedule](min(1.0, (progress - warmup) / (1 - warmup)) if warmup < 1 else 0.0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Groups
+
+
+class Row(NamedTuple):
+    """What happens to one parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    optimizer: str
+    lr_factor: float
+    weight_decay: float
+
+
+def group_table(model: nn.Module, cfg: OptimConfig) -> list[Row]:
+    """One row for every parameter that is learned: its optimizer, learning-rate factor and weight decay.
+
+    Norms, biases, tokens and the position embedding are not decayed. With Muon, the blocks' matrices go to it and all
+    else to AdamW. With layer_decay, block i of n gets layer_decay ** (n - i) and the stem layer_decay ** (n + 1).
+    """
+    depth = len(getattr(model, "blocks", ()))
+    if cfg.layer_decay != 1 and not depth:
+        raise ValueError(f"optim.layer_decay {cfg.layer_decay} needs a model with blocks; use 1.0")
+    rows = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim > 1 and not re.search(r"(token|pos_embed|latent)$", name)
+        block = re.match(r"blocks\.(\d+)\.", name)
+        if block:
+            below = depth - int(block[1])
+        else:
+            below = 0 if re.match(r"(norm|head|head_dist|attn_pool|pre_logits)\b", name) else depth + 1
+        matrix = block is not None and parameter.ndim == 2
+        optimizer = {"adamw": "adamw", "sgd": "sgd", "muon": "muon" if matrix else "adamw"}[cfg.name]
+        factor = cfg.layer_decay**below
+        rows.append(Row(name, tuple(parameter.shape), optimizer, factor, cfg.weight_decay if decayed else 0.0))
+    return rows
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """One optimizer, or Muon and AdamW side by side, moved as one."""
+
+    parts: tuple[Optimizer, ...]
+
+    def set_lr(self, factor: float) -> None:
+        """Each group's learning rate, as a share of its own peak."""
+        for group in self.groups():
+            group["lr"] = group["peak_lr"] * factor
+
+    def step(self) -> None:
+        """Moves the weights."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def groups(self) -> Iterable[dict[str, Any]]:
+        """All parameter groups, each with its `peak_lr`."""
+        return (group for part in self.parts for group in part.param_groups)
+
+
+def build_optimizers(model: nn.Module, cfg: OptimConfig, *, batch_size: int) -> Optimizers:
+    """The optimizers for a model's parameters, every one in exactly one group, their rates scaled to the batch."""
+    parameters = dict(model.named_parameters())
+    groups: dict[str, dict[tuple[float, float], list[Tensor]]] = {}
+    rows = group_table(model, cfg)
+    for row in rows:
+        groups.setdefault(row.optimizer, {}).setdefault((row.lr_factor, row.weight_decay), []).append(parameters[row.name])
+    learned = sum(p.requires_grad for p in parameters.values())
+    assert sum(len(members) for kind in groups.values() for members in kind.values()) == len(rows) == learned
+
+    peak = cfg.lr * batch_size / REFERENCE_BATCH
+    parts = []
+    for kind, members in groups.items():
+        made = [
+            {"params": params, "lr": peak * factor, "peak_lr": peak * factor, "weight_decay": decay}
+            for (factor, decay), params in members.items()
+        ]
+        parts.append(_optimizer(kind, made, cfg))
+    return Optimizers(tuple(parts))
+
+
+def _optimizer(kind: str, groups: list[dict[str, Any]], cfg: OptimConfig) -> Optimizer:
+    if kind == "muon":  # scaled so that its updates are as large as AdamW's, and one learning rate serves both
+        return Muon(groups, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw")
+    if kind == "sgd":
+        return SGD(groups, momentum=cfg.betas[0], nesterov=cfg.betas[0] > 0)
+    return AdamW(groups, betas=cfg.betas, fused=True)

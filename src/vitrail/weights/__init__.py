@@ -1,0 +1,8 @@
+"""Checkpoints to our models, and our models to files."""
+
+from __future__ import annotations
+
+from vitrail.weights.load import load
+from vitrail.weights.run_folder import RunInfo, read_run, save_model
+
+__all__ = ["RunInfo", "load", "read_run", "save_model"]
