@@ -26,13 +26,13 @@ def save(
     """Writes `folder`/step_00000123 and leaves the newest `keep`. An interrupted write leaves only a .part folder."""
     final = folder / f"step_{step:08d}"
     draft = final.with_suffix(".part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     tensors = {"model": model.state_dict()}
     if ema is not None:
         tensors["ema"] = ema.mean.state_dict()
     tensors["optimizer"], numbers = flatten(optimizers)
     try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
         for name, values in tensors.items():
             save_file({key: value.detach().contiguous() for key, value in values.items()}, draft / f"{name}.safetensors")
         sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
