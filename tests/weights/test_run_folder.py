@@ -1,0 +1,164 @@
+"""What is saved comes back, what is damaged is refused, and timm opens the folder too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from vitrail.config import Preprocessing
+from vitrail.models import ViT
+from vitrail.weights import load, read_run, save_model
+from vitrail.weights.run_folder import load_run
+
+PREPROCESSING = Preprocessing(img_size=(8, 12), in_channels=1, mean=(0.2,), std=(0.3,), crop_pct=0.9, interpolation="bilinear")
+
+
+def model(**fields: object) -> ViT:
+    torch.manual_seed(0)
+    base = {
+        "img_size": (8, 12),
+        "patch_size": 4,
+        "in_channels": 1,
+        "embed_dim": 8,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 3,
+    }
+    made = ViT(**base | fields).eval()
+    made.preprocessing, made.classes = PREPROCESSING, ("cat", "dog", "naïve owl")
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return made
+
+
+IMAGES = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"stem": "conv", "pool": "map", "mlp": "swiglu", "head": "mlp", "dist_token": True, "reg_tokens": 2}]
+)
+def test_saved_and_loaded_is_the_same(tmp_path: Path, fields: dict[str, object]) -> None:
+    saved = model(**fields)
+    save_model(saved, tmp_path, data="photos")
+    loaded = load(tmp_path)
+    assert not loaded.training
+    assert loaded.config == saved.config
+    assert loaded.preprocessing == PREPROCESSING
+    assert loaded.classes == saved.classes
+    assert read_run(str(tmp_path)).data == "photos"
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGES), saved(IMAGES))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"qkv_bias": False, "qk_norm": True, "init_values": 0.5, "mlp_ratio": 2.0}])
+def test_timm_opens_a_folder_of_a_plain_model(tmp_path: Path, fields: dict[str, object]) -> None:
+    saved = model(**fields)
+    save_model(saved, tmp_path, data="photos")
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        logits = saved(IMAGES)
+        assert logits.std() > 0.01
+        torch.testing.assert_close(theirs(IMAGES), logits, atol=1e-5, rtol=1e-5)
+    assert theirs.pretrained_cfg["mean"] == [0.2]
+    assert theirs.pretrained_cfg["crop_pct"] == 0.9
+    assert theirs.pretrained_cfg["interpolation"] == "bilinear"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stem": "conv"},
+        {"mlp": "swiglu"},
+        {"dist_token": True},
+        {"reg_tokens": 1},
+        {"pool": "avg"},
+        {"head": "mlp"},
+        {"pos_embed": "sincos2d"},
+        {"pos_embed": "none"},
+    ],
+)
+def test_what_timm_lacks_is_not_promised_to_it(tmp_path: Path, fields: dict[str, object]) -> None:
+    save_model(model(**fields), tmp_path, data="photos")
+    assert "architecture" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("place", [0, 40, -1])
+def test_one_flipped_byte_is_refused_in_one_line(tmp_path: Path, place: int) -> None:
+    save_model(model(), tmp_path, data="photos")
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[place] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged: its sha256 is not the one in config.json") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    save_model(model(), tmp_path, data="photos")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors is missing; restore it from a copy"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        "{}",
+        '{"vitrail": 5}',
+        '{"vitrail": {"model": {"depht": 2}, "preprocessing": {}, "data": "", "sha256": ""}, "label_names": []}',
+        '{"vitrail": {"model": {"depth": -2}, "preprocessing": {}, "data": "", "sha256": ""}, "label_names": []}',
+    ],
+)
+def test_a_config_that_is_none_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    save_model(model(), tmp_path, data="photos")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config.json can't be read \(.+\); restore it from a copy, or train again$") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_model_are_refused_in_one_line(tmp_path: Path) -> None:
+    save_model(model(), tmp_path, data="photos")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vitrail"]["model"]["depth"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"model.safetensors can't be read \(.+\); restore it from a copy$") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_folders_that_are_no_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\" does not exist; `vitrail train` makes one$"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"holds no config.json, so it is not a finished run; `vitrail train` makes one$"):
+        read_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("model: {}")
+    with pytest.raises(ValueError, match=r"its training is not finished: `vitrail resume .*`$"):
+        read_run(tmp_path)
+
+
+def test_a_model_without_preprocessing_is_not_saved(tmp_path: Path) -> None:
+    unsaid = model()
+    unsaid.preprocessing = None
+    with pytest.raises(ValueError, match=r"set model.preprocessing before it is saved$"):
+        save_model(unsaid, tmp_path, data="photos")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_again_replaces_the_whole(tmp_path: Path) -> None:
+    save_model(model(), tmp_path, data="photos")
+    second = model(depth=1)
+    save_model(second, tmp_path, data="more photos")
+    assert load(tmp_path).config == dataclasses.replace(second.config)
+    assert read_run(tmp_path).data == "more photos"
