@@ -80,7 +80,7 @@ def read_run(folder: str | Path) -> RunInfo:
             data=str(ours["data"]),
             sha256=str(ours["sha256"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder / CONFIG} can't be read ({reason}); restore it from a copy, or train again") from error
 
