@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
     try:
         state: dict[str, Any] = json.loads((path / STATE).read_text())
         damaged = [name for name, digest in state["sha256"].items() if sha256(path / name) != digest]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"checkpoint {path} can't be read ({error}); delete that folder and resume from the one before"
         ) from error
@@ -101,10 +102,15 @@ def unflatten(optimizers: Optimizers, tensors: dict[str, Tensor], numbers: list[
     """The other way."""
     for part, optimizer in enumerate(optimizers.parts):
         state: dict[int, dict[str, object]] = {}
+        members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, value in tensors.items():
             owner, index, key = name.split(".", 2)
-            if int(owner) == part:
-                state.setdefault(int(index), {})[key] = value
+            if int(owner) != part:
+                continue
+            parameter = members[int(index)]
+            if value.shape == parameter.shape:  # a fused step walks both in memory order, and a weight may be channels-last
+                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            state.setdefault(int(index), {})[key] = value
         for name, number in numbers[part].items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = number
