@@ -22,6 +22,7 @@ from vitrail.data.sources import open_source
 from vitrail.evaluate import Evaluation, evaluate, save_evaluation
 from vitrail.models import ViT
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
+from vitrail.train import checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.loop import Loop
 from vitrail.train.optim import build_optimizers
@@ -108,9 +109,10 @@ def resume(folder: str | Path, *, console: Console | None = None) -> Run:
         )
     settings = layers.from_yaml((folder / SETTINGS).read_text(encoding="utf-8"))
     source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
+    _, state = checkpoint.newest(folder / "checkpoints")
+    truncate_metrics(folder, step=state["step"])  # before the loop opens the file, or it would write into the old one
     loop = prepare(settings, source, folder, console)
     loop.restore()
-    truncate_metrics(folder, step=loop.step)
     loop.display.say(f"going on at step {loop.step:,}")
     return finish(loop, source)
 
