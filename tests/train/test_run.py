@@ -1,0 +1,208 @@
+"""`train` and `resume`, from settings to a run folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import vitrail
+import vitrail.train.loop
+from vitrail.data.batch import Batch
+from vitrail.train import checkpoint
+from vitrail.train import run as run_module
+from vitrail.train.loop import Loop
+from vitrail.train.run import Run
+from vitrail.weights import read_run
+
+TINY = {"name": "Ti/14", "embed_dim": 12, "num_heads": 2, "depth": 2}
+LENGTH = {"steps": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), force_terminal=False)
+
+
+def train(out: Path, **over: Any) -> Run:
+    """Three steps on the tiny "mnist" of the fixture; sections in `over` are merged."""
+    sections: dict[str, Any] = {"model": TINY, "train": LENGTH, "augment": {}, "optim": {"name": "adamw"}}
+    for name, section in over.items():
+        sections[name] = sections.get(name, {}) | section if isinstance(section, dict) else section
+    return vitrail.train("mnist", out=out, console=quiet(), **sections)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_run_folder_holds_all_and_loads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = []
+    finish = run_module.finish
+    monkeypatch.setattr(run_module, "finish", lambda loop, source: (models.append(loop.trained), finish(loop, source))[1])
+    run = train(tmp_path / "run")
+    assert run.folder == tmp_path / "run"
+    assert (run.steps, run.split, run.evaluation.count) == (3, "test", 20)
+    names = {path.name for path in run.folder.iterdir()}
+    expected = {"config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "evaluation.json", "confusion.png"}
+    assert expected | {"confusion.csv"} <= names
+    assert not [name for name in names if name.endswith(".part")]
+    assert lines(run.folder)[-1]["step"] == 3
+
+    loaded = vitrail.load(run.folder)
+    assert not loaded.training
+    images = torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), models[0].eval()(images))
+    assert loaded.classes == tuple(map(str, range(10)))
+    assert loaded.preprocessing is not None
+    assert (loaded.preprocessing.img_size, loaded.preprocessing.in_channels) == ((28, 28), 1)
+    assert read_run(run.folder).data == "mnist"
+
+    again = vitrail.train(config=run.folder / "config.yaml", out=tmp_path / "again", console=quiet())
+    assert (again.folder / "config.yaml").read_bytes() == (run.folder / "config.yaml").read_bytes()
+    assert (again.folder / "model.safetensors").read_bytes() == (run.folder / "model.safetensors").read_bytes()
+
+    with pytest.raises(ValueError, match=r"is finished; `vitrail evaluate"):
+        vitrail.resume(run.folder)
+
+
+class CtrlC:
+    """An objective's neighbour: sends this process SIGINT behind step `at`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
+        log = Loop.log
+
+        def log_and_interrupt(loop: Loop, *args: Any) -> None:
+            log(loop, *args)
+            if loop.step == at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
+        monkeypatch.setattr(Loop, "log", log_and_interrupt)
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout, mixing, EMA, Muon, crops and several epochs on: nothing of the state is left behind."""
+    fields: dict[str, Any] = {
+        "model": {"drop_rate": 0.2, "proj_drop_rate": 0.2, "drop_path_rate": 0.3, "patch_drop_rate": 0.25, "stem": "conv"},
+        "augment": {"crop": "pad", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "erase_prob": 0.3},
+        "optim": {"name": "muon", "label_smoothing": 0.1},
+        "train": {"steps": 12, "ema_decay": 0.9, "eval_every": 1.0},
+    }
+    straight = train(tmp_path / "straight", **fields)
+
+    with monkeypatch.context() as patched:
+        CtrlC(patched, at=7)
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt, match=r"^step 7 is saved; go on with `vitrail resume"):
+            train(tmp_path / "broken", **fields)
+        assert signal.getsignal(signal.SIGINT) is before
+    assert [path.name for path in checkpoint.complete(tmp_path / "broken" / "checkpoints")] == ["step_00000007"]
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match=r"its training is not finished: `vitrail resume"):
+        vitrail.load(tmp_path / "broken")
+
+    torch.manual_seed(12345)  # whatever the process drew since must not matter
+    monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
+    resumed = vitrail.resume(tmp_path / "broken", console=quiet())
+    assert resumed.steps == straight.steps == 12
+    assert (resumed.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
+    steps = [line["step"] for line in lines(resumed.folder) if "loss" in line]
+    assert steps == list(range(1, 13)), "each step once, those behind the interruption as well"
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    augment, calls, seen = vitrail.train.loop.augment, [], []  # type: ignore[attr-defined]
+
+    def poisoned(*args: Any, **kwargs: Any) -> Batch:
+        batch = augment(*args, **kwargs)
+        calls.append(batch)
+        if len(calls) == 3:
+            batch.images[5] = float("nan")
+            seen.extend(batch.indexes.tolist())
+        return batch
+
+    monkeypatch.setattr("vitrail.train.loop.augment", poisoned)
+    monkeypatch.setattr(Loop, "save", lambda loop: pytest.fail("saved a model whose loss was no number"))
+    with pytest.raises(
+        ValueError, match=r"^loss is nan at step 2 \(epoch 0, images .*bad_batch.txt\): lower optim.lr"
+    ) as error:
+        train(tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    names = (tmp_path / "run" / "bad_batch.txt").read_text().splitlines()
+    assert len(names) == 16
+    assert names[0] in str(error.value)
+    assert {name.rsplit("/", 1)[-1] for name in names} <= {str(i) for i in range(60)}
+    assert len(seen) == 16
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r'run" exists and is never overwritten; choose another --out, or resume it$'):
+        train(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_module.free_folder(None, "data/photos") == Path("runs/photos-1")
+    Path("runs/photos-1").mkdir(parents=True)
+    assert run_module.free_folder(None, "data/photos") == Path("runs/photos-2")
+
+
+@pytest.mark.usefixtures("idx_set")
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ({"model": {"in_channels": 5}}, r"^model.in_channels 5 does not fit mnist, whose images have 1; use 1 or 3$"),
+        ({"model": {"num_classes": 7}}, r"^model.num_classes 7 does not fit mnist, which has 10 classes; leave"),
+        ({"model": {"img_size": 30}, "data": {"val_fraction": 0.3}}, r"^image side 30 is not a multiple of patch 14; use 28"),
+        ({"train": {"device": "warp"}}, r'^device "warp" is not on this machine; use "auto" or "cpu"$'),
+    ],
+)
+def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, over: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        train(tmp_path / "run", **over)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_three_channels_on_grey_images(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", model={"in_channels": 3}, train={"steps": 1})
+    model = vitrail.load(run.folder)
+    assert model.config.in_channels == 3
+    assert model.preprocessing is not None
+    assert len(model.preprocessing.mean) == len(model.preprocessing.std) == 3
+
+
+def test_no_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no config.yaml, so it is no run folder"):
+        vitrail.resume(tmp_path)
+
+
+def test_the_room_is_called_as_the_function() -> None:
+    """Python binds the submodule over the function of the same name, once something imports it: both must train."""
+    assert vitrail.train is sys.modules["vitrail.train"]
+    with pytest.raises(ValueError, match=r'^recipe "nope" is none of'):
+        vitrail.train(recipe="nope")
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_epochs_are_counted_in_whole_batches(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", train={"steps": None, "epochs": 2, "batch_size": 16})
+    assert run.steps == 2 * (54 // 16), "a tenth of the 60 images is held out, what is left over of an epoch is dropped"
