@@ -322,7 +322,7 @@ class ViT(nn.Module):
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.head: nn.Module = nn.Identity()
         self.head_dist: nn.Module | None = None
-        self._positions: dict[tuple[object, ...], Tensor] = {}
+        self._positions: dict[Pair, tuple[Tensor, Tensor]] = {}
         self.reset_head(cfg.num_classes)
         self.reset_parameters()
 
@@ -481,12 +481,14 @@ class ViT(nn.Module):
         prefix = self.config.class_token + self.config.dist_token
         if grid == self.grid or (torch.is_grad_enabled() and pos.requires_grad):
             return resize_positions(pos, old=self.grid, new=grid, prefix=prefix)
-        key = (grid, pos.data_ptr(), pos._version, pos.dtype, pos.device)  # new weights are new positions
-        if key not in self._positions:
+        of, resized = self._positions.get(grid, (None, None))
+        # compared by value: a fused optimizer changes weights without a trace in their version counter
+        if of is None or resized is None or (of.dtype, of.device) != (pos.dtype, pos.device) or not torch.equal(of, pos):
             with torch.inference_mode(False), torch.no_grad():
-                resized = resize_positions(pos.detach(), old=self.grid, new=grid, prefix=prefix)
-            self._positions = {k: v for k, v in self._positions.items() if k[1:] == key[1:]} | {key: resized}
-        return self._positions[key]
+                of = pos.detach().clone()
+                resized = resize_positions(of, old=self.grid, new=grid, prefix=prefix)
+            self._positions[grid] = of, resized
+        return resized
 
     def token_mask(self, sizes: Int64[Tensor, "B 2"], grid: Pair) -> KeyMask:
         """True for the prefix tokens and for every patch that holds a pixel of its image."""
@@ -501,7 +503,10 @@ class ViT(nn.Module):
         """Leaves out a share of the patches, other ones for each image (Liu et al. 2023, PatchDropout)."""
         prefix, patches = self.prefix_tokens, x.shape[1] - self.prefix_tokens
         kept = max(1, round(patches * (1 - self.config.patch_drop_rate)))
-        chosen = torch.rand(len(x), patches, device=x.device).topk(kept, dim=1).indices.sort(dim=1).values + prefix
+        order = torch.rand(len(x), patches, device=x.device)
+        if mask is not None:
+            order = order + mask[:, prefix:]  # patches that are not there go first, so that something of every image is left
+        chosen = order.topk(kept, dim=1).indices.sort(dim=1).values + prefix
         chosen = torch.cat([torch.arange(prefix, device=x.device).expand(len(x), -1), chosen], dim=1)
         x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
         return x, None if mask is None else mask.gather(1, chosen)
