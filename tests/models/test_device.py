@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vitrail.models import device
+
+
+def test_a_device_by_name() -> None:
+    assert device.pick_device("cpu") == torch.device("cpu")
+    assert device.pick_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize("name", ["warp", "cuda:99", ""])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(ValueError, match=rf'^device "{name}" is not on this machine; use "auto" or "cpu"$'):
+        device.pick_device(name)
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_precision_is_what_was_said_and_auto_measures(monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(device, "bf16_is_faster", lambda _: faster)
+    assert device.autocast_dtype("fp32", cpu) is None
+    assert device.autocast_dtype("bf16", cpu) == torch.bfloat16
+    assert device.autocast_dtype("auto", cpu) == (torch.bfloat16 if faster else None)
+
+
+def test_the_measurement_says_yes_or_no() -> None:
+    assert device.bf16_is_faster(torch.device("cpu")) in (False, True)
+    assert device.bf16_is_faster(torch.device("meta")) is False
+
+
+def test_freed_memory_is_kept_on_linux_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.sys, "platform", "darwin")
+    assert device.keep_freed_memory.__wrapped__() is False
