@@ -96,7 +96,7 @@ def theirs(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Step:
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.cross_entropy(forward(batch.images), batch.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -41,7 +41,7 @@ class LocalMlp(Mlp):
         image = h[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)  # (B, M, gh, gw)
         around = self.conv(image).flatten(2).transpose(1, 2)  # (B, L, M)
         h = h + F.pad(around, (0, 0, self.prefix, 0))
-        return self.drop(self.fc2(F.gelu(h)))  # type: ignore[no-any-return]
+        return self.drop(self.fc2(F.gelu(h)))
 
 
 def localise(model: ViT) -> ViT:
@@ -81,7 +81,7 @@ def main() -> None:
         batch = augment(raw, cfg=crops, preprocessing=view, num_classes=classes, seed=0, epoch=epoch)
         loss = F.cross_entropy(model(batch.images), batch.targets)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
