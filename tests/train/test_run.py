@@ -81,8 +81,8 @@ class CtrlC:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
         log = Loop.log
 
-        def log_and_interrupt(loop: Loop, *args: Any) -> None:
-            log(loop, *args)
+        def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
+            log(loop, *args, **numbers)
             if loop.step == at:
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -136,7 +136,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path: Path
     monkeypatch.setattr("vitrail.train.loop.augment", poisoned)
     monkeypatch.setattr(Loop, "save", lambda loop: pytest.fail("saved a model whose loss was no number"))
     with pytest.raises(
-        ValueError, match=r"^loss is nan at step 2 \(epoch 0, images .*bad_batch.txt\): lower optim.lr"
+        ValueError, match=r"^loss is nan at step 3 \(epoch 0, images .*bad_batch.txt\): lower optim.lr"
     ) as error:
         train(tmp_path / "run")
     assert "\n" not in str(error.value)

@@ -98,6 +98,8 @@ def _receive(url: str, part: Path, *, size: int) -> None:
             request = urllib.request.Request(url, headers={"User-Agent": "vitrail", "Range": f"bytes={have}-"})
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                    if progress.disable and not have:  # somebody answered, and there is no bar to show it
+                        print(f"downloading {part.stem}, {size / 1e6:.1f} MB", file=sys.stderr)
                     goes_on = answer.status == 206 and (answer.headers["Content-Range"] or "").startswith(f"bytes {have}-")
                     if not goes_on:  # the server starts from the beginning
                         have = 0
@@ -131,11 +133,9 @@ def _next(answer: http.client.HTTPResponse) -> bytes:
 
 @contextmanager
 def _progress(name: str, size: int) -> Iterator[Progress]:
-    """A bar on stderr if that is a terminal, else one line."""
+    """A bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    if not console.is_terminal:
-        print(f"downloading {name}, {size / 1e6:.1f} MB", file=sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(name, total=size)
         yield progress

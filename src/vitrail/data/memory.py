@@ -54,7 +54,7 @@ class FixedSplit(Split):
 
     def with_views_made(self, *, budget_bytes: float) -> FixedSplit:
         """The same split with the evaluation views made once, where they fit the budget."""
-        if self._view is None or len(self) * self.images.shape[1] * self.sizes[0].prod().item() > budget_bytes:
+        if self._view is None or not len(self) or len(self) * self.images.shape[1] * self.sizes[0].prod().item() > budget_bytes:
             return self
         return FixedSplit(self._views(self.images), labels=self.labels, names=self.names, skipped=self.skipped)
 

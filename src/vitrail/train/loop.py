@@ -61,18 +61,21 @@ class Loop:
     def run(self) -> None:
         """Trains to the end. Raises ValueError where the loss is no number, KeyboardInterrupt behind a saved checkpoint."""
         cfg = self.settings
+        if self.pace.finished(self.step):  # resumed from its last checkpoint
+            return
         start, saved = time.perf_counter() - self.pace.elapsed, time.perf_counter()
         rate, logged = Rate(), 0.0
         self.move.model.train()
         with self.display, Interrupt() as interrupt:
             for epoch, batch in self.batches():
                 torch.manual_seed(step_seed(cfg.train.seed, self.step))
-                self.move.optimizers.set_lr(self.lr_factor())
+                lr = self.lr_factor()
+                self.move.optimizers.set_lr(lr)
                 losses = self.move(batch)
                 if self.ema is not None:
                     self.ema.update(self.step)
-                self.require_finite(losses["loss"], epoch, batch)
                 self.step += 1
+                self.require_finite(losses, epoch, batch)
 
                 now = time.perf_counter()
                 images_per_s = rate.add(len(batch))
@@ -80,8 +83,9 @@ class Loop:
                 last = self.pace.finished(self.step)
                 if now - logged >= LOG_EVERY_S or last:
                     logged = now
-                    self.log(epoch, losses, images_per_s)
+                    self.log(epoch, losses, lr=lr, images_per_s=images_per_s)
                 if last:
+                    self.save()
                     return
                 if self.evaluation_is_due():
                     self.validate()
@@ -118,7 +122,8 @@ class Loop:
         """The learning rate of this step, as a share of its peak."""
         cfg = self.settings.optim
         warmup = cfg.warmup if cfg.warmup < 1 else cfg.warmup / max(cfg.warmup, self.pace.total or 0)
-        return lr_factor(self.pace.progress(self.step), schedule=cfg.schedule, warmup=warmup)
+        middle = self.pace.progress(self.step + 0.5)  # or the first step, or the last, would not move at all
+        return lr_factor(middle, schedule=cfg.schedule, warmup=warmup)
 
     def evaluation_is_due(self) -> bool:
         """Whether this step ends one of the stretches that `train.eval_every` counts."""
@@ -128,30 +133,31 @@ class Loop:
         stretch = cfg.eval_every * steps_per_epoch(self.split, batch_size=cfg.batch_size)
         return self.step % max(1, round(stretch)) == 0
 
-    def require_finite(self, loss: Tensor, epoch: int, batch: Batch) -> None:
-        """Raises ValueError, with the step and the batch named, where the loss is no number: nothing of it is saved."""
-        value = loss.item()
-        if math.isfinite(value):
+    def require_finite(self, losses: dict[str, Tensor], epoch: int, batch: Batch) -> None:
+        """Raises ValueError, with step and batch named, where the loss or its gradient is no number: nothing is saved."""
+        broken = [name for name in ("loss", "grad_norm") if name in losses and not math.isfinite(losses[name].item())]
+        if not broken:
             return
         names = [self.split.names[index] for index in batch.indexes.tolist()]
         (self.folder / "bad_batch.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(
-            f"loss is {value} at step {self.step} (epoch {epoch}, images {some}; all in {self.folder / 'bad_batch.txt'}): "
+            f"{broken[0]} is {losses[broken[0]].item()} at step {self.step} "
+            f"(epoch {epoch}, images {some}; all in {self.folder / 'bad_batch.txt'}): "
             "lower optim.lr, lengthen optim.warmup or set optim.clip_norm; checkpoints up to here are good"
         )
 
-    def log(self, epoch: int, losses: dict[str, Tensor], images_per_s: float) -> None:
-        """One line of metrics.jsonl, and the display."""
+    def log(self, epoch: int, losses: dict[str, Tensor], *, lr: float, images_per_s: float) -> None:
+        """One line of metrics.jsonl, and the display; `lr` is the step's share of its peak."""
         values = {name: value.item() for name, value in losses.items()}
-        lr = self.lr_factor() * self.settings.optim.lr * self.settings.train.batch_size / REFERENCE_BATCH
+        peak = self.settings.optim.lr * self.settings.train.batch_size / REFERENCE_BATCH
         self.metrics.write(
             self.step,
             {
                 "epoch": epoch,
                 "seconds": round(self.pace.elapsed, 2),
                 **values,
-                "lr": lr,
+                "lr": lr * peak,
                 "images_per_s": round(images_per_s, 1),
             },
         )

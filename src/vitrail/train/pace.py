@@ -38,7 +38,7 @@ class Pace:
         """Steps in all, as far as it is known."""
         return self.fits[-1][2] if self.fits else self.steps
 
-    def progress(self, step: int) -> float:
+    def progress(self, step: float) -> float:
         """From 0 at the first step to 1 behind the last."""
         if not self.fits:
             if self.steps is not None:
