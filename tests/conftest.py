@@ -16,6 +16,11 @@ from PIL import Image  # noqa: E402
 ImageFolder = Callable[..., Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long runs last."""
+    items.sort(key=lambda item: any(item.get_closest_marker(name) for name in ("slow", "full")))
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> ImageFolder:
     """Makes a folder of small JPEG photographs: `image_folder({"train": {"cat": 3, "dog": 2}})`, or without splits."""

@@ -10,7 +10,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def unpack(archive: Path, folder: Path, *, subfolder: str, names: tuple[str, ...
 def _receive(url: str, part: Path, *, size: int) -> None:
     """Fills `part` up to `size` bytes, going on from what is there."""
     cuts = 0
-    with _progress(part.stem, size) as progress:
+    with _shown(part.stem, size) as tell:
         while (have := part.stat().st_size if part.is_file() else 0) != size:
             if have > size:
                 part.unlink()
@@ -98,8 +98,6 @@ def _receive(url: str, part: Path, *, size: int) -> None:
             request = urllib.request.Request(url, headers={"User-Agent": "vitrail", "Range": f"bytes={have}-"})
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-                    if progress.disable and not have:  # somebody answered, and there is no bar to show it
-                        print(f"downloading {part.stem}, {size / 1e6:.1f} MB", file=sys.stderr)
                     goes_on = answer.status == 206 and (answer.headers["Content-Range"] or "").startswith(f"bytes {have}-")
                     if not goes_on:  # the server starts from the beginning
                         have = 0
@@ -107,7 +105,7 @@ def _receive(url: str, part: Path, *, size: int) -> None:
                         while have <= size and (chunk := _next(answer)):
                             file.write(chunk)
                             have += len(chunk)
-                            progress.update(progress.task_ids[0], completed=have)
+                            tell(have)
             except urllib.error.HTTPError as error:
                 raise DownloadError(f"{url} answered {error.code} {error.reason}") from None
             except urllib.error.URLError as error:
@@ -132,13 +130,24 @@ def _next(answer: http.client.HTTPResponse) -> bytes:
 
 
 @contextmanager
-def _progress(name: str, size: int) -> Iterator[Progress]:
-    """A bar on stderr, if that is a terminal."""
+def _shown(name: str, size: int) -> Iterator[Callable[[int], object]]:
+    """What is told how many bytes are there: a bar on a terminal; elsewhere one line, once the first have come."""
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        progress.add_task(name, total=size)
-        yield progress
+    if console.is_terminal:
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(name, total=size)
+            yield lambda have: progress.update(task, completed=have)
+        return
+    told = False
+
+    def tell(have: int) -> None:
+        nonlocal told
+        if not told:
+            print(f"downloading {name}, {size / 1e6:.1f} MB", file=sys.stderr)
+        told = True
+
+    yield tell
 
 
 def _sha256(path: Path) -> str:
