@@ -42,6 +42,7 @@ ROWS = (
     Row("fashion-sample", "fashion-sample"),
     Row("fashion-mnist-2min", "fashion-mnist", ("--minutes", "2")),
     Row("fashion-mnist-5min", "fashion-mnist", ("--minutes", "5")),
+    Row("cifar10", "cifar10"),
 )
 
 
