@@ -458,8 +458,8 @@ class ViT(nn.Module):
             raise ValueError(
                 f"images have {images.shape[1]} channels, but the model takes {cfg.in_channels}; convert the images"
             )
-        height, width = images.shape[-2:]
         if pad:
+            height, width = images.shape[-2:]
             images = F.pad(images, (0, -width % patch[1], 0, -height % patch[0]))
         grid = grid_of((images.shape[-2], images.shape[-1]), patch)
         x = self.patch_embed(images)  # (B, L, D)
