@@ -210,7 +210,7 @@ def test_traceback_shows_where_a_mistake_came_from() -> None:
         (ValueError("two\n  lines"), "two lines"),
         (
             type("OutOfMemoryError", (RuntimeError,), {})("CUDA"),
-            "the device is out of memory; use a smaller --train.batch_size",
+            "memory ran out; use a smaller batch (--train.batch_size",
         ),
     ],
 )

@@ -10,6 +10,7 @@ import difflib
 import errno
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
+    if hasattr(sys.stdin, "reconfigure"):  # a list of files may hold names that are no UTF-8
+        sys.stdin.reconfigure(errors="surrogateescape")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -88,14 +91,17 @@ def run(words: list[str]) -> int:
 def one_line(error: Exception) -> str | None:
     """What to tell the user; None for an error that is our own bug, which deserves its traceback."""
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is None:  # our own words
+        return text
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
         where = getattr(error, "filename", None)
         return f"{f'{where}: ' if where else ''}the disk is full; free some space, or write elsewhere with --out"
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        return ": ".join([*names[:1], (error.strerror or text or type(error).__name__).lower()])
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; importing torch here would be slow
-        return "the device is out of memory; use a smaller --train.batch_size, or --train.checkpointing true"
+        return ": ".join([*names[:1], (error.strerror or "").lower() or text or type(error).__name__])
+    # torch's error, by name: importing torch here would be slow. On a CPU and on a Mac it is a RuntimeError.
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or re.search(r"allocate memory|out of memory", text):
+        return "memory ran out; use a smaller batch (--train.batch_size, or --batch-size), or --train.checkpointing true"
     return text if isinstance(error, ValueError) else None
 
 
@@ -201,7 +207,11 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote")
     parser.add_argument("data", metavar="DATA", nargs="?", help="a folder, or the name of a set [what the run was trained on]")
     parser.add_argument("--split", choices=("train", "val", "test"), help="which images [test, else val]")
-    parser.add_argument("--out", metavar="FOLDER", help="where evaluation.json, confusion.png and confusion.csv go [RUN]")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where evaluation.json, confusion.png and confusion.csv go [RUN, or a folder in it for other images]",
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     terminal.add_device(parser, batch_size=256)
     args = terminal.parse(parser, words)
@@ -231,7 +241,8 @@ def evaluate(words: list[str]) -> int:
         autocast_dtype=autocast_dtype(cfg.train.precision, device),  # as when the training measured itself
     )
 
-    folder = Path(args.out or args.run)
+    another = args.data or args.split  # the run's own scores stay as they are
+    folder = Path(args.out or (Path(args.run, f"evaluation-{source.name}-{name}") if another else args.run))
     folder.mkdir(parents=True, exist_ok=True)
     files = save_evaluation(result, folder, data=source.name, split=name)
     if args.json:
@@ -291,7 +302,9 @@ def models(words: list[str]) -> int:
     parser.add_argument("--img-size", default="224", metavar="N|HxW", help="image side in pixels [224]")
     parser.add_argument("--in-channels", type=int, default=3, metavar="N", help="channels of the images [3]")
     parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="outputs of the head [1000]")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images that activations are counted for [1]")
+    parser.add_argument(
+        "--batch-size", type=terminal.count, default=1, metavar="N", help="images that activations are counted for [1]"
+    )
     args = terminal.parse(parser, words)
 
     from vitrail.config import PATCHES, SIZES
@@ -321,7 +334,7 @@ def show(words: list[str]) -> int:
     for field, metavar in (("img_size", "N|HxW"), ("in_channels", "N"), ("num_classes", "N")):
         option = "--" + field.replace("_", "-")
         parser.add_argument(option, dest=field, type=str, metavar=metavar, help=f"short for --model.{field}")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images that activations are counted for [1]")
+    parser.add_argument("--batch-size", type=terminal.count, metavar="N", help="images that activations are counted for [1]")
     parser.add_argument("--groups", action="store_true", help="also print what the optimizer does to each parameter")
     settings.add_settings(parser, sections=("model", "optim"))
     parsed = terminal.parse_settings(parser, words)

@@ -71,10 +71,18 @@ def make_settings_parser(command: str, description: str, *, usage: str) -> Argum
     )
 
 
+def count(text: str | int) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def add_device(parser: Parser, *, batch_size: int) -> None:
     """The options of a command that runs a model."""
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
-    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help=f"images a batch [{batch_size}]")
+    parser.add_argument("--batch-size", type=count, default=batch_size, metavar="N", help=f"images a batch [{batch_size}]")
 
 
 def parse(parser: Parser, words: list[str]) -> argparse.Namespace:

@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -206,3 +208,36 @@ def test_the_room_is_called_as_the_function() -> None:
 def test_epochs_are_counted_in_whole_batches(tmp_path: Path) -> None:
     run = train(tmp_path / "run", train={"steps": None, "epochs": 2, "batch_size": 16})
     assert run.steps == 2 * (54 // 16), "a tenth of the 60 images is held out, what is left over of an epoch is dropped"
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_settings_changed_behind_a_checkpoint_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CtrlC(monkeypatch, at=2)
+    with pytest.raises(KeyboardInterrupt, match="step 2 is saved"):
+        train(tmp_path / "run")
+    settings = tmp_path / "run" / "config.yaml"
+    settings.write_text(settings.read_text().replace("steps: 3", "steps: 4"))
+    with pytest.raises(ValueError, match=r"was changed since the checkpoint; put it back"):
+        vitrail.resume(tmp_path / "run", console=quiet())
+
+
+def test_files_left_out_of_every_split_are_named(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+    photos = image_folder({split: {"cat": 8, "dog": 8} for split in ("train", "val", "test")})
+    for split in ("train", "val", "test"):
+        (photos / split / "cat" / "broken.jpg").write_bytes(b"no image")
+    sections: dict[str, Any] = {"model": TINY | {"img_size": 28}, "train": LENGTH}
+    with pytest.raises(ValueError, match=r"broken.jpg"):
+        vitrail.train(photos, out=tmp_path / "run", console=quiet(), **sections)
+    assert not (tmp_path / "run").exists()
+    run = vitrail.train(photos, out=tmp_path / "run", data={"max_bad": 0.2}, console=quiet(), **sections)
+    named = (run.folder / "skipped.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in named] == [f"{split}/cat/broken.jpg" for split in ("test", "train", "val")]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("idx_set")
+def test_compiled_blocks_train_and_load_back(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", train={"compile": True, "ema_decay": 0.9}, model={"depth": 1})
+    loaded = vitrail.load(run.folder)
+    assert list(loaded.state_dict()) == list(vitrail.ViT(loaded.config).state_dict())
+    assert np.isfinite([line["loss"] for line in lines(run.folder) if "loss" in line]).all()

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -27,6 +27,7 @@ from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, Rate
 from vitrail.train.step import Ema, Step
+from vitrail.weights.run_folder import SETTINGS, sha256
 
 LOG_EVERY_S = 1.0
 """Seconds between two lines of metrics.jsonl."""
@@ -39,6 +40,9 @@ class Loop:
     settings: Settings
     folder: Path
     split: Split
+    """The training images."""
+    views: Mapping[str, Split]
+    """The validation and test images, as they are evaluated."""
     preprocessing: Preprocessing
     device: torch.device
     move: Step
@@ -121,6 +125,8 @@ class Loop:
     def lr_factor(self) -> float:
         """The learning rate of this step, as a share of its peak."""
         cfg = self.settings.optim
+        if self.step < cfg.warmup and cfg.warmup >= 1:  # in steps, however many there are in all
+            return (self.step + 0.5) / cfg.warmup
         warmup = cfg.warmup if cfg.warmup < 1 else cfg.warmup / max(cfg.warmup, self.pace.total or 0)
         middle = self.pace.progress(self.step + 0.5)  # or the first step, or the last, would not move at all
         return lr_factor(middle, schedule=cfg.schedule, warmup=warmup)
@@ -139,7 +145,7 @@ class Loop:
         if not broken:
             return
         names = [self.split.names[index] for index in batch.indexes.tolist()]
-        (self.folder / "bad_batch.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+        (self.folder / "bad_batch.txt").write_text("\n".join(names) + "\n", encoding="utf-8", errors="surrogateescape")
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(
             f"{broken[0]} is {losses[broken[0]].item()} at step {self.step} "
@@ -174,16 +180,14 @@ class Loop:
             values=shown | {"images/s": images_per_s},
         )
 
-    def validate(self) -> Evaluation | None:
+    def validate(self) -> None:
         """Scores the trained model on the validation images."""
-        if self.evaluate is None:
-            return None
+        assert self.evaluate is not None
         scores = self.evaluate(self.trained)
         self.move.model.train()
         self.metrics.write(self.step, {"val_top1": scores.top1, "val_nll": scores.nll})
         low, high = scores.top1_interval
         self.display.say(f"step {self.step:,}: validation accuracy {scores.top1:.1%} ({low:.1%} to {high:.1%})")
-        return scores
 
     def save(self) -> Path:
         """A checkpoint of all that the run needs to go on."""
@@ -193,7 +197,7 @@ class Loop:
             model=self.move.model,
             ema=self.ema,
             optimizers=self.move.optimizers,
-            state={"pace": self.pace.state()},
+            state={"pace": self.pace.state(), "settings": sha256(self.folder / SETTINGS)},
             keep=self.settings.train.keep,
         )
 

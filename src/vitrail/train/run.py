@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import os
 import shutil
@@ -17,8 +18,8 @@ from rich.console import Console
 
 from vitrail.config import ModelConfig, Preprocessing, Settings, pair
 from vitrail.data.batches import steps_per_epoch
-from vitrail.data.dataset import Source, Split
-from vitrail.data.sources import open_source
+from vitrail.data.dataset import Source, Split, SplitName
+from vitrail.data.sources import NAMES, open_source
 from vitrail.evaluate import Evaluation, evaluate, save_evaluation
 from vitrail.models import ViT
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
@@ -30,7 +31,7 @@ from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, duration, truncate_metrics
 from vitrail.train.step import Ema, Step
 from vitrail.weights import save_model
-from vitrail.weights.run_folder import SETTINGS
+from vitrail.weights.run_folder import SETTINGS, sha256
 
 DEFAULT_EPOCHS = 100.0
 PHOTO_SIZE = 224
@@ -70,13 +71,10 @@ def train(
     are mappings of single settings, `optim={"lr": 1e-3}`, and `model` may be a name. `out` is a folder that does not
     exist yet; without it, the next free one under runs/. Raises ValueError, in one line, for what can't be.
     """
-    said: dict[str, Any] = {
-        name: section
-        for name, section in {"model": model, "data": data, "augment": augment, "optim": optim, "train": train}.items()
-        if section is not None
-    }
+    sections = {"model": model, "data": data, "augment": augment, "optim": optim, "train": train}
+    said: dict[str, Any] = {name: section for name, section in sections.items() if section is not None}
     if minutes is not None:
-        said = layers.merge(said, {"train": {"minutes": minutes}})
+        said["train"] = {**(train or {}), "minutes": minutes}
     if path is not None:
         said = layers.merge(said, {"data": {"path": str(path)}})
     written = {} if config is None else layers.read_config(config)
@@ -87,12 +85,14 @@ def train(
     unchecked = layers.build(stack)
     folder = free_folder(out, where)
     source = open_source(where, val_fraction=unchecked.data.val_fraction)
-    settings = layers.build([facts(source), *stack])
+    settings = resolved(layers.build([facts(source), *stack]))
     if settings.model.num_classes != len(source.classes):
         raise ValueError(
             f"model.num_classes {settings.model.num_classes} does not fit {source.name}, "
             f"which has {len(source.classes)} classes; leave the setting out"
         )
+    with torch.device("meta"):
+        ViT(settings.model.vit())  # what can't be built says so before the images are read
     with new_folder(folder):
         (folder / SETTINGS).write_text(layers.to_yaml(settings), encoding="utf-8")
         return finish(prepare(settings, source, folder, console), source)
@@ -110,11 +110,27 @@ def resume(folder: str | Path, *, console: Console | None = None) -> Run:
     settings = layers.from_yaml((folder / SETTINGS).read_text(encoding="utf-8"))
     source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
     _, state = checkpoint.newest(folder / "checkpoints")
+    if state["settings"] != sha256(folder / SETTINGS):
+        file = folder / SETTINGS
+        raise ValueError(
+            f"{file} was changed since the checkpoint; put it back, or begin anew: `vitrail train --config {file}`"
+        )
     truncate_metrics(folder, step=state["step"])  # before the loop opens the file, or it would write into the old one
     loop = prepare(settings, source, folder, console)
     loop.restore()
     loop.display.say(f"going on at step {loop.step:,}")
     return finish(loop, source)
+
+
+def resolved(settings: Settings) -> Settings:
+    """The settings with nothing left to find out: a run goes on, and is scored, as it began, wherever it is."""
+    dtype = autocast_dtype(settings.train.precision, pick_device(settings.train.device))
+    path = settings.data.path if settings.data.path in NAMES else str(Path(settings.data.path).resolve())
+    return dataclasses.replace(
+        settings,
+        data=dataclasses.replace(settings.data, path=path),
+        train=dataclasses.replace(settings.train, precision="bf16" if dtype else "fp32"),
+    )
 
 
 def facts(source: Source) -> dict[str, Any]:
@@ -134,8 +150,9 @@ def prepare(settings: Settings, source: Source, folder: Path, console: Console |
     split = source.load("train", preprocessing=images, cfg=settings.data, augment=settings.augment)
     if not len(split):
         raise ValueError(f"{source.name} has no training images; lower data.val_fraction {settings.data.val_fraction}")
-    validation = source.load("val", preprocessing=images, cfg=settings.data) if "val" in source.splits else None
-    write_skipped(folder, split, validation)
+    others: list[SplitName] = [name for name in source.splits if name != "train"]
+    views: dict[str, Split] = {name: source.load(name, preprocessing=images, cfg=settings.data) for name in others}
+    skipped = write_skipped(folder, split, *views.values())
 
     torch.manual_seed(cfg.seed)
     model = ViT(settings.model.vit()).to(device)
@@ -147,20 +164,21 @@ def prepare(settings: Settings, source: Source, folder: Path, console: Console |
             block.compile()
     optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size)
     score = None
-    if validation is not None and len(validation):
-        score = functools.partial(score_model, split=validation, device=device, dtype=dtype)
+    if len(views.get("val", ())):
+        score = functools.partial(score_model, split=views["val"], device=device, dtype=dtype)
     parameters = sum(p.numel() for p in model.parameters())
     display.say(
         f"{source.name}: {len(split):,} training images, {len(source.classes)} classes · "
         f"{settings.model.name}: {parameters:,} parameters, {images.img_size[0]}x{images.img_size[1]} px · "
         f"{device.type}, {'bf16' if dtype else 'fp32'}"
     )
-    for item in split.skipped[:3]:
-        display.say(f"left out: {item.path} ({item.reason})")
+    if skipped:
+        display.say(f"left out: {skipped:,} files that can't be read, named in {folder / 'skipped.txt'}")
     return Loop(
         settings=settings,
         folder=folder,
         split=split,
+        views=views,
         preprocessing=images,
         device=device,
         move=Step(model, optimizers, autocast_dtype=dtype, clip_norm=settings.optim.clip_norm),
@@ -181,10 +199,10 @@ def finish(loop: Loop, source: Source) -> Run:
         loop.metrics.close()
     model = loop.trained.eval()
     save_model(model, loop.folder, data=loop.settings.data.path)
-    which = next(name for name in ("test", "val", "train") if name in source.splits)
-    split = source.load(which, preprocessing=loop.preprocessing, cfg=loop.settings.data)
+    which = next((name for name in ("test", "val") if len(loop.views.get(name, ()))), "train")
+    split = loop.views.get(which) or source.load("train", preprocessing=loop.preprocessing, cfg=loop.settings.data)
     scores = score_model(model, split=split, device=loop.device, dtype=loop.move.autocast_dtype)
-    write_skipped(loop.folder, loop.split, split)
+    write_skipped(loop.folder, loop.split, *loop.views.values())
     save_evaluation(scores, loop.folder, data=source.name, split=which)
     low, high = scores.top1_interval
     loop.display.say(
@@ -245,16 +263,17 @@ def new_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not any((folder / name).exists() for name in ("checkpoints", "model.safetensors", "bad_batch.txt", "skipped.txt")):
+        if not any((folder / name).exists() for name in ("checkpoints", "model.safetensors", "bad_batch.txt")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def write_skipped(folder: Path, *splits: Split | None) -> None:
-    """skipped.txt: each file that was left out, and why; no file where none was."""
-    items = {item.path: item.reason for split in splits if split is not None for item in split.skipped}
+def write_skipped(folder: Path, *splits: Split) -> int:
+    """skipped.txt: each file that was left out, and why; no file where none was. Returns how many there are."""
+    items = {item.path: item.reason for split in splits for item in split.skipped}
     if items:
         write_whole(folder / "skipped.txt", "".join(f"{path}\t{reason}\n" for path, reason in sorted(items.items())))
+    return len(items)
 
 
 def write_whole(path: Path, text: str) -> None:
