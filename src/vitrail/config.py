@@ -210,8 +210,8 @@ class RandAugment:
     """Standard deviation of the magnitude."""
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"augment.rand_augment.n {self.n} must be at least 1; null turns RandAugment off")
+        if self.n < 0:
+            raise ValueError(f"augment.rand_augment.n {self.n} must not be negative; null turns RandAugment off")
         if not 0 <= self.m <= 10 or self.mstd < 0:
             raise ValueError(f"augment.rand_augment: m {self.m} must be between 0 and 10, and mstd {self.mstd} not negative")
 

@@ -202,7 +202,7 @@ def test_values_are_taken_as_people_write_them() -> None:
         ({"model": {"img_size": "96x"}}, 'model.img_size "96x": it takes a whole number, or height x width, as in 96x128'),
         ({"augment": {"rand_augment": True}}, "it takes fields, as in {n: 2, m: 9.0, mstd: 0.5}, or null"),
         ({"augment": {"rand_augment": {"n": "many"}}}, 'augment.rand_augment "many"'),
-        ({"model": {"embed_dim": 100}}, "embed_dim 100 is not a multiple of num_heads 6"),
+        ({"model": {"embed_dim": 100}}, "embed_dim 100 is not a multiple of num_heads 12; use 96"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_the_way_out(layer: dict[str, Any], message: str) -> None:

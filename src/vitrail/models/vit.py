@@ -560,5 +560,5 @@ def grid_of(size: Pair, patch: Pair) -> Pair:
     for side, part in zip(size, patch, strict=True):
         if side % part or side < part:
             near = max(1, round(side / part)) * part
-            raise ValueError(f"image side {side} is not a multiple of patch {part}; use {near}, or pad=True in the call")
+            raise ValueError(f"image side {side} is not a multiple of patch {part}; use {near}, or pad=True")
     return size[0] // patch[0], size[1] // patch[1]
