@@ -28,7 +28,7 @@ def accuracy(rows: dict[str, Any]) -> str:
     cells = []
     for row in rows.values():
         seeds, middle = list(row["seeds"].values()), _middle(row)
-        spread = f"{_percent(min(s['top1'] for s in seeds))} to {_percent(max(s['top1'] for s in seeds))}, {len(seeds)}"
+        spread = _spread(seeds)
         interval = " to ".join(_percent(side) for side in middle["interval"])
         cells.append(
             [
@@ -41,7 +41,7 @@ def accuracy(rows: dict[str, Any]) -> str:
                 f"{middle['images_per_s']:,.0f}",
             ]
         )
-    head = ["command", "test accuracy", "least to greatest, seeds", "95 % interval", "test images", "training", "images/s"]
+    head = ["command", "test accuracy", "least to greatest", "95 % interval", "test images", "training", "images/s"]
     machines = _machines(_middle(row) for row in rows.values())
     return f"{_grid(head, cells)}\n\nThe median of the seeds, on all test images. {machines}\n"
 
@@ -114,7 +114,7 @@ def measured(row: dict[str, Any] | None) -> str:
     seeds, middle = list(row["seeds"].values()), _middle(row)
     return (
         f"{_percent(row['median'])} % of {middle['test_images']:,} test images "
-        f"({_percent(min(s['top1'] for s in seeds))} to {_percent(max(s['top1'] for s in seeds))}, {len(seeds)} seeds), "
+        f"({_spread(seeds)}), "
         f"{middle['train_s']:.0f} s of training; {_machine(middle)}."
     )
 
@@ -131,6 +131,12 @@ def stale(*, write: bool) -> list[str]:
     for path, text in changed.items() if write else ():
         path.write_text(text)
     return [path.relative_to(ROOT).as_posix() for path in changed]
+
+
+def _spread(seeds: Sequence[dict[str, Any]]) -> str:
+    """Least and greatest accuracy of the seeds, or that there is one only."""
+    values = [seed["top1"] for seed in seeds]
+    return f"{_percent(min(values))} to {_percent(max(values))}, {len(values)} seeds" if len(values) > 1 else "one seed"
 
 
 def _middle(row: dict[str, Any]) -> dict[str, Any]:
