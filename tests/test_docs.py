@@ -182,7 +182,7 @@ def test_tables_are_made_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
         }
     }
     table = tables.accuracy(rows)
-    assert "| `vitrail train x` | **87.0 %** | 86.0 to 88.0, 3 | 85.0 to 89.0 | 2,000 | 120 s | 3,000 |" in table
+    assert "| `vitrail train x` | **87.0 %** | 86.0 to 88.0, 3 seeds | 85.0 to 89.0 | 2,000 | 120 s | 3,000 |" in table
     assert table.count("CPU, 2 cores, torch 2.14.1, 2026-01-01, commit abc") == 1
     made = {"accuracy": table}
     page = "above\n<!-- table:accuracy -->\nold\n<!-- /table:accuracy -->\nbelow\n"
