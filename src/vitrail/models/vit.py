@@ -30,7 +30,7 @@ Images = Float[Tensor, "B C H W"]
 Tokens = Float[Tensor, "B N D"]
 KeyMask = Bool[Tensor, "B N"]  # True where a token may be looked at
 
-PLAIN_ATTENTION_MAX_TOKENS = 1024
+PLAIN_ATTENTION_MAX_TOKENS = 640
 """On a CPU in bf16, up to this many tokens, matmul + softmax beats the flash kernel (benchmarks/attention.py)."""
 
 
