@@ -1,7 +1,7 @@
 """A training step of ours beside timm's same model, in interleaved rounds.
 
     python benchmarks/train_step.py                    both models; writes results/train_step.json
-    python benchmarks/train_step.py --case vit-28 --rounds 3 --out /tmp/train_step.json
+    python benchmarks/train_step.py --case vit-28 --rounds 3 --out quick.json
 
 A step is forward, cross-entropy, backward, AdamW and clearing the gradients, on the same synthetic images in memory. timm's
 runs under bf16 autocast with torch.optim.AdamW(fused=True); ours is the step that vitrail.train takes. Each contender has a

@@ -209,7 +209,7 @@ def test_only_what_was_asked_for_is_unpacked(tmp_path: Path) -> None:
         "set/b.bin": b"b",
         "set/c.bin": b"c",
         "../evil": b"!",
-        "/tmp/evil": b"!",
+        "/evil": b"!",
         "set/../a.bin": b"!",
     }
     out = unpack(archive(tmp_path / "x.tar.gz", members), tmp_path / "out", subfolder="set", names=("a.bin", "b.bin"))
