@@ -45,7 +45,12 @@ def save(
         sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise OSError(f"checkpoint {final} could not be written ({error}); make room, then `vitrail resume` goes on") from error
+        way = (
+            "make room, then `vitrail resume` goes on from the one before"
+            if complete(folder)
+            else "make room, then train again"
+        )
+        raise OSError(f"checkpoint {final} could not be written ({error}); {way}") from error
     for old in complete(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
