@@ -377,6 +377,8 @@ class Preprocessing:
     """Of each channel, for pixels from 0 to 1."""
     crop_pct: float = 1.0
     """The centre crop's share of the resized image."""
+    crop_mode: Literal["center", "squash"] = "center"
+    """The resize keeps the image's shape, and the crop cuts off what juts out; or it gives every image the crop's shape."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Filter of the resize."""
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,11 +17,17 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from vitrail.config import Preprocessing
-from vitrail.data.decode import BadImage, crop_view, decode, eval_view, read_header, shrunk_view
+from vitrail.data.decode import BadImage, crop_view, decode, eval_view, read_header, shrunk_view, view_is_exact
 
 
-def preprocessing(size: tuple[int, int] = (32, 32), channels: int = 3, crop_pct: float = 1.0) -> Preprocessing:
-    return Preprocessing(img_size=size, in_channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels, crop_pct=crop_pct)
+def preprocessing(
+    size: tuple[int, int] = (32, 32),
+    channels: int = 3,
+    crop_pct: float = 1.0,
+    crop_mode: Literal["center", "squash"] = "center",
+) -> Preprocessing:
+    half = (0.5,) * channels
+    return Preprocessing(img_size=size, in_channels=channels, mean=half, std=half, crop_pct=crop_pct, crop_mode=crop_mode)
 
 
 def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -225,6 +233,40 @@ def test_the_evaluation_view_is_torchvision_s(crop_pct: float, size: tuple[int, 
     assert difference.float().mean() < 0.3
 
 
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (20, 100), (224, 300)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_squashed_view_is_the_whole_image(size: tuple[int, int], interpolation: Literal["bicubic", "bilinear"]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    settings = dataclasses.replace(preprocessing((24, 32), crop_mode="squash"), interpolation=interpolation)
+    theirs = image.resize((32, 24), {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[interpolation])
+    view = eval_view(image, settings)
+    assert torch.equal(view, v2.functional.pil_to_tensor(theirs))
+    settings = dataclasses.replace(settings, crop_pct=0.875)  # DeiT's processor squashes to 256 and crops 224
+    filters = {"bicubic": v2.InterpolationMode.BICUBIC, "bilinear": v2.InterpolationMode.BILINEAR}
+    middle = int(24 / 0.875), int(32 / 0.875)
+    reference = v2.Compose([v2.Resize(middle, interpolation=filters[interpolation]), v2.CenterCrop((24, 32)), v2.PILToTensor()])
+    difference = (eval_view(image, settings).int() - reference(image).int()).abs()
+    assert difference.max() <= 2  # one rounding here, two there
+    assert difference.float().mean() < 0.3
+
+
+def test_only_an_image_of_its_own_view_s_size_is_left_alone() -> None:
+    assert view_is_exact((24, 32), preprocessing((24, 32), crop_mode="squash"))
+    assert not view_is_exact((48, 64), preprocessing((24, 32), crop_mode="squash"))
+    assert not view_is_exact((24, 32), preprocessing((24, 32), crop_pct=0.875, crop_mode="squash"))
+    image = photo(64, 24)
+    assert not torch.equal(
+        eval_view(image, preprocessing((24, 32), crop_mode="squash")), eval_view(image, preprocessing((24, 32)))
+    )
+
+
+def test_a_squashed_jpeg_is_decoded_at_a_scale_that_has_all_pixels() -> None:
+    data = saved(photo(800, 300), "JPEG", quality=95)
+    view = eval_view(data, preprocessing((60, 80), crop_mode="squash"))
+    whole = np.asarray(photo(800, 300).resize((80, 60), Image.Resampling.BICUBIC), int)
+    assert np.abs(view.permute(1, 2, 0).numpy().astype(int) - whole).max() <= 8
+
+
 def test_the_same_view_of_file_bytes_image_and_array(tmp_path: Path) -> None:
     image = photo(50, 70)
     (tmp_path / "image.png").write_bytes(saved(image))
@@ -241,9 +283,19 @@ def test_the_same_view_of_file_bytes_image_and_array(tmp_path: Path) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1.0, 0.9, 0.5]))
-def test_every_size_has_a_view(width: int, height: int, out_h: int, out_w: int, crop_pct: float) -> None:
-    assert eval_view(photo(width, height), preprocessing((out_h, out_w), crop_pct=crop_pct)).shape == (3, out_h, out_w)
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([1.0, 0.9, 0.5]),
+    st.sampled_from(["center", "squash"]),
+)
+def test_every_size_has_a_view(
+    width: int, height: int, out_h: int, out_w: int, crop_pct: float, crop_mode: Literal["center", "squash"]
+) -> None:
+    wanted = preprocessing((out_h, out_w), crop_pct=crop_pct, crop_mode=crop_mode)
+    assert eval_view(photo(width, height), wanted).shape == (3, out_h, out_w)
 
 
 def test_a_crop_is_the_same_whatever_scale_it_was_decoded_at() -> None:

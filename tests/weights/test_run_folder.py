@@ -68,6 +68,7 @@ def test_timm_opens_a_folder_of_a_plain_model(tmp_path: Path, fields: dict[str, 
         torch.testing.assert_close(theirs(IMAGES), logits, atol=1e-5, rtol=1e-5)
     assert theirs.pretrained_cfg["mean"] == [0.2]
     assert theirs.pretrained_cfg["crop_pct"] == 0.9
+    assert theirs.pretrained_cfg["crop_mode"] == "center"
     assert theirs.pretrained_cfg["interpolation"] == "bilinear"
 
 
@@ -98,6 +99,14 @@ def test_one_flipped_byte_is_refused_in_one_line(tmp_path: Path, place: int) -> 
     with pytest.raises(ValueError, match=r"model.safetensors is damaged: its sha256 is not the one in config.json") as error:
         load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_from_before_there_was_a_crop_mode(tmp_path: Path) -> None:
+    save_model(model(), tmp_path, data="photos")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["vitrail"]["preprocessing"].pop("crop_mode") == "center"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_run(tmp_path).preprocessing == PREPROCESSING
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

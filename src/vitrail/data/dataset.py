@@ -97,8 +97,8 @@ class Source(ABC):
     ) -> Split:
         """The images of a split, in the channels of `preprocessing`.
 
-        With augment None they are the evaluation view: the short side resized to img_size / crop_pct, the centre
-        cut out at exactly img_size. With augment.crop "pad" and "none" too; with "resized" they are whole images.
+        With augment None they are the evaluation view: resized to img_size / crop_pct, the centre cut out at
+        exactly img_size. With augment.crop "pad" and "none" too; with "resized" they are whole images.
         Raises ValueError for a split that is not there and for channels that can't be converted.
         """
 

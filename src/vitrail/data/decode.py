@@ -90,8 +90,10 @@ def decode(source: File, *, channels: int, short_side: int | None = None) -> Ima
 def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
     """The image as it is evaluated: resized to img_size / crop_pct, then the centre at exactly img_size.
 
-    `image` is a file, its bytes, a Pillow image, or an array (H, W), (H, W, 1) or (H, W, 3) of uint8. The size
-    between the two steps is rounded down, as torchvision's Resize does; both steps are one resampling.
+    `image` is a file, its bytes, a Pillow image, or an array (H, W), (H, W, 1) or (H, W, 3) of uint8. With crop_mode
+    "center" the resized image keeps its shape and covers that size; with "squash" it has exactly that size, so that
+    with crop_pct 1 the whole image is seen. The size between the two steps is rounded down, as torchvision's Resize
+    does; both steps are one resampling.
     Raises BadImage.
     """
     height, width = preprocessing.img_size
@@ -104,7 +106,9 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
     if view_is_exact((picture.height, picture.width), preprocessing):
         return to_tensor(picture)
     least_h, least_w = _resized_to(preprocessing)
-    if least_h * picture.width >= least_w * picture.height:  # the height decides
+    if preprocessing.crop_mode == "squash":
+        middle_h, middle_w = least_h, least_w
+    elif least_h * picture.width >= least_w * picture.height:  # the height decides
         middle_h, middle_w = least_h, max(least_w, least_h * picture.width // picture.height)
     else:
         middle_h, middle_w = max(least_h, least_w * picture.height // picture.width), least_w
@@ -165,7 +169,7 @@ def to_tensor(picture: Image.Image) -> UInt8[Tensor, "C H W"]:
 
 
 def _resized_to(preprocessing: Preprocessing) -> Pair:
-    """What the image is made to cover before the centre is cut out."""
+    """What the image is made to cover, or squashed to, before the centre is cut out."""
     height, width = preprocessing.img_size
     return math.floor(height / preprocessing.crop_pct), math.floor(width / preprocessing.crop_pct)
 

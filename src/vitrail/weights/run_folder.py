@@ -127,6 +127,7 @@ def for_timm(cfg: ViTConfig, images: Preprocessing) -> dict[str, Any]:
             "mean": images.mean,
             "std": images.std,
             "crop_pct": images.crop_pct,
+            "crop_mode": images.crop_mode,
             "interpolation": images.interpolation,
             "num_classes": cfg.num_classes,
             "first_conv": "patch_embed.proj",
