@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail import cli
+from vitrail import cli, terminal
 from vitrail.config import PATCHES, SIZES
 from vitrail.models import create_model
 from vitrail.train import settings
@@ -175,6 +175,8 @@ def test_help_needs_no_torch() -> None:
         ("check nowhere", 'data "nowhere" is neither a folder nor one of'),
         ("models --img-size big", 'model.img_size "big": it takes'),
         ("models --img-size 225", "225"),
+        ("models --pretrained --img-size 96", "--img-size is for the table of sizes"),
+        ("models --json", "--json is for the table of checkpoints; add --pretrained"),
         ("show B17", "B17"),
         ("show B/16 --img-siez 3", "did you mean --img-size\\?"),
         ("show B/16 --model.num_layers 3", "did you mean --model.depth\\?"),
@@ -415,6 +417,39 @@ def test_models_lists_every_size_with_its_parameters(vitrail: Typed) -> None:
 
 def test_models_at_another_size(vitrail: Typed) -> None:
     assert re.search(r"^Ti/16 +192 +12 +3 +393 ", vitrail("models", "--img-size", "224x448", "--num-classes=2").out, re.M)
+
+
+def test_models_lists_pretrained_checkpoints_one_a_line(vitrail: Typed) -> None:
+    said = vitrail("models", "--pretrained")
+    assert (said.code, said.err) == (0, "")
+    for line in (
+        r"timm/vit_base_patch16_224.augreg_in21k_ft_in1k +B/16 +224 +IN-21k, IN-1k +84\.5 +timm +apache-2\.0",
+        r"timm/vit_small_patch14_dinov2.lvd142m +S/14 +518 +LVD-142M +81\.1 +dinov2, linear +apache-2\.0",
+        r"facebook/vit-mae-base +B/16 +224 +IN-1k +- +- +apache-2\.0",
+        r"  openclip +mlfoundations/open_clip, .*",
+    ):
+        assert re.search(f"^{line}$", said.out, re.M), line
+
+
+def test_pretrained_checkpoints_as_json(vitrail: Typed) -> None:
+    listed = json.loads(vitrail("models", "--pretrained", "--json").out)
+    (row,) = (row for row in listed if row["id"] == "timm/deit3_base_patch16_224.fb_in22k_ft_in1k")
+    assert (row["size"], row["img_size"], row["top1"], row["licence"]) == ("B/16", 224, 85.7, "apache-2.0")
+    assert row["shape"] == {"embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0}
+    assert row["data"] == ["ImageNet-22k", "ImageNet-1k"]
+    assert row["source"]["how"] == "own head"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_cuts_no_id(vitrail: Typed, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    from rich.console import Console
+
+    from vitrail.weights import pretrained
+
+    monkeypatch.setattr(terminal, "make_console", lambda: Console(width=width, highlight=False, markup=False))
+    lines = vitrail("models", "--pretrained").out.splitlines()
+    for row in pretrained.rows():
+        assert lines[lines.index(row.id) + 1].startswith(f"  {row.size} ")
 
 
 def test_show_prints_what_a_model_costs(vitrail: Typed) -> None:

@@ -6,6 +6,7 @@ What is heavy is imported inside the functions, so that `vitrail --help` answers
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import importlib.metadata
@@ -305,7 +306,24 @@ def models(words: list[str]) -> int:
     parser.add_argument(
         "--batch-size", type=terminal.count, default=1, metavar="N", help="images that activations are counted for [1]"
     )
+    parser.add_argument("--pretrained", action="store_true", help="instead, the checkpoints that people use")
+    parser.add_argument("--json", action="store_true", help="with --pretrained: the same as JSON")
     args = terminal.parse(parser, words)
+    if args.pretrained:
+        for name in ("img_size", "in_channels", "num_classes", "batch_size"):
+            if getattr(args, name) != parser.get_default(name):
+                raise ValueError(f"--{name.replace('_', '-')} is for the table of sizes; leave it or --pretrained out")
+
+        from vitrail.weights import pretrained
+
+        rows = pretrained.rows()
+        if args.json:
+            terminal.print_json([{**dataclasses.asdict(row), "shape": row.shape._asdict()} for row in rows])
+        else:
+            terminal.print_pretrained(rows)
+        return OK
+    if args.json:
+        raise ValueError("--json is for the table of checkpoints; add --pretrained")
 
     from vitrail.config import PATCHES, SIZES
     from vitrail.models.describe import describe

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitrail.evaluate.metrics import Evaluation
     from vitrail.models.describe import Description
     from vitrail.train.optim import Row
+    from vitrail.weights import pretrained
 
 MANY_CLASSES = 40
 
@@ -238,6 +239,33 @@ def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None
 
 def _counted(count: int, noun: str, plural: str = "s") -> str:
     return f"{count:,} {noun}{'' if count == 1 else plural}"
+
+
+def print_pretrained(rows: Sequence[pretrained.Row]) -> None:
+    """One line a checkpoint, two where the terminal is narrow: an id is there to be copied, so it is never cut."""
+    console = make_console()
+    ids = ["id", *(row.id for row in rows)]
+    cells = [("size", "px", "data", "top-1", "source", "licence"), *map(_of_a_checkpoint, rows)]
+    room, *widths = (max(map(len, column)) for column in (ids, *zip(*cells, strict=True)))
+    one_line = console.width >= room + sum(widths) + 2 * len(widths)
+    for name, texts in zip(ids, cells, strict=True):
+        line = "  ".join(f"{text:{width}}" for text, width in zip(texts, widths, strict=True)).rstrip()
+        console.print(f"{name:{room}}" if one_line else name, style="bold", end="  " if one_line else "\n  ", soft_wrap=True)
+        console.print(line, soft_wrap=True)
+    console.print("\nIN is ImageNet. top-1 is per cent of the validation images of ImageNet-1k, as reported in")
+    for source in dict.fromkeys(row.source for row in rows):
+        if source is not None:
+            console.print(f"  {source.name:9}  {source.where}", soft_wrap=True)
+    console.print("The licence is the one that timm or the model's page on the Hub names; read it there before you rely on it.")
+
+
+def _of_a_checkpoint(row: pretrained.Row) -> tuple[str, ...]:
+    data = ", ".join(row.data).replace("ImageNet", "IN")
+    top1 = "-" if row.top1 is None else f"{row.top1:.1f}"
+    source = "-" if row.source is None else row.source.name
+    if row.source is not None and row.source.how != "own head":
+        source += f", {row.source.how}"
+    return row.size, str(row.img_size), data, top1, source, row.licence
 
 
 def print_groups(rows: Sequence[Row]) -> None:

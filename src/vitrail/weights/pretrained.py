@@ -1,0 +1,75 @@
+"""The table of pretrained checkpoints: pretrained.yaml, typed. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitrail.config import SIZES, Size
+
+TABLE = Path(__file__).with_suffix(".yaml")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an accuracy is reported."""
+
+    name: str
+    how: str
+    """own head, linear (a probe on frozen features) or zero-shot (with the text tower that belongs to it)."""
+    where: str
+    """Repository, file and commit; or the model's card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One checkpoint."""
+
+    id: str
+    """What `vitrail.load` takes."""
+    family: str
+    size: str
+    """A name such as "B/16" or "betwixt/16"."""
+    shape: Size
+    """What the size stands for; the MLP ratio to four places."""
+    patch_size: int
+    img_size: int
+    """Side in pixels of the images that the position embedding is made for."""
+    num_classes: int
+    """Width of the output; 0 where the checkpoint has no head."""
+    data: tuple[str, ...]
+    """The sets that it was trained on, in that order."""
+    top1: float | None
+    """Per cent of ImageNet-1k's validation images, as its source reports; None where no report was found."""
+    source: Source | None
+    """Of top1."""
+    licence: str
+
+
+def rows() -> tuple[Row, ...]:
+    """The table, family by family."""
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    sizes = SIZES | {name: Size(*fields) for name, fields in table["sizes"].items()}
+    sources = {name: Source(name, **fields) for name, fields in table["sources"].items()}
+    return tuple(_row({**family, **entry}, sizes, sources) for family in table["families"] for entry in family["rows"])
+
+
+def _row(entry: dict[str, Any], sizes: dict[str, Size], sources: dict[str, Source]) -> Row:
+    size, _, patch = entry["size"].partition("/")
+    top1 = entry.get("top1")
+    return Row(
+        id=entry["id"],
+        family=entry["family"],
+        size=entry["size"],
+        shape=sizes[size],
+        patch_size=int(patch),
+        img_size=entry["pixels"],
+        num_classes=entry["classes"],
+        data=tuple(entry["data"]),
+        top1=top1,
+        source=None if top1 is None else sources[entry["source"]],
+        licence=entry["licence"],
+    )
