@@ -1,0 +1,552 @@
+"""The Hugging Face Hub: a model's repository -> a folder in the cache, and a run folder -> a repository.
+
+huggingface_hub does the work: it caches, and it knows mirrors (HF_ENDPOINT), other places for the cache (HF_HOME), machines
+without a network (HF_HUB_OFFLINE) and tokens (HF_TOKEN, `hf auth login`). It is imported where it is needed: that takes
+longer than most commands take to answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import urllib.parse
+from collections.abc import Collection, Iterable
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import yaml
+
+from vitrail.config import SIZES, ViTConfig, pair
+from vitrail.weights.run_folder import CONFIG, SETTINGS, WEIGHTS, read_run, sha256
+
+BESIDE = (CONFIG, "open_clip_config.json", "preprocessor_config.json", "README.md")
+"""What is taken besides the weights, where it is there."""
+USUAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+)
+"""Names of weights, the one to take first; an index names the shards of a checkpoint in several files."""
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+"""Of weights by another name, the one to take first."""
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)[._-].*")  # what a training leaves beside them
+
+_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/")
+_PREFIX = re.compile(rf"{_URL.pattern}|hf[-_]hub:|hf://")
+_REPO = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]{0,94}\w?)(?:@(?P<revision>\S+))?", re.ASCII)
+_MODEL_NAME = re.compile(r"[A-Za-z]+\+?/\d+")  # "B/16", and also "b/16", which is to hear what it should have been
+_FILES = (*SUFFIXES, ".ckpt", ".json", ".onnx", ".yaml")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def looks_like_repo(text: str) -> bool:
+    """Whether `text` is written like a repository: "owner/name", with or without "hf-hub:" or the Hub's address before it and
+    "@revision" behind it.
+
+    A path such as "runs/photos" is written like one too; who has a path looks on the disk first.
+    """
+    return _parse(text) is not None
+
+
+def _parse(text: str) -> tuple[str, str | None] | None:
+    """Repository and revision, if `text` is written like that."""
+    prefix = _PREFIX.match(text)
+    rest = text[prefix.end() :] if prefix else text
+    if prefix and _URL.match(text):
+        rest = urllib.parse.unquote(re.sub(r"/tree/([^/]+)$", r"@\1", rest.rstrip("/")))
+    found = _REPO.fullmatch(rest)
+    if found is None or ".." in found["repo"] or "--" in found["repo"] or found["repo"].endswith((".git", ".", "-")):
+        return None
+    if not prefix and (_MODEL_NAME.fullmatch(rest) or found["repo"].endswith(_FILES)):
+        return None
+    return found["repo"], found["revision"]
+
+
+def _named(repo_id: str, revision: str | None) -> tuple[str, str | None]:
+    found = _parse(repo_id)
+    if found is None:
+        raise ValueError(
+            f'"{repo_id}" is not the name of a repository on the Hub; it is written "owner/name" or "owner/name@revision"'
+        )
+    repo, behind = found
+    if revision and behind and revision != behind:
+        raise ValueError(f'"{repo_id}" names revision "{behind}", and revision "{revision}" is asked for; give one of them')
+    return repo, revision or behind
+
+
+def pick_weights(names: Collection[str]) -> str | None:
+    """The weights to take from a folder that has these files: a file, or the index of a checkpoint in shards; or None.
+
+    Raises ValueError where there are several and none has one of the usual names.
+    """
+    for usual in USUAL:
+        if usual in names:
+            return usual
+    top = sorted(name for name in names if "/" not in name and not _NO_WEIGHTS.fullmatch(name))
+    for suffix in SUFFIXES:
+        match [name for name in top if name.endswith(suffix)]:
+            case [one]:
+                return one
+            case [_, *_] as several:
+                raise ValueError(f"there are several files of weights ({_listed(several)}); download one and load that file")
+    return None
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, in the order of their names."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("its weight_map names no files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index} is no index of shards ({type(error).__name__}: {error}); delete {index.resolve()} and load again"
+        ) from error
+    return sorted(names)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# From the Hub
+
+
+class _File(NamedTuple):
+    """What the Hub says of one."""
+
+    name: str
+    size: int | None
+    sha256: str | None
+    """None for the small files that git holds itself."""
+
+
+def fetch(repo_id: str, *, revision: str | None = None) -> Path:
+    """Downloads a model from the Hub, where the cache does not have it, and returns its folder in the cache.
+
+    Of the files, one set of weights is taken and what says how to read it (`BESIDE`). What arrives is held to the size and the
+    sha256 that the Hub gives. Without a network, the folder is what the cache has of this revision, if the weights are whole.
+    Raises ValueError, in one line, for whatever is in the way.
+    """
+    repo, revision = _named(repo_id, revision)
+    from huggingface_hub import HfApi, constants
+
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except _failures(ValueError, TypeError, KeyError) as error:  # these three: an answer that is not the Hub's
+        if not _unreachable(error):
+            raise ValueError(_explained(error, repo, revision=revision)) from error
+        cached = _cached(repo, revision)
+        if cached is None:
+            raise ValueError(_out_of_reach(error, repo)) from error
+        return cached
+
+    files = {
+        each.rfilename: _File(each.rfilename, each.size, each.lfs.sha256 if each.lfs else None) for each in info.siblings or ()
+    }
+    try:
+        weights = pick_weights(files)
+    except ValueError as error:
+        raise ValueError(f'"{repo}": {error}') from error
+    if weights is None:
+        raise ValueError(f'"{repo}" has no weights that can be read here, only {_listed(files)}; name a repository that has')
+    commit = str(info.sha)
+    for name in BESIDE:
+        if name in files:
+            _download(repo, files[name], commit, revision)
+    path = _download(repo, files[weights], commit, revision)
+    if weights.endswith(".index.json"):
+        for name in _shards(path):
+            if name not in files:
+                raise ValueError(
+                    f'"{repo}" lacks "{name}", which its {weights} names; tell its owner, or take another revision'
+                )
+            _download(repo, files[name], commit, revision)
+    if revision != commit:
+        _remember(repo, next(name for name in (*BESIDE, weights) if name in files), commit, revision)
+    return path.parent
+
+
+def _download(repo: str, file: _File, commit: str, revision: str | None) -> Path:
+    """One file, checked: its size always, its sha256 when it has just come.
+
+    What lies in the cache is not hashed again: `check` compares what the reader of the weights has hashed anyway.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    name = file.name
+    known = isinstance(try_to_load_from_cache(repo, name, revision=commit), str)
+    try:
+        path = Path(hf_hub_download(repo, name, revision=commit))
+    except _failures(ValueError) as error:
+        raise ValueError(_explained(error, repo, revision=revision, file=name)) from error
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        raise ValueError(_damaged(path, f"it has {size:,} bytes, and the Hub says {file.size:,}"))
+    trusted = known and path.is_symlink()  # where the cache has no links, nothing there says what the Hub said
+    if file.sha256 and not trusted:
+        found = sha256(path)
+        if found != file.sha256:
+            _forget(path)
+            raise ValueError(
+                f'{name} of "{repo}" arrived damaged: its sha256 is {found}, and the Hub says {file.sha256}; '
+                "it was thrown away, load again"
+            )
+    return path
+
+
+def _remember(repo: str, name: str, commit: str, revision: str | None) -> None:
+    """Notes in the cache which commit a branch is at, for loads without a network.
+
+    Only now that everything is there: a download that was broken off leaves the branch at the commit that is whole.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    branch = revision or constants.DEFAULT_REVISION
+    known = try_to_load_from_cache(repo, name, revision=branch)
+    if not isinstance(known, str) or Path(known).parent.name != commit:
+        try:
+            hf_hub_download(repo, name, revision=branch)
+        except _failures() as error:
+            raise ValueError(_explained(error, repo, revision=revision, file=name)) from error
+
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    """The folder that the cache has of this revision, if its weights are whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(repo, revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        folder = getattr(error, "snapshot_path", "")  # of a snapshot that lacks files, perhaps others than the ones needed here
+    if not folder:
+        return None
+    path = Path(folder)
+    weights = pick_weights(_names(path))
+    if weights is None:
+        return None
+    shards = _shards(path / weights) if weights.endswith(".index.json") else []
+    return path if all((path / name).is_file() for name in shards) else None
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_file()]
+
+
+def _forget(path: Path) -> None:
+    """Removes a file from the cache, and what its link leads to."""
+    if path.is_symlink():
+        (path.parent / os.readlink(path)).unlink(missing_ok=True)
+    path.unlink()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Hashes
+
+
+def expected_sha256(folder: str | Path) -> str | None:
+    """The sha256 that the Hub gave for the weights in a folder of `fetch`.
+
+    The cache keeps it as the name of the file that the weights are a link to. None where there is no such link: outside of a
+    cache, on a disk without links, and for the small files that git holds itself. For shards, the sha256 of their digests,
+    joined in the order of the files' names.
+    """
+    folder = Path(folder)
+    weights = pick_weights(_names(folder))
+    if weights is None:
+        return None
+    if not weights.endswith(".index.json"):
+        return _in_name(folder / weights)
+    digests = [_in_name(folder / name) for name in _shards(folder / weights)]
+    known = [digest for digest in digests if digest]
+    return hashlib.sha256("".join(known).encode()).hexdigest() if len(known) == len(digests) else None
+
+
+def check(folder: str | Path, found: str | None) -> None:
+    """Raises ValueError if the weights in a folder of `fetch`, whose sha256 is `found`, are not what the Hub said."""
+    expected = expected_sha256(folder)
+    if found and expected and found != expected:
+        path = Path(folder) / str(pick_weights(_names(Path(folder))))
+        raise ValueError(_damaged(path, f"its sha256 is {found}, and the Hub says {expected}"))
+
+
+def _damaged(path: Path, how: str) -> str:
+    """The file to delete is the one that the link leads to: the cache would link it again."""
+    return f"{path.name} in {path.parent} is damaged: {how}; delete {path.resolve()} and load again"
+
+
+def _in_name(path: Path) -> str | None:
+    if not path.is_symlink():
+        return None
+    name = PurePath(os.readlink(path)).name  # one step only: the cache may share a file between repositories by another link
+    return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is in the way
+
+
+def _failures(*more: type[Exception]) -> tuple[type[BaseException], ...]:
+    """What huggingface_hub raises if something fails, and `more`.
+
+    It has changed its HTTP library twice, and lets that one's errors through: their base class is one of its own error's.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, RuntimeError, *HfHubHTTPError.__bases__, *more)
+
+
+def _status(error: BaseException) -> int | None:
+    """Of the answer that the error is about, if there was one."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _unreachable(error: BaseException) -> bool:
+    """Whether the Hub did not answer, or only that it can't."""
+    status = _status(error)
+    return not _on_this_machine(error) if status is None else status == 429 or status >= 500
+
+
+def _on_this_machine(error: BaseException) -> bool:
+    """Whether the operating system refused something; HTTP libraries wrap what it says of connections."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _out_of_reach(error: BaseException, repo: str) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        why, first = "HF_HUB_OFFLINE is set", "unset it"
+    else:
+        why, first = f"{constants.ENDPOINT} can't be reached ({_reason(error)})", "set HF_ENDPOINT to a mirror"
+    return (
+        f'{why}, and the cache {constants.HF_HUB_CACHE} does not have "{repo}", or not all of it; {first}, or HF_HOME to a '
+        "cache that was filled elsewhere (with HF_HUB_OFFLINE=1), or download the files elsewhere and load their folder"
+    )
+
+
+def _explained(error: BaseException, repo: str, *, revision: str | None, file: str | None = None) -> str:
+    """One line: what failed, and the way out."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    page, status = f"{constants.ENDPOINT}/{repo}", _status(error)
+    if isinstance(error, GatedRepoError):
+        return f'"{repo}" is gated; accept its licence on {page}, then log in: `hf auth login`, or set HF_TOKEN'
+    if isinstance(error, RevisionNotFoundError):
+        return f'"{repo}" has no revision "{revision}"; take a branch or a tag that {page}/tree/main lists, or a commit'
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f'there is no repository "{repo}" at {constants.ENDPOINT}, or it is private; '
+            "check the name, or give a token for a private one: `hf auth login`, or set HF_TOKEN"
+        )
+    if status in (401, 403):
+        return (
+            f'{constants.ENDPOINT} refuses access to "{repo}" ({_reason(error)}); accept its licence on {page} if it has one, '
+            "and log in with a token that may do this: `hf auth login`, or set HF_TOKEN"
+        )
+    if isinstance(error, OSError) and _on_this_machine(error):
+        where = error.filename or constants.HF_HUB_CACHE
+        return f"{where} can't be used ({error.strerror}); make room for it, or set HF_HOME to another place"
+    if file is None:
+        return f'{constants.ENDPOINT} has no proper answer about "{repo}" ({_reason(error)}); try again later'
+    return f'{file} of "{repo}" did not arrive whole ({_reason(error)}); load again, or download it elsewhere and load the file'
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an error says; where the Hub did not answer, of the error that all others are wrapped around."""
+    while _status(error) is None and (within := error.__cause__ or error.__context__) is not None:
+        error = within
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200].rstrip(".:") if lines else type(error).__name__
+
+
+def _listed(names: Iterable[str], *, most: int = 8) -> str:
+    """Names for a message or a table, the first few of many."""
+    ordered = sorted(names)
+    rest = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return (", ".join(ordered[:most]) or "no files") + rest
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# To the Hub
+
+_SCORES = "evaluation.json"
+_PICTURE = "confusion.png"
+_CARD = "README.md"
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "A model trained with Vitrail",
+) -> str:
+    """Uploads the model of a finished run, and returns its page's address.
+
+    The repository, and the branch `revision`, are made where they are not there yet; the weights, what says how to read them,
+    the settings and the scores become one commit. `model_card` writes its README.md, unless the folder has one. Places on this
+    machine do not go along: a path among the settings is cut to its last part. Raises ValueError, in one line, for a folder
+    that is no finished run or is damaged, and for what the Hub refuses.
+    """
+    folder = Path(folder)
+    repo, revision = _named(repo_id, revision)
+    info = read_run(folder)
+    if not (folder / WEIGHTS).exists():
+        raise ValueError(f"{folder / WEIGHTS} is missing; restore it from a copy, or `vitrail resume {folder}`")
+    if sha256(folder / WEIGHTS) != info.sha256:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}; restore it from a copy")
+    contents: dict[str, Path | bytes] = {
+        WEIGHTS: folder / WEIGHTS,
+        CONFIG: (json.dumps(_without_places(_json(folder / CONFIG)), indent=2) + "\n").encode(),
+        _CARD: folder / _CARD if (folder / _CARD).exists() else model_card(folder, repo_id=repo).encode(),
+    }
+    if (folder / SETTINGS).exists():
+        settings = _without_places(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
+        contents[SETTINGS] = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode()
+    if (folder / _SCORES).exists():
+        contents[_SCORES] = (json.dumps(_without_places(_json(folder / _SCORES)), indent=2) + "\n").encode()
+    if (folder / _PICTURE).exists():
+        contents[_PICTURE] = folder / _PICTURE
+
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=token)
+    files = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]
+    try:
+        url = str(api.create_repo(repo, private=private, exist_ok=True))
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        api.create_commit(repo, files, commit_message=commit_message, revision=revision)
+    except _failures(ValueError) as error:
+        raise ValueError(_not_pushed(error, repo, folder)) from error
+    return url if revision is None else f"{url}/tree/{urllib.parse.quote(revision, safe='')}"
+
+
+def _not_pushed(error: BaseException, repo: str, folder: Path) -> str:
+    from huggingface_hub import constants
+
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # "Error while uploading", from what it was
+        error = error.__cause__
+    if _status(error) in (401, 403, 404):
+        return (
+            f'{constants.ENDPOINT} does not let you write to "{repo}" ({_reason(error)}); '
+            "log in with a token that may: `hf auth login`, or set HF_TOKEN"
+        )
+    return f'{folder} was not uploaded to "{repo}" at {constants.ENDPOINT} ({_reason(error)}); no commit was made, try again'
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} can't be read ({type(error).__name__}: {error}); restore it from a copy, or make it anew"
+        ) from error
+
+
+def _without_places(value: Any) -> Any:
+    """A copy in which every absolute path is cut to its last part."""
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+
+
+def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
+    """README.md for the Hub: what a finished run knows of its model, and how to load it from `repo_id`.
+
+    Raises ValueError for a folder that is no finished run.
+    """
+    folder = Path(folder)
+    info, config = read_run(folder), _json(folder / CONFIG)
+    in_timm = "architecture" in config
+    task = "image-classification" if info.config.num_classes else "image-feature-extraction"
+    head: dict[str, Any] = {"library_name": "timm" if in_timm else "vitrail", "pipeline_tag": task}
+    if licence := _licence(config):
+        head["license"] = licence.lower()  # the Hub's identifiers: "apache-2.0", "cc-by-nc-4.0"
+    head["tags"] = [task, "vision-transformer", "vitrail", *(["timm"] if in_timm else [])]
+
+    name, data = _size_name(info.config), _without_places(info.data)
+    images, colours = info.preprocessing, {1: " (grey)", 3: " (RGB)"}
+    rows = {
+        "model": f"{name}, {info.config.depth} blocks of width {info.config.embed_dim}, {info.config.num_heads} heads",
+        "images": f"{images.img_size[0]}x{images.img_size[1]} pixels, {_count(images.in_channels, 'channel')}"
+        + colours.get(images.in_channels, ""),
+        "pixels": f"from 0 to 1, minus {_numbers(images.mean)}, over {_numbers(images.std)}",
+        "classes": f"{info.config.num_classes:,}" + (f": {_first(info.classes)}" if info.classes else ""),
+        "data": data,
+    }
+    if (folder / _SCORES).exists():
+        rows["accuracy"] = _accuracy(folder / _SCORES)
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"# {name} for {data}",
+        "A Vision Transformer, trained with Vitrail.",
+        "| | |\n| --- | --- |\n" + "\n".join(f"| {what} | {_cell(said)} |" for what, said in rows.items()),
+    ]
+    if (folder / _PICTURE).exists():
+        parts.append(f"![which class is taken for which]({_PICTURE})")
+    ours = f'model = vitrail.load("{repo_id}")  # model.preprocessing says what it takes, model.classes what it gives'
+    parts += ["## Use", f"```python\nimport vitrail\n\n{ours}\n```"]
+    if in_timm:
+        parts += [
+            "The same in timm:",
+            f'```python\nimport timm\n\nmodel = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()\n```',
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _licence(config: dict[str, Any]) -> str | None:
+    """What config.json says of the weights' licence, in Vitrail's part or in timm's."""
+    said = config["vitrail"].get("licence") or config.get("pretrained_cfg", {}).get("license")
+    return str(said) if said else None
+
+
+def _size_name(config: ViTConfig) -> str:
+    """The model's short name, "B/16"; without the size where it is none of the table's."""
+    patch = "x".join(map(str, dict.fromkeys(pair(config.patch_size))))
+    shape = config.embed_dim, config.depth, config.num_heads, config.mlp_ratio
+    size = next((name for name, size in SIZES.items() if shape == tuple(size)), None)
+    return f"ViT with patch {patch}" if size is None else f"ViT-{size}{'+' if config.stem == 'conv' else ''}/{patch}"
+
+
+def _accuracy(path: Path) -> str:
+    scores = _json(path)
+    try:
+        low, high = scores["top1_interval"]
+        return (
+            f"{scores['top1']:.1%} of {_count(scores['count'], 'image')}, 95 % interval {low:.1%} to {high:.1%} "
+            f"({_without_places(scores['data'])}, {scores['split']})"
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} can't be read ({reason}); `vitrail evaluate {path.parent}` makes it anew") from error
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _first(names: tuple[str, ...], *, most: int = 20) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _cell(text: str) -> str:
+    """Text for one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", r"\|")
