@@ -24,7 +24,18 @@ from safetensors.torch import save
 from vitrail.config import Preprocessing
 from vitrail.models import ViT
 from vitrail.weights import load, save_model
-from vitrail.weights.hub import BESIDE, check, expected_sha256, fetch, looks_like_repo, model_card, pick_weights, push_to_hub
+from vitrail.weights.hub import (
+    BESIDE,
+    SUFFIXES,
+    USUAL,
+    check,
+    expected_sha256,
+    fetch,
+    looks_like_repo,
+    model_card,
+    pick_weights,
+    push_to_hub,
+)
 
 
 def weights(seed: int, size: int = 1000) -> bytes:
@@ -163,6 +174,12 @@ def test_one_set_of_weights_is_picked(names: list[str], picked: str | None) -> N
     assert pick_weights(names) == picked
 
 
+def test_the_reader_takes_what_was_fetched() -> None:
+    read = pytest.importorskip("vitrail.weights.read")
+    assert read.PREFERRED == USUAL
+    assert read.SUFFIXES[: len(SUFFIXES)] == SUFFIXES
+
+
 def test_several_sets_are_a_question() -> None:
     with pytest.raises(ValueError, match=r"^there are several files of weights \(a.safetensors, b.safetensors\); download one"):
         pick_weights(["b.safetensors", "a.safetensors", "c.npz"])
@@ -255,6 +272,10 @@ def test_shards(hub: Hub, client: Client, env: dict[str, str], kind: str) -> Non
     folder, less, odd = client.run(("fetch", repo), ("fetch", f"{repo}-less"), ("fetch", f"{repo}-odd"), **env)
     assert {path.name for path in Path(folder).iterdir()} == set(files)
     assert expected_sha256(folder) == sha256((sha256(weights(6)) + sha256(weights(7))).encode())
+    alone = Path(folder) / f"{kind}.index.json"
+    alone.write_text(json.dumps({"weight_map": {"a": names[0]}}))
+    assert expected_sha256(folder) == sha256(weights(6))
+    alone.write_bytes(files[alone.name])
     assert f'lacks "{names[1]}", which its {kind}.index.json names' in said(less)
     assert "is no index of shards (" in said(odd)
     (Path(folder) / names[1]).unlink()

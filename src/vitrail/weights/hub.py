@@ -254,8 +254,8 @@ def expected_sha256(folder: str | Path) -> str | None:
     """The sha256 that the Hub gave for the weights in a folder of `fetch`.
 
     The cache keeps it as the name of the file that the weights are a link to. None where there is no such link: outside of a
-    cache, on a disk without links, and for the small files that git holds itself. For shards, the sha256 of their digests,
-    joined in the order of the files' names.
+    cache, on a disk without links, and for the small files that git holds itself. For shards, the sha256 of their hex digests,
+    joined in the order of the files' names, as `read` gives it.
     """
     folder = Path(folder)
     weights = pick_weights(_names(folder))
@@ -265,7 +265,9 @@ def expected_sha256(folder: str | Path) -> str | None:
         return _in_name(folder / weights)
     digests = [_in_name(folder / name) for name in _shards(folder / weights)]
     known = [digest for digest in digests if digest]
-    return hashlib.sha256("".join(known).encode()).hexdigest() if len(known) == len(digests) else None
+    if len(known) < len(digests):
+        return None
+    return known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()
 
 
 def check(folder: str | Path, found: str | None) -> None:
