@@ -100,17 +100,29 @@ class ViTConfig:
     depth: int = 12
     """Number of blocks."""
     num_heads: int = 12
-    """Attention heads; must divide embed_dim."""
+    """Attention heads; must divide embed_dim, unless head_dim is set."""
+    head_dim: int | None = None
+    """Width of a head; None is embed_dim / num_heads."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over embed_dim."""
-    mlp: Literal["gelu", "swiglu"] = "gelu"
-    """The MLP: two layers around GELU, or SwiGLU (Shazeer 2020)."""
+    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
+    """Two layers around GELU, its tanh form (JAX's default) or its sigmoid form (OpenAI's CLIP); or SwiGLU (Shazeer 2020)."""
     qkv_bias: bool = True
     """Bias in the query, key and value projection."""
     qk_norm: bool = False
     """LayerNorm on queries and keys, per head (Dehghani et al. 2023)."""
     init_values: float | None = None
     """LayerScale's initial value (Touvron et al. 2021); None leaves LayerScale out."""
+    norm_eps: float = 1e-6
+    """What every LayerNorm adds to the variance; transformers' ViT has 1e-12, CLIP 1e-5."""
+    pre_norm: bool = False
+    """LayerNorm between embedding and blocks, and no bias in the patches' projection (CLIP: Radford et al. 2021)."""
+    patch_norm: bool = False
+    """LayerNorm on each patch's pixels and on its token (the library vit-pytorch)."""
+    final_norm: bool = True
+    """LayerNorm behind the last block."""
+    fc_norm: bool = False
+    """The last LayerNorm stands behind the pooling instead of before it (BEiT, MAE's fine-tuning)."""
     class_token: bool = True
     """Prepend a learned class token."""
     dist_token: bool = False
@@ -119,8 +131,12 @@ class ViTConfig:
     """Register tokens (Darcet et al. 2024)."""
     pos_embed: Literal["learn", "sincos2d", "none"] = "learn"
     """Position embedding: learned, fixed 2-D sine-cosine, or none."""
-    pool: Literal["cls", "avg", "map"] = "cls"
-    """What the head sees: the class token, the mean of the patch tokens, or attention pooling."""
+    no_embed_class: bool = False
+    """No position for class and distillation token (DeiT III, FlexiViT). Registers never have one."""
+    pool: Literal["cls", "avg", "cls+avg", "map"] = "cls"
+    """What the head sees: the class token, the mean of the patch tokens, both side by side (DINOv2), or attention pooling."""
+    pool_include_prefix: bool = False
+    """Mean and attention pooling also look at the tokens before the patches."""
     head: Literal["linear", "mlp"] = "linear"
     """A linear head, or one hidden layer with tanh as in the paper's pre-training."""
     stem: Literal["patch", "conv"] = "patch"
@@ -145,14 +161,22 @@ class ViTConfig:
         for name in ("in_channels", "embed_dim", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ValueError(f"head_dim {self.head_dim} must be at least 1")
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps {self.norm_eps} must be above 0")
         for name in ("num_classes", "depth", "reg_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} must not be negative")
-        if self.embed_dim % self.num_heads:
+        if self.embed_dim % self.num_heads and (self.head_dim is None or self.pool == "map"):
             fits = max(1, round(self.embed_dim / self.num_heads)) * self.num_heads
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; use {fits}")
-        if self.pool == "cls" and not self.class_token:
-            raise ValueError('pool "cls" needs class_token true; use pool "avg" or "map" without a class token')
+        if self.pool in ("cls", "cls+avg") and not self.class_token:
+            raise ValueError(f'pool "{self.pool}" needs class_token true; use pool "avg" or "map" without a class token')
+        if self.fc_norm and not self.final_norm:
+            raise ValueError("fc_norm true places the last norm, and final_norm false leaves it out; set one of them")
+        if self.patch_norm and self.stem != "patch":
+            raise ValueError(f'patch_norm true needs stem "patch", not "{self.stem}"')
         if self.dist_token and not self.class_token:
             raise ValueError("dist_token true needs class_token true")
         if self.pos_embed == "sincos2d" and self.embed_dim % 4:

@@ -79,8 +79,8 @@ def kept_elements(model: ViT, *, depth: int) -> int:
     """Numbers that autograd keeps of one image until the backward pass. By part of the model:
 
     - image: itself; stem "conv": what each convolution, norm and GELU gives
-    - a block, for each token: both norms' input and output 4 D; query, key and value 3 D (qk_norm: normed 2 D more);
-      attention's output D; GELU's input and output 2 M (SwiGLU: 4 M); LayerScale's inputs 2 D; dropout's masks 2 D
+    - a block, for each token: both norms' input and output 4 D; query, key and value 3 h d (qk_norm: normed 2 h d more);
+      attention's output h d; GELU's input and output 2 M (SwiGLU: 4 M); LayerScale's inputs 2 D; dropout's masks 2 D
     - last norm: input D, and output D unless only its mean goes on; pool "map": keys and values 2 D
 
     Left out, as less than a percent: statistics of norms and softmax, and what belongs to one token only.
@@ -90,8 +90,9 @@ def kept_elements(model: ViT, *, depth: int) -> int:
     mlp = (4 if cfg.mlp == "swiglu" else 2) * hidden
     scale = 0 if cfg.init_values is None else 2 * dim
     dropout = 2 * dim if cfg.proj_drop_rate else 0
-    block = 8 * dim + (2 * dim if cfg.qk_norm else 0) + mlp + scale + dropout
-    last = {"cls": 2, "avg": 1, "map": 4}[cfg.pool] * dim
+    inner = cfg.num_heads * (cfg.head_dim or dim // cfg.num_heads)
+    block = 4 * dim + (6 if cfg.qk_norm else 4) * inner + mlp + scale + dropout
+    last = {"cls": 2, "avg": 1, "cls+avg": 1, "map": 4}[cfg.pool] * dim
     patches = model.grid[0] * model.grid[1]
     if cfg.patch_drop_rate:
         patches = max(1, round(patches * (1 - cfg.patch_drop_rate)))
@@ -103,7 +104,7 @@ def peak_elements(model: ViT, *, depth: int) -> int:
 
     - stem "conv": the image, and a norm's output beside GELU's
     - embedding: the image, and 2 D a token, while positions are added
-    - attention: 7 D a token, while its output is projected (qk_norm: 9 D)
+    - attention: 3 D and 4 h d a token, while its output is projected (qk_norm: 6 h d)
     - MLP: 3 D and 2 M a token, while GELU reads one and writes the other (SwiGLU: 4 M)
     """
     cfg = model.config
@@ -111,7 +112,8 @@ def peak_elements(model: ViT, *, depth: int) -> int:
     moments = [_image(model) + 2 * dim * _tokens(model)]
     moments += [_image(model) + 2 * elements for elements in _stem(model)]
     if depth:
-        inner = max((9 if cfg.qk_norm else 7) * dim, 3 * dim + (4 if cfg.mlp == "swiglu" else 2) * hidden)
+        heads = cfg.num_heads * (cfg.head_dim or dim // cfg.num_heads)
+        inner = 3 * dim + max((6 if cfg.qk_norm else 4) * heads, (4 if cfg.mlp == "swiglu" else 2) * hidden)
         moments.append(_image(model) + inner * _tokens(model))
     return max(moments)
 

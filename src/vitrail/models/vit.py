@@ -14,7 +14,7 @@ State-dict keys are timm's. Read from the bottom up, or from `ViT.forward` down.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitrail.config import Pair, Preprocessing, ViTConfig, nearest, pair
+from vitrail.config import OTHER_SPELLINGS, Pair, Preprocessing, ViTConfig, nearest, pair
 
 Images = Float[Tensor, "B C H W"]
 Tokens = Float[Tensor, "B N D"]
@@ -51,9 +51,15 @@ class PatchEmbed(nn.Module):
         self.stem: nn.Module = nn.Identity()
         if cfg.stem == "conv":
             self.stem, channels, patch = conv_stem(cfg)
-        self.proj = nn.Conv2d(channels, cfg.embed_dim, kernel_size=patch, stride=patch)
+        self.proj = nn.Conv2d(channels, cfg.embed_dim, kernel_size=patch, stride=patch, bias=not cfg.pre_norm)
+        pixels = channels * patch[0] * patch[1]
+        self.pixel_norm = nn.LayerNorm(pixels, eps=cfg.norm_eps) if cfg.patch_norm else None
+        self.norm = nn.LayerNorm(cfg.embed_dim, eps=cfg.norm_eps) if cfg.patch_norm else None
 
     def forward(self, images: Images) -> Float[Tensor, "B L D"]:
+        if self.pixel_norm is not None and self.norm is not None:  # each patch is normalised, which no convolution does
+            patches = F.unfold(images, self.proj.kernel_size, stride=self.proj.stride).transpose(1, 2)  # (B, L, C P P)
+            return self.norm(F.linear(self.pixel_norm(patches), self.proj.weight.flatten(1), self.proj.bias))  # (B, L, D)
         x = self.proj(self.stem(images))  # (B, D, gh, gw)
         return x.flatten(2).transpose(1, 2)  # (B, L, D)
 
@@ -96,7 +102,10 @@ def resize_positions(pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair,
         return pos_embed
     head, rows = pos_embed[:, :prefix], pos_embed[:, prefix:]
     image = rows.reshape(1, *old, -1).permute(0, 3, 1, 2).float()  # (1, D, gh, gw)
-    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
+    if new[1] == 1:  # torch 2.14 repeats the first row where the new width is 1: turned, it does not
+        image = F.interpolate(image.transpose(2, 3), size=(1, new[0]), mode="bicubic", antialias=True).transpose(2, 3)
+    else:
+        image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
     return torch.cat([head, image.flatten(2).transpose(1, 2).to(rows.dtype)], dim=1)
 
 
@@ -109,13 +118,14 @@ class Attention(nn.Module):
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
-        dim, head_dim = cfg.embed_dim, cfg.embed_dim // cfg.num_heads
+        dim, head_dim = cfg.embed_dim, cfg.head_dim or cfg.embed_dim // cfg.num_heads
+        inner = cfg.num_heads * head_dim  # D, unless head_dim says otherwise
         self.num_heads = cfg.num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=cfg.qkv_bias)
-        self.q_norm = nn.LayerNorm(head_dim, eps=1e-6) if cfg.qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(head_dim, eps=1e-6) if cfg.qk_norm else nn.Identity()
+        self.qkv = nn.Linear(dim, 3 * inner, bias=cfg.qkv_bias)
+        self.q_norm = nn.LayerNorm(head_dim, eps=cfg.norm_eps) if cfg.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_dim, eps=cfg.norm_eps) if cfg.qk_norm else nn.Identity()
         self.attn_drop_rate = cfg.attn_drop_rate
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(inner, dim)
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Tokens, mask: KeyMask | None = None) -> Tokens:
@@ -153,18 +163,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None, *, dropout: fl
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU's tanh form (Hendrycks & Gimpel 2016, section 2)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """GELU's sigmoid form (Hendrycks & Gimpel 2016, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+GELUS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
+
+
 class Mlp(nn.Module):
     """Two layers around GELU."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         hidden = round(cfg.embed_dim * cfg.mlp_ratio)
+        self.gelu = GELUS.get(cfg.mlp, F.gelu)  # attention pooling has this MLP beside blocks with SwiGLU
         self.fc1 = nn.Linear(cfg.embed_dim, hidden)
         self.fc2 = nn.Linear(hidden, cfg.embed_dim)
         self.drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Tokens) -> Tokens:
-        return self.drop(self.fc2(F.gelu(self.fc1(x))))
+        return self.drop(self.fc2(self.gelu(self.fc1(x))))
 
 
 class SwiGLU(nn.Module):
@@ -217,11 +241,11 @@ class Block(nn.Module):
     def __init__(self, cfg: ViTConfig, *, drop_path: float) -> None:
         super().__init__()
         dim = cfg.embed_dim
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.attn = Attention(cfg)
         self.ls1 = nn.Identity() if cfg.init_values is None else LayerScale(dim, cfg.init_values)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.mlp = SwiGLU(cfg) if cfg.mlp == "swiglu" else Mlp(cfg)
         self.ls2 = nn.Identity() if cfg.init_values is None else LayerScale(dim, cfg.init_values)
         self.drop_path2 = DropPath(drop_path)
@@ -236,7 +260,7 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query looks at all tokens, then an MLP (MAP head: Zhai et al. 2022, section 2.2)."""
+    """One learned query looks at the tokens, then an MLP (MAP head: Zhai et al. 2022, section 2.2)."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -246,7 +270,7 @@ class AttentionPool(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.mlp = Mlp(cfg)
 
     def forward(self, x: Tokens, mask: KeyMask | None = None) -> Float[Tensor, "B D"]:
@@ -276,8 +300,8 @@ class Outputs:
     """What one pass through the model gives."""
 
     logits: Float[Tensor, "B K"]
-    embedding: Float[Tensor, "B D"]
-    """What the head sees."""
+    embedding: Float[Tensor, "B E"]
+    """What the head sees: width D, or 2 D with pool "cls+avg"."""
     tokens: Tokens
     """After the last norm: prefix tokens (class, distillation, registers), then patches row by row."""
     features: tuple[Tokens, ...]
@@ -302,23 +326,31 @@ class ViT(nn.Module):
         """What happens to an image before the model, where the weights' origin says it."""
         self.classes: tuple[str, ...] = ()
         """Names of the classes, where known."""
+        self.receipt: object = None
+        """What became of every tensor of the checkpoint that the weights come from (`weights.Receipt`)."""
 
         dim = cfg.embed_dim
         self.patch_embed = PatchEmbed(cfg)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cfg.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if cfg.dist_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, cfg.reg_tokens, dim)) if cfg.reg_tokens else None
-        rows = cfg.class_token + cfg.dist_token + self.grid[0] * self.grid[1]  # registers have no position
+        rows = self.placed_tokens + self.grid[0] * self.grid[1]
         if cfg.pos_embed == "learn":
             self.pos_embed = nn.Parameter(torch.zeros(1, rows, dim))
         else:
             self.register_buffer("pos_embed", torch.zeros(1, rows, dim) if cfg.pos_embed == "sincos2d" else None)
         self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
         ramp = [cfg.drop_path_rate * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
+
+        def norm(wanted: bool) -> nn.Module:
+            return nn.LayerNorm(dim, eps=cfg.norm_eps) if wanted else nn.Identity()
+
+        self.norm_pre = norm(cfg.pre_norm)
         self.blocks = nn.ModuleList(Block(cfg, drop_path=rate) for rate in ramp)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = norm(cfg.final_norm and not cfg.fc_norm)
         self.attn_pool = AttentionPool(cfg) if cfg.pool == "map" else None
-        self.pre_logits = PreLogits(dim) if cfg.head == "mlp" else nn.Identity()
+        self.fc_norm = norm(cfg.fc_norm)
+        self.pre_logits = PreLogits(self.embedding_dim) if cfg.head == "mlp" else nn.Identity()
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.head: nn.Module = nn.Identity()
         self.head_dist: nn.Module | None = None
@@ -326,9 +358,19 @@ class ViT(nn.Module):
         self.reset_head(cfg.num_classes)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Fresh weights: truncated normal of 0.02, zero biases, unit norms; convolutions scaled by their fan-in (LeCun)."""
-        for module in self.modules():
+    def reset_parameters(self, only: Collection[str] | None = None) -> None:
+        """Fresh weights: truncated normal of 0.02, zero biases, unit norms; convolutions scaled by their fan-in (LeCun).
+
+        With `only`, the layers whose tensors it names; the others stay as they are.
+        """
+
+        def wanted(name: str) -> bool:
+            return only is None or name in only
+
+        for path, module in self.named_modules():
+            own = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+            if not any(map(wanted, own)):
+                continue
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
@@ -343,9 +385,12 @@ class ViT(nn.Module):
                 nn.init.constant_(module.gamma, module.init)
             elif isinstance(module, AttentionPool):
                 nn.init.trunc_normal_(module.latent, std=0.02)
-        for token in (self.cls_token, self.dist_token, self.reg_token):
-            if token is not None:
+        for name in ("cls_token", "dist_token", "reg_token"):
+            token = getattr(self, name)
+            if token is not None and wanted(name):
                 nn.init.trunc_normal_(token, std=0.02)
+        if not wanted("pos_embed"):
+            return
         if self.config.pos_embed == "learn":
             nn.init.trunc_normal_(self.get_parameter("pos_embed"), std=0.02)
         elif self.config.pos_embed == "sincos2d":
@@ -356,12 +401,12 @@ class ViT(nn.Module):
         """A fresh head for `num_classes` outputs; 0 leaves it out, and the logits are the embedding."""
         if num_classes < 0:
             raise ValueError(f"num_classes {num_classes} must not be negative; 0 leaves the head out")
-        weight = self.norm.weight
+        weight: Tensor = self.patch_embed.proj.weight
 
         def linear() -> nn.Module:
             if not num_classes:
                 return nn.Identity()
-            head = nn.Linear(self.config.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
+            head = nn.Linear(self.embedding_dim, num_classes, device=weight.device, dtype=weight.dtype)
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
             return head
@@ -374,6 +419,16 @@ class ViT(nn.Module):
     def prefix_tokens(self) -> int:
         """T: class, distillation and register tokens, which stand before the patches."""
         return self.config.class_token + self.config.dist_token + self.config.reg_tokens
+
+    @property
+    def placed_tokens(self) -> int:
+        """The tokens before the patches that have a row in the position embedding: never the registers."""
+        return 0 if self.config.no_embed_class else self.config.class_token + self.config.dist_token
+
+    @property
+    def embedding_dim(self) -> int:
+        """E, the width of what the head sees."""
+        return self.config.embed_dim * (2 if self.config.pool == "cls+avg" else 1)
 
     # ---- calls: each is a part of `outputs`
 
@@ -464,21 +519,26 @@ class ViT(nn.Module):
         grid = grid_of((images.shape[-2], images.shape[-1]), patch)
         x = self.patch_embed(images)  # (B, L, D)
 
-        front = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
-        x = torch.cat([*(token.to(x.dtype) for token in front), x], dim=1)
+        def tokens(*kinds: Tensor | None) -> list[Tensor]:
+            return [kind.expand(len(x), -1, -1).to(x.dtype) for kind in kinds if kind is not None]
+
+        front, place = tokens(self.cls_token, self.dist_token), self.placed_tokens
+        apart = [*front[place:], *tokens(self.reg_token)]  # those without a position
+        if place:
+            x = torch.cat([*front[:place], x], dim=1)
         if self.pos_embed is not None:
             x = x + self.positions(grid).to(x.dtype)
-        if self.reg_token is not None:
-            x = torch.cat([x[:, : len(front)], self.reg_token.expand(len(x), -1, -1).to(x.dtype), x[:, len(front) :]], dim=1)
+        if apart:
+            x = torch.cat([x[:, :place], *apart, x[:, place:]], dim=1)
         mask = None if sizes is None else self.token_mask(sizes, grid)
-        x = self.pos_drop(x)
+        x = self.norm_pre(self.pos_drop(x))
         return self.drop_patches(x, mask) if self.training and cfg.patch_drop_rate else (x, mask)  # (B, N, D)
 
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
         """The position embedding at this grid; kept for each grid while nothing is being learned."""
         pos = self.pos_embed
         assert pos is not None
-        prefix = self.config.class_token + self.config.dist_token
+        prefix = self.placed_tokens
         if grid == self.grid or (torch.is_grad_enabled() and pos.requires_grad):
             return resize_positions(pos, old=self.grid, new=grid, prefix=prefix)
         of, resized = self._positions.get(grid, (None, None))
@@ -517,18 +577,19 @@ class ViT(nn.Module):
             return checkpoint(block, x, mask, use_reentrant=False)
         return block(x, mask)
 
-    def pool(self, x: Tokens, mask: KeyMask | None = None) -> Float[Tensor, "B D"]:
-        """What the head sees: the class token, the mean of the patch tokens, or attention pooling."""
+    def pool(self, x: Tokens, mask: KeyMask | None = None) -> Float[Tensor, "B E"]:
+        """What the head sees: the class token, the mean of the patch tokens, both, or attention pooling."""
+        cfg = self.config
+        start = 0 if cfg.pool_include_prefix else self.prefix_tokens
+        seen, there = x[:, start:], None if mask is None else mask[:, start:]
         if self.attn_pool is not None:
-            x = self.attn_pool(x, mask)
-        elif self.config.pool == "cls":
+            x = self.attn_pool(seen, there)
+        elif cfg.pool == "cls":
             x = x[:, 0]
-        elif mask is None:
-            x = x[:, self.prefix_tokens :].mean(dim=1)
         else:
-            there = mask[:, self.prefix_tokens :, None]
-            x = (x[:, self.prefix_tokens :] * there).sum(dim=1) / there.sum(dim=1)
-        return self.pre_logits(x)
+            mean = seen.mean(dim=1) if there is None else (seen * there[..., None]).sum(dim=1) / there.sum(dim=1, keepdim=True)
+            x = mean if cfg.pool == "avg" else torch.cat([x[:, 0], mean], dim=1)
+        return self.pre_logits(self.fc_norm(x))
 
     def rows(self, queries: Literal["cls", "all"] | Sequence[int], tokens: int) -> Int64[Tensor, " Q"]:
         """Positions of the queries among the tokens."""
@@ -548,11 +609,18 @@ class ViT(nn.Module):
 
 def configured(config: ViTConfig | None, fields: dict[str, Any]) -> ViTConfig:
     """The config with the fields put in. Raises ValueError for a field that does not exist."""
+    check_names(fields)
+    return dataclasses.replace(config or ViTConfig(), **fields)
+
+
+def check_names(fields: Iterable[str]) -> None:
+    """Raises ValueError for a name that is no field of ViTConfig."""
     known = [f.name for f in dataclasses.fields(ViTConfig)]
     for name in fields:
         if name not in known:
-            raise ValueError(f'"{name}" is not a field of ViTConfig{nearest(name, known)}')
-    return dataclasses.replace(config or ViTConfig(), **fields)
+            meant = OTHER_SPELLINGS.get(name)
+            hint = f'; did you mean "{meant}"?' if meant in known else nearest(name, known)
+            raise ValueError(f'"{name}" is not a field of ViTConfig{hint}')
 
 
 def grid_of(size: Pair, patch: Pair) -> Pair:

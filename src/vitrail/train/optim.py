@@ -80,7 +80,7 @@ def group_table(model: nn.Module, cfg: OptimConfig) -> list[Row]:
         if block:
             below = depth - int(block[1])
         else:
-            below = 0 if re.match(r"(norm|head|head_dist|attn_pool|pre_logits)\b", name) else depth + 1
+            below = 0 if re.match(r"(norm|fc_norm|head|head_dist|attn_pool|pre_logits)\b", name) else depth + 1
         matrix = block is not None and parameter.ndim == 2
         optimizer = {"adamw": "adamw", "sgd": "sgd", "muon": "muon" if matrix else "adamw"}[cfg.name]
         factor = cfg.layer_decay**below
