@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitrail.weights.load import load
+from vitrail.weights.receipt import Receipt
 from vitrail.weights.run_folder import RunInfo, read_run, save_model
 
-__all__ = ["RunInfo", "load", "read_run", "save_model"]
+__all__ = ["Receipt", "RunInfo", "load", "read_run", "save_model"]

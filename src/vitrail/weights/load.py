@@ -1,25 +1,369 @@
-"""One call for every origin of weights."""
+"""One call for every origin of weights: read, recognise, infer, adapt, load, and the receipt of it all."""
+
+# D width · C channels · P patch · L patches
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from vitrail.config import parse_name
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.config import Pair, pair, parse_name
 from vitrail.models import ViT, create_model
-from vitrail.weights.run_folder import load_run
+from vitrail.models.vit import check_names, configured, resize_positions
+from vitrail.weights import hub
+from vitrail.weights.adapt import adapt_channels, resize_patch
+from vitrail.weights.infer import Inferred, infer, refuse_foreign
+from vitrail.weights.origins import OURS, Recognised, recognise, unstack
+from vitrail.weights.preprocess import preprocessing_for
+from vitrail.weights.read import Checkpoint, read
+from vitrail.weights.receipt import Entry, Receipt, Status
+from vitrail.weights.run_folder import CONFIG, SETTINGS, RunInfo, read_run
+
+BACKBONE_SHARE = 0.95
+"""Least share of the backbone's parameters that comes from the file."""
+HEADS = ("head.", "head_dist.", "pre_logits.")
+Channels = Literal["repeat", "keep"]
 
 
-def load(source: str | Path) -> ViT:
-    """A model, ready to use: a run folder's trained one, or a fresh one of a name such as "B/16".
+def load(
+    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module,
+    *,
+    num_classes: int | None = None,
+    img_size: int | Pair | None = None,
+    in_channels: int | None = None,
+    revision: str | None = None,
+    strict: bool = True,
+    channels: Channels = "repeat",
+    **config_changes: Any,
+) -> ViT:
+    """A model with anybody's weights, at the size, channels and classes that are asked for, in evaluation mode.
 
-    A run's model is in evaluation mode and knows its `preprocessing` and `classes`. Raises ValueError, in one line, for a
-    source that is neither, and for a run whose files are damaged.
+    `source` is a Hub id ("timm/vit_small_patch16_224.augreg_in21k", at a `revision`), a file (.safetensors, .npz, .pth,
+    .pt, .bin), a folder (a run, or one that transformers or timm wrote), a state dict, a model of another library, or a
+    name such as "B/16", whose weights are random. What is not asked for is as in the file. Any field of ViTConfig can be
+    changed, and answers what no tensor tells (`num_heads=8`). Positions are resized as timm does, patches as FlexiViT does.
+    `channels` says how the stem takes others: "repeat" scales its filters over all, "keep" leaves the first as they are and
+    lets the rest start at zero.
+
+    `model.receipt` says what became of every tensor; `model.preprocessing` and `model.classes` come with the weights.
+    Raises ValueError, in one line, for a source that can't be read, a checkpoint that is not a plain ViT or does not tell
+    its shape, and where less than 95 % of the backbone comes from the file (with `strict=False`, a warning).
     """
-    path = Path(source)
-    if path.is_dir():
-        return load_run(path)
+    asked = {"num_classes": num_classes, "img_size": img_size, "in_channels": in_channels}
+    changes = {name: value for name, value in asked.items() if value is not None} | config_changes
+    check_names(changes)  # a field that does not exist is named before anything is fetched
+    if is_name(source):
+        return fresh(str(source), changes)
+    checkpoint, run = opened(source, revision)
+    tensors = unstack(checkpoint.tensors)
+    theirs = checkpoint.shapes if tensors is checkpoint.tensors else {name: tuple(t.shape) for name, t in tensors.items()}
+    found = recognise(tensors, (OURS,) if run else None)
+    if strict:
+        refuse_foreign(found)
+    said = {"heads": found.heads(theirs), **changes}
+    stored = of_run(run) if run else infer(found.shapes(theirs), found.origin, config=checkpoint.config, said=said)
+    config = configured(stored.config, changes)
+    with torch.device("meta"):
+        model = ViT(config)
+    state, entries = Adaptation(model, stored, found, tensors, theirs, channels, strict).made()
+    model.load_state_dict(state, strict=True, assign=True)  # the one place that loads
+    model.reset_parameters(only={entry.name for entry in entries if entry.status == "new" and not entry.note})
+    return documented(model.eval(), entries, checkpoint, found, stored, strict=strict)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Sources
+
+
+def is_name(source: Any) -> bool:
+    """Whether a source is a name such as "B/16", and no file of that name is there."""
+    if not isinstance(source, str) or os.path.exists(source):
+        return False
     try:
-        parse_name(str(source))
+        parse_name(source)
+    except ValueError:
+        return False
+    return True
+
+
+def fresh(name: str, changes: Mapping[str, Any]) -> ViT:
+    """A model with random weights."""
+    model = create_model(name, **changes)
+    entries = (Entry(key, "new", value.numel()) for key, value in model.state_dict().items())
+    model.receipt = Receipt(origin="random weights", file=name, sha256=None, licence=None, entries=tuple(entries))
+    return model.eval()
+
+
+def opened(
+    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module, revision: str | None
+) -> tuple[Checkpoint, RunInfo | None]:
+    """The tensors of a source, and what config.json says where they are those of a run."""
+    if isinstance(source, nn.Module):
+        return dataclasses.replace(read(source.state_dict()), file=f"a {type(source).__name__}", config=config_of(source)), None
+    if isinstance(source, Mapping):
+        return read(source), None
+    path = Path(source)
+    if not path.exists():
+        if not hub.looks_like_repo(str(source)):
+            try:
+                parse_name(str(source))
+            except ValueError as error:
+                raise ValueError(f'"{source}" is no file, no folder, no Hub id, and no name of a model ({error})') from error
+        path = fetched(str(source), revision)
+        checkpoint = dataclasses.replace(read(path), file=str(source))
+        hub.check(path, checkpoint.sha256 or "")
+        return checkpoint, read_run(path) if is_run(path) else None
+    if path.is_dir() and is_run(path):
+        run = read_run(path)
+        return read(path, expected_sha256=run.sha256), run
+    return read(path), None
+
+
+def fetched(repo: str, revision: str | None) -> Path:
+    """The folder of a Hub repository. An error for what may have been meant as a path says that there is none."""
+    try:
+        return hub.fetch(repo, revision=revision)
     except ValueError as error:
-        raise ValueError(f'"{source}" is neither a run folder nor a name of a model ({error})') from error
-    return create_model(str(source))
+        if repo.count("/") == 1 and ":" not in repo:
+            raise ValueError(f"no file or folder {repo} is here, and as a Hub id: {error}") from error
+        raise
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """What a live model of timm or transformers has for a config.json."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "to_dict"):  # transformers
+        return dict(config.to_dict())
+    made_by_timm = getattr(model, "pretrained_cfg", None) or {}
+    heads = next((module.num_heads for module in model.modules() if hasattr(module, "num_heads")), None)
+    architecture = made_by_timm.get("architecture", "")
+    return {"architecture": architecture, "pretrained_cfg": dict(made_by_timm), "model_args": {"num_heads": heads}}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `vitrail train` or `save_model` wrote the folder."""
+    try:
+        return (folder / SETTINGS).exists() or '"vitrail"' in (folder / CONFIG).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
+def of_run(run: RunInfo) -> Inferred:
+    """The model of a run, whose config.json says everything."""
+    cfg = run.config
+    grid = tuple(side // patch for side, patch in zip(pair(cfg.img_size), pair(cfg.patch_size), strict=True))
+    placed = () if cfg.no_embed_class else ("cls",) * cfg.class_token + ("dist",) * cfg.dist_token
+    return Inferred(cfg, (grid[0], grid[1]), placed, ())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tensors
+
+
+@dataclass
+class Adaptation:
+    """A file's tensors on their way into a model that may look at other images."""
+
+    model: ViT
+    """On the meta device: its shapes are what is wanted."""
+    stored: Inferred
+    found: Recognised
+    tensors: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the file's tensors: what is dropped is not read."""
+    channels: Channels
+    strict: bool
+    _used: set[str] = field(default_factory=set)
+
+    def made(self) -> tuple[dict[str, Tensor], tuple[Entry, ...]]:
+        """Every tensor of the model, and what became of each; one copy of the weights in all, made tensor by tensor."""
+        state: dict[str, Tensor] = {}
+        entries: list[Entry] = []
+        for name, slot in self.model.state_dict().items():
+            value, status, note = self.one(name, slot)
+            state[name] = own(value, slot)
+            entries.append(Entry(name, status, slot.numel(), note, head=name.startswith(HEADS)))
+        return state, (*entries, *self.dropped())
+
+    def one(self, name: str, slot: Tensor) -> tuple[Tensor | None, Status, str]:
+        """The value for one tensor of the model (None: fresh), its status and what was done."""
+        if name == "pos_embed":
+            return self.positions(slot)
+        if name not in self.found.sources:
+            layer, _, kind = name.rpartition(".")
+            if kind == "bias" and f"{layer}.weight" in self.found.sources and not self.replaced(f"{layer}.weight"):
+                return slot.new_zeros(slot.shape, device="cpu"), "new", "zero: the file has none"
+            return None, "new", ""
+        value = self.found.sources[name].read(self.tensors)
+        status: Status = "exact"
+        notes: list[str] = []
+        if name == "patch_embed.proj.weight" or name == "patch_embed.stem.0.weight":
+            value, status, notes = self.stem(value, slot)
+        elif name in TOKENS and value.shape == slot.shape:
+            moved = self.moved(TOKENS[name])
+            if moved is not None:
+                value, status, notes = value + moved, "adapted", ["its position added"]
+        if value.shape != slot.shape:
+            if self.strict and not self.replaced(name):
+                theirs, ours = ("x".join(map(str, shape)) for shape in (value.shape, slot.shape))
+                raise ValueError(
+                    f"{name} is {theirs} in the file and {ours} in the model that is asked for; "
+                    "leave the field out that changes it, or give strict=False for fresh weights there"
+                )
+            return None, "new", ""
+        self._used.add(name)
+        return value, status, ", ".join(notes)
+
+    def replaced(self, name: str) -> bool:
+        """Whether a tensor that does not fit is one that the user asked to have anew: a head, registers."""
+        return name.startswith(HEADS) or name == "reg_token"
+
+    def stem(self, weight: Tensor, slot: Tensor) -> tuple[Tensor, Status, list[str]]:
+        """The patches' projection for other channels and other patches."""
+        notes, status = [], "exact"
+        old, new = tuple(weight.shape), tuple(slot.shape)
+        if old != new and self.model.config.patch_norm:
+            raise ValueError(
+                "a stem with patch_norm keeps its channels and patch; leave in_channels and patch_size as in the file"
+            )
+        if old[1] != new[1]:
+            weight, status = adapt_channels(weight, to=new[1], how=self.channels), "adapted"
+            notes.append(f"{old[1]} -> {new[1]} channels")
+        if old[2:] != new[2:] and self.model.config.stem == "patch":
+            weight, status = resize_patch(weight, to=(new[2], new[3])), "adapted" if notes else "resized"
+            notes.append(f"{old[2]}x{old[3]} -> {new[2]}x{new[3]}")
+        return weight, status, notes  # type: ignore[return-value]
+
+    def positions(self, slot: Tensor) -> tuple[Tensor | None, Status, str]:
+        """The position embedding for the model's grid and for the tokens to which it gives a row."""
+        grid, dim = self.model.grid, slot.shape[-1]
+        if self.model.config.pos_embed == "sincos2d":
+            return None, "new", ""
+        if "pos_embed" not in self.found.sources:
+            if not self.found.origin.computes_positions:
+                return None, "new", ""
+            value = torch.cat([slot.new_zeros(1, self.model.placed_tokens, dim, device="cpu"), sincos_of_files(grid, dim)], 1)
+            return value, "new", "computed, as its code does"
+        table = self.found.sources["pos_embed"].read(self.tensors).reshape(1, -1, dim).float()
+        self._used.add("pos_embed")
+        own_rows = self.rows()
+        front = [own_rows.get(kind, torch.zeros(1, 1, dim)) for kind in ("cls", "dist")[: self.model.placed_tokens]]
+        here = resize_positions(table[:, len(self.stored.positions_for) :], old=self.stored.grid, new=grid, prefix=0)
+        value = torch.cat([*front, here], dim=1) if front or own_rows else here
+        if grid != self.stored.grid:
+            sides = [f"{height}x{width}" for height, width in (self.stored.grid, grid)]
+            return value, "resized", " -> ".join(sides)
+        exact = tuple(own_rows) == ("cls", "dist")[: self.model.placed_tokens]
+        if grid == self.stored.grid and own_rows and self.model.placed_tokens < len(self.stored.positions_for):
+            return value, "adapted", f"{table.shape[1]} -> {value.shape[1]} rows, the others added to their tokens"
+        return (value, "exact", "") if exact else (value, "adapted", f"{table.shape[1]} -> {value.shape[1]} rows")
+
+    def rows(self) -> dict[str, Float[Tensor, "1 n D"]]:
+        """The file's positions of the tokens before the patches, by the kind of token."""
+        if "pos_embed" not in self.found.sources:
+            return {}
+        table = self.found.sources["pos_embed"].read(self.tensors)
+        if table.ndim == 4:
+            return {}
+        made, start = {}, 0
+        for kind in dict.fromkeys(self.stored.positions_for):
+            count = self.stored.positions_for.count(kind)
+            made[kind] = table[:, start : start + count].float()
+            start += count
+        return made
+
+    def moved(self, kind: str) -> Tensor | None:
+        """The position of a token to which the model gives none: added to the token itself, it says the same."""
+        if self.model.placed_tokens and kind != "reg":
+            return None
+        return self.rows().get(kind)
+
+    def dropped(self) -> Iterator[Entry]:
+        """What of the file is not in the model."""
+        for name, source in self.found.sources.items():
+            if name not in self._used:
+                count = sum(math.prod(self.shapes[part]) for part in source.theirs)
+                yield Entry(name, "dropped", count, head=name.startswith(HEADS))
+        for name in (*self.found.foreign, *self.found.outside):
+            yield Entry(name, "dropped", math.prod(self.shapes[name]))
+
+
+TOKENS = {"cls_token": "cls", "dist_token": "dist", "reg_token": "reg"}
+
+
+def own(value: Tensor | None, slot: Tensor) -> Tensor:
+    """Memory of the model's own, in its type: nothing of a model depends on a file that somebody may change."""
+    made = torch.empty(slot.shape, dtype=slot.dtype, device="cpu")
+    return made if value is None else made.copy_(value)
+
+
+def sincos_of_files(grid: Pair, dim: int) -> Float[Tensor, "1 L D"]:
+    """The fixed positions of big_vision and SimpleViT, which their files leave out (Beyer et al. 2022).
+
+    As `models.vit.sincos_2d`, but the frequencies reach 1 / 10,000 with the last one.
+    """
+    omega = 1e4 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4 - 1))
+    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    y, x = y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()[None]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the model knows of itself
+
+
+def documented(
+    model: ViT,
+    entries: tuple[Entry, ...],
+    checkpoint: Checkpoint,
+    found: Recognised,
+    stored: Inferred,
+    *,
+    strict: bool,
+) -> ViT:
+    """The model with its receipt, preprocessing and class names."""
+    given = preprocessing_for(
+        img_size=pair(model.config.img_size),
+        in_channels=model.config.in_channels,
+        num_classes=model.config.num_classes if model.config.num_classes == stored.config.num_classes else -1,
+        config=checkpoint.config,
+        preprocessor=checkpoint.preprocessor,
+        origin=found.origin.name,
+        file_img_size=pair(stored.config.img_size),
+    )
+    notes = list(checkpoint.notes)
+    if found.others:
+        shown = ", ".join(prefix.rstrip("./") or "without a prefix" for prefix in found.others)
+        notes.append(f"took {found.prefix.rstrip('./') or 'the one without a prefix'}; the file also holds {shown}")
+    model.preprocessing, model.classes = given.preprocessing, given.classes
+    receipt = Receipt(
+        origin=found.origin.name,
+        file=checkpoint.file,
+        sha256=checkpoint.sha256,
+        licence=checkpoint.licence,
+        entries=entries,
+        assumed=stored.assumed,
+        notes=tuple(notes),
+        preprocessing=given.source,
+    )
+    model.receipt = receipt
+    if receipt.backbone_share < BACKBONE_SHARE:
+        fresh = [entry.name for entry in entries if entry.status == "new" and not entry.head]
+        says = (
+            f"only {receipt.backbone_share:.1%} of the backbone's parameters come from {checkpoint.file}, at least "
+            f"{BACKBONE_SHARE:.0%} have to; fresh are {', '.join(fresh[:3])}{' …' if len(fresh) > 3 else ''}"
+        )
+        if strict:
+            raise ValueError(f"{says}; leave the field out that asks for them, or give strict=False")
+        warnings.warn(says, stacklevel=3)
+    return model

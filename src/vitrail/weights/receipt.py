@@ -1,0 +1,103 @@
+"""What became of every tensor: the receipt of a loaded checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Status = Literal["exact", "resized", "adapted", "new", "dropped"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: of ours, or for "dropped" one of the file's."""
+
+    name: str
+    status: Status
+    parameters: int
+    note: str = ""
+    """What was done: "14x14 -> 24x24", "3 -> 5 channels", "zero: the file has none"."""
+    head: bool = False
+    """Whether it belongs to a head, which a new task replaces anyway."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Where a model's weights come from, and what became of each."""
+
+    origin: str
+    """Whose names the file has: timm, transformers, torchvision…"""
+    file: str
+    sha256: str | None
+    """Of the file; None for weights that never were in one."""
+    licence: str | None
+    """As the checkpoint's own page says it; None where nothing does."""
+    entries: tuple[Entry, ...]
+    assumed: tuple[str, ...] = ()
+    """What no tensor tells and was taken as published."""
+    notes: tuple[str, ...] = ()
+    """Choices that were made: which of two models in the file, for example."""
+    preprocessing: str = ""
+    """Where mean, std, size and crop come from."""
+
+    def total(self, *statuses: Status) -> int:
+        """Parameters in these states."""
+        return sum(entry.parameters for entry in self.entries if entry.status in statuses)
+
+    @property
+    def backbone_share(self) -> float:
+        """Share of the backbone's parameters, heads left out, that come from the file."""
+        backbone = [entry for entry in self.entries if not entry.head and entry.status != "dropped"]
+        loaded = sum(entry.parameters for entry in backbone if entry.status != "new")
+        return loaded / max(1, sum(entry.parameters for entry in backbone))
+
+    def __str__(self) -> str:
+        """At most ten lines."""
+        lines = [f"{self.origin} · {self.file}"]
+        facts = [f"sha256 {self.sha256[:16]}…" if self.sha256 else "", f"licence {self.licence or 'not stated'}"]
+        lines.append("  " + " · ".join(fact for fact in facts if fact))
+        for status in get_args(Status):
+            lines += self._line(status)
+        for title, texts in (("assumed", self.assumed), ("note", self.notes)):
+            if texts:
+                lines.append(f"  {title:<8} {'; '.join(texts)}")
+        if self.preprocessing:
+            lines.append(f"  images   {self.preprocessing}")
+        return "\n".join(lines)
+
+    def _line(self, status: Status) -> list[str]:
+        """One line of totals; none where no tensor is in that state."""
+        entries = [entry for entry in self.entries if entry.status == status]
+        if not entries:
+            return []
+        of_ours = self.total("exact", "resized", "adapted", "new")
+        share = "" if status == "dropped" else f" ({self.total(status) / max(1, of_ours):.1%})"
+        line = f"  {status:<8} {len(entries):,} tensors, {self.total(status):,} parameters{share}"
+        if status != "exact":
+            shown = [entry.name + (f" {entry.note}" if entry.note else "") for entry in entries[:3]]
+            line += ": " + ", ".join(shown) + (" …" if len(entries) > 3 else "")
+        return [line]
+
+    def verbose(self) -> str:
+        """The receipt with a line for every tensor."""
+        wide = max((len(entry.name) for entry in self.entries), default=0)
+        rows = (f"  {e.status:<8} {e.name:<{wide}}  {e.parameters:>12,}  {e.note}".rstrip() for e in self.entries)
+        return "\n".join([str(self), "", *rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The receipt as JSON has it: totals, and every tensor that is not exact."""
+        return {
+            "origin": self.origin,
+            "file": self.file,
+            "sha256": self.sha256,
+            "licence": self.licence,
+            "parameters": {status: self.total(status) for status in get_args(Status)},
+            "tensors": [
+                {"name": e.name, "status": e.status, "parameters": e.parameters, "note": e.note}
+                for e in self.entries
+                if e.status != "exact"
+            ],
+            "assumed": list(self.assumed),
+            "notes": list(self.notes),
+            "preprocessing": self.preprocessing,
+        }
