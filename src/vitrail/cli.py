@@ -13,9 +13,10 @@ import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from vitrail import terminal
 
@@ -120,9 +121,11 @@ A length (epochs, steps or minutes) replaces any other length; a model's name st
 MEMORY_HELP = """Parameters and FLOPs (of one image's forward pass, a multiply-add is two) are exact. Weights are fp32.
 Memory is what activations take: in inference at most at one time, in training until the backward pass."""
 
-SHOW_HELP = f"""Tokens, parameters, FLOPs and memory of one model.
+SHOW_HELP = f"""Tokens, parameters, FLOPs and memory of one model; of a checkpoint, first the receipt: what became of every tensor.
 
   vitrail show B/16 --img-size 384
+  vitrail show timm/vit_small_patch16_224.augreg_in21k --img-size 96x128 --num-classes 7
+  vitrail show weights.pth --model.num_heads 8 --verbose
   vitrail show S/16 --img-size 96x128 --in-channels 4 --model.depth 6
   vitrail show Ti/16 --groups --optim.name muon
 
@@ -347,22 +350,37 @@ def show(words: list[str]) -> int:
     """`vitrail show NAME`."""
     from vitrail.train import settings
 
-    parser = terminal.make_settings_parser("show", SHOW_HELP, usage="NAME [--img-size 384] [--model.FIELD VALUE]… [--groups]")
-    parser.add_argument("name", metavar="NAME", help='such as "B/16" or "vit_base_patch16_224"; or the folder of a run')
+    usage = "NAME|RUN|WEIGHTS [--img-size 384] [--model.FIELD VALUE]… [--groups] [--verbose]"
+    parser = terminal.make_settings_parser("show", SHOW_HELP, usage=usage)
+    parser.add_argument("name", metavar="NAME|RUN|WEIGHTS", help='such as "B/16"; a run; a Hub id, a file or a folder')
     for field, metavar in (("img_size", "N|HxW"), ("in_channels", "N"), ("num_classes", "N")):
         option = "--" + field.replace("_", "-")
         parser.add_argument(option, dest=field, type=str, metavar=metavar, help=f"short for --model.{field}")
     parser.add_argument("--batch-size", type=terminal.count, metavar="N", help="images that activations are counted for [1]")
     parser.add_argument("--groups", action="store_true", help="also print what the optimizer does to each parameter")
+    parser.add_argument("--revision", type=str, metavar="R", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--verbose", action="store_true", help="a line for every tensor of the receipt")
+    parser.add_argument("--no-strict", action="store_true", help="load what fits, even if much is missing or has no place")
     settings.add_settings(parser, sections=("model", "optim"))
     parsed = terminal.parse_settings(parser, words)
     short = {field: parsed[field] for field in settings.OF_THE_DATA if parsed.get(field) is not None}
 
+    from vitrail import weights
     from vitrail.models.describe import describe
+    from vitrail.weights.load import is_name
 
-    config = Path(parsed["name"], "config.yaml")
-    below = settings.read_config(config) if config.is_file() else {"model": parsed["name"]}
-    cfg = settings.build([below, {"model": short}, settings.layer_of(parsed)])
+    config, asked = Path(parsed["name"], "config.yaml"), [{"model": short}, settings.layer_of(parsed)]
+    below: Mapping[str, Any] = {"model": parsed["name"]}
+    if config.is_file():
+        below = settings.read_config(config)
+    elif not is_name(parsed["name"]):
+        strict, fields = not parsed.get("no_strict"), settings.model_fields(*asked)
+        model = weights.load(parsed["name"], revision=parsed.get("revision"), strict=strict, **fields)
+        print(model.receipt.verbose() if parsed.get("verbose") else model.receipt, end="\n\n")
+        below, asked = {"model": dataclasses.asdict(model.config)}, [{"optim": asked[1].get("optim", {})}]
+    cfg = settings.build([below, *asked])
+    if isinstance(below["model"], dict) and "name" not in below["model"]:
+        cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, name=parsed["name"]))
     batch_size = parsed.get("batch_size") or 1
     terminal.print_model(cfg.model, describe(cfg.model.vit(), batch_size=batch_size), batch_size=batch_size)
     if parsed.get("groups"):

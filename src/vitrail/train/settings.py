@@ -180,6 +180,22 @@ def from_yaml(text: str) -> Settings:
     return build([_parse_layer(text, origin="the settings", seen=())])
 
 
+def model_fields(*layers: Layer) -> dict[str, Any]:
+    """The fields of the model that layers set, typed, but not checked against each other: a checkpoint has the others.
+
+    Raises ValueError for a value of the wrong type.
+    """
+    fields = {key: value for layer in layers for key, value in layer.get("model", {}).items() if key != "name"}
+    for key, value in fields.items():
+        if isinstance(value, str) and (key in OF_THE_DATA or key == "patch_size"):
+            value = yaml.safe_load(sides(value))
+            numbers = value if isinstance(value, list) and key not in ("in_channels", "num_classes") else [value]
+            if not all(isinstance(number, int) for number in numbers) or len(numbers) > 2:
+                raise ValueError(f'model.{key} "{fields[key]}": it takes {_accepts(key_types()["model." + key])}')
+        fields[key] = tuple(value) if isinstance(value, list) else value
+    return fields
+
+
 def sides(text: str) -> str:
     """ "96x128", as sizes are written for people, in YAML: "[96, 128]". Any other text stays as it is."""
     return re.sub(r"^(\d+)x(\d+)$", r"[\1, \2]", text)
