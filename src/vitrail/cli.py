@@ -121,7 +121,7 @@ A length (epochs, steps or minutes) replaces any other length; a model's name st
 MEMORY_HELP = """Parameters and FLOPs (of one image's forward pass, a multiply-add is two) are exact. Weights are fp32.
 Memory is what activations take: in inference at most at one time, in training until the backward pass."""
 
-SHOW_HELP = f"""Tokens, parameters, FLOPs and memory of one model; of a checkpoint, first the receipt: what became of every tensor.
+SHOW_HELP = f"""Tokens, parameters, FLOPs and memory of one model; of a checkpoint, also what became of every tensor.
 
   vitrail show B/16 --img-size 384
   vitrail show timm/vit_small_patch16_224.augreg_in21k --img-size 96x128 --num-classes 7

@@ -167,15 +167,9 @@ def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Ma
         fields |= {"pool": "avg", "final_norm": False}  # CLIPForImageClassification: the mean of tokens before the last norm
     fields |= {name: value for name, value in origin.assumes.items() if name != "head_dim"}
     fields["mlp"] = "swiglu" if gated else fields.get("mlp", "gelu")
-    same = {
-        "img_size",
-        "in_channels",
-        "num_classes",
-        "depth",
-        "reg_tokens",
-        "patch_size",
-    }  # what the user wants, not what is there
-    fields |= {name: value for name, value in facts.items() if name in {f.name for f in dataclasses.fields(ViTConfig)} - same}
+    for name in ("mlp", "norm_eps", "pool", "pool_include_prefix"):  # of which config.json may tell more than tensors do
+        if name in facts:
+            fields[name] = facts[name]
     if gated:
         fields["mlp"] = "swiglu"
 

@@ -72,7 +72,9 @@ class Receipt:
             return []
         of_ours = self.total("exact", "resized", "adapted", "new")
         share = "" if status == "dropped" else f" ({self.total(status) / max(1, of_ours):.1%})"
-        line = f"  {status:<8} {len(entries):,} tensors, {self.total(status):,} parameters{share}"
+        line = (
+            f"  {status:<8} {len(entries):,} tensor{'' if len(entries) == 1 else 's'}, {self.total(status):,} parameters{share}"
+        )
         if status != "exact":
             shown = [entry.name + (f" {entry.note}" if entry.note else "") for entry in entries[:3]]
             line += ": " + ", ".join(shown) + (" …" if len(entries) > 3 else "")
