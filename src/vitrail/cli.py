@@ -208,7 +208,7 @@ def evaluate(words: list[str]) -> int:
     parser = terminal.make_parser(
         "evaluate", "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what."
     )
-    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote")
+    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or a checkpoint, and DATA")
     parser.add_argument("data", metavar="DATA", nargs="?", help="a folder, or the name of a set [what the run was trained on]")
     parser.add_argument("--split", choices=("train", "val", "test"), help="which images [test, else val]")
     parser.add_argument(
@@ -227,26 +227,35 @@ def evaluate(words: list[str]) -> int:
     from vitrail.models.device import autocast_dtype, pick_device
     from vitrail.train import settings
 
-    info, device = weights.read_run(args.run), pick_device(args.device)
-    cfg = settings.build([settings.read_config(Path(args.run, "config.yaml"))])
-    source = open_source(args.data or info.data, val_fraction=cfg.data.val_fraction)
-    if source.classes != info.classes:
-        theirs, ours = terminal.listed(source.classes), terminal.listed(info.classes)
-        raise ValueError(f"{source.name} has the classes {theirs}, and the run {ours}; give data of the run's classes")
+    device, config = pick_device(args.device), Path(args.run, "config.yaml")
+    model = weights.load(args.run).to(device)
+    assert model.preprocessing is not None
+    run = weights.read_run(args.run) if config.is_file() else None
+    if run is None and args.data is None:
+        raise ValueError(f"{args.run} is no folder of `vitrail train`, so it does not say its data; name DATA")
+    cfg = settings.build([settings.read_config(config)] if run else [])
+    source = open_source(args.data or (run.data if run else ""), val_fraction=cfg.data.val_fraction)
+    if source.classes != model.classes:
+        theirs, ours = terminal.listed(source.classes), terminal.listed(model.classes) or "no names"
+        if run is not None or len(source.classes) != model.config.num_classes:
+            says = f"{source.name} has the classes {theirs}, and the model {model.config.num_classes:,}: {ours}"
+            raise ValueError(f"{says}; give data of the model's classes")
+        print(f"vitrail: the checkpoint calls its classes {ours}; taken in the order of {theirs}", file=sys.stderr)
     name = args.split or next(split for split in ("test", "val", "train") if split in source.splits)
-    split = source.load(name, preprocessing=info.preprocessing, cfg=cfg.data, augment=None)
+    split = source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None)
     result = measure(
-        weights.load(args.run).to(device),
+        model,
         split,
-        preprocessing=info.preprocessing,
-        classes=info.classes,
+        preprocessing=model.preprocessing,
+        classes=source.classes,
         batch_size=args.batch_size,
         device=device,
         autocast_dtype=autocast_dtype(cfg.train.precision, device),  # as when the training measured itself
     )
 
     another = args.data or args.split  # the run's own scores stay as they are
-    folder = Path(args.out or (Path(args.run, f"evaluation-{source.name}-{name}") if another else args.run))
+    beside = args.run if Path(args.run).is_dir() else ""  # a file or a Hub id is no place to write to
+    folder = Path(args.out or (Path(beside, f"evaluation-{source.name}-{name}") if another or not run else args.run))
     folder.mkdir(parents=True, exist_ok=True)
     files = save_evaluation(result, folder, data=source.name, split=name)
     if args.json:
@@ -264,7 +273,7 @@ def predict(words: list[str]) -> int:
         "Labels and probabilities of images.",
         "Exit code: 0, or 1 when some images could not be read; the others are done all the same.",
     )
-    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote")
+    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or any checkpoint with a head")
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="files, folders with all that is in them, - for a list on stdin"
     )
@@ -284,6 +293,8 @@ def predict(words: list[str]) -> int:
     if not images:
         raise ValueError("stdin named no image; write one path a line")
     predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size)
+    if not Path(args.run, "config.yaml").is_file():  # somebody else's weights: what was assumed of them is said
+        print(predictor.model.receipt, file=sys.stderr)
     done = list(predictor.predict(images, top=args.top))
 
     if args.json:
@@ -376,6 +387,7 @@ def show(words: list[str]) -> int:
     elif not is_name(parsed["name"]):
         strict, fields = not parsed.get("no_strict"), settings.model_fields(*asked)
         model = weights.load(parsed["name"], revision=parsed.get("revision"), strict=strict, **fields)
+        assert isinstance(model.receipt, weights.Receipt)
         print(model.receipt.verbose() if parsed.get("verbose") else model.receipt, end="\n\n")
         below, asked = {"model": dataclasses.asdict(model.config)}, [{"optim": asked[1].get("optim", {})}]
     cfg = settings.build([below, *asked])

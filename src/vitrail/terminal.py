@@ -221,9 +221,10 @@ def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None
     patches = height // down * (width // across)
     hidden = round(cfg.embed_dim * cfg.mlp_ratio)
     memory = f"of activations for {_counted(batch_size, 'image')}"
+    classes = _counted(cfg.num_classes, "class", "es") if cfg.num_classes else "no head"
     flops = f"{cost.flops / 1e9:,.2f} G" if cost.flops >= 1e9 else f"{cost.flops / 1e6:.2f} M"
     lines = {
-        "images": f"{height} x {width} px, {_counted(cfg.in_channels, 'channel')}; {_counted(cfg.num_classes, 'class', 'es')}",
+        "images": f"{height} x {width} px, {_counted(cfg.in_channels, 'channel')}; {classes}",
         "shape": f"width {cfg.embed_dim:,}, {_counted(cfg.depth, 'block')}, {_counted(cfg.num_heads, 'head')}, MLP {hidden:,}",
         "tokens": f"{cost.tokens:,} = {cost.tokens - patches} + {_counted(patches, 'patch', 'es')} of {down} x {across} px",
         "parameters": f"{cost.parameters:,}",

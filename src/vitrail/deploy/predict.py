@@ -50,10 +50,10 @@ class Prediction:
 
 
 class Predictor:
-    """The model of a run folder, ready for images.
+    """The model of a run folder, or of any checkpoint with a head, ready for images.
 
-    `Predictor("runs/first").predict(["a.png", "b.jpg"])`. Raises ValueError for a folder that holds no run and for a
-    device that is not there.
+    `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. Raises
+    ValueError for what `vitrail.load` can't load, for a model without a head, and for a device that is not there.
     """
 
     def __init__(self, run: str | Path, *, device: str = "auto", batch_size: int = 32) -> None:
@@ -61,10 +61,12 @@ class Predictor:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
         self.device = pick_device(device)
         self.batch_size = batch_size
-        info = weights.read_run(run)
-        self.classes: tuple[str, ...] = info.classes
-        self.preprocessing = info.preprocessing
         self.model = weights.load(run).to(self.device).eval()
+        if not self.model.config.num_classes:
+            raise ValueError(f"{run} has no head, so it gives no classes; train one: `vitrail train DATA --weights {run}`")
+        assert self.model.preprocessing is not None  # whatever loads weights says what happens to images
+        self.preprocessing = self.model.preprocessing
+        self.classes: tuple[str, ...] = self.model.classes or tuple(map(str, range(self.model.config.num_classes)))
 
     def predict(self, images: Iterable[Picture], *, top: int = 5) -> list[Prediction]:
         """One prediction an image, in order, with the `top` most probable classes in each.

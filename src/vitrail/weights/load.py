@@ -115,10 +115,7 @@ def opened(
     path = Path(source)
     if not path.exists():
         if not hub.looks_like_repo(str(source)):
-            try:
-                parse_name(str(source))
-            except ValueError as error:
-                raise ValueError(f'"{source}" is no file, no folder, no Hub id, and no name of a model ({error})') from error
+            raise ValueError(f'"{source}" does not exist, and is neither a Hub id nor a name of a model{meant(str(source))}')
         path = fetched(str(source), revision)
         checkpoint = dataclasses.replace(read(path), file=str(source))
         hub.check(path, checkpoint.sha256 or "")
@@ -127,6 +124,16 @@ def opened(
         run = read_run(path)
         return read(path, expected_sha256=run.sha256), run
     return read(path), None
+
+
+def meant(text: str) -> str:
+    """What is wrong with a name that seems to be meant as one, else what could be given."""
+    try:
+        parse_name(text)
+    except ValueError as error:
+        if text.count("/") <= 1 and "." not in text:
+            return f" ({error})"
+    return '; give a run, a weights file, a folder of one, "owner/name", or a name such as "B/16"'
 
 
 def fetched(repo: str, revision: str | None) -> Path:
