@@ -155,7 +155,7 @@ def test_nothing_in_nothing_out(predictor: Predictor) -> None:
 def test_mistakes_are_one_line(model_and_run: tuple[ViT, Path], tmp_path: Path) -> None:
     for broken, message in (
         (lambda: Predictor(tmp_path / "nowhere"), "does not exist"),
-        (lambda: Predictor(tmp_path), "not a finished run"),
+        (lambda: Predictor(tmp_path), "holds no weights"),
         (lambda: Predictor(model_and_run[1], device="gpu"), 'device "gpu"'),
         (lambda: Predictor(model_and_run[1], batch_size=0), "batch_size 0 must be at least 1"),
         (lambda: list(find_images([tmp_path])), "holds no image"),
