@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import vitrail
 from machine import RESULTS, facts
+from vitrail.weights.infer import REASONS
 
 TOLERANCE = 1e-5
 
@@ -44,7 +45,9 @@ class Outcome:
     name: str
     outcome: str
     detail: str = ""
-    """The answers that were given, the reason of a refusal, or the greatest difference."""
+    """The answers that were given, the words of a refusal, or the greatest difference."""
+    reason: str = ""
+    """Of a refusal, without the names of tensors."""
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -72,7 +75,7 @@ def compare(
         except ValueError as error:
             asked = re.findall(r"(?:do not tell|nor) (\w+) \(", str(error))
             if not asked or answers or any(truth.get(field) is None for field in asked):
-                return Outcome(library, name, "refused", str(error))
+                return Outcome(library, name, "refused", str(error), reason_of(str(error)))
             answers = {field: truth[field] for field in asked}
     with torch.no_grad():
         outputs = {"logits": ours(images), **{part: getattr(ours.outputs(images), part) for part in ("embedding", "tokens")}}
@@ -87,6 +90,19 @@ def compare(
         return Outcome(library, name, "differs", f"{worst:.1e}")
     said = ", ".join(f"{field}={value!r}" for field, value in answers.items())
     return Outcome(library, name, "asked" if answers else "same", said)
+
+
+def reason_of(refusal: str) -> str:
+    """A refusal without the names of tensors."""
+    others = {
+        "without a bias": "its norms have no bias, as in RMSNorm",
+        "stand behind the branches": "its norms stand behind the branches",
+        "no plain ViT is in these": "its tensors have no plain ViT's names",
+        "make no square": "its positions are no grid",
+    }
+    return next(
+        (why for sign, why in [*((why, why) for _, why in REASONS), *others.items()] if sign in refusal), "other tensors"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -79,10 +79,47 @@ def attention(result: dict[str, Any]) -> str:
     return f"{_grid(head, cells)}\n\nTimes as fast as the fused kernel, in bf16. {_machines([result['machine']])}\n"
 
 
+def load(result: dict[str, Any]) -> str:
+    """Time and memory of loading one file, beside timm."""
+    cells = []
+    for title, figure, digits in (("seconds", "seconds", 2), ("greatest memory beyond the imports, MB", "peak_mb", 0)):
+        ratio = result[f"{figure}_ratio"]
+        ours, theirs = (f"{result[figure][name]['median']:,.{digits}f}" for name in ("vitrail", "timm"))
+        cells.append([title, theirs, ours, f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f})"])
+    head = ["ViT-B/16 from .safetensors", "timm", "vitrail", "ratio"]
+    note = f"{result['rounds']} loads each, in turn, each in its own process; ours includes the sha256."
+    return f"{_grid(head, cells)}\n\n{note} {_machines([result['machine']])}\n"
+
+
+def compatibility(result: dict[str, Any]) -> str:
+    """How many architectures load from their bare state dict, and why the others do not."""
+    head = ["library", "architectures", "equal outputs", "equal after an answer", "refused with a reason", "differ"]
+    kinds = ("same", "asked", "refused", "differs")
+    cells = [
+        [library, f"{sum(counts[kind] for kind in kinds)}", *(f"{counts[kind]}" for kind in kinds)]
+        for library, counts in result["counts"].items()
+    ]
+    reasons: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        if row["outcome"] == "refused":
+            reasons.setdefault(row["reason"], []).append(f"`{row['name']}`")
+    refused = [[reason, ", ".join(names)] for reason, names in reasons.items()]
+    machine = result["machine"]
+    return (
+        f"{_grid(head, cells)}\n\n"
+        f"Every architecture that timm {machine['timm']} lists as a ViT or DeiT and every image encoder of transformers "
+        f"{machine['transformers']}, shrunk to two blocks, with random weights, from the bare state dict without a config; "
+        f"outputs equal to 1e-5. `python benchmarks/compatibility.py`, {machine['date']}.\n\n"
+        f"{_grid(['refused, for', 'architectures'], refused)}\n"
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
     "attention": ("attention", attention),
+    "load": ("load", load),
+    "compatibility": ("compatibility", compatibility),
 }
 
 

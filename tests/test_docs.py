@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 import vitrail
 from vitrail import cli
@@ -61,7 +63,7 @@ def tiny_train(path: str | None = None, **settings: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages name: PHOTOS, PHOTO.jpg, and RUN, which was trained on them."""
+    """A folder with what the pages name: PHOTOS, PHOTO.jpg, RUN, which was trained on them, and WEIGHTS.safetensors."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
@@ -71,6 +73,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.clip(rng.normal(colour, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / "PHOTOS" / split / kind / f"{i}.jpg")
     shutil.copy(folder / "PHOTOS" / "test" / "cat" / "0.jpg", folder / "PHOTO.jpg")
+    weights = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()  # somebody else's file
+    save_file(weights, folder / "WEIGHTS.safetensors")
     tiny_train(str(folder / "PHOTOS"), out=str(folder / "RUN"), model={"name": "Ti/16", "img_size": 32})
     return folder
 
