@@ -191,7 +191,10 @@ class ModelConfig(ViTConfig):
     """The `model` section: what the Transformer looks like. A name starts it afresh."""
 
     name: str = "B/16"
-    """A size and a patch, "Ti/4" to "g/14"; "S+/16" has the convolutional stem. The other fields change one thing each."""
+    """A size and a patch, "Ti/4" to "g/14"; "S+/16" has the convolutional stem. "torchvision:resnet50" and "timm:…" are
+    baselines of those libraries. The other fields change one thing each."""
+    weights: str | None = None
+    """Checkpoint to start from: a Hub id, a file, a folder. The shape is then the checkpoint's; null starts at random."""
 
     def vit(self) -> ViTConfig:
         """The part of it that the model takes."""
@@ -206,6 +209,8 @@ class DataConfig:
     """A named set or a folder."""
     val_fraction: float = 0.1
     """Share of the training images held out for validation where the set has no validation split."""
+    balance: Literal["none", "sampler", "loss"] = "none"
+    """For classes of unequal size: draw each class equally often, or weigh each class's loss by its rarity."""
     workers: int = -1
     """Loader processes for sets that do not fit memory_gb; -1 takes the number of cores."""
     memory_gb: float = 2.0
@@ -260,6 +265,8 @@ class AugmentConfig:
     """RandAugment, or null."""
     three_augment: bool = False
     """One of grey, solarise, blur (Touvron et al. 2022)."""
+    repeats: int = 1
+    """Times that an image stands in a batch, each time augmented anew (Hoffer et al. 2020)."""
     erase_prob: float = 0.0
     """Probability of random erasing, pixel mode (Zhong et al. 2020)."""
     mixup_alpha: float = 0.0
@@ -277,6 +284,8 @@ class AugmentConfig:
             raise ValueError(f"augment.crop_scale {self.crop_scale} must be two numbers, 0 < least <= greatest <= 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"augment.crop_ratio {self.crop_ratio} must be two numbers, 0 < least <= greatest")
+        if self.repeats < 1:
+            raise ValueError(f"augment.repeats {self.repeats} must be at least 1")
         for name in ("flip", "erase_prob", "mixup_prob", "switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name} {getattr(self, name)} must be between 0 and 1")
@@ -297,6 +306,8 @@ class OptimConfig:
     """Decoupled weight decay; none on norms, biases, tokens and the position embedding."""
     layer_decay: float = 1.0
     """Factor per block, going down; 0.65 to 0.85 when fine-tuning."""
+    freeze: int = 0
+    """Blocks, counted from the first, that do not learn, nor does the embedding before them; all of them leave the head."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates; SGD takes the first as momentum."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -305,6 +316,8 @@ class OptimConfig:
     """Share of the run in which the learning rate rises; 1 and above is a number of steps."""
     clip_norm: float | None = 1.0
     """Greatest norm of the gradient; null turns clipping off."""
+    loss: Literal["ce", "bce"] = "ce"
+    """Cross-entropy over all classes, or binary cross-entropy of each class (Wightman et al. 2021)."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
 
@@ -317,10 +330,32 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} {getattr(self, name)} must not be negative")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas {self.betas} must be at least 0 and below 1")
+        if self.freeze < 0:
+            raise ValueError(f"optim.freeze {self.freeze} must not be negative")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"optim.label_smoothing {self.label_smoothing} must be at least 0 and below 1")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"optim.clip_norm {self.clip_norm} must be above 0, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """The `distill` section: a teacher beside the labels (DeiT: Touvron et al. 2021)."""
+
+    teacher: str | None = None
+    """What `vitrail.load` takes, a run's folder above all; or "torchvision:regnet_y_16gf", "timm:…". Null: no teacher."""
+    kind: Literal["hard", "soft"] = "hard"
+    """Learn the teacher's decision, or its probabilities."""
+    alpha: float = 0.5
+    """The teacher's share of the loss."""
+    tau: float = 3.0
+    """Temperature of soft distillation."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"distill.alpha {self.alpha} must be between 0 and 1")
+        if self.tau <= 0:
+            raise ValueError(f"distill.tau {self.tau} must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,8 +370,18 @@ class TrainConfig:
     """Minutes of training; the schedule is fitted to them and always ends annealed."""
     batch_size: int = 256
     """Images a step."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto takes bf16 where the device computes it faster than fp32."""
+    accumulate: int = 1
+    """Parts that a step's batch is computed in, one after the other; must divide it."""
+    start_size: int | None = None
+    """Side of the images in pixels at the start; they end at model.img_size. Null: the same size all along."""
+    size_stages: int = 1
+    """With start_size: sizes before the last one, going up evenly."""
+    full_size_from: float = 0.9
+    """With start_size: share of the run from which images have their full size."""
+    patch_sizes: tuple[int, ...] = ()
+    """Patches to draw from at each step, so that the model serves them all (FlexiViT: Beyer et al. 2023)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto takes bf16 where the device computes it faster than fp32; fp16 scales the loss, on CUDA."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     compile: bool = False
@@ -361,9 +406,16 @@ class TrainConfig:
         for name, value in self.length().items():
             if value is not None and value <= 0:
                 raise ValueError(f"train.{name} {value} must be above 0")
-        for name in ("batch_size", "keep"):
+        for name in ("batch_size", "keep", "accumulate", "size_stages"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} {getattr(self, name)} must be at least 1")
+        if self.batch_size % self.accumulate:
+            near = max(n for n in range(1, self.accumulate + 1) if self.batch_size % n == 0)
+            raise ValueError(f"train.accumulate {self.accumulate} does not divide batch_size {self.batch_size}; use {near}")
+        if not 0 < self.full_size_from <= 1:
+            raise ValueError(f"train.full_size_from {self.full_size_from} must be above 0, and at most 1")
+        if any(side < 1 for side in (*self.patch_sizes, self.start_size or 1)):
+            raise ValueError(f"train: start_size {self.start_size} and patch_sizes {self.patch_sizes} must be at least 1 pixel")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay {self.ema_decay} must be at least 0 and below 1")
         if self.checkpoint_every <= 0:
@@ -384,6 +436,7 @@ class Settings:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 

@@ -34,7 +34,7 @@ MANY_CLASSES = 40
 # --------------------------------------------------------------------------------------------------------------------
 # Words to values
 
-SHORT = {"--model": "--model.name", "--minutes": "--train.minutes"}
+SHORT = {"--model": "--model.name", "--minutes": "--train.minutes", "--weights": "--model.weights"}
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

@@ -27,6 +27,7 @@ from vitrail.config import (
     OTHER_SPELLINGS,
     AugmentConfig,
     DataConfig,
+    DistillConfig,
     ModelConfig,
     OptimConfig,
     RandAugment,
@@ -38,7 +39,14 @@ from vitrail.config import (
 
 Layer = Mapping[str, Any]
 
-SECTIONS = {"model": ModelConfig, "data": DataConfig, "augment": AugmentConfig, "optim": OptimConfig, "train": TrainConfig}
+SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "augment": AugmentConfig,
+    "optim": OptimConfig,
+    "distill": DistillConfig,
+    "train": TrainConfig,
+}
 LENGTHS = ("epochs", "steps", "minutes")
 OF_THE_DATA = ("img_size", "in_channels", "num_classes")
 """Fields of the model that follow from the images: a new name keeps them, unless the name itself says otherwise."""
@@ -323,7 +331,8 @@ def metavar(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
     if typing.get_origin(hint) is tuple:
-        return "HxW" if typing.get_args(hint)[0] is int else "[X,Y]"
+        kind, *others = typing.get_args(hint)
+        return "[N,…]" if others == [...] else "HxW" if kind is int else "[X,Y]"
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return "|".join(metavar(inner) for inner in typing.get_args(hint) if inner is not type(None))
     if dataclasses.is_dataclass(hint):
@@ -348,6 +357,8 @@ def _accepts(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(inner)
+    if origin is tuple and inner[1] is ...:
+        return "whole numbers, as in [8, 16]"
     if origin is tuple:
         return "height x width, as in 96x128" if inner[0] is int else "two numbers, as in [0.5, 1.0]"
     if origin in (types.UnionType, typing.Union):
