@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.batch import RawBatch
-from vitrail.data.batches import eval_batches, steps_per_epoch, train_batches
+from vitrail.data.batches import class_weights, eval_batches, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit
@@ -87,6 +87,16 @@ def test_evaluation_reads_every_image_once_and_in_order() -> None:
     assert [len(batch) for batch in batches] == [10, 10, 3]
     assert torch.cat([batch.indexes for batch in batches]).tolist() == list(range(23))
     assert all(batch.boxes.unique(dim=0).tolist() == [[0, 0, 8, 8]] for batch in batches)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
+def test_weighed_classes_all_count_the_same(labels: list[int]) -> None:
+    weights = class_weights(torch.tensor(labels), 6)
+    for k in range(6):
+        total = labels.count(k) * weights[k].item()
+        assert total == pytest.approx(len(labels) / 6 if k in labels else 0.0)
+    assert class_weights(torch.tensor([0, 0, 0, 1]), 2).tolist() == pytest.approx([4 / 6, 2.0])
 
 
 def file_split(root: Path, workers: int, augment: AugmentConfig | None = None) -> Split:

@@ -1,6 +1,6 @@
 """Splits -> batches of raw pixels: the order of every epoch, the crop of every image, and the loader processes."""
 
-# N images · B batch
+# N images · B batch · K classes
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -70,6 +70,12 @@ def train_batches(
             epoch, step = epoch + 1, 0
 
     return _read(_Reader(split, seed, augment), jobs())
+
+
+def class_weights(labels: Int64[Tensor, " N"], num_classes: int) -> Float[Tensor, " K"]:
+    """N / (K · images of the class): what makes every class weigh the same in a sum over all images; 0 for one without images."""
+    counts = torch.bincount(labels, minlength=num_classes)
+    return torch.where(counts > 0, len(labels) / (num_classes * counts.clamp(min=1)), 0.0)
 
 
 def eval_batches(split: Split, *, batch_size: int) -> Iterator[RawBatch]:
