@@ -24,10 +24,13 @@ class RawBatch:
     labels: Int64[Tensor, " B"]
     indexes: Int64[Tensor, " B"]
     """Position of each image in its split: with seed and epoch, the key of every draw."""
+    turns: Int64[Tensor, " B"] | None = None
+    """How often each image came before in this epoch, which its draws are keyed by too; None: none of them did."""
 
     def to(self, device: torch.device | str) -> RawBatch:
         """The same batch on another device."""
-        return RawBatch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        fields = (getattr(self, name) for name in self.__dataclass_fields__)
+        return RawBatch(*(value if value is None else value.to(device, non_blocking=True) for value in fields))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,6 +47,8 @@ class Batch:
     labels: Int64[Tensor, " B"]
     """The class of each image before mixing."""
     indexes: Int64[Tensor, " B"]
+    patch_size: int | None = None
+    """The patch that the model cuts these images into; None is its own."""
 
     def __len__(self) -> int:
         return len(self.labels)
