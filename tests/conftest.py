@@ -6,7 +6,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("vitrail", "typecheck.checked")  # before anything imports vitrail
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -19,6 +19,14 @@ ImageFolder = Callable[..., Path]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long runs last."""
     items.sort(key=lambda item: any(item.get_closest_marker(name) for name in ("slow", "full")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is taken from the cache of whoever runs the tests, and nothing is left in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

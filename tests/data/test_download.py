@@ -261,8 +261,8 @@ def test_a_named_set_is_downloaded_into_the_cache(
 ) -> None:
     publish(home, "mnist", {f"{file.name}.gz": gzip.compress(file.read_bytes()) for file in idx_set.iterdir()}, monkeypatch)
     monkeypatch.setenv("VITRAIL_DATA", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert find("mnist") == tmp_path / "cache" / "vitrail" / "data" / "mnist"
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    assert find("mnist") == tmp_path / "cache" / "data" / "mnist"
     images, labels = named.read_arrays(NAMED["mnist"], find("mnist"), "test")
     assert images.shape == (20, 1, 28, 28)
     assert labels.tolist() == [*range(10)] * 2
@@ -274,7 +274,7 @@ def test_an_archive_is_downloaded_unpacked_and_removed(home: Home, tmp_path: Pat
     made = archive(tmp_path / "made.tar.gz", {f"cifar-10-batches-bin/{file}": bytes(3073) for file in files})
     publish(home, "cifar10", {"cifar-10-binary.tar.gz": made.read_bytes()}, monkeypatch)
     monkeypatch.delenv("VITRAIL_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     folder = find("cifar10")
     assert sorted(path.name for path in folder.iterdir()) == sorted(files)
     assert [path.name for path in folder.parent.iterdir()] == ["cifar10"]
@@ -286,7 +286,7 @@ def test_an_archive_is_downloaded_unpacked_and_removed(home: Home, tmp_path: Pat
 def test_offline_says_what_to_put_where(home: Home, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     home.status = 503
     publish(home, name, {file.name: b"" for file in NAMED[name].published}, monkeypatch)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VITRAIL_DATA", raising=False)
     with pytest.raises(ValueError, match=f"{name} is not on this machine") as error:
         find(name)

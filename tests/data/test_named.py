@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
-from vitrail.data.named import NAMED, find, read_idx
+from vitrail.data.named import NAMED, cache_home, find, read_idx
 from vitrail.data.sources import open_source
 
 
@@ -89,9 +89,21 @@ def test_cifar_s_archive_in_the_data_folder_is_unpacked_into_the_cache(tmp_path:
     with tarfile.open(tmp_path / "data" / "cifar10" / "cifar-10-binary.tar.gz", "w:gz") as tar:
         tar.add(folder, "cifar-10-batches-bin")
     monkeypatch.setenv("VITRAIL_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert find("cifar10") == tmp_path / "cache" / "vitrail" / "data" / "cifar10"
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    assert find("cifar10") == tmp_path / "cache" / "data" / "cifar10"
     assert len(open_source("cifar10").load("test", preprocessing=preprocessing(32, 3), cfg=DataConfig())) == 5
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRAIL_CACHE", "/ours")
+    assert cache_home() == Path("/ours/data")
+    assert cache_home("features") == Path("/ours/features")
+    monkeypatch.delenv("VITRAIL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/everybodys")
+    assert cache_home() == Path("/everybodys/vitrail/data")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_home() == Path("/home/me/.cache/vitrail/data")
 
 
 def test_channels_are_converted_as_pillow_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idx_set: Path) -> None:

@@ -65,6 +65,10 @@ class Split(ABC):
         """Loader processes that reading is worth; 0 reads in the process that asks."""
         return 0
 
+    def fingerprint(self) -> str | None:
+        """A hash that changes with the images and their order; None where only reading them would tell."""
+        return None
+
     @abstractmethod
     def read(
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -57,6 +58,10 @@ class FixedSplit(Split):
         if self._view is None or not len(self) or len(self) * self.images.shape[1] * self.sizes[0].prod().item() > budget_bytes:
             return self
         return FixedSplit(self._views(self.images), labels=self.labels, names=self.names, skipped=self.skipped)
+
+    def fingerprint(self) -> str:
+        """A hash of the pixels."""
+        return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
 
     def read(
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None

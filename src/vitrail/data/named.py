@@ -218,9 +218,10 @@ def data_folder() -> Path | None:
     return Path(os.environ["VITRAIL_DATA"]).expanduser() if os.environ.get("VITRAIL_DATA") else None
 
 
-def cache_home() -> Path:
-    """Where downloads are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "vitrail" / "data"
+def cache_home(kind: str = "data") -> Path:
+    """Where downloads are kept, or another `kind` of thing: in $VITRAIL_CACHE, else in vitrail/ of the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitrail"
+    return Path(os.environ.get("VITRAIL_CACHE") or home).expanduser() / kind
 
 
 def find(name: str) -> Path:
