@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
+from vitrail.data.augment import augment, crop_boxes
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import class_weights, eval_batches, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
+from vitrail.data.draws import Draws
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit
 
@@ -29,7 +33,8 @@ def numbered(count: int) -> FixedSplit:
 
 
 def same(one: RawBatch, two: RawBatch) -> bool:
-    return all(torch.equal(getattr(one, field), getattr(two, field)) for field in RawBatch.__dataclass_fields__)
+    pairs = [(getattr(one, field), getattr(two, field)) for field in RawBatch.__dataclass_fields__]
+    return all(a is b is None or torch.equal(a, b) for a, b in pairs)
 
 
 def test_every_epoch_has_its_own_order_and_drops_what_is_left_over() -> None:
@@ -99,6 +104,149 @@ def test_weighed_classes_all_count_the_same(labels: list[int]) -> None:
     assert class_weights(torch.tensor([0, 0, 0, 1]), 2).tolist() == pytest.approx([4 / 6, 2.0])
 
 
+@pytest.mark.parametrize(("crop", "expected"), [("pad", "ad4adf078efd9619"), ("none", "24e394266796f136")])
+def test_without_repeats_and_balance_batches_are_what_they_were_before_there_were_any(crop: Any, expected: str) -> None:
+    """The hash was taken of the code before: a run of long ago can still be made again."""
+    cfg, digest = AugmentConfig(crop=crop), hashlib.blake2b(digest_size=8)
+    grey = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.5,))
+    for epoch, raw in islice(train_batches(numbered(23), batch_size=5, seed=7, augment=cfg), 10):
+        seen = [raw.images, raw.sizes, raw.boxes, raw.labels, raw.indexes]
+        if crop == "pad":
+            batch = augment(raw, cfg=cfg, preprocessing=grey, num_classes=3, seed=7, epoch=epoch, label_smoothing=0.1)
+            seen += [batch.images, batch.targets, batch.labels, batch.indexes]
+        draws = Draws(seed=7, epoch=epoch, indexes=raw.indexes)
+        for tensor in (*seen, draws.uniform("flip", 3), draws.integers("crop_top", high=1000, n=2)):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    assert digest.hexdigest() == expected
+
+
+REPEATED = st.tuples(st.integers(1, 40), st.integers(1, 50), st.integers(1, 5), st.integers(0, 2**31))
+
+
+@settings(max_examples=60, deadline=None)
+@given(REPEATED, st.booleans())
+def test_each_image_of_a_batch_comes_as_often_as_asked(given: tuple[int, int, int, int], balanced: bool) -> None:
+    count, batch_size, repeats, seed = given
+    split, cfg = numbered(count), AugmentConfig(crop="pad", repeats=repeats)
+    steps = steps_per_epoch(split, batch_size=batch_size)
+    assert steps == max(1, count // batch_size), "an epoch has as many steps as without"
+    batches = train_batches(split, batch_size=batch_size, seed=seed, augment=cfg, balanced=balanced)
+    for at, (epoch, batch) in enumerate(islice(batches, 2 * steps)):
+        assert epoch == at // steps
+        different = min(count, -(-batch_size // repeats))
+        assert len(batch) == min(batch_size, different * repeats)
+        assert batch.indexes.tolist() == [int(batch.indexes[i % different]) for i in range(len(batch))]
+        counts = batch.indexes.unique(return_counts=True)[1]
+        if not balanced:  # else a rare class may have to come twice
+            assert len(counts) == different
+            assert set((repeats - counts).tolist()) <= ({0} if len(batch) == different * repeats else {0, 1})
+
+
+@settings(max_examples=60, deadline=None)
+@given(REPEATED, st.booleans())
+def test_no_two_turns_of_an_epoch_are_the_same(given: tuple[int, int, int, int], balanced: bool) -> None:
+    count, batch_size, repeats, seed = given
+    split, cfg = numbered(count), AugmentConfig(crop="pad", repeats=repeats)
+    steps = steps_per_epoch(split, batch_size=batch_size)
+    batches = list(islice(train_batches(split, batch_size=batch_size, seed=seed, augment=cfg, balanced=balanced), steps))
+    turns: dict[int, list[int]] = {}
+    for _, batch in batches:
+        again = batch.turns if batch.turns is not None else torch.zeros_like(batch.indexes)
+        for index, turn in zip(batch.indexes.tolist(), again.tolist(), strict=True):
+            turns.setdefault(index, []).append(turn)
+    assert all(sorted(each) == list(range(len(each))) for each in turns.values())
+    assert (batches[0][1].turns is None) == (repeats == 1 and not balanced)
+
+
+def test_turns_are_augmented_each_in_its_way_and_the_first_as_ever() -> None:
+    split, cfg = numbered(12), AugmentConfig(crop="pad", repeats=4)
+    _, batch = next(train_batches(split, batch_size=12, seed=3, augment=cfg))
+    grey = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.5,))
+    noisy = AugmentConfig(crop="pad", repeats=4, flip=0.0, erase_prob=1.0)
+    images = augment(batch, cfg=noisy, preprocessing=grey, num_classes=3, seed=3, epoch=0).images
+    for index in batch.indexes.unique():
+        mine = batch.indexes == index
+        assert int(mine.sum()) == 4
+        assert len(batch.boxes[mine].unique(dim=0)) > 1
+        assert len(images[mine].flatten(1).unique(dim=0)) == 4
+    first = batch.turns == 0
+    alone = Draws(seed=3, epoch=0, indexes=batch.indexes[first])
+    assert torch.equal(batch.boxes[first], crop_boxes(batch.sizes[first], alone, cfg))
+
+
+@settings(max_examples=40, deadline=None)
+@given(REPEATED)
+def test_epochs_of_repeated_images_see_one_part_after_the_other(given: tuple[int, int, int, int]) -> None:
+    count, batch_size, repeats, seed = given
+    split, cfg = numbered(count), AugmentConfig(crop="pad", repeats=repeats)
+    steps = steps_per_epoch(split, batch_size=batch_size)
+    part = steps * min(count, -(-batch_size // repeats))
+    batches = train_batches(split, batch_size=batch_size, seed=seed, augment=cfg)
+    seen = torch.cat(
+        [
+            batch.indexes[batch.turns == 0] if repeats > 1 else batch.indexes
+            for _, batch in islice(batches, steps * (count // part))
+        ]
+    )
+    assert len(seen) == len(seen.unique()) > count - part, "nothing twice before all but less than a part was there"
+
+
+def skewed(counts: list[int]) -> FixedSplit:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return FixedSplit(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), labels=labels, names=["x"] * len(labels))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any), st.integers(1, 20), st.integers(1, 4), st.integers(0, 99)
+)
+def test_balanced_classes_come_equally_often_and_so_do_their_images(
+    counts: list[int], batch_size: int, repeats: int, seed: int
+) -> None:
+    split, cfg = skewed(counts), AugmentConfig(crop="pad", repeats=repeats)
+    steps = steps_per_epoch(split, batch_size=batch_size)
+    batches = list(islice(train_batches(split, batch_size=batch_size, seed=seed, augment=cfg, balanced=True), 4 * steps))
+    different = min(len(split), -(-batch_size // repeats))
+    for epochs in range(1, 5):
+        drawn = torch.cat([batch.indexes[:different] for _, batch in batches[: epochs * steps]])
+        last = torch.cat([batch.indexes[:different] for _, batch in batches[(epochs - 1) * steps : epochs * steps]])
+        for some in (drawn, last):
+            of_class = torch.bincount(split.labels[some], minlength=len(counts))[torch.tensor(counts) > 0]
+            assert of_class.max() - of_class.min() <= 1
+        times = torch.bincount(drawn, minlength=len(split))
+        for k in split.labels.unique():
+            assert times[split.labels == k].max() - times[split.labels == k].min() <= 1, "no image is left out for long"
+
+
+@settings(max_examples=30, deadline=None)
+@given(REPEATED, st.integers(0, 100), st.booleans())
+def test_repeated_and_balanced_batches_come_again_from_any_step(
+    given: tuple[int, int, int, int], start: int, balanced: bool
+) -> None:
+    count, batch_size, repeats, seed = given
+    split, cfg = numbered(count), AugmentConfig(crop="pad", repeats=repeats)
+
+    def batches(start: int) -> Iterator[tuple[int, RawBatch]]:
+        return train_batches(split, batch_size=batch_size, seed=seed, augment=cfg, start_step=start, balanced=balanced)
+
+    for (epoch, batch), (same_epoch, same_batch) in zip(islice(batches(0), start, start + 3), batches(start), strict=False):
+        assert epoch == same_epoch
+        assert same(batch, same_batch)
+
+
+def test_balanced_orders_differ_between_epochs_and_seeds() -> None:
+    split = skewed([100, 5])
+
+    def order(seed: int, epoch: int) -> list[int]:
+        batches = train_batches(split, batch_size=105, seed=seed, augment=PAD, start_step=epoch, balanced=True)
+        return next(batches)[1].indexes.tolist()
+
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(each) for each in orders}) == 4
+    big = [{index for index in each if index < 100} for each in orders[:2]]
+    assert len(big[0] | big[1]) == 100, "the large class goes on where it stopped"
+
+
 def file_split(root: Path, workers: int, augment: AugmentConfig | None = None) -> Split:
     cfg = DataConfig(memory_gb=0.0, workers=workers)
     return open_folder(root, val_fraction=0.0).load("train", preprocessing=RGB, cfg=cfg, augment=augment)
@@ -132,6 +280,25 @@ def test_a_file_that_vanishes_during_the_run_ends_nothing(image_folder: ImageFol
     assert len(split.skipped) == 8
     with pytest.raises(ValueError, match="none of the 8 images can be read any more"):
         next(train_batches(split, batch_size=3, seed=0, augment=augment))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_vanished_is_missing_in_all_its_turns(image_folder: ImageFolder, workers: int) -> None:
+    root, augment = image_folder({"train": {"a": 4, "b": 4}}), AugmentConfig(repeats=3)
+    split = file_split(root, workers, augment)
+    before = list(islice(train_batches(split, batch_size=8, seed=0, augment=augment), 4))
+    (root / "train/a/2.jpg").unlink()
+    after = list(islice(train_batches(split, batch_size=8, seed=0, augment=augment), 4))
+    lost = split.names.index("train/a/2.jpg")
+    assert any((batch.indexes == lost).any() for _, batch in before)
+    for (_, batch), (_, rest) in zip(before, after, strict=True):
+        assert batch.turns is not None
+        assert rest.turns is not None
+        left = batch.indexes != lost
+        assert torch.equal(rest.indexes, batch.indexes[left])
+        assert torch.equal(rest.turns, batch.turns[left])
+        assert torch.equal(rest.images, batch.images[left])
+    assert [file.path for file in split.skipped] == ["train/a/2.jpg"]
 
 
 def test_training_goes_on_when_whole_batches_are_gone(image_folder: ImageFolder) -> None:

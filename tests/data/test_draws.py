@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from vitrail.data.draws import Draws, permutation
+from vitrail.data.draws import Draws, endless, permutation
 
 MANY = torch.arange(20_000)
 FAR = 1e-4  # a p-value below it says that the numbers are not what they should be; all draws are fixed, so no test is flaky
@@ -163,6 +163,27 @@ def test_permutation_leaves_no_trace_of_the_first_order() -> None:
     assert stats.spearmanr(order.numpy(), range(5000)).pvalue > FAR
     first = torch.tensor([int(permutation(4, seed=0, epoch=e)[0]) for e in range(2000)])
     assert stats.chisquare(torch.bincount(first, minlength=4).numpy()).pvalue > FAR
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_an_endless_row_holds_all_items_again_and_again(count: int) -> None:
+    items = torch.arange(count) * 3 + 5
+    row = endless(items, seed=0, start=0, count=20 * count)
+    rounds = row.view(20, count)
+    assert (rounds.sort(dim=1).values == items).all()
+    assert len(rounds.unique(dim=0)) > 1 or count == 1
+    assert torch.equal(endless(items, seed=0, start=5, count=11), row[5:16]) or count == 1
+    assert not torch.equal(row, endless(items, seed=1, start=0, count=20 * count)) or count == 1
+    assert not len(endless(items, seed=0, start=3, count=0))
+
+
+def test_every_turn_of_a_sample_has_draws_of_its_own() -> None:
+    index = torch.full((2000,), 17)
+    turns = torch.arange(2000)
+    values = Draws(seed=0, epoch=0, indexes=index, turns=turns).uniform("a")[:, 0]
+    assert len(values.unique()) > 1990
+    assert stats.kstest(values.numpy(), "uniform").pvalue > FAR
+    assert values[0] == draws(indexes=index[:1]).uniform("a")[0, 0], "the first turn is as if there were no others"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -35,10 +35,10 @@ def augment(
     """The batch as the model sees it in training.
 
     Order: crop, flip and the geometric part of RandAugment in one resampling; the colours of RandAugment, three-augment
-    and colour jitter; normalisation; random erasing; mixup or cutmix. All draws are keyed by (seed, epoch, index): a
-    sample comes out the same in any batch, but for the neighbour it is mixed with.
+    and colour jitter; normalisation; random erasing; mixup or cutmix. All draws are keyed by (seed, epoch, index), and by the
+    turn where an image comes more than once: a sample comes out the same in any batch, but for the neighbour it is mixed with.
     """
-    draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes)
+    draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
     pixels = _coloured(_placed(raw, draws, cfg, preprocessing), draws, cfg)
     images = normalise(pixels, preprocessing)
     erase_(images, draws, prob=cfg.erase_prob)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -29,8 +29,8 @@ class RawBatch:
 
     def to(self, device: torch.device | str) -> RawBatch:
         """The same batch on another device."""
-        fields = (getattr(self, name) for name in self.__dataclass_fields__)
-        return RawBatch(*(value if value is None else value.to(device, non_blocking=True) for value in fields))
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return RawBatch(**{name: value.to(device, non_blocking=True) for name, value in given.items()})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,3 +52,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, index: int, count: int) -> Batch:
+        """Part number `index` of `count`, of equal lengths; where that can't be, they differ by one image."""
+        rows = slice(index * len(self) // count, (index + 1) * len(self) // count)
+        tensors = {name: getattr(self, name)[rows] for name in ("images", "targets", "labels", "indexes")}
+        return replace(self, **tensors)

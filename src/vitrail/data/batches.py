@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from vitrail.config import AugmentConfig
 from vitrail.data.augment import crop_boxes
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
-from vitrail.data.draws import Draws, permutation
+from vitrail.data.draws import Draws, endless, permutation
 
 
 class Job(NamedTuple):
@@ -26,6 +26,7 @@ class Job(NamedTuple):
 
     epoch: int
     indexes: Int64[Tensor, " B"]
+    turns: Int64[Tensor, " B"] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,12 @@ class _Reader(Dataset[tuple[int, RawBatch, tuple[Skipped, ...]]]):
     def __getitem__(self, job: Job) -> tuple[int, RawBatch, tuple[Skipped, ...]]:
         boxes = None
         if self.augment is not None:
-            draws = Draws(seed=self.seed, epoch=job.epoch, indexes=job.indexes)
+            draws = Draws(seed=self.seed, epoch=job.epoch, indexes=job.indexes, turns=job.turns)
             boxes = crop_boxes(self.split.sizes[job.indexes], draws, self.augment)
-        return job.epoch, *self.split.read(job.indexes, boxes=boxes)
+        batch, failures = self.split.read(job.indexes, boxes=boxes)
+        if job.turns is not None:
+            batch = replace(batch, turns=job.turns[torch.isin(job.indexes, batch.indexes)])
+        return job.epoch, batch, failures
 
 
 def steps_per_epoch(split: Split, *, batch_size: int) -> int:
@@ -51,29 +55,70 @@ def steps_per_epoch(split: Split, *, batch_size: int) -> int:
 
 
 def train_batches(
-    split: Split, *, batch_size: int, seed: int, augment: AugmentConfig, start_step: int = 0
+    split: Split, *, batch_size: int, seed: int, augment: AugmentConfig, start_step: int = 0, balanced: bool = False
 ) -> Iterator[tuple[int, RawBatch]]:
     """Endless (epoch, batch), starting with the batch of step `start_step`.
 
     Every epoch has its own order; what is left over at its end is dropped, unless the set is smaller than one batch.
     Order and crops depend on (seed, epoch, index) alone, so a batch can be made again exactly. An image that can't
     be read any more is missing from its batch and listed in `split.skipped`. Raises ValueError once that is all of them.
+
+    With `augment.repeats` above 1 each image stands that often in its batch (Hoffer et al. 2020), and an epoch of as many
+    steps sees a part of the images, the next one another (as DeiT's: Touvron et al. 2021). With `balanced` an epoch draws
+    every class equally often, give or take one, however many images it has.
     """
     steps = steps_per_epoch(split, batch_size=batch_size)
+    different = min(len(split), -(-batch_size // augment.repeats))  # images in a batch
+    classes = _members(split.labels) if balanced else None
 
     def jobs() -> Iterator[Job]:
         epoch, step = divmod(start_step, steps)
         while True:
-            order = permutation(len(split), seed=seed, epoch=epoch)
-            for first in range(step * batch_size, steps * batch_size, batch_size):
-                yield Job(epoch, order[first : first + batch_size])
+            order = _drawn(len(split), steps * different, classes, seed=seed, epoch=epoch).view(steps, different)
+            # One turn of all images after the other: an image beside its own copy would be mixed with itself.
+            order = order.repeat(1, augment.repeats)[:, :batch_size]  # (steps, B)
+            again = balanced or augment.repeats > 1
+            turns = _turns(order.flatten()).view_as(order) if again else None
+            for at in range(step, steps):
+                yield Job(epoch, order[at], None if turns is None else turns[at])
             epoch, step = epoch + 1, 0
 
     return _read(_Reader(split, seed, augment), jobs())
 
 
+def _drawn(
+    images: int, count: int, classes: Sequence[Int64[Tensor, " _n"]] | None, *, seed: int, epoch: int
+) -> Int64[Tensor, " count"]:
+    """The `count` images that an epoch sees, in its order.
+
+    Without `classes`, as many epochs as one order has room for share it, part by part. With them, the epochs stand in one
+    long row whose places fall to the classes in turn, and each class fills its own with all its images, again and again.
+    """
+    if classes is None:
+        order, part = divmod(epoch, images // count)
+        return permutation(images, seed=seed, epoch=order)[part * count : (part + 1) * count]
+    parts = []
+    for rank, members in enumerate(classes):
+        start, stop = (-((rank - place) // len(classes)) for place in (epoch * count, (epoch + 1) * count))
+        parts.append(endless(members, seed=seed, start=start, count=stop - start))
+    return torch.cat(parts)[permutation(count, seed=seed, epoch=epoch)]
+
+
+def _members(labels: Int64[Tensor, " N"]) -> tuple[Int64[Tensor, " _n"], ...]:
+    """The images of each class that has some."""
+    _, counts = labels.unique(return_counts=True)
+    return labels.argsort(stable=True).split(counts.tolist())
+
+
+def _turns(order: Int64[Tensor, " M"]) -> Int64[Tensor, " M"]:
+    """How often each image stands further up in the order."""
+    images, places = order.sort(stable=True)
+    turns = torch.arange(len(order)) - torch.searchsorted(images, images)
+    return torch.empty_like(order).scatter_(0, places, turns)
+
+
 def class_weights(labels: Int64[Tensor, " N"], num_classes: int) -> Float[Tensor, " K"]:
-    """N / (K · images of the class): what makes every class weigh the same in a sum over all images; 0 for one without images."""
+    """N / (K · images of the class), so that all images of a class weigh as much as those of any other; 0 where it has none."""
     counts = torch.bincount(labels, minlength=num_classes)
     return torch.where(counts > 0, len(labels) / (num_classes * counts.clamp(min=1)), 0.0)
 

@@ -75,7 +75,7 @@ class Split(ABC):
     ) -> tuple[RawBatch, tuple[Skipped, ...]]:
         """The images at `indexes`, with the crop drawn for each (None: the whole image), and the files that failed.
 
-        Images that failed are missing from the batch.
+        Images that failed are missing from the batch, each in every place that `indexes` gives it.
         """
 
 

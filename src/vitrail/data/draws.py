@@ -25,6 +25,7 @@ def _signed(word: int) -> int:
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX1 = _signed(0xBF58476D1CE4E5B9)
 _MIX2 = _signed(0x94D049BB133111EB)
+_SAMPLES = 40  # bits of a sample's key that are its index; those above are its turn
 _BITS = 24  # what a float32 in [0, 1) holds exactly
 
 
@@ -53,8 +54,12 @@ class Draws:
     are as equal as the devices' log, cos and pow.
     """
 
-    def __init__(self, *, seed: int, epoch: int, indexes: Int64[Tensor, " B"]) -> None:
-        self._keys = _mix(indexes * _GAMMA + _address("sample", seed, epoch))  # (B,)
+    def __init__(
+        self, *, seed: int, epoch: int, indexes: Int64[Tensor, " B"], turns: Int64[Tensor, " B"] | None = None
+    ) -> None:
+        """`turns` says how often each sample came before in this epoch; each time it has draws of its own."""
+        samples = indexes if turns is None else indexes + (turns << _SAMPLES)
+        self._keys = _mix(samples * _GAMMA + _address("sample", seed, epoch))  # (B,)
 
     def uniform(self, stream: str, n: int = 1) -> Float[Tensor, "B n"]:
         """Uniform in [0, 1), on a grid of 2^-24."""
@@ -108,3 +113,11 @@ def permutation(count: int, *, seed: int, epoch: int) -> Int64[Tensor, " N"]:
     """The order of one epoch: the samples sorted by their hash, so that it changes with no version of torch."""
     keys = _mix(torch.arange(count) * _GAMMA + _address("order", seed, epoch))
     return torch.argsort(keys, stable=True)
+
+
+def endless(items: Int64[Tensor, " n"], *, seed: int, start: int, count: int) -> Int64[Tensor, " count"]:
+    """`count` places, from `start` on, of a row that has no end: all items in random order, then in another, and so on."""
+    first, last = start // len(items), -(-(start + count) // len(items))
+    rounds = torch.arange(first, last)[:, None]
+    keys = _mix(_mix(items * _GAMMA + _address("endless", seed)) + (rounds + 1) * _GAMMA)  # (rounds, n)
+    return items[keys.argsort(dim=1, stable=True)].flatten()[start - first * len(items) :][:count]

@@ -78,21 +78,22 @@ class FileSplit(Split):
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
     ) -> tuple[RawBatch, tuple[Skipped, ...]]:
         """The images at `indexes`. One that was deleted or broken since the split was loaded is left out and named."""
-        images: list[UInt8[Tensor, "C H W"]] = []
-        kept: list[int] = []
-        failures: list[Skipped] = []
+        images: dict[int, UInt8[Tensor, "C H W"]] = {}
+        failures: dict[int, Skipped] = {}
         for position, index in enumerate(indexes.tolist()):
+            if index in failures:
+                continue
             try:
-                images.append(self._image(index, boxes[position] if boxes is not None and self._whole else None))
-                kept.append(position)
+                images[position] = self._image(index, boxes[position] if boxes is not None and self._whole else None)
             except BadImage as error:
-                failures.append(Skipped(self.names[index], str(error)))
+                failures[index] = Skipped(self.names[index], str(error))
+        kept = [position for position in images if int(indexes[position]) not in failures]  # it may break between two turns
         height, width = self._preprocessing.img_size
         empty = torch.empty(0, self._preprocessing.in_channels, height, width, dtype=torch.uint8)
-        stacked = torch.stack(images) if images else empty  # (B, C, H, W)
+        stacked = torch.stack([images[position] for position in kept]) if kept else empty  # (B, C, H, W)
         sizes = torch.tensor([[height, width]]).expand(len(kept), 2).contiguous()
         drawn = whole_boxes(sizes) if boxes is None or self._whole else boxes[kept]
-        return RawBatch(stacked, sizes, drawn, self.labels[indexes[kept]], indexes[kept]), tuple(failures)
+        return RawBatch(stacked, sizes, drawn, self.labels[indexes[kept]], indexes[kept]), tuple(failures.values())
 
     def _image(self, index: int, box: Float[Tensor, " 4"] | None) -> UInt8[Tensor, "C H W"]:
         path = self._root / self.names[index]
