@@ -108,6 +108,7 @@ class Loop:
             seed=cfg.train.seed,
             augment=cfg.augment,
             start_step=self.step,
+            balanced=cfg.data.balance == "sampler",
         ):
             yield (
                 epoch,
