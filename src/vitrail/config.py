@@ -42,6 +42,7 @@ SIZES = {  #          width  depth  heads  MLP ratio       parameters at 224 px,
     "g": Size(1408, 40, 16, 48 / 11),  #                1_012_611_432  at /14 (Zhai et al. 2022, table 2)
 }
 PATCHES = (4, 8, 14, 16, 32)
+CUSTOM = "custom"
 _LONG_NAMES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
 
@@ -56,8 +57,10 @@ def parse_name(name: str) -> dict[str, Any]:
 
     "B/16", "Ti/4" and the field's spelling, "vit_base_patch16_224", say the same things. A patch may be any whole
     number; `PATCHES` lists the ones in common use. A "+" behind the size asks for the convolutional stem: "S+/16".
-    Raises ValueError for a name of neither form.
+    "custom" is the name of a shape that has none, and decides nothing. Raises ValueError for a name of another form.
     """
+    if name == CUSTOM:
+        return {}
     if short := re.fullmatch(r"([A-Za-z]+)(\+?)/(\d+)", name):
         size, stem, patch = short.groups()
         fields: dict[str, Any] = {"patch_size": int(patch)}
@@ -77,6 +80,14 @@ def parse_name(name: str) -> dict[str, Any]:
     if fields["patch_size"] < 1:
         raise ValueError(f'model "{name}": the patch must be at least 1 pixel')
     return {**SIZES[size]._asdict(), **fields}
+
+
+def name_of(config: ViTConfig) -> str:
+    """The name of a model's size and patch; "custom" for a shape that has none."""
+    patch = pair(config.patch_size)
+    shape = Size(config.embed_dim, config.depth, config.num_heads, config.mlp_ratio)
+    found = [name for name, size in SIZES.items() if size == shape and patch[0] == patch[1]]
+    return f"{found[0]}/{patch[0]}" if found else CUSTOM
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -209,6 +220,16 @@ class DataConfig:
     """A named set or a folder."""
     val_fraction: float = 0.1
     """Share of the training images held out for validation where the set has no validation split."""
+    mean: tuple[float, ...] | None = None
+    """Of each channel, for pixels from 0 to 1; null takes the checkpoint's, or without one the data set's."""
+    std: tuple[float, ...] | None = None
+    """Of each channel; null as for mean."""
+    crop_pct: float | None = None
+    """Evaluation view: the centre crop's share of the resized image; null as for mean."""
+    crop_mode: Literal["center", "squash"] | None = None
+    """Evaluation view: keep the image's shape and cut, or squash it; null as for mean."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Filter of the evaluation view; null as for mean."""
     balance: Literal["none", "sampler", "loss"] = "none"
     """For classes of unequal size: draw each class equally often, or weigh each class's loss by its rarity."""
     workers: int = -1
@@ -223,6 +244,10 @@ class DataConfig:
             raise ValueError(f"data.val_fraction {self.val_fraction} must be at least 0 and below 1")
         if not 0 <= self.max_bad <= 1:
             raise ValueError(f"data.max_bad {self.max_bad} must be between 0 and 1")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"data.crop_pct {self.crop_pct} must be above 0, and at most 1")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"data.std {self.std} must be above 0")
         if self.memory_gb < 0:
             raise ValueError(f"data.memory_gb {self.memory_gb} must not be negative")
 
@@ -388,6 +413,10 @@ class TrainConfig:
     """torch.compile each block."""
     checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass: less memory, more time."""
+    ladder: bool = True
+    """With model.weights: k-NN and a linear probe on frozen features come first, for a tenth of the cost."""
+    stop_early: bool = False
+    """End at the probe where fine-tuning can't be expected to beat it."""
     ema_decay: float = 0.0
     """Decay of the running mean of the weights, which is what is evaluated and saved; 0 turns it off."""
     seed: int = 0

@@ -106,6 +106,13 @@ class Source(ABC):
         Raises ValueError for a split that is not there and for channels that can't be converted.
         """
 
+    def class_counts(self) -> tuple[int, ...]:
+        """Training images of each class. Photographs are only listed; small images are loaded."""
+        size = self.img_size or (8, 8)
+        images = Preprocessing(img_size=size, in_channels=self.channels, mean=self.mean, std=self.std)
+        labels = self.load("train", preprocessing=images, cfg=DataConfig()).labels
+        return tuple(labels.bincount(minlength=len(self.classes)).tolist())
+
     def check_split(self, split: SplitName, *, channels: int) -> None:
         """Raises ValueError for a split that is not there, and for a number of channels that no image has."""
         if split not in self.splits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ class FolderSource(Source):
         self.check_split(split, channels=preprocessing.in_channels)
         whole = whole_images(augment)
         return load_files(self.root, self.files[split], split=split, preprocessing=preprocessing, cfg=cfg, whole=whole)
+
+    def class_counts(self) -> tuple[int, ...]:
+        """See Source.class_counts; files that turn out to be unreadable are counted."""
+        counts = Counter(file.label for file in self.files.get("train", ()))
+        return tuple(counts[k] for k in range(len(self.classes)))
 
 
 def open_folder(path: Path, *, val_fraction: float) -> FolderSource:

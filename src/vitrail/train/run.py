@@ -16,24 +16,27 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vitrail.config import ModelConfig, Preprocessing, Settings, pair
+from vitrail.config import Preprocessing, Settings, ViTConfig, name_of, pair, parse_name
 from vitrail.data.batches import steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import NAMES, open_source
 from vitrail.evaluate import Evaluation, evaluate, save_evaluation
 from vitrail.models import ViT
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
-from vitrail.train import checkpoint
+from vitrail.train import advice, checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.loop import Loop
 from vitrail.train.optim import build_optimizers
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, duration, truncate_metrics
 from vitrail.train.step import Ema, Step
+from vitrail.weights import load as load_weights
 from vitrail.weights import save_model
 from vitrail.weights.run_folder import SETTINGS, sha256
 
 DEFAULT_EPOCHS = 100.0
+SCRATCH = "none"
+"""Of model.weights: random weights, even where pretrained ones are within reach."""
 PHOTO_SIZE = 224
 """Side in pixels for photographs, where no setting says another."""
 
@@ -54,6 +57,7 @@ class Run:
 def train(
     path: str | Path | None = None,
     *,
+    weights: str | Path | None = None,
     recipe: str | None = None,
     config: str | Path | None = None,
     out: str | Path | None = None,
@@ -62,30 +66,40 @@ def train(
     data: Mapping[str, Any] | None = None,
     augment: Mapping[str, Any] | None = None,
     optim: Mapping[str, Any] | None = None,
+    distill: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Run:
     """Trains on a named set or a folder, evaluates, and writes the run folder.
 
-    Without `path`, on the sample that comes with the package. Without `recipe`, with the one for that set. The sections
+    Without `path`, on the sample that comes with the package. Without `recipe`, with the one for that set; from `weights`
+    (whatever `vitrail.load` takes), with settings fitted to data, device and time, whose reasons are printed. The sections
     are mappings of single settings, `optim={"lr": 1e-3}`, and `model` may be a name. `out` is a folder that does not
     exist yet; without it, the next free one under runs/. Raises ValueError, in one line, for what can't be.
     """
-    sections = {"model": model, "data": data, "augment": augment, "optim": optim, "train": train}
+    sections = {"model": model, "data": data, "augment": augment, "optim": optim, "distill": distill, "train": train}
     said: dict[str, Any] = {name: section for name, section in sections.items() if section is not None}
     if minutes is not None:
         said["train"] = {**(train or {}), "minutes": minutes}
-    if path is not None:
-        said = layers.merge(said, {"data": {"path": str(path)}})
+    top: dict[str, Any] = {"data": {"path": str(path)}} if path is not None else {}
+    if weights is not None:
+        top["model"] = {"weights": str(weights)}
+    said = layers.merge(said, top)
     written = {} if config is None else layers.read_config(config)
-    where = layers.merge(written, said).get("data", {}).get("path", "fashion-sample")
-    below = layers.read_recipe(recipe or layers.default_recipe(where)) if recipe or config is None else {}
-    stack = [below, written, said]
-
-    unchecked = layers.build(stack)
+    asked = layers.merge(written, said)
+    where = asked.get("data", {}).get("path", "fashion-sample")
     folder = free_folder(out, where)
+    unchecked = layers.build([asked])
     source = open_source(where, val_fraction=unchecked.data.val_fraction)
-    settings = resolved(layers.build([facts(source), *stack]))
+    display = Display(console)
+    from_file = recipe is not None or config is not None  # then it says what is to be done, and nothing is fitted
+    start = asked.get("model", {}).get("weights") or (None if from_file else within_reach(source, asked, display))
+    if start in (None, SCRATCH):
+        known = layers.read_recipe(recipe or layers.default_recipe(where)) if recipe or config is None else {}
+        settings, images = layers.build([facts(source), known, written, said]), None
+    else:
+        settings, images = fine_tuning(start, source, recipe=recipe, fitted=not from_file, said=asked, display=display)
+    settings = resolved(settings, source, images)
     if settings.model.num_classes != len(source.classes):
         raise ValueError(
             f"model.num_classes {settings.model.num_classes} does not fit {source.name}, "
@@ -93,9 +107,90 @@ def train(
         )
     with torch.device("meta"):
         ViT(settings.model.vit())  # what can't be built says so before the images are read
+    for line in unused(settings):
+        display.say(f"note: {line}")
     with new_folder(folder):
         (folder / SETTINGS).write_text(layers.to_yaml(settings), encoding="utf-8")
-        return finish(prepare(settings, source, folder, console), source)
+        return finish(prepare(settings, source, folder, display, begin=True), source)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Settings
+
+
+def within_reach(source: Source, asked: Mapping[str, Any], display: Display) -> str | None:
+    """The weights to start from where somebody trains on photographs and names neither weights nor a model."""
+    if source.img_size is not None or asked.get("model"):
+        return None
+    name = advice.PRETRAINED[pick_device(asked.get("train", {}).get("device", "auto")).type]
+    try:
+        load_weights(name)
+    except ValueError as error:
+        display.say(f"no pretrained weights are within reach ({name}: {str(error).partition(';')[0]}); training from scratch")
+        return None
+    return name
+
+
+def fine_tuning(
+    start: str, source: Source, *, recipe: str | None, fitted: bool, said: Mapping[str, Any], display: Display
+) -> tuple[Settings, Preprocessing]:
+    """The settings to fine-tune weights with: the recipe's, or those fitted to the facts, below what was said.
+
+    The model's shape is the weights'. Also gives what the weights say of their images.
+    """
+    fields = layers.model_fields(said)
+    name = said.get("model", {}).get("name")
+    fields = {key: value for key, value in fields.items() if key not in ("weights", "name")}
+    model = load_weights(start, **{"num_classes": len(source.classes), "in_channels": source.channels, **fields})
+    shape = {"name": name_of(model.config), **dataclasses.asdict(model.config)}
+    for key, value in parse_name(name).items() if name else ():
+        if not (key in fields or key == "img_size") and pair_or(shape[key]) != pair_or(value):
+            raise ValueError(
+                f'model.name "{name}" has {key} {value}, and the weights {start} have {shape[key]}; leave --model out'
+            )
+    below = layers.read_recipe(recipe or "finetune")
+    if "name" in below.get("model", {}):
+        raise ValueError(
+            f'recipe "{recipe}" has a model of its own, and the weights {start} have theirs; use --recipe finetune'
+        )
+    stack = [{"model": shape}, below]
+    if fitted:
+        stack.append(fit(model, source, nameless(said), display))
+    assert model.preprocessing is not None
+    return layers.build([*stack, nameless(said)]), model.preprocessing
+
+
+def fit(model: ViT, source: Source, said: Mapping[str, Any], display: Display) -> dict[str, Any]:
+    """The settings that follow from the facts, printed with their reasons and, beside what was said, as they are typed."""
+    lengths, counts = said.get("train", {}), source.class_counts()
+    device = pick_device(lengths.get("device", "auto"))
+    given = advice.advise(
+        advice.Facts(
+            images=sum(counts),
+            class_counts=counts,
+            side=None if source.img_size is None else min(source.img_size),
+            device=device.type,
+            memory_bytes=advice.memory_of(device),
+            minutes=lengths.get("minutes"),
+            model=model.config,
+        )
+    )
+    display.say("fitted to the data, the device and the time:")
+    for reason in given.said_of([f"{section}.{key}" for section, fields in said.items() for key in fields]):
+        display.say(f"  {reason}")
+    together = layers.merge(given.layer, {section: fields for section, fields in said.items() if section != "data"})
+    display.say(f"the same as: vitrail train {source.name} {layers.command('finetune', together)}")
+    return given.layer
+
+
+def nameless(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer without the model's name, which would start its shape afresh."""
+    return {**layer, "model": {key: value for key, value in layer.get("model", {}).items() if key != "name"}}
+
+
+def pair_or(value: Any) -> Any:
+    """Sides as pairs, anything else as it is."""
+    return tuple(value) if isinstance(value, list) else (value, value) if isinstance(value, int) else value
 
 
 def resume(folder: str | Path, *, console: Console | None = None) -> Run:
@@ -116,21 +211,49 @@ def resume(folder: str | Path, *, console: Console | None = None) -> Run:
             f"{file} was changed since the checkpoint; put it back, or begin anew: `vitrail train --config {file}`"
         )
     truncate_metrics(folder, step=state["step"])  # before the loop opens the file, or it would write into the old one
-    loop = prepare(settings, source, folder, console)
+    loop = prepare(settings, source, folder, Display(console), begin=False)
     loop.restore()
     loop.display.say(f"going on at step {loop.step:,}")
     return finish(loop, source)
 
 
-def resolved(settings: Settings) -> Settings:
+def resolved(settings: Settings, source: Source, given: Preprocessing | None) -> Settings:
     """The settings with nothing left to find out: a run goes on, and is scored, as it began, wherever it is."""
     dtype = autocast_dtype(settings.train.precision, pick_device(settings.train.device))
     path = settings.data.path if settings.data.path in NAMES else str(Path(settings.data.path).resolve())
+    images = preprocessing_for(source, settings, given)
+    data = {"path": path, **{name: getattr(images, name) for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation")}}
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
     return dataclasses.replace(
         settings,
-        data=dataclasses.replace(settings.data, path=path),
-        train=dataclasses.replace(settings.train, precision="bf16" if dtype else "fp32"),
+        data=dataclasses.replace(settings.data, **data),
+        train=dataclasses.replace(settings.train, precision=precision),  # type: ignore[arg-type]
     )
+
+
+def unused(settings: Settings) -> list[str]:
+    """Settings that were changed and have no effect beside the others; each is said once."""
+    augment, optim, train, distill = settings.augment, settings.optim, settings.train, settings.distill
+    mixing = augment.mixup_alpha or augment.cutmix_alpha
+    told = {
+        "augment.mixup_prob needs mixup_alpha or cutmix_alpha above 0": augment.mixup_prob != 1 and not mixing,
+        "augment.switch_prob needs both mixup_alpha and cutmix_alpha above 0": augment.switch_prob != 0.5
+        and not (augment.mixup_alpha and augment.cutmix_alpha),
+        "augment.crop_scale is for augment.crop resized": augment.crop != "resized"
+        and augment.crop_scale != type(augment).crop_scale,
+        "augment.crop_pad is for augment.crop pad": augment.crop != "pad" and augment.crop_pad != type(augment).crop_pad,
+        "train.size_stages and full_size_from need train.start_size": train.start_size is None
+        and (train.size_stages != 1 or train.full_size_from != type(train).full_size_from),
+        "distill's settings need distill.teacher": distill.teacher is None and distill != type(distill)(),
+        "distill.tau is for distill.kind soft": distill.teacher is not None
+        and distill.kind == "hard"
+        and distill.tau != type(distill).tau,
+        "train.stop_early needs model.weights and train.ladder": train.stop_early
+        and not (settings.model.weights and train.ladder),
+        "optim.betas has no second use: SGD takes the first as momentum": optim.name == "sgd"
+        and optim.betas[1] != type(optim).betas[1],
+    }
+    return [f"{text}; it has no effect here" for text, is_unused in told.items() if is_unused]
 
 
 def facts(source: Source) -> dict[str, Any]:
@@ -139,14 +262,13 @@ def facts(source: Source) -> dict[str, Any]:
     return {"model": {"img_size": size, "in_channels": source.channels, "num_classes": len(source.classes)}}
 
 
-def prepare(settings: Settings, source: Source, folder: Path, console: Console | None) -> Loop:
-    """Everything a training is made of, at step 0."""
+def prepare(settings: Settings, source: Source, folder: Path, display: Display, *, begin: bool) -> Loop:
+    """Everything a training is made of, at step 0; to `begin`, with the weights that it starts from."""
     cfg = settings.train
     device = pick_device(cfg.device)
     keep_freed_memory()
     dtype = autocast_dtype(cfg.precision, device)
-    display = Display(console)
-    images = preprocessing_for(source, settings.model)
+    images = preprocessing_for(source, settings)
     split = source.load("train", preprocessing=images, cfg=settings.data, augment=settings.augment)
     if not len(split):
         raise ValueError(f"{source.name} has no training images; lower data.val_fraction {settings.data.val_fraction}")
@@ -155,7 +277,11 @@ def prepare(settings: Settings, source: Source, folder: Path, console: Console |
     skipped = write_skipped(folder, split, *views.values())
 
     torch.manual_seed(cfg.seed)
-    model = ViT(settings.model.vit()).to(device)
+    if begin and settings.model.weights not in (None, SCRATCH):
+        model = load_weights(str(settings.model.weights), **shallow(settings.model.vit())).to(device)
+        display.say(str(model.receipt))
+    else:
+        model = ViT(settings.model.vit()).to(device)
     model.preprocessing, model.classes = images, source.classes
     model.checkpointing = cfg.checkpointing
     ema = Ema(model, copy.deepcopy(model), cfg.ema_decay) if cfg.ema_decay else None
@@ -169,7 +295,8 @@ def prepare(settings: Settings, source: Source, folder: Path, console: Console |
     parameters = sum(p.numel() for p in model.parameters())
     display.say(
         f"{source.name}: {len(split):,} training images, {len(source.classes)} classes · "
-        f"{settings.model.name}: {parameters:,} parameters, {images.img_size[0]}x{images.img_size[1]} px · "
+        f"{settings.model.weights or settings.model.name}: {parameters:,} parameters, "
+        f"{images.img_size[0]}x{images.img_size[1]} px · "
         f"{device.type}, {'bf16' if dtype else 'fp32'}"
     )
     if skipped:
@@ -218,19 +345,39 @@ def score_model(model: ViT, *, split: Split, device: torch.device, dtype: torch.
     return evaluate(model, split, preprocessing=model.preprocessing, classes=model.classes, device=device, autocast_dtype=dtype)
 
 
-def preprocessing_for(source: Source, cfg: ModelConfig) -> Preprocessing:
-    """What happens to this set's images before this model."""
-    mean, std = source.mean, source.std
-    if cfg.in_channels == 1 and len(mean) == 3:
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    if cfg.in_channels == 3 and len(mean) == 1:
-        mean, std = mean * 3, std * 3
-    if len(mean) != cfg.in_channels:
+def preprocessing_for(source: Source, settings: Settings, given: Preprocessing | None = None) -> Preprocessing:
+    """What happens to images before the model: as the settings say, else the weights (`given`), else the data set."""
+    cfg, data = settings.model, settings.data
+    own = 0.875 if source.img_size is None else 1.0  # small images are all subject, photographs have margins
+    known = given or Preprocessing(
+        img_size=pair(cfg.img_size), in_channels=source.channels, mean=source.mean, std=source.std, crop_pct=own
+    )
+    mean, std = (in_channels_of(values, cfg.in_channels) for values in (data.mean or known.mean, data.std or known.std))
+    if len(mean) != cfg.in_channels or len(std) != cfg.in_channels or cfg.in_channels not in (1, 3):
         raise ValueError(
             f"model.in_channels {cfg.in_channels} does not fit {source.name}, whose images have {source.channels}; use 1 or 3"
         )
-    crop_pct = 0.875 if source.img_size is None else 1.0  # small images are all subject, photographs have margins
-    return Preprocessing(img_size=pair(cfg.img_size), in_channels=cfg.in_channels, mean=mean, std=std, crop_pct=crop_pct)
+    return Preprocessing(
+        img_size=pair(cfg.img_size),
+        in_channels=cfg.in_channels,
+        mean=mean,
+        std=std,
+        crop_pct=data.crop_pct or known.crop_pct,
+        crop_mode=data.crop_mode or known.crop_mode,
+        interpolation=data.interpolation or known.interpolation,
+    )
+
+
+def in_channels_of(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Means or deviations of RGB for grey images, and of grey ones for RGB."""
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return values * channels if len(values) == 1 else values
+
+
+def shallow(config: ViTConfig) -> dict[str, Any]:
+    """The fields of a config, by name."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def pace_for(settings: Settings, split: Split) -> Pace:

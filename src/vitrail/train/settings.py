@@ -11,8 +11,10 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import re
+import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -188,6 +190,16 @@ def from_yaml(text: str) -> Settings:
     return build([_parse_layer(text, origin="the settings", seen=())])
 
 
+def command(recipe: str, layer: Layer) -> str:
+    """A layer over a recipe, as it is typed."""
+
+    def typed(value: Any) -> str:
+        return shlex.quote(value if isinstance(value, str) else json.dumps(_plain(value), separators=(",", ": ")))
+
+    said = (f"--{section}.{key} {typed(value)}" for section, fields in layer.items() for key, value in fields.items())
+    return " ".join([f"--recipe {recipe}", *said])
+
+
 def model_fields(*layers: Layer) -> dict[str, Any]:
     """The fields of the model that layers set, typed, but not checked against each other: a checkpoint has the others.
 
@@ -332,7 +344,8 @@ def metavar(hint: Any) -> str:
         return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
     if typing.get_origin(hint) is tuple:
         kind, *others = typing.get_args(hint)
-        return "[N,…]" if others == [...] else "HxW" if kind is int else "[X,Y]"
+        several = {int: "[N,…]", float: "[X,…]"} if others == [...] else {int: "HxW", float: "[X,Y]"}
+        return several[kind]
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return "|".join(metavar(inner) for inner in typing.get_args(hint) if inner is not type(None))
     if dataclasses.is_dataclass(hint):
@@ -358,7 +371,7 @@ def _accepts(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(inner)
     if origin is tuple and inner[1] is ...:
-        return "whole numbers, as in [8, 16]"
+        return "whole numbers, as in [8, 16]" if inner[0] is int else "numbers, as in [0.5, 0.5, 0.5]"
     if origin is tuple:
         return "height x width, as in 96x128" if inner[0] is int else "two numbers, as in [0.5, 1.0]"
     if origin in (types.UnionType, typing.Union):
