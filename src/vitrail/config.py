@@ -43,6 +43,9 @@ SIZES = {  #          width  depth  heads  MLP ratio       parameters at 224 px,
 }
 PATCHES = (4, 8, 14, 16, 32)
 CUSTOM = "custom"
+BASELINES = ("torchvision", "timm")
+BASELINE_FIELDS = ("name", "weights", "img_size", "in_channels", "num_classes", "drop_rate", "drop_path_rate")
+"""What of the model's section a baseline takes; the other fields are a Transformer's."""
 _LONG_NAMES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
 
@@ -50,6 +53,12 @@ def nearest(word: str, words: list[str]) -> str:
     """' did you mean "x"?' for a word that is close to one of `words`, else ''."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def is_baseline(name: str) -> bool:
+    """Whether a name is that of another library's model, "torchvision:resnet50" or "timm:efficientnet_b0"."""
+    library, colon, _ = name.partition(":")
+    return bool(colon) and library in BASELINES
 
 
 def parse_name(name: str) -> dict[str, Any]:
@@ -61,6 +70,10 @@ def parse_name(name: str) -> dict[str, Any]:
     """
     if name == CUSTOM:
         return {}
+    if is_baseline(name):
+        return {}  # its library knows its shape
+    if re.fullmatch(r"\w+:[\w.]*", name):
+        raise ValueError(f'model "{name}": the libraries are {" and ".join(BASELINES)}, as in "torchvision:resnet50"')
     if short := re.fullmatch(r"([A-Za-z]+)(\+?)/(\d+)", name):
         size, stem, patch = short.groups()
         fields: dict[str, Any] = {"patch_size": int(patch)}
