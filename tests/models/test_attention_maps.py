@@ -107,7 +107,7 @@ def test_masked_keys_get_nothing() -> None:
     vit, sizes = model(), torch.tensor([[16, 8], [5, 16]])
     with torch.no_grad():
         weights = vit.attention_maps(images(), queries="all", sizes=sizes)[-1]
-    mask = vit.token_mask(sizes, (4, 4))
+    mask = vit.token_mask(sizes, (4, 4), (4, 4))
     assert not weights.masked_select(~mask[:, None, None].expand_as(weights)).any()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, HEADS, 17))
 

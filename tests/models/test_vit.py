@@ -152,7 +152,7 @@ def test_a_masked_image_is_the_image_without_its_margin() -> None:
 
 
 def test_a_patch_with_one_pixel_of_the_image_is_there() -> None:
-    mask = tiny(reg_tokens=2).token_mask(torch.tensor([[5, 4]]), (3, 2))
+    mask = tiny(reg_tokens=2).token_mask(torch.tensor([[5, 4]]), (3, 2), (4, 4))
     assert mask.tolist() == [[True] * 3 + [True, False, True, False, False, False]]
 
 

@@ -14,8 +14,8 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from vitrail.config import Pair
-from vitrail.models.vit import resize_positions
-from vitrail.weights.adapt import adapt_channels, rectangle, resize_patch
+from vitrail.models.vit import resize_patch, resize_positions
+from vitrail.weights.adapt import adapt_channels, rectangle
 
 SIDES = st.integers(1, 20)
 WIDTHS = st.integers(2, 20)  # what becomes one column, torch 2.14's antialiased resize gets wrong: it repeats the first row

@@ -32,6 +32,7 @@ KeyMask = Bool[Tensor, "B N"]  # True where a token may be looked at
 
 PLAIN_ATTENTION_MAX_TOKENS = 640
 """On a CPU in bf16, up to this many tokens, matmul + softmax beats the flash kernel (benchmarks/attention.py)."""
+_INVERSES: dict[tuple[int, int], Tensor] = {}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -56,7 +57,11 @@ class PatchEmbed(nn.Module):
         self.pixel_norm = nn.LayerNorm(pixels, eps=cfg.norm_eps) if cfg.patch_norm else None
         self.norm = nn.LayerNorm(cfg.embed_dim, eps=cfg.norm_eps) if cfg.patch_norm else None
 
-    def forward(self, images: Images) -> Float[Tensor, "B L D"]:
+    def forward(self, images: Images, patch: Pair | None = None) -> Float[Tensor, "B L D"]:
+        """With `patch`, the filters are resized to it for this call, and the stride with them."""
+        if patch is not None:
+            x = F.conv2d(images, resize_patch(self.proj.weight, to=patch), self.proj.bias, stride=patch)  # (B, D, gh, gw)
+            return x.flatten(2).transpose(1, 2)  # (B, L, D)
         if self.pixel_norm is not None and self.norm is not None:  # each patch is normalised, which no convolution does
             patches = F.unfold(images, self.proj.kernel_size, stride=self.proj.stride).transpose(1, 2)  # (B, L, C P P)
             return self.norm(F.linear(self.pixel_norm(patches), self.proj.weight.flatten(1), self.proj.bias))  # (B, L, D)
@@ -86,6 +91,36 @@ def conv_stem(cfg: ViTConfig) -> tuple[nn.Module, int, Pair]:
         before = after
     stem = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # 1.8x as fast
     return stem, before, (height, width)
+
+
+def resize_patch(weight: Float[Tensor, "D C h w"], *, to: Pair) -> Float[Tensor, "D C _ _"]:
+    """The patch projection for patches of another size, (height, width). Exactly the input where the size is the same.
+
+    FlexiViT's pseudo-inverse resize (Beyer et al. 2023, section 3.4): with B the matrix that resizes a patch (bicubic,
+    antialiased), the new filters are (Bᵀ)⁺ w. Where patches grow, a resized patch has exactly the embedding of the
+    original; where they shrink, the nearest one on average. B is one matrix down times one across, and so is its inverse.
+    Raises ValueError for a side below one pixel.
+    """
+    if min(to) < 1:
+        raise ValueError(f"patch_size {to} must be at least 1 pixel")
+    if tuple(weight.shape[2:]) == to:
+        return weight
+    wide = torch.float32 if weight.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    down, across = (inverse_resize(old, new).to(weight.device, wide) for old, new in zip(weight.shape[2:], to, strict=True))
+    resized = ((weight.to(wide) @ across).mT @ down).mT  # (D, C, _, _): as two products of plain matrices, the fastest way
+    return resized.to(weight.dtype, memory_format=torch.contiguous_format)
+
+
+def inverse_resize(old: int, new: int) -> Float[Tensor, "{old} {new}"]:
+    """Pseudo-inverse of the matrix (new, old) that resizes one side of an image; its columns are resized unit vectors."""
+    inverse = _INVERSES.get((old, new))
+    if inverse is None:
+        with torch.inference_mode(False):  # what is kept must do for a call that learns, too
+            unit = torch.eye(old, dtype=torch.float64, device="cpu")[None, None]
+            inverse = torch.linalg.pinv(F.interpolate(unit, size=(new, old), mode="bicubic", antialias=True)[0, 0])
+        if type(inverse) is Tensor:  # torch.export computes with tensors that hold no numbers
+            _INVERSES[old, new] = inverse
+    return inverse
 
 
 def sincos_2d(grid: Pair, dim: int) -> Float[Tensor, "L D"]:
@@ -432,14 +467,23 @@ class ViT(nn.Module):
 
     # ---- calls: each is a part of `outputs`
 
-    def forward(self, images: Images, *, pad: bool = False, sizes: Int64[Tensor, "B 2"] | None = None) -> Float[Tensor, "B K"]:
+    def forward(
+        self,
+        images: Images,
+        *,
+        pad: bool = False,
+        sizes: Int64[Tensor, "B 2"] | None = None,
+        patch_size: int | Pair | None = None,
+    ) -> Float[Tensor, "B K"]:
         """Logits (B, K), or the embedding where there is no head.
 
         With `pad`, an image whose side the patch does not divide is padded with zeros on the right and below. With
         `sizes` (height and width in pixels), each image takes the upper left corner of its canvas: patches that hold
-        none of its pixels are masked. Raises ValueError for other channels, or a side that the patch does not divide.
+        none of its pixels are masked. With `patch_size`, this call cuts other patches than the model's own: projection and
+        positions are resized to them, and learn through it (FlexiViT: Beyer et al. 2023). Raises ValueError for other
+        channels, a side that the patch does not divide, and another patch where the stem can't be resized.
         """
-        x, mask = self.embed(images, pad=pad, sizes=sizes)
+        x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
         for block in self.blocks:
             x = self.run(block, x, mask)
         x = self.norm(x)
@@ -448,16 +492,30 @@ class ViT(nn.Module):
             return logits
         return (logits + self.head_dist(self.head_drop(x[:, 1]))) / 2
 
-    def forward_features(self, images: Images, *, pad: bool = False, sizes: Int64[Tensor, "B 2"] | None = None) -> Tokens:
+    def forward_features(
+        self,
+        images: Images,
+        *,
+        pad: bool = False,
+        sizes: Int64[Tensor, "B 2"] | None = None,
+        patch_size: int | Pair | None = None,
+    ) -> Tokens:
         """Tokens (B, N, D) after the last norm: prefix tokens, then patches row by row."""
-        x, mask = self.embed(images, pad=pad, sizes=sizes)
+        x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
         for block in self.blocks:
             x = self.run(block, x, mask)
         return self.norm(x)
 
-    def outputs(self, images: Images, *, pad: bool = False, sizes: Int64[Tensor, "B 2"] | None = None) -> Outputs:
+    def outputs(
+        self,
+        images: Images,
+        *,
+        pad: bool = False,
+        sizes: Int64[Tensor, "B 2"] | None = None,
+        patch_size: int | Pair | None = None,
+    ) -> Outputs:
         """Logits, embedding, tokens and the features behind every block, in one pass."""
-        x, mask = self.embed(images, pad=pad, sizes=sizes)
+        x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
         features = []
         for block in self.blocks:
             x = self.run(block, x, mask)
@@ -480,6 +538,7 @@ class ViT(nn.Module):
         queries: Literal["cls", "all"] | Sequence[int] = "cls",
         pad: bool = False,
         sizes: Int64[Tensor, "B 2"] | None = None,
+        patch_size: int | Pair | None = None,
     ) -> dict[int, Float[Tensor, "B h Q N"]]:
         """Attention weights by layer, for the rows asked for only: O(N) memory a row, and the pass itself stays fused.
 
@@ -491,7 +550,7 @@ class ViT(nn.Module):
         for layer in layers:
             if not -depth <= layer < depth:
                 raise ValueError(f"layer {layer} does not exist; this model has layers 0 to {depth - 1} (or -{depth} to -1)")
-        x, mask = self.embed(images, pad=pad, sizes=sizes)
+        x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
         rows = self.rows(queries, x.shape[1]).to(x.device)
         maps: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
@@ -506,9 +565,19 @@ class ViT(nn.Module):
 
     # ---- steps
 
-    def embed(self, images: Images, *, pad: bool, sizes: Int64[Tensor, "B 2"] | None) -> tuple[Tokens, KeyMask | None]:
+    def embed(
+        self,
+        images: Images,
+        *,
+        pad: bool,
+        sizes: Int64[Tensor, "B 2"] | None,
+        patch_size: int | Pair | None = None,
+    ) -> tuple[Tokens, KeyMask | None]:
         """Patches with their positions behind the prefix tokens, and the mask of the tokens that are there (None: all)."""
-        cfg, patch = self.config, pair(self.config.patch_size)
+        cfg, own = self.config, pair(self.config.patch_size)
+        patch = own if patch_size is None else pair(patch_size)
+        if patch != own:
+            require_resizable(cfg, patch)
         if images.shape[1] != cfg.in_channels:
             raise ValueError(
                 f"images have {images.shape[1]} channels, but the model takes {cfg.in_channels}; convert the images"
@@ -517,7 +586,7 @@ class ViT(nn.Module):
             height, width = images.shape[-2:]
             images = F.pad(images, (0, -width % patch[1], 0, -height % patch[0]))
         grid = grid_of((images.shape[-2], images.shape[-1]), patch)
-        x = self.patch_embed(images)  # (B, L, D)
+        x = self.patch_embed(images) if patch == own else self.patch_embed(images, patch)  # (B, L, D)
 
         def tokens(*kinds: Tensor | None) -> list[Tensor]:
             return [kind.expand(len(x), -1, -1).to(x.dtype) for kind in kinds if kind is not None]
@@ -530,7 +599,7 @@ class ViT(nn.Module):
             x = x + self.positions(grid).to(x.dtype)
         if apart:
             x = torch.cat([x[:, :place], *apart, x[:, place:]], dim=1)
-        mask = None if sizes is None else self.token_mask(sizes, grid)
+        mask = None if sizes is None else self.token_mask(sizes, grid, patch)
         x = self.norm_pre(self.pos_drop(x))
         return self.drop_patches(x, mask) if self.training and cfg.patch_drop_rate else (x, mask)  # (B, N, D)
 
@@ -539,7 +608,7 @@ class ViT(nn.Module):
         pos = self.pos_embed
         assert pos is not None
         prefix = self.placed_tokens
-        if grid == self.grid or (torch.is_grad_enabled() and pos.requires_grad):
+        if grid == self.grid or (torch.is_grad_enabled() and pos.requires_grad) or torch.compiler.is_compiling():
             return resize_positions(pos, old=self.grid, new=grid, prefix=prefix)
         of, resized = self._positions.get(grid, (None, None))
         # compared by value: a fused optimizer changes weights without a trace in their version counter
@@ -550,11 +619,11 @@ class ViT(nn.Module):
             self._positions[grid] = of, resized
         return resized
 
-    def token_mask(self, sizes: Int64[Tensor, "B 2"], grid: Pair) -> KeyMask:
+    def token_mask(self, sizes: Int64[Tensor, "B 2"], grid: Pair, patch: Pair) -> KeyMask:
         """True for the prefix tokens and for every patch that holds a pixel of its image."""
         inside = []
-        for axis, (patch, count) in enumerate(zip(pair(self.config.patch_size), grid, strict=True)):
-            edges = torch.arange(count, device=sizes.device) * patch
+        for axis, (side, count) in enumerate(zip(patch, grid, strict=True)):
+            edges = torch.arange(count, device=sizes.device) * side
             inside.append(edges < sizes[:, axis, None])  # (B, gh) and (B, gw)
         patches = (inside[0][:, :, None] & inside[1][:, None, :]).flatten(1)  # (B, L)
         return F.pad(patches, (self.prefix_tokens, 0), value=True)  # (B, N)
@@ -621,6 +690,19 @@ def check_names(fields: Iterable[str]) -> None:
             meant = OTHER_SPELLINGS.get(name)
             hint = f'; did you mean "{meant}"?' if meant in known else nearest(name, known)
             raise ValueError(f'"{name}" is not a field of ViTConfig{hint}')
+
+
+def require_resizable(cfg: ViTConfig, patch: Pair) -> None:
+    """Raises ValueError where the patches of this model can have their own size only, or where `patch` is none."""
+    if min(patch) < 1:
+        raise ValueError(f"patch_size {patch} must be at least 1 pixel")
+    fixed = 'stem "conv"' if cfg.stem == "conv" else "patch_norm true" if cfg.patch_norm else ""
+    if fixed:
+        height, width = pair(cfg.patch_size)
+        raise ValueError(
+            f"a model with {fixed} cuts its own patches of {height}x{width} and no others, not {patch[0]}x{patch[1]}; "
+            "leave the other patch out"
+        )
 
 
 def grid_of(size: Pair, patch: Pair) -> Pair:

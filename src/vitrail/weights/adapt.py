@@ -1,6 +1,6 @@
-"""Weights for other images than they were made for: other channels, other patches. Pure functions of tensors.
+"""Weights for other images than they were made for. Pure functions of tensors.
 
-Positions on another grid are `vitrail.models.vit.resize_positions`.
+Patches of another size and positions on another grid are `resize_patch` and `resize_positions` in `vitrail.models.vit`.
 """
 
 # D width · C channels · h w patch
@@ -40,29 +40,6 @@ def adapt_channels(weight: Float[Tensor, "D C h w"], *, to: int, how: Literal["r
     if to == 1:
         return wide.sum(dim=1, keepdim=True).to(weight.dtype)
     return (wide[:, torch.arange(to) % channels] * (channels / to)).to(weight.dtype)
-
-
-def resize_patch(weight: Float[Tensor, "D C h w"], *, to: Pair) -> Float[Tensor, "D C _ _"]:
-    """The patch projection for patches of another size, (height, width). Exactly the input where the size is the same.
-
-    FlexiViT's pseudo-inverse resize (Beyer et al. 2023, section 3.4): with B the matrix that resizes a patch (bicubic,
-    antialiased), the new filters are (Bᵀ)⁺ w. Where patches grow, a resized patch has exactly the embedding of the
-    original; where they shrink, the nearest one on average. B is one matrix down times one across, and so is its inverse.
-    Raises ValueError for a side below one pixel.
-    """
-    if min(to) < 1:
-        raise ValueError(f"patch_size {to} must be at least 1 pixel")
-    if tuple(weight.shape[2:]) == to:
-        return weight
-    down, across = (inverse_resize(old, new).to(weight.device) for old, new in zip(weight.shape[2:], to, strict=True))
-    return (down.T @ weight.double() @ across).to(weight.dtype)
-
-
-def inverse_resize(old: int, new: int) -> Float[Tensor, "{old} {new}"]:
-    """Pseudo-inverse of the matrix (new, old) that resizes one side of an image; its columns are resized unit vectors."""
-    unit = torch.eye(old, dtype=torch.float64)[None, None]
-    resize = F.interpolate(unit, size=(new, old), mode="bicubic", antialias=True)[0, 0]
-    return torch.linalg.pinv(resize)
 
 
 def rectangle(rows: int, like: Pair | None = None) -> Pair:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from vitrail.config import Pair, pair, parse_name
 from vitrail.models import ViT, create_model
-from vitrail.models.vit import check_names, configured, resize_positions
+from vitrail.models.vit import check_names, configured, resize_patch, resize_positions
 from vitrail.weights import hub
-from vitrail.weights.adapt import adapt_channels, resize_patch
+from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.infer import Inferred, infer, refuse_foreign
 from vitrail.weights.origins import OURS, Recognised, recognise, unstack
 from vitrail.weights.preprocess import preprocessing_for
