@@ -26,6 +26,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from vitrail.config import (
+    BASELINE_FIELDS,
     OTHER_SPELLINGS,
     AugmentConfig,
     DataConfig,
@@ -35,6 +36,7 @@ from vitrail.config import (
     RandAugment,
     Settings,
     TrainConfig,
+    is_baseline,
     nearest,
     parse_name,
 )
@@ -123,7 +125,7 @@ def merge(*layers: Layer) -> dict[str, Any]:
       its own fields come right below the other fields of its layer.
     - A length (epochs, steps or minutes) drops the earlier layers' lengths, for only one of them can be set.
 
-    Raises ValueError for an unknown key, and for a name that is no model's.
+    Raises ValueError for an unknown key, for a name that is no model's, and for fields that a baseline does not have.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -141,6 +143,11 @@ def merge(*layers: Layer) -> dict[str, Any]:
             if section == "train" and any(fields.get(key) is not None for key in LENGTHS):
                 under = {key: value for key, value in under.items() if key not in LENGTHS}
             merged[section] = _deep(under, fields)
+    name = str(merged.get("model", {}).get("name"))
+    for key in merged.get("model", ()):
+        if is_baseline(name) and key not in BASELINE_FIELDS:
+            takes = ", ".join(field for field in BASELINE_FIELDS if field not in ("name", "weights"))
+            raise ValueError(f"model.{key} is a part of a ViT, and {name} is none: it takes {takes}; leave the setting out")
     return merged
 
 
@@ -182,7 +189,10 @@ def _check_number(key: str, value: Any) -> None:
 def to_yaml(settings: Settings) -> str:
     """Every setting as YAML, which `from_yaml` reads back exactly and `--config` takes."""
     header = "# Every setting of this run. To run it again: vitrail train --config THIS_FILE --out ANOTHER_FOLDER\n"
-    return header + yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
+    plain = _plain(dataclasses.asdict(settings))
+    if is_baseline(settings.model.name):  # the other fields describe a ViT that there is not
+        plain["model"] = {key: value for key, value in plain["model"].items() if key in BASELINE_FIELDS}
+    return header + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def from_yaml(text: str) -> Settings:
