@@ -286,6 +286,9 @@ def unknown_key(key: str, *, dashes: str = "") -> str:
 def nearest_key(key: str) -> str:
     """The setting that somebody who wrote `key` means, else ''. The section may be wrong or missing."""
     section, _, name = key.replace("-", "_").rpartition(".")
+    beside = {known.rpartition(".")[2]: known for known in key_types() if section and known.rpartition(".")[0] == section}
+    if slip := difflib.get_close_matches(name, beside, n=1, cutoff=0.85):
+        return beside[slip[0]]
     for wanted in (name, OTHER_SPELLINGS.get(name, "")):
         exact = [known for known in key_types() if known.rpartition(".")[2] == wanted]
         if exact:
