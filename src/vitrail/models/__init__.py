@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitrail.config import ViTConfig, parse_name
+import torch
+
+from vitrail.config import BASELINE_FIELDS, ModelConfig, ViTConfig, is_baseline, parse_name
+from vitrail.models.baseline import Baseline, BaselineConfig, check_baseline, create_baseline
 from vitrail.models.vit import Outputs, ViT, configured
 
-__all__ = ["Outputs", "ViT", "create_model"]
+__all__ = ["Baseline", "Outputs", "ViT", "build_model", "check_model", "create_baseline", "create_model"]
 
 
 def create_model(name: str, **fields: Any) -> ViT:
@@ -16,4 +19,25 @@ def create_model(name: str, **fields: Any) -> ViT:
     `create_model("B/16", num_classes=10)`, `create_model("vit_base_patch16_224")`. Raises ValueError for a name or a field
     that does not exist.
     """
+    if is_baseline(name):
+        raise ValueError(f'"{name}" is no ViT; vitrail.models.create_baseline makes it')
     return ViT(configured(ViTConfig(**parse_name(name)), fields))
+
+
+def build_model(cfg: ModelConfig) -> ViT | Baseline:
+    """The model of a run's settings, with random weights."""
+    return create_baseline(**baseline_fields(cfg)) if is_baseline(cfg.name) else ViT(cfg.vit())
+
+
+def check_model(cfg: ModelConfig) -> None:
+    """Raises ValueError, in one line, for settings that make no model. Nothing is computed, and no memory is taken."""
+    if is_baseline(cfg.name):
+        check_baseline(BaselineConfig(**baseline_fields(cfg)))
+        return
+    with torch.device("meta"):
+        ViT(cfg.vit())
+
+
+def baseline_fields(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields of a run's settings that a baseline takes, but for the weights that it starts from."""
+    return {name: getattr(cfg, name) for name in BASELINE_FIELDS if name != "weights"}

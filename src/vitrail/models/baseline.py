@@ -1,0 +1,412 @@
+"""Baselines: models of torchvision and timm, CNNs above all, in the place of a ViT, to compare with under one recipe.
+
+Both libraries are optional (`pip install 'vitrail[baselines]'`) and are imported when such a name is used, never before.
+What the settings say of regularisation counts, as for a ViT: `drop_rate` and `drop_path_rate` are 0 unless somebody sets
+them, where torchvision's own defaults go up to 0.5.
+"""
+
+# B batch · C channels · H W image · E width of the embedding · K classes
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.config import BASELINES, Pair, Preprocessing, is_baseline, pair
+
+__all__ = ["Baseline", "BaselineConfig", "check_baseline", "create_baseline", "is_baseline", "on_meta"]
+
+Images = Float[Tensor, "B C H W"]
+_TRIED_SIDES = (32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 288, 384, 512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """Everything that decides a baseline: what its library calls it, and what an image and a class are."""
+
+    name: str
+    """As in the settings: "torchvision:resnet50", "timm:efficientnet_b0"."""
+    img_size: int | Pair = 224
+    """Image side in pixels, or (height, width). Most CNNs take any; those that don't are built for this one."""
+    in_channels: int = 3
+    """Channels of the images; the first convolution is fitted to them."""
+    num_classes: int = 1000
+    """Outputs of the head; 0 leaves the head out, and the logits are the embedding."""
+    drop_rate: float = 0.0
+    """Dropout before the head, where the model has it."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, where the model has it."""
+
+    def __post_init__(self) -> None:
+        if not is_baseline(self.name):
+            raise ValueError(f'"{self.name}" is no baseline; the libraries are {", ".join(BASELINES)}, as in "timm:resnet50"')
+        if min(*pair(self.img_size), self.in_channels) < 1 or self.num_classes < 0:
+            raise ValueError(f"{self.name}: img_size and in_channels must be at least 1, and num_classes not negative")
+        for name in ("drop_rate", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 0 and below 1")
+
+    @property
+    def library(self) -> str:
+        """torchvision or timm."""
+        return self.name.partition(":")[0]
+
+    @property
+    def theirs(self) -> str:
+        """What the library calls it."""
+        return self.name.partition(":")[2]
+
+
+class Baseline(nn.Module):
+    """A model of another library, called as a ViT is: images to logits. `create_baseline` makes one."""
+
+    def __init__(self, config: BaselineConfig, net: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.net = net
+        """The library's own model: its state dict has the library's names."""
+        self.preprocessing: Preprocessing | None = None
+        """What happens to an image before the model, where the weights' origin says it."""
+        self.classes: tuple[str, ...] = ()
+        """Names of the classes, where known."""
+        self.receipt: object = None
+        """What became of every tensor of the checkpoint that the weights come from (`weights.Receipt`)."""
+        if config.library == "timm":
+            theirs: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+            self.stems, self.heads = _names(theirs.get("first_conv")), _names(theirs.get("classifier"))
+        else:
+            paths = [name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+            self.stems, self.heads = paths[:1], paths[-1:]  # registered in the order of the way through, in all of them
+
+    def forward(self, images: Images) -> Float[Tensor, "B K"]:
+        """Logits (B, K), or the embedding where there is no head. Raises ValueError for other channels."""
+        if images.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"images have {images.shape[1]} channels, but the model takes {self.config.in_channels}; convert the images"
+            )
+        logits: Tensor = self.net(images)
+        return logits
+
+    def embedding(self, images: Images) -> Float[Tensor, "B E"]:
+        """What the head sees."""
+        if self.config.library == "timm":
+            embedding: Tensor = self.net.forward_head(self.net.forward_features(images), pre_logits=True)  # type: ignore[operator]
+            return embedding
+        if not self.config.num_classes:
+            return self(images)
+        head = self.net.get_submodule(self.heads[0])
+        self.net.set_submodule(self.heads[0], nn.Identity())
+        try:
+            return self(images)
+        finally:
+            self.net.set_submodule(self.heads[0], head)
+
+    def reset_head(self, num_classes: int) -> None:
+        """A fresh head for `num_classes` outputs; 0 leaves it out, and the logits are the embedding."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes {num_classes} must not be negative; 0 leaves the head out")
+        weight = next(self.net.parameters())
+        if self.config.library == "timm":
+            self.net.reset_classifier(num_classes)  # type: ignore[operator]
+        else:
+            old = self.net.get_submodule(self.heads[0])
+            head: nn.Module = nn.Identity()
+            if num_classes and isinstance(old, nn.Linear):
+                head = nn.Linear(old.in_features, num_classes)
+            elif num_classes and isinstance(old, nn.Conv2d):  # SqueezeNet's
+                head = nn.Conv2d(old.in_channels, num_classes, old.kernel_size)  # type: ignore[arg-type]
+            elif num_classes:
+                raise ValueError(f"{self.config.name} was made without a head; create it anew with num_classes {num_classes}")
+            self.net.set_submodule(self.heads[0], head)
+        self.net.to(weight.device, weight.dtype)
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Never: batch norms would count every image twice, and there are no blocks in common."""
+        return False
+
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        if wanted:
+            raise ValueError(f"train.checkpointing recomputes a ViT's blocks, and {self.config.name} has none; leave it out")
+
+    def attention_maps(self, *args: Any, **options: Any) -> NoReturn:
+        """Raises ValueError."""
+        raise ValueError(f"{self.config.name} has no attention maps as a ViT has; use a ViT, or a method that takes any model")
+
+    @property
+    def num_classes(self) -> int:
+        """K, as timm's models say it."""
+        return self.config.num_classes
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises AttributeError, in words that say which model it is: what a ViT has is looked for here too."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            config = self.__dict__.get("config")
+            whose = "Baseline" if config is None else f"{config.name}, a model of {config.library} and no ViT,"
+            raise AttributeError(f"{whose} has no attribute '{name}'") from None
+
+
+def _names(given: Any) -> list[str]:
+    """timm's name of a layer, or several of them, or none."""
+    return [given] if isinstance(given, str) else list(given or ())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Making one
+
+
+def create_baseline(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    img_size: int | Pair = 224,
+    in_channels: int = 3,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    pretrained: bool = False,
+) -> Baseline:
+    """A model of torchvision or timm: `create_baseline("torchvision:resnet18", num_classes=10)`.
+
+    Any that `torchvision.models.list_models` or `timm.list_models` lists. `pretrained` fetches the library's default weights
+    (timm's tags choose others: "timm:resnet50.a1_in1k"), for other channels and classes too; preprocessing and class names
+    then come with them. Raises ValueError, in one line, for a library that is not installed, a name that it does not have,
+    a rate that the model has no place for, and weights that can't be fetched.
+    """
+    config = BaselineConfig(
+        name=name,
+        img_size=img_size,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
+    make = _from_timm if config.library == "timm" else _from_torchvision
+    model = make(config, pretrained)
+    model.net.to(memory_format=torch.channels_last)  # a step of ResNet-18 takes 0.85 of the time on a CPU
+    return model
+
+
+def _from_torchvision(config: BaselineConfig, pretrained: bool) -> Baseline:
+    models = _library("torchvision.models", config)
+    known = models.list_models(module=models)  # of classification: detection's and video's are not in it
+    if config.theirs not in known:
+        raise ValueError(_unknown(config, known))
+    options: dict[str, Any] = {}
+    if config.theirs in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "transform_input": False, "init_weights": not pretrained}
+    if config.theirs.startswith("vit_"):
+        options = {"image_size": _square(config)}
+    elif config.theirs.startswith("maxvit_"):
+        options = {"input_size": pair(config.img_size)}
+    if pretrained:
+        with _fetching(config):
+            net = models.get_model(config.theirs, weights="DEFAULT", progress=False, **options)
+    else:
+        net = models.get_model(config.theirs, weights=None, num_classes=config.num_classes or 1, **options)
+    _regularise(net, config)
+    model = Baseline(dataclasses.replace(config, in_channels=3, num_classes=1000 if pretrained else config.num_classes), net)
+    if pretrained:
+        weights = models.get_model_weights(config.theirs).DEFAULT
+        shown, names = weights.transforms(), tuple(weights.meta["categories"])
+        halves = "transform_input" in options  # these two go on to map ImageNet's mean and std to 0.5: they get it at once
+        mean, std = [(0.5, 0.5, 0.5)] * 2 if halves else (tuple(shown.mean), tuple(shown.std))
+        share = min(1.0, shown.crop_size[0] / shown.resize_size[0])
+        model.preprocessing = _images(config, mean, std, crop_pct=share, interpolation=shown.interpolation.value)
+        model.classes = names if len(names) == config.num_classes else ()
+    if config.num_classes != 1000 and (pretrained or not config.num_classes):
+        model.reset_head(config.num_classes)
+    if config.in_channels != 3:
+        path = model.stems[0]
+        net.set_submodule(path, _for_channels(net.get_submodule(path), config.in_channels))
+    model.config = config
+    return model
+
+
+def _from_timm(config: BaselineConfig, pretrained: bool) -> Baseline:
+    timm = _library("timm", config)
+    if not timm.is_model(config.theirs):
+        raise ValueError(_unknown(config, timm.list_models()))
+    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    options: dict[str, Any] = {name: rate for name, rate in rates.items() if rate}
+    published = timm.get_pretrained_cfg(config.theirs)
+    if published is not None and published.fixed_input_size:
+        options["img_size"] = pair(config.img_size)
+    try:
+        with _fetching(config) if pretrained else contextlib.nullcontext():
+            net = timm.create_model(
+                config.theirs, pretrained=pretrained, num_classes=config.num_classes, in_chans=config.in_channels, **options
+            )
+    except TypeError as error:  # "VGG.__init__() got an unexpected keyword argument 'drop_path_rate'"
+        lacking = next((name for name in rates if name in options and f"'{name}'" in str(error)), None)
+        if lacking is None:
+            raise
+        raise ValueError(_no_place(config, lacking)) from error
+    model = Baseline(config, net)
+    if pretrained:
+        given = net.pretrained_cfg
+        model.preprocessing = _images(
+            config, tuple(given["mean"]), tuple(given["std"]), given.get("crop_pct") or 1.0, given.get("interpolation", "")
+        )
+        names = tuple(given.get("label_names") or ())
+        model.classes = names if len(names) == config.num_classes else ()
+    return model
+
+
+def _library(module: str, config: BaselineConfig) -> Any:
+    """The library's module. Raises ValueError where it can't be imported."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{config.name} needs {config.library} ({error}); install it: pip install 'vitrail[baselines]'"
+        ) from error
+    except RuntimeError as error:  # torchvision's wheel beside a torch of another build
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{config.name} needs {config.library}, which does not fit this torch {torch.__version__} ({reason}); "
+            "install both from the same index: pip install 'vitrail[baselines]'"
+        ) from error
+
+
+def _unknown(config: BaselineConfig, known: list[str]) -> str:
+    close = difflib.get_close_matches(config.theirs.partition(".")[0], known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"{config.library}'s list_models() has {len(known):,} names"
+    return f'model "{config.name}": {config.library} has no "{config.theirs}"; {hint}'
+
+
+def _no_place(config: BaselineConfig, field: str) -> str:
+    what = {"drop_rate": "dropout before its head", "drop_path_rate": "stochastic depth"}[field]
+    return f"model.{field} {getattr(config, field)}: {config.name} has no {what}; leave the setting out"
+
+
+def _square(config: BaselineConfig) -> int:
+    height, width = pair(config.img_size)
+    if height != width:
+        raise ValueError(f"{config.name} takes square images, not {height}x{width}; use model.img_size {min(height, width)}")
+    return height
+
+
+@contextlib.contextmanager
+def _fetching(config: BaselineConfig) -> Iterator[None]:
+    """Raises ValueError for whatever keeps weights from being fetched: two libraries have many ways to say it."""
+    try:
+        yield
+    except TypeError:  # an argument that the model does not have
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{config.library}'s default weights of {config.theirs} can't be fetched or don't fit ({reason}); "
+            f"for random ones: --model {config.name} without --weights"
+        ) from error
+
+
+def _images(
+    config: BaselineConfig, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float, interpolation: str
+) -> Preprocessing:
+    """Published preprocessing, of three channels, for the model's channels."""
+    channels = config.in_channels
+    one = channels == 1
+    return Preprocessing(
+        img_size=pair(config.img_size),
+        in_channels=channels,
+        mean=(sum(mean) / 3,) if one else tuple(mean[i % 3] for i in range(channels)),
+        std=(sum(std) / 3,) if one else tuple(std[i % 3] for i in range(channels)),
+        crop_pct=crop_pct,
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
+    )
+
+
+def _for_channels(conv: nn.Module, channels: int) -> nn.Conv2d:
+    """torchvision's first convolution for other channels than three: its filters again and again, scaled by 3 / channels.
+
+    That is `weights.adapt.adapt_channels`, for random weights as for learned ones: activations stay as large as they were.
+    """
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(conv.padding, tuple)
+    new = nn.Conv2d(
+        channels,
+        conv.out_channels,
+        kernel_size=conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        bias=conv.bias is not None,
+    )
+    with torch.no_grad():
+        old = conv.weight
+        new.weight.copy_(old.sum(1, keepdim=True) if channels == 1 else old[:, torch.arange(channels) % 3] * (3 / channels))
+        if conv.bias is not None and new.bias is not None:
+            new.bias.copy_(conv.bias)
+    return new
+
+
+def _regularise(net: nn.Module, config: BaselineConfig) -> None:
+    """Dropout before the head and stochastic depth at the rates of the settings, in place of torchvision's own."""
+    head = [name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)][-1].partition(".")[0]
+    dropouts = [
+        layer
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.Dropout) and name.partition(".")[0] in (head, "dropout")
+    ]
+    for dropout in dropouts:
+        dropout.p = config.drop_rate
+    depths: list[Any] = [layer for layer in net.modules() if type(layer).__name__ == "StochasticDepth"]
+    last = max((layer.p for layer in depths), default=0.0)
+    for layer in depths:  # they ramp up: the ramp stays, and its end is what the settings say
+        layer.p = layer.p / last * config.drop_path_rate
+    for field, place in (("drop_rate", dropouts), ("drop_path_rate", depths)):
+        if getattr(config, field) and not place:
+            raise ValueError(_no_place(config, field))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Before images are read
+
+
+def on_meta(config: BaselineConfig) -> Baseline:
+    """The model without memory for its weights, in evaluation mode: what it takes and what it costs can be asked of it."""
+    make: Callable[[], Baseline] = lambda: create_baseline(**dataclasses.asdict(config))  # noqa: E731
+    try:
+        with torch.device("meta"):
+            model = make()
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        model = make().to("meta")
+    return model.eval()
+
+
+def check_baseline(config: BaselineConfig) -> None:
+    """Raises ValueError for what can't be built, and for images that the model can't take, with a size that it can."""
+    if (reason := _refusal(config)) is None:
+        return
+    works = next((n for n in _TRIED_SIDES if _refusal(dataclasses.replace(config, img_size=n)) is None), None)
+    way = f"use model.img_size {works}" if works else "choose another model"
+    height, width = pair(config.img_size)
+    raise ValueError(f"{config.name} does not work on images of {height}x{width} px ({reason}); {way}")
+
+
+def _refusal(config: BaselineConfig) -> str | None:
+    """Why a model does not give one row of logits an image; None where it does."""
+    try:
+        model = on_meta(config)
+        with torch.no_grad():
+            logits = model.net(torch.empty(2, config.in_channels, *pair(config.img_size), device="meta"))
+    except Exception as error:
+        if isinstance(error, ValueError) and config.name in str(error):  # our own words: another size would not help
+            raise
+        return str(error).partition("\n")[0] or type(error).__name__  # of a library's inside: its shapes do not fit
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        return "it does not give one row of logits an image"
+    return None
