@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 from sklearn.metrics import accuracy_score, log_loss, recall_score, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sk_confusion
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from vitrail.evaluate import Evaluation, confusion_matrix, score, topk_correct, wilson_interval
+from vitrail.evaluate.metrics import Accuracy, mean_interval, t_quantile
 
 
 def case(count: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -130,3 +131,35 @@ def test_no_images_is_an_error_of_one_line() -> None:
 def test_confusion_rows_are_true_classes() -> None:
     matrix = confusion_matrix(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 2]), num_classes=3)
     assert matrix.tolist() == [[0, 2, 0], [0, 0, 0], [1, 0, 0]]
+
+
+def test_an_accuracy_knows_its_interval() -> None:
+    accuracy = Accuracy(17, 20)
+    assert accuracy.value == 0.85
+    assert accuracy.interval == wilson_interval(17, 20)
+    assert accuracy.to_dict() == {"correct": 17, "count": 20, "accuracy": 0.85, "interval": list(wilson_interval(17, 20))}
+    nothing = Accuracy(0, 0)
+    assert math.isnan(nothing.value)
+    assert json.loads(json.dumps(nothing.to_dict(), allow_nan=False))["accuracy"] is None
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+def test_the_t_quantile_is_scipys(level: float) -> None:
+    for freedom in (*range(1, 30), 99, 500):
+        assert t_quantile(level, freedom) == pytest.approx(t.ppf((1 + level) / 2, freedom), rel=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.sampled_from([0.8, 0.95]))
+def test_the_interval_of_a_mean_is_scipys(values: list[float], level: float) -> None:
+    spread = torch.tensor(values, dtype=torch.float64).std().item() / math.sqrt(len(values))
+    low, high = mean_interval(values, level=level)
+    if spread > 1e-9:
+        expected = t.interval(level, len(values) - 1, loc=sum(values) / len(values), scale=spread)
+        assert (low, high) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    else:
+        assert high - low < 1e-6
+
+
+def test_one_value_says_nothing_of_its_mean() -> None:
+    assert mean_interval([0.3]) == (-math.inf, math.inf)
+    assert mean_interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3))

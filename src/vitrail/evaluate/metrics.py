@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,29 @@ from torch import Tensor
 
 Interval = tuple[float, float]
 TOP = 5
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How many images of how many were right."""
+
+    correct: int
+    count: int
+
+    @property
+    def value(self) -> float:
+        """Their share; NaN without images."""
+        return self.correct / self.count if self.count else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's, at 95 %."""
+        return wilson_interval(self.correct, self.count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        value = self.value if self.count else None
+        return {"correct": self.correct, "count": self.count, "accuracy": value, "interval": list(self.interval)}
 
 
 @dataclass(frozen=True)
@@ -145,3 +168,31 @@ def wilson_interval(correct: int, total: int, *, level: float = 0.95) -> Interva
     reach = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
     low = 0.0 if correct == 0 else max(0.0, middle - reach)  # exactly the end, not 1e-17 beside it
     return low, 1.0 if correct == total else min(1.0, middle + reach)
+
+
+def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Confidence interval of a mean by Student's t (1908); without bounds where there are fewer than two values."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    middle = fmean(values)
+    reach = t_quantile(level, len(values) - 1) * stdev(values, middle) / math.sqrt(len(values))
+    return middle - reach, middle + reach
+
+
+def t_quantile(level: float, freedom: int) -> float:
+    """The t that lies within ± with probability `level`, by bisection of the exact sum (Abramowitz and Stegun 1964, 26.7.3-4)."""
+
+    def within(angle: float) -> float:
+        cosine, odd = math.cos(angle), freedom % 2
+        term, total = (cosine if odd else 1.0), 0.0
+        for power in range(odd, freedom - 1, 2):
+            total += term
+            term *= cosine * cosine * (power + 1) / (power + 2)
+        total *= math.sin(angle)
+        return 2 / math.pi * (angle + total) if odd else total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < level else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
