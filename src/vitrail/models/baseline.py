@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vitrail.config import BASELINES, Pair, Preprocessing, is_baseline, pair
 
-__all__ = ["Baseline", "BaselineConfig", "check_baseline", "create_baseline", "is_baseline", "on_meta"]
+__all__ = ["Baseline", "BaselineConfig", "check_baseline", "create_baseline", "is_baseline", "on_meta", "published_classes"]
 
 Images = Float[Tensor, "B C H W"]
 _TRIED_SIDES = (32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 288, 384, 512)
@@ -171,8 +171,8 @@ def _names(given: Any) -> list[str]:
 def create_baseline(
     name: str,
     *,
-    num_classes: int = 1000,
-    img_size: int | Pair = 224,
+    num_classes: int | None = None,
+    img_size: int | Pair | None = None,
     in_channels: int = 3,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
@@ -180,89 +180,105 @@ def create_baseline(
 ) -> Baseline:
     """A model of torchvision or timm: `create_baseline("torchvision:resnet18", num_classes=10)`.
 
-    Any that `torchvision.models.list_models` or `timm.list_models` lists. `pretrained` fetches the library's default weights
-    (timm's tags choose others: "timm:resnet50.a1_in1k"), for other channels and classes too; preprocessing and class names
-    then come with them. Raises ValueError, in one line, for a library that is not installed, a name that it does not have,
-    a rate that the model has no place for, and weights that can't be fetched.
+    Any that `torchvision.models.list_models` or `timm.list_models` lists; size and classes are those of its published weights
+    where none are asked for. `pretrained` fetches the library's default weights (timm's tags choose others:
+    "timm:resnet50.a1_in1k"), for other channels and classes too; preprocessing and class names then come with them. Raises
+    ValueError, in one line, for a library that is not installed, a name that it does not have, a rate that the model has no
+    place for, and weights that can't be fetched.
     """
-    config = BaselineConfig(
-        name=name,
-        img_size=img_size,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
-    make = _from_timm if config.library == "timm" else _from_torchvision
-    model = make(config, pretrained)
+    config = BaselineConfig(name=name, in_channels=in_channels, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+    theirs: _Torchvision | _Timm = _Timm(config) if config.library == "timm" else _Torchvision(config)
+    own_size, own_classes = theirs.published()
+    asked = {
+        "img_size": own_size if img_size is None else img_size,
+        "num_classes": own_classes if num_classes is None else num_classes,
+    }
+    model = theirs.make(dataclasses.replace(config, **asked), pretrained)
     model.net.to(memory_format=torch.channels_last)  # a step of ResNet-18 takes 0.85 of the time on a CPU
     return model
 
 
-def _from_torchvision(config: BaselineConfig, pretrained: bool) -> Baseline:
-    models = _library("torchvision.models", config)
-    known = models.list_models(module=models)  # of classification: detection's and video's are not in it
-    if config.theirs not in known:
-        raise ValueError(_unknown(config, known))
-    options: dict[str, Any] = {}
-    if config.theirs in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "transform_input": False, "init_weights": not pretrained}
-    if config.theirs.startswith("vit_"):
-        options = {"image_size": _square(config)}
-    elif config.theirs.startswith("maxvit_"):
-        options = {"input_size": pair(config.img_size)}
-    if pretrained:
-        with _fetching(config):
-            net = models.get_model(config.theirs, weights="DEFAULT", progress=False, **options)
-    else:
-        net = models.get_model(config.theirs, weights=None, num_classes=config.num_classes or 1, **options)
-    _regularise(net, config)
-    model = Baseline(dataclasses.replace(config, in_channels=3, num_classes=1000 if pretrained else config.num_classes), net)
-    if pretrained:
-        weights = models.get_model_weights(config.theirs).DEFAULT
-        shown, names = weights.transforms(), tuple(weights.meta["categories"])
-        halves = "transform_input" in options  # these two go on to map ImageNet's mean and std to 0.5: they get it at once
-        mean, std = [(0.5, 0.5, 0.5)] * 2 if halves else (tuple(shown.mean), tuple(shown.std))
-        share = min(1.0, shown.crop_size[0] / shown.resize_size[0])
-        model.preprocessing = _images(config, mean, std, crop_pct=share, interpolation=shown.interpolation.value)
-        model.classes = names if len(names) == config.num_classes else ()
-    if config.num_classes != 1000 and (pretrained or not config.num_classes):
-        model.reset_head(config.num_classes)
-    if config.in_channels != 3:
-        path = model.stems[0]
-        net.set_submodule(path, _for_channels(net.get_submodule(path), config.in_channels))
-    model.config = config
-    return model
+class _Torchvision:
+    """torchvision's models of classification."""
+
+    def __init__(self, config: BaselineConfig) -> None:
+        self.models = _library("torchvision.models", config)
+        known = self.models.list_models(module=self.models)  # detection's and video's are in modules of their own
+        if config.theirs not in known:
+            raise ValueError(_unknown(config, known))
+        self.weights = self.models.get_model_weights(config.theirs).DEFAULT
+
+    def published(self) -> tuple[int, int]:
+        """Side of the images and number of classes of the default weights."""
+        return self.weights.transforms().crop_size[0], len(self.weights.meta["categories"])
+
+    def make(self, config: BaselineConfig, pretrained: bool) -> Baseline:
+        options: dict[str, Any] = {}
+        if config.theirs in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "transform_input": False, "init_weights": not pretrained}
+        if config.theirs.startswith("vit_"):
+            options = {"image_size": _square(config)}
+        elif config.theirs.startswith("maxvit_"):
+            options = {"input_size": pair(config.img_size)}
+        classes = self.published()[1] if pretrained else config.num_classes or 1
+        if pretrained:
+            with _fetching(config):
+                net = self.models.get_model(config.theirs, weights=self.weights, progress=False, **options)
+        else:
+            net = self.models.get_model(config.theirs, weights=None, num_classes=classes, **options)
+        _regularise(net, config)
+        model = Baseline(dataclasses.replace(config, num_classes=classes), net)
+        if config.num_classes != classes:
+            model.reset_head(config.num_classes)
+        if config.in_channels != 3:
+            path = model.stems[0]
+            net.set_submodule(path, _for_channels(net.get_submodule(path), config.in_channels))
+        if pretrained:
+            shown, names = self.weights.transforms(), tuple(self.weights.meta["categories"])
+            # those two would go on to make ImageNet's mean and deviation 0.5: they get such images at once
+            mean, std = ([0.5] * 3, [0.5] * 3) if "transform_input" in options else (shown.mean, shown.std)
+            share = min(1.0, shown.crop_size[0] / shown.resize_size[0])
+            model.preprocessing = _images(config, mean, std, crop_pct=share, interpolation=shown.interpolation.value)
+            model.classes = names if len(names) == config.num_classes else ()
+        return model
 
 
-def _from_timm(config: BaselineConfig, pretrained: bool) -> Baseline:
-    timm = _library("timm", config)
-    if not timm.is_model(config.theirs):
-        raise ValueError(_unknown(config, timm.list_models()))
-    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
-    options: dict[str, Any] = {name: rate for name, rate in rates.items() if rate}
-    published = timm.get_pretrained_cfg(config.theirs)
-    if published is not None and published.fixed_input_size:
-        options["img_size"] = pair(config.img_size)
-    try:
-        with _fetching(config) if pretrained else contextlib.nullcontext():
-            net = timm.create_model(
-                config.theirs, pretrained=pretrained, num_classes=config.num_classes, in_chans=config.in_channels, **options
+class _Timm:
+    """timm's models."""
+
+    def __init__(self, config: BaselineConfig) -> None:
+        self.timm = _library("timm", config)
+        if not self.timm.is_model(config.theirs):
+            raise ValueError(_unknown(config, self.timm.list_models()))
+        self.cfg = self.timm.get_pretrained_cfg(config.theirs)
+
+    def published(self) -> tuple[Pair, int]:
+        """(height, width) of the images and number of classes of the default weights."""
+        height, width = self.cfg.input_size[1:]
+        return (height, width), self.cfg.num_classes
+
+    def make(self, config: BaselineConfig, pretrained: bool) -> Baseline:
+        rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+        options: dict[str, Any] = {name: rate for name, rate in rates.items() if rate}
+        if self.cfg.fixed_input_size:
+            options["img_size"] = pair(config.img_size)
+        options |= {"num_classes": config.num_classes, "in_chans": config.in_channels}
+        try:
+            with _fetching(config) if pretrained else contextlib.nullcontext():
+                net = self.timm.create_model(config.theirs, pretrained=pretrained, **options)
+        except TypeError as error:  # "VGG.__init__() got an unexpected keyword argument 'drop_path_rate'"
+            lacking = next((name for name in rates if name in options and f"'{name}'" in str(error)), None)
+            if lacking is None:
+                raise
+            raise ValueError(_no_place(config, lacking)) from error
+        model = Baseline(config, net)
+        if pretrained:
+            given, names = net.pretrained_cfg, tuple(net.pretrained_cfg.get("label_names") or ())
+            model.preprocessing = _images(
+                config, given["mean"], given["std"], crop_pct=given["crop_pct"], interpolation=given["interpolation"]
             )
-    except TypeError as error:  # "VGG.__init__() got an unexpected keyword argument 'drop_path_rate'"
-        lacking = next((name for name in rates if name in options and f"'{name}'" in str(error)), None)
-        if lacking is None:
-            raise
-        raise ValueError(_no_place(config, lacking)) from error
-    model = Baseline(config, net)
-    if pretrained:
-        given = net.pretrained_cfg
-        model.preprocessing = _images(
-            config, tuple(given["mean"]), tuple(given["std"]), given.get("crop_pct") or 1.0, given.get("interpolation", "")
-        )
-        names = tuple(given.get("label_names") or ())
-        model.classes = names if len(names) == config.num_classes else ()
-    return model
+            model.classes = names if len(names) == config.num_classes else ()
+        return model
 
 
 def _library(module: str, config: BaselineConfig) -> Any:
@@ -315,7 +331,7 @@ def _fetching(config: BaselineConfig) -> Iterator[None]:
 
 
 def _images(
-    config: BaselineConfig, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float, interpolation: str
+    config: BaselineConfig, mean: Sequence[float], std: Sequence[float], *, crop_pct: float, interpolation: str
 ) -> Preprocessing:
     """Published preprocessing, of three channels, for the model's channels."""
     channels = config.in_channels
