@@ -32,6 +32,8 @@ OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained,
 
   vitrail models                  the sizes there are
   vitrail show NAME               tokens, parameters, FLOPs and memory of one
+  vitrail convert SRC DST --to …  a checkpoint for timm, transformers (hf), torchvision, or as Google's .npz
+  vitrail push RUN OWNER/NAME     a run to the Hugging Face Hub, with a model card
 
 DATA is a folder with one folder per class, or one of fashion-sample, fashion-mnist, mnist, cifar10, cifar100, imagenet.
 RUN is the folder that a training wrote.
@@ -130,6 +132,15 @@ SHOW_HELP = f"""Tokens, parameters, FLOPs and memory of one model; of a checkpoi
   vitrail show Ti/16 --groups --optim.name muon
 
 {MEMORY_HELP}"""
+
+CONVERT_HELP = """Writes a checkpoint that another library loads strictly, with equal outputs; what it can't hold is refused.
+
+  vitrail convert runs/first first-timm --to timm      a folder: timm.create_model("local-dir:first-timm", …)
+  vitrail convert timm/vit_small_patch16_224.augreg_in21k vit.npz --to npz   a file: Google's layout
+  vitrail convert weights.pth weights-hf --to hf --model.num_heads 8
+  vitrail convert google/vit-base-patch16-224 vit.pth --to torchvision --model.norm_eps 1e-6
+
+SRC is a run, a Hub id, a file or a folder of anybody's. A field of the model answers what no tensor tells, or changes it."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -407,6 +418,56 @@ def show(words: list[str]) -> int:
     return OK
 
 
+def convert(words: list[str]) -> int:
+    """`vitrail convert SRC DST --to TARGET`."""
+    from vitrail.train import settings
+
+    usage = "SRC DST --to timm|hf|torchvision|npz [--overwrite] [--model.FIELD VALUE]… [--verbose]"
+    parser = terminal.make_settings_parser("convert", CONVERT_HELP, usage=usage)
+    parser.add_argument("source", metavar="SRC", help="a run; a Hub id, a file or a folder of any origin")
+    parser.add_argument("destination", metavar="DST", help="where it goes: a folder for timm and hf, else a file")
+    parser.add_argument("--to", type=str, required=True, metavar="TARGET", help="timm, hf, torchvision or npz")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
+    parser.add_argument("--revision", type=str, metavar="R", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--verbose", action="store_true", help="a line for every tensor of the receipt")
+    parser.add_argument("--no-strict", action="store_true", help="load what fits, even if much is missing or has no place")
+    settings.add_settings(parser, sections=("model",))
+    parsed = terminal.parse_settings(parser, words)
+
+    from vitrail import weights
+    from vitrail.weights.convert import place, planned, write
+
+    overwrite, fields = bool(parsed.get("overwrite")), settings.model_fields(settings.layer_of(parsed))
+    path = place(parsed["to"], parsed["destination"], overwrite=overwrite)
+    strict = not parsed.get("no_strict")
+    model = weights.load(parsed["source"], revision=parsed.get("revision"), strict=strict, **fields)
+    assert isinstance(model.receipt, weights.Receipt)
+    print(model.receipt.verbose() if parsed.get("verbose") else model.receipt, end="\n\n")
+    plan = planned(model, parsed["to"])
+    write(plan, path, overwrite=overwrite)
+    for note in plan.notes:
+        print(f"Note: {note}.")
+    print(f"Written: {path}. It opens with\n  {plan.opens.replace('PATH', str(path))}")
+    return OK
+
+
+def push(words: list[str]) -> int:
+    """`vitrail push RUN OWNER/NAME`."""
+    parser = terminal.make_parser(
+        "push", "Uploads a run's model to the Hugging Face Hub: weights, settings, scores and a model card."
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` or `vitrail convert --to timm` wrote")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository, which is made if it is not there")
+    parser.add_argument("--private", action="store_true", help="make it a private one")
+    parser.add_argument("--revision", metavar="R", help="the branch [main]")
+    args = terminal.parse(parser, words)
+
+    from vitrail.weights import push_to_hub
+
+    print(push_to_hub(args.run, args.repo, private=args.private, revision=args.revision))
+    return OK
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "check": check,
     "train": train,
@@ -415,4 +476,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": predict,
     "models": models,
     "show": show,
+    "convert": convert,
+    "push": push,
 }

@@ -488,14 +488,16 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
         + colours.get(images.in_channels, ""),
         "pixels": f"from 0 to 1, minus {_numbers(images.mean)}, over {_numbers(images.std)}",
         "classes": f"{info.config.num_classes:,}" + (f": {_first(info.classes)}" if info.classes else ""),
-        "data": data,
+        **({"data": data} if data else {}),
     }
+    if start := config["vitrail"].get("receipt"):
+        rows["weights from"] = f"{start['origin']} · {_without_places(start['file'])}, licence {licence or 'not stated'}"
     if (folder / _SCORES).exists():
         rows["accuracy"] = _accuracy(folder / _SCORES)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
-        f"# {name} for {data}",
-        "A Vision Transformer, trained with Vitrail.",
+        f"# {name} for {data}" if data else f"# {name}",
+        f"A Vision Transformer, {'trained' if data else 'converted'} with Vitrail.",
         "| | |\n| --- | --- |\n" + "\n".join(f"| {what} | {_cell(said)} |" for what, said in rows.items()),
     ]
     if (folder / _PICTURE).exists():

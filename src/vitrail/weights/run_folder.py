@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from vitrail.config import Preprocessing, ViTConfig
 from vitrail.models import ViT
+from vitrail.weights.receipt import Receipt
+from vitrail.weights.targets import Inexpressible, for_timm, timm_form
 
 CONFIG, WEIGHTS, SETTINGS = "config.json", "model.safetensors", "config.yaml"
 
@@ -34,29 +36,54 @@ class RunInfo:
 
 
 def save_model(model: ViT, folder: Path, *, data: str) -> None:
-    """Writes model.safetensors and config.json, each whole or not at all. The folder is then one that `load` takes."""
+    """Writes model.safetensors and config.json, each whole or not at all. The folder is then one that `load` takes.
+
+    timm opens it too, where it can be this model. Registers have no position, and timm knows that of all tokens before the
+    patches only: the class token's position is then saved as part of the token.
+    """
     if model.preprocessing is None:
         raise ValueError("the model does not say what happens to its images; set model.preprocessing before it is saved")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state, cfg = {name: value.detach().cpu() for name, value in model.state_dict().items()}, model.config
+    origin = come_from(model)
+    try:
+        timm = for_timm(cfg, model.preprocessing, licence=origin.get("licence"))
+        state, cfg = timm_form(state, cfg)
+    except Inexpressible:
+        timm = {}
     draft = folder / f"{WEIGHTS}.part"
-    save_file(tensors, draft, metadata={"format": "pt"})
+    save_file({name: value.contiguous() for name, value in state.items()}, draft, metadata={"format": "pt"})
     digest = sha256(draft)
     os.replace(draft, folder / WEIGHTS)
     preprocessing = dataclasses.asdict(model.preprocessing)
     config = {
         "vitrail": {
-            "model": dataclasses.asdict(model.config),
+            "model": dataclasses.asdict(cfg),
             "preprocessing": preprocessing,
             "data": data,
             "sha256": digest,
+            **origin,
         },
-        "num_classes": model.config.num_classes,
+        "num_classes": cfg.num_classes,
         "label_names": list(model.classes),
-        **for_timm(model.config, model.preprocessing),
+        **timm,
     }
     part = folder / f"{CONFIG}.part"
     part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(part, folder / CONFIG)
+
+
+def come_from(model: ViT) -> dict[str, Any]:
+    """The receipt of the checkpoint that the weights started from, and its licence; empty for weights that started as random.
+
+    Of a file's path the last part only: where it lay is nobody's business.
+    """
+    receipt = model.receipt
+    if not isinstance(receipt, Receipt) or not receipt.total("exact", "resized", "adapted"):
+        return {}
+    told = receipt.to_dict()
+    if os.path.isabs(receipt.file) or os.path.exists(receipt.file):  # else it is a Hub id, or none at all
+        told["file"] = Path(receipt.file).name
+    return {"licence": receipt.licence, "receipt": told}
 
 
 def read_run(folder: str | Path) -> RunInfo:
@@ -101,39 +128,6 @@ def load_run(folder: str | Path) -> ViT:
         raise ValueError(f"{path} can't be read ({str(error).splitlines()[0]}); restore it from a copy") from error
     model.preprocessing, model.classes = info.preprocessing, info.classes
     return model.eval()
-
-
-def for_timm(cfg: ViTConfig, images: Preprocessing) -> dict[str, Any]:
-    """The keys by which timm's `create_model("local-dir:FOLDER")` opens the folder; empty for parts that timm's ViT lacks."""
-    lacking = cfg.stem != "patch" or cfg.mlp != "gelu" or cfg.dist_token or cfg.reg_tokens or cfg.pool != "cls"
-    if lacking or cfg.head != "linear" or cfg.pos_embed != "learn":
-        return {}
-    return {
-        "architecture": "vit_base_patch16_224",
-        "model_args": {
-            "img_size": cfg.img_size,
-            "patch_size": cfg.patch_size,
-            "in_chans": cfg.in_channels,
-            "embed_dim": cfg.embed_dim,
-            "depth": cfg.depth,
-            "num_heads": cfg.num_heads,
-            "mlp_ratio": cfg.mlp_ratio,
-            "qkv_bias": cfg.qkv_bias,
-            "qk_norm": cfg.qk_norm,
-            "init_values": cfg.init_values,
-        },
-        "pretrained_cfg": {
-            "input_size": [cfg.in_channels, *images.img_size],
-            "mean": images.mean,
-            "std": images.std,
-            "crop_pct": images.crop_pct,
-            "crop_mode": images.crop_mode,
-            "interpolation": images.interpolation,
-            "num_classes": cfg.num_classes,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
 
 
 def tupled(fields: dict[str, Any]) -> dict[str, Any]:
