@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.config import Preprocessing, Settings
+from vitrail.config import Pair, Preprocessing, Settings
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch
 from vitrail.data.batches import steps_per_epoch, train_batches
@@ -26,6 +27,7 @@ from vitrail.train import checkpoint
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, Rate
+from vitrail.train.sizes import patch_at, side_unit, size_at
 from vitrail.train.step import Ema, Step
 from vitrail.weights.run_folder import SETTINGS, sha256
 
@@ -100,8 +102,8 @@ class Loop:
                     raise KeyboardInterrupt(f"step {self.step} is saved; go on with `vitrail resume {self.folder}`")
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
-        """Augmented batches on the device, from the step on that the run stands at."""
-        cfg = self.settings
+        """Augmented batches on the device, from the step on that the run stands at, in the size and patch of their step."""
+        cfg, size = self.settings, self.preprocessing.img_size
         for epoch, raw in train_batches(
             self.split,
             batch_size=cfg.train.batch_size,
@@ -110,18 +112,38 @@ class Loop:
             start_step=self.step,
             balanced=cfg.data.balance == "sampler",
         ):
-            yield (
-                epoch,
-                augment(
-                    raw.to(self.device),
-                    cfg=cfg.augment,
-                    preprocessing=self.preprocessing,
-                    num_classes=cfg.model.num_classes,
-                    seed=cfg.train.seed,
-                    epoch=epoch,
-                    label_smoothing=cfg.optim.label_smoothing,
-                ),
+            if (now := self.img_size()) != size:
+                size = now
+                self.display.say(f"step {self.step:,}: images have {size[0]}x{size[1]} px from here on")
+            batch = augment(
+                raw.to(self.device),
+                cfg=cfg.augment,
+                preprocessing=dataclasses.replace(self.preprocessing, img_size=size),
+                num_classes=cfg.model.num_classes,
+                seed=cfg.train.seed,
+                epoch=epoch,
+                label_smoothing=cfg.optim.label_smoothing,
             )
+            yield epoch, dataclasses.replace(batch, patch_size=self.patch_size())
+
+    def img_size(self) -> Pair:
+        """(height, width) of the images of this step: a function of the progress, which a resumed run walks again."""
+        cfg, full = self.settings.train, self.preprocessing.img_size
+        if cfg.start_size is None:
+            return full
+        return size_at(
+            self.pace.progress(self.step),
+            start=cfg.start_size,
+            stages=cfg.size_stages,
+            full_from=cfg.full_size_from,
+            full=full,
+            patch=side_unit(self.settings),
+        )
+
+    def patch_size(self) -> int | None:
+        """The patch that this step's images are cut into; None is the model's own."""
+        cfg = self.settings.train
+        return patch_at(self.step, patches=cfg.patch_sizes, seed=cfg.seed) if cfg.patch_sizes else None
 
     def lr_factor(self) -> float:
         """The learning rate of this step, as a share of its peak."""

@@ -29,6 +29,7 @@ from vitrail.train.loop import Loop
 from vitrail.train.optim import build_optimizers
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, duration, truncate_metrics
+from vitrail.train.sizes import check_sizes
 from vitrail.train.step import Ema, Step
 from vitrail.weights import load as load_weights
 from vitrail.weights import save_model
@@ -107,6 +108,7 @@ def train(
         )
     with torch.device("meta"):
         ViT(settings.model.vit())  # what can't be built says so before the images are read
+    check_sizes(settings)
     for line in unused(settings):
         display.say(f"note: {line}")
     with new_folder(folder):

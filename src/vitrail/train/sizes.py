@@ -1,0 +1,91 @@
+"""Which size the images have and which patch cuts them, at each point of a run: pure functions of progress and step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vitrail.config import Pair, Settings, is_baseline, pair
+from vitrail.data.draws import Draws
+from vitrail.models.vit import require_resizable
+
+
+def size_at(progress: float, *, start: int, stages: int, full_from: float, full: Pair, patch: Pair) -> Pair:
+    """(height, width) of the images at this share of the run: `full` from `full_from` on, and smaller before.
+
+    The short side goes up evenly from `start`, in `stages` sizes that each last as long (Tan & Le 2021 call it
+    progressive learning; one stage is the higher-resolution finish of Touvron et al. 2019). It is rounded down to a
+    multiple of its patch, so that no size but the last is the full one; the long side follows it, to the nearest multiple.
+    """
+    if progress >= full_from:
+        return full
+    stage = min(stages - 1, int(progress / full_from * stages + 1e-9))  # the fraction may fall short by a rounding
+    return stage_size(stage, start=start, stages=stages, full=full, patch=patch)
+
+
+def stage_size(stage: int, *, start: int, stages: int, full: Pair, patch: Pair) -> Pair:
+    """(height, width) of the images in one of the stages before the full size; stage 0 has `start`."""
+    axis = full.index(min(full))
+    short = (start * stages + (full[axis] - start) * stage) // stages // patch[axis] * patch[axis]
+
+    def side(whole: int, part: int) -> int:
+        return max(1, (2 * whole * short + part * full[axis]) // (2 * part * full[axis])) * part  # the nearest, in integers
+
+    height, width = (short if i == axis else side(full[i], patch[i]) for i in range(2))
+    return height, width
+
+
+def patch_at(step: int, *, patches: tuple[int, ...], seed: int) -> int:
+    """The patch of this step, each of `patches` as likely (FlexiViT: Beyer et al. 2023, section 3.2)."""
+    draw = Draws(seed=seed, epoch=0, indexes=torch.tensor([step])).integers("patch_size", high=len(patches))
+    return patches[int(draw)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What settings mean by them
+
+
+def side_unit(settings: Settings) -> Pair:
+    """What the sides of the images are multiples of, whatever their size: the patch, or all that are drawn from."""
+    if settings.train.patch_sizes:
+        return pair(math.lcm(*settings.train.patch_sizes))
+    return (1, 1) if is_baseline(settings.model.name) else pair(settings.model.patch_size)
+
+
+def sizes_over(settings: Settings) -> tuple[Pair, ...]:
+    """Every size that the images have in a run of these settings, in the order of the run."""
+    cfg, full = settings.train, pair(settings.model.img_size)
+    if cfg.start_size is None:
+        return (full,)
+    unit = side_unit(settings)
+    before = [
+        stage_size(i, start=cfg.start_size, stages=cfg.size_stages, full=full, patch=unit) for i in range(cfg.size_stages)
+    ]
+    return tuple(dict.fromkeys([*before, full]))
+
+
+def check_sizes(settings: Settings) -> None:
+    """Raises ValueError for a start that is no size of this run, and for patches that the model or its images can't have."""
+    cfg, full = settings.train, pair(settings.model.img_size)
+    for patch in cfg.patch_sizes:
+        if is_baseline(settings.model.name):
+            raise ValueError(f'train.patch_sizes are for a ViT, and "{settings.model.name}" cuts no patches; leave them out')
+        for side in full:
+            if side % patch:
+                fits = [part for part in range(1, min(full) + 1) if not any(side % part for side in full)]
+                near = min(fits, key=lambda part: abs(part - patch))
+                raise ValueError(f"train.patch_sizes: {patch} does not divide the image side {side}; use {near}")
+        if pair(patch) != pair(settings.model.patch_size):
+            require_resizable(settings.model.vit(), pair(patch))
+    if cfg.start_size is None:
+        return
+    axis = full.index(min(full))
+    short, unit = full[axis], side_unit(settings)[axis]
+    if cfg.start_size > short:
+        way_out = f"use {short - unit}, or a larger model.img_size" if short > unit else "leave it out"
+        raise ValueError(f"train.start_size {cfg.start_size} is larger than the images' full side {short}; {way_out}")
+    if cfg.start_size % unit:
+        near = max(1, min(short // unit, round(cfg.start_size / unit))) * unit
+        of = f"which all of train.patch_sizes {', '.join(map(str, cfg.patch_sizes))} divide" if cfg.patch_sizes else "the patch"
+        raise ValueError(f"train.start_size {cfg.start_size} is not a multiple of {unit}, {of}; use {near}")
