@@ -26,6 +26,24 @@ def test_precision_is_what_was_said_and_auto_measures(monkeypatch: pytest.Monkey
     assert device.autocast_dtype("auto", cpu) == (torch.bfloat16 if faster else None)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "mps", "cuda"])
+def test_fp16_is_for_cuda(kind: str) -> None:
+    if kind == "cuda":
+        assert device.autocast_dtype("fp16", torch.device("cuda")) == torch.float16
+        return
+    with pytest.raises(
+        ValueError, match=rf'^train.precision "fp16" needs a CUDA device, and this is {kind}; use "bf16" or "fp32"$'
+    ):
+        device.autocast_dtype("fp16", torch.device(kind))
+
+
+def test_autocast_in_a_type_or_not_at_all() -> None:
+    cpu, a = torch.device("cpu"), torch.ones(2, 2)
+    for dtype in (None, torch.bfloat16):
+        with device.autocast(cpu, dtype):
+            assert (a @ a).dtype == (dtype or torch.float32)
+
+
 def test_the_measurement_says_yes_or_no() -> None:
     assert device.bf16_is_faster(torch.device("cpu")) in (False, True)
     assert device.bf16_is_faster(torch.device("meta")) is False

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.amp import GradScaler
 
 from vitrail.config import OptimConfig
 from vitrail.models import ViT
@@ -54,6 +55,32 @@ def test_the_next_steps_are_bit_identical(tmp_path: Path, name: str) -> None:
     for ours, theirs in ((model, other), (ema.mean, other_ema.mean)):
         for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert torch.equal(a, b), key
+
+
+def test_the_loss_scale_comes_back(tmp_path: Path) -> None:
+    """Scale and the count of steps towards the next doubling: else a resumed run would double it later."""
+    model, _, optimizers = parts()
+    scalers = [GradScaler("cpu", init_scale=2.0**40, growth_interval=3) for _ in range(2)]
+    for _ in range(2):
+        step(model, optimizers, scalers[0])
+    checkpoint.save(tmp_path, step=2, model=model, ema=None, optimizers=optimizers, state={}, keep=1, scaler=scalers[0])
+    other, _, other_optimizers = parts()
+    path, state = checkpoint.newest(tmp_path)
+    checkpoint.restore(path, state, model=other, ema=None, optimizers=other_optimizers, scaler=scalers[1])
+    assert scalers[1].state_dict() == scalers[0].state_dict()
+    for one, its_optimizers, scaler in ((model, optimizers, scalers[0]), (other, other_optimizers, scalers[1])):
+        step(one, its_optimizers, scaler)
+        assert scaler.get_scale() == 2.0**41
+    for (key, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def step(model: ViT, optimizers: Optimizers, scaler: GradScaler) -> None:
+    scaler.scale(1e-6 * model(torch.ones(2, 1, 8, 8)).square().sum()).backward()
+    for part in optimizers.parts:
+        scaler.step(part)
+    scaler.update()
+    optimizers.zero_grad()
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])

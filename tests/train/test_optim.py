@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon
 
 from vitrail.config import OptimConfig
+from vitrail.data.batch import Batch
 from vitrail.models import ViT
-from vitrail.train.optim import build_optimizers, group_table, lr_factor
+from vitrail.train.optim import FROZEN, build_optimizers, group_table, lr_factor
+from vitrail.train.step import Ema, Step
 
 
 def model(**fields: object) -> ViT:
     base = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 3}
     return ViT(**base | fields)
+
+
+def batch() -> Batch:
+    labels = torch.arange(6) % 3
+    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Batch(images=images, targets=torch.eye(3)[labels], labels=labels, indexes=torch.arange(6))
+
+
+def objective(vit: nn.Module, data: Batch) -> dict[str, Tensor]:
+    """Both heads learn, and every one of the tokens has a gradient."""
+    return {"loss": vit(data.images).square().sum()}
 
 
 EVERYTHING = {"dist_token": True, "reg_tokens": 1, "stem": "conv", "pool": "map", "init_values": 0.1, "qk_norm": True}
@@ -36,7 +50,10 @@ def test_every_parameter_is_in_exactly_one_group(name: str, fields: dict[str, ob
     learned = {id(p) for p in vit.parameters() if p.requires_grad}
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == learned
-    assert [row.name for row in group_table(vit, config)] == [n for n, p in vit.named_parameters() if p.requires_grad]
+    rows = group_table(vit, config)
+    assert [(row.name, row.optimizer == FROZEN) for row in rows] == [
+        (name, not p.requires_grad) for name, p in vit.named_parameters()
+    ]
 
 
 def test_what_is_decayed_by_name() -> None:
@@ -111,6 +128,81 @@ def test_all_parts_move_and_forget() -> None:
     for name, parameter in vit.named_parameters():
         assert not torch.equal(parameter, before[name]), name
         assert parameter.grad is None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Frozen blocks
+
+
+def frozen_names(vit: nn.Module, config: OptimConfig) -> set[str]:
+    return {row.name for row in group_table(vit, config) if row.optimizer == FROZEN}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("freeze", [0, 1, 2, 3])
+@pytest.mark.parametrize("fields", [{"pre_norm": True}, EVERYTHING])
+def test_frozen_blocks_do_not_move_and_the_others_do(name: str, freeze: int, fields: dict[str, object]) -> None:
+    vit = model(depth=3, **fields).train()
+    config = OptimConfig(name=name, freeze=freeze, lr=0.1, weight_decay=0.5)  # type: ignore[arg-type]
+    optimizers = build_optimizers(vit, config, batch_size=1024)
+    before = {key: value.clone() for key, value in vit.state_dict().items()}
+    step = Step(vit, optimizers, objective=objective)
+    for _ in range(2):
+        step(batch())
+
+    blocks = tuple(f"blocks.{i}." for i in range(freeze))
+    embedding = ("patch_embed.", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre.")
+    for key, value in vit.state_dict().items():
+        stays = bool(freeze) and key.startswith((*embedding, *blocks))
+        assert torch.equal(value, before[key]) == stays, key
+    expected = {key for key, _ in vit.named_parameters() if freeze and key.startswith((*embedding, *blocks))}
+    assert frozen_names(vit, config) == expected
+    assert {key for key, p in vit.named_parameters() if not p.requires_grad} == expected
+    for row in group_table(vit, config):
+        assert (row.optimizer == FROZEN) == (row.lr_factor == 0)
+        assert row.weight_decay == 0 or row.optimizer != FROZEN
+
+
+def test_no_gradients_are_computed_below_what_learns() -> None:
+    vit = model(depth=3).train()
+    build_optimizers(vit, OptimConfig(freeze=2), batch_size=1024)
+    features = vit.outputs(torch.randn(2, 3, 8, 8)).features
+    assert [tokens.requires_grad for tokens in features] == [False, False, True]
+    vit.checkpointing = True
+    vit(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert {key for key, p in vit.named_parameters() if p.grad is not None} == {
+        key for key, _ in vit.named_parameters() if key.startswith(("blocks.2", "norm", "head"))
+    }
+
+
+def test_all_blocks_frozen_leave_the_last_norm_and_the_head() -> None:
+    vit = model(**EVERYTHING)
+    build_optimizers(vit, OptimConfig(freeze=2), batch_size=1)
+    learned = {key.partition(".")[0] for key, p in vit.named_parameters() if p.requires_grad}
+    assert learned == {"norm", "attn_pool", "head", "head_dist"}
+
+
+def test_a_running_mean_has_frozen_weights_as_they_are() -> None:
+    vit = model(stem="conv").train()
+    ema = Ema(vit, copy.deepcopy(vit), 0.9)
+    step = Step(vit, build_optimizers(vit, OptimConfig(freeze=1, lr=0.1), batch_size=1024), objective=objective)
+    before = {key: value.clone() for key, value in vit.state_dict().items()}
+    for i in range(12):
+        vit.train()  # as the loop does behind every evaluation
+        step(batch())
+        ema.update(i)
+    for key, value in ema.mean.state_dict().items():
+        frozen = key.startswith(("patch_embed.", "cls_token", "pos_embed", "blocks.0."))
+        assert torch.equal(value, before[key]) == frozen, key
+
+
+def test_more_frozen_blocks_than_there_are() -> None:
+    with pytest.raises(
+        ValueError, match=r"^optim.freeze 3 is too much: the model has 2 blocks; use 2 to train its head alone$"
+    ):
+        group_table(model(), OptimConfig(freeze=3))
+    with pytest.raises(ValueError, match=r"^optim.freeze 1 is too much: the model has no blocks; use 0$"):
+        group_table(nn.Linear(2, 2), OptimConfig(freeze=1))
 
 
 # --------------------------------------------------------------------------------------------------------------------

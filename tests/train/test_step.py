@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from vitrail.config import OptimConfig
 from vitrail.data.batch import Batch
 from vitrail.models import ViT
 from vitrail.train.optim import build_optimizers
-from vitrail.train.step import Ema, Step, classify
+from vitrail.train.step import Ema, Step, loss_scaler
 
 
 def model() -> ViT:
@@ -27,32 +34,6 @@ def batch(size: int = 4) -> Batch:
         labels=targets.argmax(dim=1),
         indexes=torch.arange(size),
     )
-
-
-class Fixed(nn.Module):
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.logits
-
-
-def test_cross_entropy_with_soft_targets_by_hand() -> None:
-    data = batch()
-    logits = torch.randn(4, 3)
-    losses = classify(Fixed(logits), data)
-    by_hand = 0.0
-    for row, target in zip(logits.tolist(), data.targets.tolist(), strict=True):
-        total = sum(torch.tensor(row).exp().tolist())
-        by_hand -= sum(t * (x - torch.tensor(total).log().item()) for x, t in zip(row, target, strict=True)) / 4
-    assert losses["loss"].item() == pytest.approx(by_hand, rel=1e-5)
-
-
-def test_accuracy_is_the_share_of_heaviest_classes_on_top() -> None:
-    logits = batch().targets.clone()
-    logits[0] = logits[0].roll(1)
-    assert classify(Fixed(logits), batch())["accuracy"].item() == 0.75
 
 
 def sgd_step(clip_norm: float | None) -> tuple[float, dict[str, Tensor]]:
@@ -131,3 +112,166 @@ def test_buffers_are_copied_as_they_are() -> None:
     for (name, mean), now in zip(ema.mean.named_buffers(), vit.buffers(), strict=True):
         assert torch.equal(mean, now), name
     assert dict(ema.mean.named_buffers())["patch_embed.stem.1.num_batches_tracked"].item() == 1
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A batch in parts
+
+
+def gradients(vit: nn.Module, data: Batch, *, accumulate: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The gradient of every parameter, as plain SGD at rate 1 shows it, and what was reported."""
+    optimizers = build_optimizers(vit, OptimConfig(name="sgd", lr=1.0, weight_decay=0, betas=(0.0, 0.0)), batch_size=1024)
+    before = {name: p.detach().clone() for name, p in vit.named_parameters()}
+    losses = Step(vit, optimizers, clip_norm=1e9, accumulate=accumulate)(data)
+    return {name: before[name] - p.detach() for name, p in vit.named_parameters()}, losses
+
+
+@given(parts=st.integers(1, 6), size=st.integers(1, 12), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=25)
+def test_accumulated_gradients_are_those_of_the_large_batch(parts: int, size: int, seed: int) -> None:
+    """Also where the parts can't be equal, or are more than there are images: files may have gone missing."""
+    torch.manual_seed(seed)
+    vit = ViT(img_size=8, patch_size=4, in_channels=1, embed_dim=8, depth=1, num_heads=2, num_classes=3)
+    whole, expected = gradients(copy.deepcopy(vit), batch(size), accumulate=1)
+    summed, losses = gradients(vit, batch(size), accumulate=parts)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(summed[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    assert losses.keys() == expected.keys() == {"loss", "accuracy", "grad_norm"}
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@given(size=st.integers(1, 40), count=st.integers(1, 8))
+def test_parts_are_the_whole_and_as_equal_as_can_be(size: int, count: int) -> None:
+    whole = dataclasses.replace(batch(size), patch_size=2)
+    parts = [whole.part(i, count) for i in range(count)]
+    for name in ("images", "targets", "labels", "indexes"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    lengths = {len(part) for part in parts}
+    assert max(lengths) - min(lengths) <= (size % count > 0)
+    assert {part.patch_size for part in parts} == {2}
+
+
+def test_each_part_is_a_pass_of_its_own_and_the_weights_move_once() -> None:
+    vit, seen = model(), []
+    optimizers = build_optimizers(vit, OptimConfig(), batch_size=1024)
+
+    def objective(net: nn.Module, part: Batch) -> dict[str, Tensor]:
+        seen.append((part.indexes.tolist(), net.get_parameter("head.weight").detach().clone()))
+        return {"loss": net(part.images).square().mean()}
+
+    Step(vit, optimizers, objective=objective, accumulate=3)(batch(6))
+    assert [indexes for indexes, _ in seen] == [[0, 1], [2, 3], [4, 5]]
+    assert all(torch.equal(weights, seen[0][1]) for _, weights in seen)
+    [adamw] = optimizers.parts
+    assert {values["step"].item() for values in adamw.state.values()} == {1.0}
+
+
+def test_batch_norm_takes_each_part_for_its_batch() -> None:
+    """The caveat of `Step.accumulate`, and how a frozen one keeps still."""
+    vit = model().train()
+    Step(vit, build_optimizers(vit, OptimConfig(), batch_size=4), accumulate=2)(batch())
+    assert vit.get_buffer("patch_embed.stem.1.num_batches_tracked").item() == 2
+    frozen = model().train()
+    step = Step(frozen, build_optimizers(frozen, OptimConfig(freeze=1), batch_size=4), accumulate=2)
+    mean = frozen.get_buffer("patch_embed.stem.1.running_mean").clone()
+    step(batch())
+    assert torch.equal(frozen.get_buffer("patch_embed.stem.1.running_mean"), mean)
+    assert frozen.blocks.training
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# fp16
+
+
+class Steep(nn.Module):
+    """One weight, and a gradient of whatever size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+        self.bias = nn.Parameter(torch.ones(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.linear(torch.ones(1, 2), self.weight, self.bias)
+
+
+class Overflow(torch.autograd.Function):
+    """Turns a gradient above fp16's largest number into infinity, as fp16 does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+        return gradient[0].half().float()
+
+
+def scaled_step(steepness: float, *, scale: float, clip_norm: float | None = None) -> tuple[Steep, Step]:
+    net = Steep()
+
+    def objective(model: nn.Module, data: Batch) -> dict[str, Tensor]:
+        return {"loss": steepness * Overflow.apply(model(data.images)).sum()}
+
+    optimizers = build_optimizers(net, OptimConfig(name="sgd", lr=1.0, weight_decay=0, betas=(0, 0)), batch_size=1024)
+    return net, Step(net, optimizers, objective, clip_norm=clip_norm, scaler=GradScaler("cpu", init_scale=scale))
+
+
+def test_a_scaled_loss_moves_the_weights_as_an_unscaled_one() -> None:
+    net, step = scaled_step(0.25, scale=1024.0, clip_norm=10.0)
+    losses = step(batch())
+    torch.testing.assert_close(net.bias.detach(), torch.full((2,), 0.75))
+    assert losses["loss"].item() == 0.25 * 6, "not scaled"
+    assert losses["grad_norm"].item() == pytest.approx((6 * 0.25**2) ** 0.5)
+    assert losses["loss_scale"].item() == 1024
+
+
+def test_gradients_that_overflow_skip_the_step_and_are_no_fault() -> None:
+    net, step = scaled_step(1.0, scale=2.0**18, clip_norm=1.0)
+    for scale in (2.0**18, 2.0**17, 2.0**16):  # fp16 ends at 65,504
+        losses = step(batch())
+        assert "grad_norm" not in losses
+        assert losses["loss_scale"].item() == scale
+        assert torch.equal(net.weight, torch.ones(2, 2))
+        assert net.weight.grad is None
+    assert "grad_norm" in step(batch())
+    assert not torch.equal(net.weight, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_gradients_that_overflow_without_a_scale_are_one(clip_norm: float | None) -> None:
+    net, step = scaled_step(1e6, scale=4.0, clip_norm=clip_norm)
+    assert [math.isfinite(step(batch()).get("grad_norm", torch.zeros(())).item()) for _ in range(3)] == [True, True, False]
+    assert torch.equal(net.weight, torch.ones(2, 2))
+
+
+def test_one_optimizer_that_overflows_holds_all_of_them() -> None:
+    """Muon's gradients overflow, AdamW's do not: half a step would be no step of either."""
+    vit = model()
+    optimizers = build_optimizers(vit, OptimConfig(name="muon"), batch_size=1024)
+    assert len(optimizers.parts) == 2
+
+    def objective(net: nn.Module, data: Batch) -> dict[str, Tensor]:
+        return {"loss": net.get_parameter("head.bias").sum() + 1e30 * 1e30 * net.get_parameter("blocks.0.mlp.fc1.weight").sum()}
+
+    before = {name: p.detach().clone() for name, p in vit.named_parameters()}
+    Step(vit, optimizers, objective, scaler=GradScaler("cpu"))(batch())
+    assert all(torch.equal(p, before[name]) for name, p in vit.named_parameters())
+
+
+def test_only_fp16_needs_a_scaler() -> None:
+    cpu = torch.device("cpu")
+    assert loss_scaler(cpu, None) is loss_scaler(cpu, torch.bfloat16) is None
+    assert isinstance(loss_scaler(cpu, torch.float16), GradScaler)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fp16_learns_on_cuda() -> None:
+    device = torch.device("cuda")
+    vit, data = model().to(device), batch()
+    data = dataclasses.replace(data, **{k: getattr(data, k).to(device) for k in ("images", "targets", "labels", "indexes")})
+    optimizers = build_optimizers(vit, OptimConfig(lr=0.01), batch_size=1024)
+    move = Step(vit, optimizers, autocast_dtype=torch.float16, clip_norm=1.0, scaler=loss_scaler(device, torch.float16))
+    losses = [move(data)["loss"].item() for _ in range(30)]
+    assert losses[-1] < losses[0] - 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -24,11 +25,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype | None:
-    """bf16 for mixed precision, or None for fp32 throughout."""
+def autocast_dtype(precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> torch.dtype | None:
+    """bf16 or fp16 for mixed precision, or None for fp32 throughout. Raises ValueError for fp16 without CUDA."""
     if precision == "auto":
         precision = "bf16" if bf16_is_faster(device) else "fp32"
-    return torch.bfloat16 if precision == "bf16" else None
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f'train.precision "fp16" needs a CUDA device, and this is {device.type}; use "bf16" or "fp32"')
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision in `dtype`, or nothing at all."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from vitrail.train.optim import Optimizers
 from vitrail.train.step import Ema
@@ -22,7 +23,15 @@ STATE = "state.json"
 
 
 def save(
-    folder: Path, *, step: int, model: nn.Module, ema: Ema | None, optimizers: Optimizers, state: dict[str, Any], keep: int
+    folder: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    ema: Ema | None,
+    optimizers: Optimizers,
+    state: dict[str, Any],
+    keep: int,
+    scaler: GradScaler | None = None,
 ) -> Path:
     """Writes `folder`/step_00000123 and leaves the newest `keep`. An interrupted write leaves only a .part folder."""
     final = folder / f"step_{step:08d}"
@@ -31,6 +40,8 @@ def save(
     if ema is not None:
         tensors["ema"] = ema.mean.state_dict()
     tensors["optimizer"], numbers = flatten(optimizers)
+    if scaler is not None:
+        state = {**state, "scaler": scaler.state_dict()}
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -74,12 +85,22 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, state
 
 
-def restore(path: Path, state: dict[str, Any], *, model: nn.Module, ema: Ema | None, optimizers: Optimizers) -> None:
-    """Puts a checkpoint's weights, running mean and optimizer state in place."""
+def restore(
+    path: Path,
+    state: dict[str, Any],
+    *,
+    model: nn.Module,
+    ema: Ema | None,
+    optimizers: Optimizers,
+    scaler: GradScaler | None = None,
+) -> None:
+    """Puts a checkpoint's weights, running mean, optimizer state and loss scale in place."""
     model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
     if ema is not None:
         ema.mean.load_state_dict(load_file(path / "ema.safetensors"), strict=True)
     unflatten(optimizers, load_file(path / "optimizer.safetensors"), state["optimizer"])
+    if scaler is not None:
+        scaler.load_state_dict(state["scaler"])
 
 
 def complete(folder: Path) -> list[Path]:

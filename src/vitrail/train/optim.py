@@ -58,29 +58,39 @@ class Row(NamedTuple):
     name: str
     shape: tuple[int, ...]
     optimizer: str
+    """Which one moves it; FROZEN is none."""
     lr_factor: float
     weight_decay: float
 
 
+FROZEN = "frozen"
+
+
 def group_table(model: nn.Module, cfg: OptimConfig) -> list[Row]:
-    """One row for every parameter that is learned: its optimizer, learning-rate factor and weight decay.
+    """One row for every parameter: its optimizer, learning-rate factor and weight decay.
 
     Norms, biases, tokens and the position embedding are not decayed. With Muon, the blocks' matrices go to it and all
-    else to AdamW. With layer_decay, block i of n gets layer_decay ** (n - i) and the stem layer_decay ** (n + 1).
+    else to AdamW. With layer_decay, block i of n gets layer_decay ** (n - i) and the stem layer_decay ** (n + 1). With
+    freeze, the first blocks and all before them (patches, tokens, positions) are frozen, as are parameters that
+    need no gradient anyway. Raises ValueError for more frozen blocks than there are.
     """
     depth = len(getattr(model, "blocks", ()))
     if cfg.layer_decay != 1 and not depth:
         raise ValueError(f"optim.layer_decay {cfg.layer_decay} needs a model with blocks; use 1.0")
+    if cfg.freeze > depth:
+        has = f"{depth} blocks; use {depth} to train its head alone" if depth else "no blocks; use 0"
+        raise ValueError(f"optim.freeze {cfg.freeze} is too much: the model has {has}")
     rows = []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
         decayed = parameter.ndim > 1 and not re.search(r"(token|pos_embed|latent)$", name)
         block = re.match(r"blocks\.(\d+)\.", name)
         if block:
             below = depth - int(block[1])
         else:
             below = 0 if re.match(r"(norm|fc_norm|head|head_dist|attn_pool|pre_logits)\b", name) else depth + 1
+        if not parameter.requires_grad or (cfg.freeze and below > depth - cfg.freeze):
+            rows.append(Row(name, tuple(parameter.shape), FROZEN, 0.0, 0.0))
+            continue
         matrix = block is not None and parameter.ndim == 2
         optimizer = {"adamw": "adamw", "sgd": "sgd", "muon": "muon" if matrix else "adamw"}[cfg.name]
         factor = cfg.layer_decay**below
@@ -115,14 +125,19 @@ class Optimizers:
 
 
 def build_optimizers(model: nn.Module, cfg: OptimConfig, *, batch_size: int) -> Optimizers:
-    """The optimizers for a model's parameters, every one in exactly one group, their rates scaled to the batch."""
+    """The optimizers for a model's parameters, their rates scaled to the batch.
+
+    Every parameter is in exactly one group, or frozen: then it needs no gradient from here on, and none is computed.
+    """
     parameters = dict(model.named_parameters())
     groups: dict[str, dict[tuple[float, float], list[Tensor]]] = {}
-    rows = group_table(model, cfg)
-    for row in rows:
-        groups.setdefault(row.optimizer, {}).setdefault((row.lr_factor, row.weight_decay), []).append(parameters[row.name])
+    for row in group_table(model, cfg):
+        if row.optimizer == FROZEN:
+            parameters[row.name].requires_grad_(False)
+        else:
+            groups.setdefault(row.optimizer, {}).setdefault((row.lr_factor, row.weight_decay), []).append(parameters[row.name])
     learned = sum(p.requires_grad for p in parameters.values())
-    assert sum(len(members) for kind in groups.values() for members in kind.values()) == len(rows) == learned
+    assert sum(len(members) for kind in groups.values() for members in kind.values()) == learned
 
     peak = cfg.lr * batch_size / REFERENCE_BATCH
     parts = []

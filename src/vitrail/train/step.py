@@ -1,29 +1,19 @@
 """One step: forward, backward, and one move of the weights."""
 
-# B batch · K classes
-
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+import functools
+import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from vitrail.data.batch import Batch
+from vitrail.models.device import autocast
+from vitrail.train.objectives import Objective, classify
 from vitrail.train.optim import Optimizers
-
-Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
-"""Returns a dict that has "loss"; what else it holds is logged."""
-
-
-def classify(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Cross-entropy against soft targets, and the share of images whose heaviest class comes out on top."""
-    logits = model(batch.images).float()  # (B, K)
-    right = logits.detach().argmax(dim=1) == batch.targets.argmax(dim=1)
-    return {"loss": F.cross_entropy(logits, batch.targets), "accuracy": right.float().mean()}
 
 
 @dataclass(frozen=True)
@@ -34,25 +24,74 @@ class Step:
     optimizers: Optimizers
     objective: Objective = classify
     autocast_dtype: torch.dtype | None = None
-    """bf16 for mixed precision: weights and optimizer stay in fp32."""
+    """bf16 or fp16 for mixed precision: weights and optimizer stay in fp32."""
     clip_norm: float | None = None
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other: the gradient of the whole batch in the memory of a part.
+
+    BatchNorm (the convolutional stem, CNNs) is the exception, as everywhere: it takes each part for its batch.
+    """
+    scaler: GradScaler | None = None
+    """With fp16: scales the loss, so that small gradients are not zero (Micikevicius et al. 2018, section 3.2)."""
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's numbers for this batch, before the move."""
-        with autocast(batch.images.device, self.autocast_dtype):
-            losses = self.objective(self.model, batch)
-        losses["loss"].backward()
-        if self.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-            losses["grad_norm"] = norm.detach()
-        self.optimizers.step()
+        for norm in self.frozen_norms:
+            norm.eval()
+        losses: dict[str, Tensor] = {}
+        for index in range(self.accumulate):
+            part = batch.part(index, self.accumulate) if self.accumulate > 1 else batch
+            if not len(part):  # a batch whose files went missing
+                continue
+            share = len(part) / len(batch)
+            with autocast(part.images.device, self.autocast_dtype):
+                seen = self.objective(self.model, part)
+            loss = seen["loss"] * share
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            for name, value in seen.items():
+                value = value.detach() * share
+                losses[name] = losses[name] + value if name in losses else value
+        losses |= self.move() if self.scaler is None else self.move_scaled(self.scaler)
         self.optimizers.zero_grad()
-        return {name: value.detach() for name, value in losses.items()}
+        return losses
+
+    def move(self) -> dict[str, Tensor]:
+        """Moves the weights by their gradients. Gives the gradient's norm where it is clipped."""
+        numbers = {}
+        if self.clip_norm is not None:
+            numbers["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm).detach()
+        self.optimizers.step()
+        return numbers
+
+    def move_scaled(self, scaler: GradScaler) -> dict[str, Tensor]:
+        """As `move`, by gradients of a scaled loss.
+
+        Where they overflow, nothing moves and the scale is halved: no fault, and no norm to show, as long as the scale is
+        above 1. Below, the gradients themselves are that large, and their norm says so.
+        """
+        for part in self.optimizers.parts:
+            scaler.unscale_(part)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or math.inf).detach()
+        finite, scale = math.isfinite(norm.item()), scaler.get_scale()
+        if finite:  # all optimizers, or none
+            self.optimizers.step()
+        scaler.update()
+        numbers = {"loss_scale": torch.tensor(scale)}
+        skipped = not finite and 1 <= scaler.get_scale() < scale
+        if not skipped and (self.clip_norm is not None or not finite):
+            numbers["grad_norm"] = norm
+        return numbers
+
+    @functools.cached_property
+    def frozen_norms(self) -> tuple[nn.Module, ...]:
+        """BatchNorms that do not learn: their statistics stay as well, whatever mode the model is in."""
+        norms = (module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d) and module.affine)
+        return tuple(norm for norm in norms if not any(p.requires_grad for p in norm.parameters()))
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision in `dtype`, or nothing at all."""
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+def loss_scaler(device: torch.device, dtype: torch.dtype | None) -> GradScaler | None:
+    """What scales the loss of a training in `dtype`: None, but for fp16."""
+    return GradScaler(device.type) if dtype == torch.float16 else None
 
 
 class Ema:
