@@ -100,6 +100,8 @@ def train(
         settings, images = layers.build([facts(source), known, written, said]), None
     else:
         settings, images = fine_tuning(start, source, recipe=recipe, fitted=not from_file, said=asked, display=display)
+    if settings.data.val_fraction != unchecked.data.val_fraction:  # the recipe's, which a resumed run takes as well
+        source = open_source(where, val_fraction=settings.data.val_fraction)
     settings = resolved(settings, source, images)
     if settings.model.num_classes != len(source.classes):
         raise ValueError(
