@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from jaxtyping import install_import_hook
 
 install_import_hook("vitrail", "typecheck.checked")  # before anything imports vitrail
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub; those of the Hub's client speak to a server of their own
 
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402

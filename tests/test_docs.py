@@ -236,6 +236,14 @@ def test_the_example_changes_the_model(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert re.search(r"accuracy [\d.]+% \(95 % interval .*\) on 2000 test images", capsys.readouterr().out)
 
 
+def test_the_example_adapts_a_checkpoint(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["adapt_a_checkpoint.py", "WEIGHTS.safetensors", "--steps", "2"])
+    load(ROOT / "examples" / "adapt_a_checkpoint.py", monkeypatch).main()
+    out = capsys.readouterr().out
+    assert "adapted  1 tensor, 245,760 parameters (26.3%): patch_embed.proj.weight 3 -> 5 channels" in re.sub(r"\([\d.]+%\)", "(26.3%)", out)
+    assert float(re.search(r"differ by (\S+) at most", out)[1]) <= 1e-5  # type: ignore[index]
+
+
 def test_the_changed_model_starts_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
