@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitrail.config import Preprocessing, ViTConfig, nearest, pair
-from vitrail.models import ViT
+from vitrail.models import Baseline, ViT
 from vitrail.weights.load import load
 from vitrail.weights.origins import Origin
 from vitrail.weights.run_folder import CONFIG, WEIGHTS, save_model
@@ -84,8 +84,10 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def planned(model: ViT, to: Target) -> Plan:
+def planned(model: ViT | Baseline, to: Target) -> Plan:
     """What another library needs to be this model. Raises Inexpressible, a ValueError that names the field and who has it."""
+    if isinstance(model, Baseline):
+        raise Inexpressible(f"{model.config.name} has the names of {model.config.library} in its model.safetensors already")
     try:
         return PLANS[to](model)
     except Inexpressible as error:

@@ -478,12 +478,18 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
     head: dict[str, Any] = {"library_name": "timm" if in_timm else "vitrail", "pipeline_tag": task}
     if licence := _licence(config):
         head["license"] = licence.lower()  # the Hub's identifiers: "apache-2.0", "cc-by-nc-4.0"
-    head["tags"] = [task, "vision-transformer", "vitrail", *(["timm"] if in_timm else [])]
+    cfg = info.config
+    if isinstance(cfg, ViTConfig):
+        name, what, tags = _size_name(cfg), "Vision Transformer", ["vision-transformer"]
+        shape = f"{cfg.depth} blocks of width {cfg.embed_dim}, {cfg.num_heads} heads"
+    else:
+        name, what, tags, shape = cfg.theirs, f"model of {cfg.library}", [], f"as in {cfg.library}"
+    head["tags"] = [task, *tags, "vitrail", *(["timm"] if in_timm else [])]
 
-    name, data = _size_name(info.config), _without_places(info.data)
+    data = _without_places(info.data)
     images, colours = info.preprocessing, {1: " (grey)", 3: " (RGB)"}
     rows = {
-        "model": f"{name}, {info.config.depth} blocks of width {info.config.embed_dim}, {info.config.num_heads} heads",
+        "model": f"{name}, {shape}",
         "images": f"{images.img_size[0]}x{images.img_size[1]} pixels, {_count(images.in_channels, 'channel')}"
         + colours.get(images.in_channels, ""),
         "pixels": f"from 0 to 1, minus {_numbers(images.mean)}, over {_numbers(images.std)}",
@@ -497,7 +503,7 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {name} for {data}" if data else f"# {name}",
-        f"A Vision Transformer, {'trained' if data else 'converted'} with Vitrail.",
+        f"A {what}, {'trained' if data else 'converted'} with Vitrail.",
         "| | |\n| --- | --- |\n" + "\n".join(f"| {what} | {_cell(said)} |" for what, said in rows.items()),
     ]
     if (folder / _PICTURE).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vitrail.config import Preprocessing, ViTConfig
-from vitrail.models import ViT
+from vitrail.models import Baseline, ViT, create_baseline
+from vitrail.models.baseline import BaselineConfig
 from vitrail.weights.receipt import Receipt
 from vitrail.weights.targets import Inexpressible, for_timm, timm_form
 
@@ -26,7 +28,7 @@ class RunInfo:
     """What a run folder says of its model."""
 
     folder: Path
-    config: ViTConfig
+    config: ViTConfig | BaselineConfig
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     data: str
@@ -35,21 +37,22 @@ class RunInfo:
     """Of model.safetensors."""
 
 
-def save_model(model: ViT, folder: Path, *, data: str) -> None:
+def save_model(model: ViT | Baseline, folder: Path, *, data: str) -> None:
     """Writes model.safetensors and config.json, each whole or not at all. The folder is then one that `load` takes.
 
     timm opens it too, where it can be this model. Registers have no position, and timm knows that of all tokens before the
-    patches only: the class token's position is then saved as part of the token.
+    patches only: the class token's position is then saved as part of the token. A baseline's tensors have its library's names.
     """
     if model.preprocessing is None:
         raise ValueError("the model does not say what happens to its images; set model.preprocessing before it is saved")
-    state, cfg = {name: value.detach().cpu() for name, value in model.state_dict().items()}, model.config
-    origin = come_from(model)
-    try:
-        timm = for_timm(cfg, model.preprocessing, licence=origin.get("licence"))
-        state, cfg = timm_form(state, cfg)
-    except Inexpressible:
-        timm = {}
+    theirs, cfg, origin = model.net if isinstance(model, Baseline) else model, model.config, come_from(model)
+    state, timm = {name: value.detach().cpu() for name, value in theirs.state_dict().items()}, {}
+    if isinstance(model, Baseline):
+        timm = baseline_for_timm(model, model.preprocessing)
+    elif isinstance(cfg, ViTConfig):
+        with contextlib.suppress(Inexpressible):
+            timm = for_timm(cfg, model.preprocessing, licence=origin.get("licence"))
+            state, cfg = timm_form(state, cfg)
     draft = folder / f"{WEIGHTS}.part"
     save_file({name: value.contiguous() for name, value in state.items()}, draft, metadata={"format": "pt"})
     digest = sha256(draft)
@@ -57,7 +60,7 @@ def save_model(model: ViT, folder: Path, *, data: str) -> None:
     preprocessing = dataclasses.asdict(model.preprocessing)
     config = {
         "vitrail": {
-            "model": dataclasses.asdict(cfg),
+            "baseline" if isinstance(model, Baseline) else "model": dataclasses.asdict(cfg),
             "preprocessing": preprocessing,
             "data": data,
             "sha256": digest,
@@ -72,7 +75,7 @@ def save_model(model: ViT, folder: Path, *, data: str) -> None:
     os.replace(part, folder / CONFIG)
 
 
-def come_from(model: ViT) -> dict[str, Any]:
+def come_from(model: ViT | Baseline) -> dict[str, Any]:
     """The receipt of the checkpoint that the weights started from, and its licence; empty for weights that started as random.
 
     Of a file's path the last part only: where it lay is nobody's business.
@@ -84,6 +87,32 @@ def come_from(model: ViT) -> dict[str, Any]:
     if os.path.isabs(receipt.file) or os.path.exists(receipt.file):  # else it is a Hub id, or none at all
         told["file"] = Path(receipt.file).name
     return {"licence": receipt.licence, "receipt": told}
+
+
+def baseline_for_timm(model: Baseline, images: Preprocessing) -> dict[str, Any]:
+    """The keys by which timm opens one of its own models; none for another library's."""
+    if model.config.library != "timm":
+        return {}
+    cfg, published = model.config, model.net.pretrained_cfg
+    assert isinstance(published, dict)
+    args: dict[str, Any] = {"in_chans": cfg.in_channels}
+    if published.get("fixed_input_size"):
+        args["img_size"] = cfg.img_size
+    taken = {"fixed_input_size", "classifier", *(["first_conv"] if cfg.in_channels in (1, 3) else [])}  # as `for_timm` does
+    return {
+        "architecture": cfg.theirs.partition(".")[0],
+        "model_args": args,
+        "pretrained_cfg": {
+            **{key: value for key, value in published.items() if key in taken},
+            "input_size": [cfg.in_channels, *images.img_size],
+            "mean": images.mean,
+            "std": images.std,
+            "crop_pct": images.crop_pct,
+            "crop_mode": images.crop_mode,
+            "interpolation": images.interpolation,
+            "num_classes": cfg.num_classes,
+        },
+    }
 
 
 def read_run(folder: str | Path) -> RunInfo:
@@ -98,10 +127,11 @@ def read_run(folder: str | Path) -> RunInfo:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         ours = config["vitrail"]
-        model, images = tupled(ours["model"]), tupled(ours["preprocessing"])
+        images = tupled(ours["preprocessing"])
+        theirs = "baseline" in ours
         return RunInfo(
             folder=folder,
-            config=ViTConfig(**model),
+            config=BaselineConfig(**tupled(ours["baseline"])) if theirs else ViTConfig(**tupled(ours["model"])),
             preprocessing=Preprocessing(**images),
             classes=tuple(config["label_names"]),
             data=str(ours["data"]),
@@ -112,7 +142,7 @@ def read_run(folder: str | Path) -> RunInfo:
         raise ValueError(f"{folder / CONFIG} can't be read ({reason}); restore it from a copy, or train again") from error
 
 
-def load_run(folder: str | Path) -> ViT:
+def load_run(folder: str | Path) -> ViT | Baseline:
     """The trained model of a run folder. Raises ValueError where a file is missing, damaged or of another model."""
     info = read_run(folder)
     path = info.folder / WEIGHTS
@@ -122,8 +152,13 @@ def load_run(folder: str | Path) -> ViT:
         raise ValueError(f"{path} is damaged: its sha256 is not the one in {CONFIG}; restore it from a copy, or train again")
     try:
         tensors = load_file(path)
-        model = ViT(info.config)
-        model.load_state_dict(tensors, strict=True)
+        model: ViT | Baseline
+        if isinstance(info.config, BaselineConfig):
+            model = create_baseline(**dataclasses.asdict(info.config))
+            model.net.load_state_dict(tensors, strict=True)
+        else:
+            model = ViT(info.config)
+            model.load_state_dict(tensors, strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ValueError(f"{path} can't be read ({str(error).splitlines()[0]}); restore it from a copy") from error
     model.preprocessing, model.classes = info.preprocessing, info.classes
