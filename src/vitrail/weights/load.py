@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Pair, pair, parse_name
-from vitrail.models import ViT, create_model
+from vitrail.config import Pair, is_baseline, pair, parse_name
+from vitrail.models import Baseline, ViT, create_model
+from vitrail.models.baseline import BaselineConfig
 from vitrail.models.vit import check_names, configured, resize_patch, resize_positions
 from vitrail.weights import hub
 from vitrail.weights.adapt import adapt_channels
+from vitrail.weights.baseline import published_baseline, trained_baseline
 from vitrail.weights.infer import Inferred, infer, refuse_foreign
 from vitrail.weights.origins import OURS, Recognised, recognise, unstack
 from vitrail.weights.preprocess import preprocessing_for
@@ -45,13 +47,14 @@ def load(
     strict: bool = True,
     channels: Channels = "repeat",
     **config_changes: Any,
-) -> ViT:
+) -> ViT | Baseline:
     """A model with anybody's weights, at the size, channels and classes that are asked for, in evaluation mode.
 
     `source` is a Hub id ("timm/vit_small_patch16_224.augreg_in21k", at a `revision`), a file (.safetensors, .npz, .pth,
     .pt, .bin), a folder (a run, or one that transformers or timm wrote), a state dict, a model of another library, or a
-    name such as "B/16", whose weights are random. What is not asked for is as in the file. Any field of ViTConfig can be
-    changed, and answers what no tensor tells (`num_heads=8`). Positions are resized as timm does, patches as FlexiViT does.
+    name: of "B/16" the weights are random, of the baselines "torchvision:resnet50" and "timm:…" their library's own. What is
+    not asked for is as in the file. Any field of ViTConfig can be changed, and answers what no tensor tells (`num_heads=8`).
+    Positions are resized as timm does, patches as FlexiViT does.
     `channels` says how the stem takes others: "repeat" scales its filters over all, "keep" leaves the first as they are and
     lets the rest start at zero.
 
@@ -63,8 +66,10 @@ def load(
     changes = {name: value for name, value in asked.items() if value is not None} | config_changes
     check_names(changes)  # a field that does not exist is named before anything is fetched
     if is_name(source):
-        return fresh(str(source), changes)
+        return published_baseline(str(source), changes) if is_baseline(str(source)) else fresh(str(source), changes)
     checkpoint, run = opened(source, revision)
+    if run is not None and isinstance(run.config, BaselineConfig):
+        return trained_baseline(run.config, checkpoint, changes, channels=channels)
     tensors = unstack(checkpoint.tensors)
     theirs = checkpoint.shapes if tensors is checkpoint.tensors else {name: tuple(t.shape) for name, t in tensors.items()}
     found = recognise(tensors, (OURS,) if run else None)
@@ -168,6 +173,7 @@ def is_run(folder: Path) -> bool:
 def of_run(run: RunInfo) -> Inferred:
     """The model of a run, whose config.json says everything."""
     cfg = run.config
+    assert not isinstance(cfg, BaselineConfig)
     grid = tuple(side // patch for side, patch in zip(pair(cfg.img_size), pair(cfg.patch_size), strict=True))
     placed = () if cfg.no_embed_class else ("cls",) * cfg.class_token + ("dist",) * cfg.dist_token
     return Inferred(cfg, (grid[0], grid[1]), placed, ())
