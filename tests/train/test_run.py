@@ -92,15 +92,30 @@ class CtrlC:
         monkeypatch.setattr(Loop, "log", log_and_interrupt)
 
 
+RANDOM: dict[str, Any] = {
+    "model": {"drop_rate": 0.2, "proj_drop_rate": 0.2, "drop_path_rate": 0.3, "patch_drop_rate": 0.25, "stem": "conv"},
+    "augment": {"crop": "pad", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "erase_prob": 0.3},
+    "optim": {"name": "muon", "label_smoothing": 0.1},
+    "train": {"steps": 12, "ema_decay": 0.9, "eval_every": 1.0},
+}
+TAUGHT: dict[str, Any] = {
+    "model": {"drop_path_rate": 0.3, "stem": "conv", "dist_token": True},
+    "data": {"balance": "loss"},
+    "optim": {"freeze": 1, "loss": "bce"},
+    "distill": {"teacher": "teacher", "kind": "soft"},
+    "train": {"steps": 12, "ema_decay": 0.9, "eval_every": 1.0, "accumulate": 4},
+}
+
+
 @pytest.mark.usefixtures("idx_set")
-def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropout, mixing, EMA, Muon, crops and several epochs on: nothing of the state is left behind."""
-    fields: dict[str, Any] = {
-        "model": {"drop_rate": 0.2, "proj_drop_rate": 0.2, "drop_path_rate": 0.3, "patch_drop_rate": 0.25, "stem": "conv"},
-        "augment": {"crop": "pad", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "erase_prob": 0.3},
-        "optim": {"name": "muon", "label_smoothing": 0.1},
-        "train": {"steps": 12, "ema_decay": 0.9, "eval_every": 1.0},
-    }
+@pytest.mark.parametrize("fields", [RANDOM, TAUGHT], ids=["random", "taught"])
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    """Dropout, mixing, EMA, Muon, crops and several epochs on, and a teacher: nothing of the state is left behind."""
+    if "distill" in fields:
+        monkeypatch.chdir(tmp_path)
+        train(tmp_path / "teacher", train={"steps": 1})
     straight = train(tmp_path / "straight", **fields)
 
     with monkeypatch.context() as patched:

@@ -24,6 +24,7 @@ from vitrail.data.dataset import Split
 from vitrail.evaluate import Evaluation
 from vitrail.models import ViT
 from vitrail.train import checkpoint
+from vitrail.train.objectives import target_smoothing
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, Rate
@@ -122,7 +123,7 @@ class Loop:
                 num_classes=cfg.model.num_classes,
                 seed=cfg.train.seed,
                 epoch=epoch,
-                label_smoothing=cfg.optim.label_smoothing,
+                label_smoothing=target_smoothing(cfg.optim),
             )
             yield epoch, dataclasses.replace(batch, patch_size=self.patch_size())
 
@@ -222,12 +223,14 @@ class Loop:
             optimizers=self.move.optimizers,
             state={"pace": self.pace.state(), "settings": sha256(self.folder / SETTINGS)},
             keep=self.settings.train.keep,
+            scaler=self.move.scaler,
         )
 
     def restore(self) -> None:
         """Goes back to the newest checkpoint of the run's folder."""
         path, state = checkpoint.newest(self.folder / "checkpoints")
-        checkpoint.restore(path, state, model=self.move.model, ema=self.ema, optimizers=self.move.optimizers)
+        move = self.move
+        checkpoint.restore(path, state, model=move.model, ema=self.ema, optimizers=move.optimizers, scaler=move.scaler)
         self.step, self.pace = state["step"], Pace.from_state(state["pace"])
 
 

@@ -26,11 +26,12 @@ from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import advice, checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.loop import Loop
+from vitrail.train.objectives import build_objective
 from vitrail.train.optim import build_optimizers
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, duration, truncate_metrics
 from vitrail.train.sizes import check_sizes
-from vitrail.train.step import Ema, Step
+from vitrail.train.step import Ema, Step, loss_scaler
 from vitrail.weights import load as load_weights
 from vitrail.weights import save_model
 from vitrail.weights.run_folder import SETTINGS, sha256
@@ -228,9 +229,13 @@ def resolved(settings: Settings, source: Source, given: Preprocessing | None) ->
     images = preprocessing_for(source, settings, given)
     data = {"path": path, **{name: getattr(images, name) for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation")}}
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
+    teacher = settings.distill.teacher
+    if teacher is not None and Path(teacher).exists():
+        teacher = str(Path(teacher).resolve())
     return dataclasses.replace(
         settings,
         data=dataclasses.replace(settings.data, **data),
+        distill=dataclasses.replace(settings.distill, teacher=teacher),
         train=dataclasses.replace(settings.train, precision=precision),  # type: ignore[arg-type]
     )
 
@@ -301,7 +306,7 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
         f"{source.name}: {len(split):,} training images, {len(source.classes)} classes · "
         f"{settings.model.weights or settings.model.name}: {parameters:,} parameters, "
         f"{images.img_size[0]}x{images.img_size[1]} px · "
-        f"{device.type}, {'bf16' if dtype else 'fp32'}"
+        f"{device.type}, {cfg.precision}"
     )
     if skipped:
         display.say(f"left out: {skipped:,} files that can't be read, named in {folder / 'skipped.txt'}")
@@ -312,7 +317,15 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
         views=views,
         preprocessing=images,
         device=device,
-        move=Step(model, optimizers, autocast_dtype=dtype, clip_norm=settings.optim.clip_norm),
+        move=Step(
+            model,
+            optimizers,
+            build_objective(settings, split=split, preprocessing=images, classes=source.classes, device=device, dtype=dtype),
+            autocast_dtype=dtype,
+            clip_norm=settings.optim.clip_norm,
+            accumulate=cfg.accumulate,
+            scaler=loss_scaler(device, dtype),
+        ),
         ema=ema,
         pace=pace_for(settings, split),
         evaluate=score,
