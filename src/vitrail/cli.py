@@ -254,6 +254,7 @@ def evaluate(words: list[str]) -> int:
         print(f"vitrail: the checkpoint calls its classes {ours}; taken in the order of {theirs}", file=sys.stderr)
     name = args.split or next(split for split in ("test", "val", "train") if split in source.splits)
     split = source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None)
+    precision = "auto" if cfg.train.precision == "fp16" and device.type != "cuda" else cfg.train.precision
     result = measure(
         model,
         split,
@@ -261,7 +262,7 @@ def evaluate(words: list[str]) -> int:
         classes=source.classes,
         batch_size=args.batch_size,
         device=device,
-        autocast_dtype=autocast_dtype(cfg.train.precision, device),  # as when the training measured itself
+        autocast_dtype=autocast_dtype(precision, device),  # as when the training measured itself
     )
 
     another = args.data or args.split  # the run's own scores stay as they are
