@@ -10,7 +10,16 @@ from vitrail.config import BASELINE_FIELDS, ModelConfig, ViTConfig, is_baseline,
 from vitrail.models.baseline import Baseline, BaselineConfig, check_baseline, create_baseline
 from vitrail.models.vit import Outputs, ViT, configured
 
-__all__ = ["Baseline", "Outputs", "ViT", "build_model", "check_model", "create_baseline", "create_model"]
+__all__ = [
+    "Baseline",
+    "Outputs",
+    "ViT",
+    "baseline_fields",
+    "build_model",
+    "check_model",
+    "create_baseline",
+    "create_model",
+]
 
 
 def create_model(name: str, **fields: Any) -> ViT:
@@ -26,18 +35,18 @@ def create_model(name: str, **fields: Any) -> ViT:
 
 def build_model(cfg: ModelConfig) -> ViT | Baseline:
     """The model of a run's settings, with random weights."""
-    return create_baseline(**baseline_fields(cfg)) if is_baseline(cfg.name) else ViT(cfg.vit())
+    return create_baseline(cfg.name, **baseline_fields(cfg)) if is_baseline(cfg.name) else ViT(cfg.vit())
 
 
 def check_model(cfg: ModelConfig) -> None:
     """Raises ValueError, in one line, for settings that make no model. Nothing is computed, and no memory is taken."""
     if is_baseline(cfg.name):
-        check_baseline(BaselineConfig(**baseline_fields(cfg)))
+        check_baseline(BaselineConfig(name=cfg.name, **baseline_fields(cfg)))
         return
     with torch.device("meta"):
         ViT(cfg.vit())
 
 
 def baseline_fields(cfg: ModelConfig) -> dict[str, Any]:
-    """The fields of a run's settings that a baseline takes, but for the weights that it starts from."""
-    return {name: getattr(cfg, name) for name in BASELINE_FIELDS if name != "weights"}
+    """The fields of a run's settings that a baseline takes, beside its name and the weights that it starts from."""
+    return {name: getattr(cfg, name) for name in BASELINE_FIELDS if name not in ("name", "weights")}
