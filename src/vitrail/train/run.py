@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vitrail.config import Preprocessing, Settings, ViTConfig, name_of, pair, parse_name
+from vitrail.config import ModelConfig, Preprocessing, Settings, ViTConfig, is_baseline, name_of, pair, parse_name
 from vitrail.data.batches import steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import NAMES, open_source
 from vitrail.evaluate import Evaluation, evaluate, save_evaluation
-from vitrail.models import ViT
+from vitrail.models import Baseline, ViT, baseline_fields, build_model, check_model
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import advice, checkpoint
 from vitrail.train import settings as layers
@@ -109,8 +109,7 @@ def train(
             f"model.num_classes {settings.model.num_classes} does not fit {source.name}, "
             f"which has {len(source.classes)} classes; leave the setting out"
         )
-    with torch.device("meta"):
-        ViT(settings.model.vit())  # what can't be built says so before the images are read
+    check_model(settings.model)  # what can't be built says so before the images are read
     check_sizes(settings)
     for line in unused(settings):
         display.say(f"note: {line}")
@@ -147,7 +146,11 @@ def fine_tuning(
     name = said.get("model", {}).get("name")
     fields = {key: value for key, value in fields.items() if key not in ("weights", "name")}
     model = load_weights(start, **{"num_classes": len(source.classes), "in_channels": source.channels, **fields})
-    shape = {"name": name_of(model.config), **dataclasses.asdict(model.config)}
+    shape = dataclasses.asdict(model.config)
+    if not isinstance(model, Baseline):
+        shape["name"] = name_of(model.config)
+    if name and (isinstance(model, Baseline) or is_baseline(name)) and name != shape["name"]:
+        raise ValueError(f'model.name "{name}" is another model than {shape["name"]}, of the weights {start}; leave --model out')
     for key, value in parse_name(name).items() if name else ():
         if not (key in fields or key == "img_size") and pair_or(shape[key]) != pair_or(value):
             raise ValueError(
@@ -159,7 +162,9 @@ def fine_tuning(
             f'recipe "{recipe}" has a model of its own, and the weights {start} have theirs; use --recipe finetune'
         )
     stack = [{"model": shape}, below]
-    if fitted:
+    if isinstance(model, Baseline):
+        stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # nobody asked for the recipe's
+    elif fitted:
         stack.append(fit(model, source, nameless(said), display))
     assert model.preprocessing is not None
     return layers.build([*stack, nameless(said)]), model.preprocessing
@@ -243,6 +248,7 @@ def resolved(settings: Settings, source: Source, given: Preprocessing | None) ->
 def unused(settings: Settings) -> list[str]:
     """Settings that were changed and have no effect beside the others; each is said once."""
     augment, optim, train, distill = settings.augment, settings.optim, settings.train, settings.distill
+    name = settings.model.name
     mixing = augment.mixup_alpha or augment.cutmix_alpha
     told = {
         "augment.mixup_prob needs mixup_alpha or cutmix_alpha above 0": augment.mixup_prob != 1 and not mixing,
@@ -257,12 +263,16 @@ def unused(settings: Settings) -> list[str]:
         "distill.tau is for distill.kind soft": distill.teacher is not None
         and distill.kind == "hard"
         and distill.tau != type(distill).tau,
+        f"optim.name muon is for a ViT's blocks, and AdamW moves all of {name}": optim.name == "muon" and is_baseline(name),
         "train.stop_early needs model.weights and train.ladder": train.stop_early
         and not (settings.model.weights and train.ladder),
         "optim.betas has no second use: SGD takes the first as momentum": optim.name == "sgd"
         and optim.betas[1] != type(optim).betas[1],
     }
-    return [f"{text}; it has no effect here" for text, is_unused in told.items() if is_unused]
+    notes = [f"{text}; it has no effect here" for text, is_unused in told.items() if is_unused]
+    if train.accumulate > 1 and is_baseline(name):
+        notes.append(f"train.accumulate {train.accumulate}: batch norms, where {name} has them, see a part of the batch at a time")
+    return notes
 
 
 def facts(source: Source) -> dict[str, Any]:
@@ -286,17 +296,15 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
     skipped = write_skipped(folder, split, *views.values())
 
     torch.manual_seed(cfg.seed)
-    if begin and settings.model.weights not in (None, SCRATCH):
-        model = load_weights(str(settings.model.weights), **shallow(settings.model.vit())).to(device)
+    model = model_for(settings.model, begin=begin).to(device)
+    if model.receipt is not None:
         display.say(str(model.receipt))
-    else:
-        model = ViT(settings.model.vit()).to(device)
     model.preprocessing, model.classes = images, source.classes
     model.checkpointing = cfg.checkpointing
     ema = Ema(model, copy.deepcopy(model), cfg.ema_decay) if cfg.ema_decay else None
     if cfg.compile:
-        for block in model.blocks:
-            block.compile()
+        for part in model.blocks if isinstance(model, ViT) else [model]:
+            part.compile()
     optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size)
     score = None
     if len(views.get("val", ())):
@@ -356,7 +364,14 @@ def finish(loop: Loop, source: Source) -> Run:
     return Run(folder=loop.folder, evaluation=scores, split=which, seconds=loop.pace.elapsed, steps=loop.step)
 
 
-def score_model(model: ViT, *, split: Split, device: torch.device, dtype: torch.dtype | None) -> Evaluation:
+def model_for(cfg: ModelConfig, *, begin: bool) -> ViT | Baseline:
+    """The model to train; to `begin`, with the weights that it starts from."""
+    if not begin or cfg.weights in (None, SCRATCH):
+        return build_model(cfg)
+    return load_weights(str(cfg.weights), **(baseline_fields(cfg) if is_baseline(cfg.name) else shallow(cfg.vit())))
+
+
+def score_model(model: ViT | Baseline, *, split: Split, device: torch.device, dtype: torch.dtype | None) -> Evaluation:
     """The model's scores on a split."""
     assert model.preprocessing is not None
     return evaluate(model, split, preprocessing=model.preprocessing, classes=model.classes, device=device, autocast_dtype=dtype)
