@@ -22,7 +22,7 @@ from vitrail.data.batch import Batch
 from vitrail.data.batches import steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Evaluation
-from vitrail.models import ViT
+from vitrail.models import Baseline, ViT
 from vitrail.train import checkpoint
 from vitrail.train.objectives import target_smoothing
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
@@ -52,17 +52,17 @@ class Loop:
     """Moves the weights by one batch."""
     ema: Ema | None
     pace: Pace
-    evaluate: Callable[[ViT], Evaluation] | None
+    evaluate: Callable[[ViT | Baseline], Evaluation] | None
     """On the validation images; None where there are none."""
     metrics: Metrics
     display: Display
     step: int = 0
 
     @property
-    def trained(self) -> ViT:
+    def trained(self) -> ViT | Baseline:
         """The model that is evaluated and saved: the running mean where there is one."""
         model = self.move.model if self.ema is None else self.ema.mean
-        assert isinstance(model, ViT)
+        assert isinstance(model, ViT | Baseline)
         return model
 
     def run(self) -> None:
