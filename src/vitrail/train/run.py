@@ -150,7 +150,7 @@ def fine_tuning(
     if not isinstance(model, Baseline):
         shape["name"] = name_of(model.config)
     if name and (isinstance(model, Baseline) or is_baseline(name)) and name != shape["name"]:
-        raise ValueError(f'model.name "{name}" is another model than {shape["name"]}, of the weights {start}; leave --model out')
+        raise ValueError(f'model.name "{name}" is not what the weights {start} are of, {shape["name"]}; leave --model out')
     for key, value in parse_name(name).items() if name else ():
         if not (key in fields or key == "img_size") and pair_or(shape[key]) != pair_or(value):
             raise ValueError(
@@ -271,7 +271,7 @@ def unused(settings: Settings) -> list[str]:
     }
     notes = [f"{text}; it has no effect here" for text, is_unused in told.items() if is_unused]
     if train.accumulate > 1 and is_baseline(name):
-        notes.append(f"train.accumulate {train.accumulate}: batch norms, where {name} has them, see a part of the batch at a time")
+        notes.append(f"train.accumulate {train.accumulate}: batch norms, where {name} has them, see one part at a time")
     return notes
 
 
