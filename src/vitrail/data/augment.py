@@ -42,7 +42,9 @@ def augment(
     pixels = _coloured(_placed(raw, draws, cfg, preprocessing), draws, cfg)
     images = normalise(pixels, preprocessing)
     erase_(images, draws, prob=cfg.erase_prob)
-    targets = F.one_hot(raw.labels, num_classes).float() * (1 - label_smoothing) + label_smoothing / num_classes
+    targets = raw.targets
+    if targets is None:
+        targets = F.one_hot(raw.labels, num_classes).float() * (1 - label_smoothing) + label_smoothing / num_classes
     images, targets = mix(images, targets, draws, cfg)
     return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes)
 

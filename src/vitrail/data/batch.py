@@ -26,6 +26,8 @@ class RawBatch:
     """Position of each image in its split: with seed and epoch, the key of every draw."""
     turns: Int64[Tensor, " B"] | None = None
     """How often each image came before in this epoch, which its draws are keyed by too; None: none of them did."""
+    targets: Float[Tensor, "B K"] | None = None
+    """The labels of each image as ones among zeros, where it may have any number of them; `labels` is then -1."""
 
     def to(self, device: torch.device | str) -> RawBatch:
         """The same batch on another device."""
@@ -43,7 +45,7 @@ class Batch:
     images: Float[Tensor, "B C H W"]
     """Normalised, at the model's size."""
     targets: Float[Tensor, "B K"]
-    """Each row sums to one; mixup and cutmix make it soft."""
+    """Mixup and cutmix make it soft. Each row sums to one, but where images may have any number of labels."""
     labels: Int64[Tensor, " B"]
     """The class of each image before mixing."""
     indexes: Int64[Tensor, " B"]

@@ -44,9 +44,8 @@ class _Reader(Dataset[tuple[int, RawBatch, tuple[Skipped, ...]]]):
             draws = Draws(seed=self.seed, epoch=job.epoch, indexes=job.indexes, turns=job.turns)
             boxes = crop_boxes(self.split.sizes[job.indexes], draws, self.augment)
         batch, failures = self.split.read(job.indexes, boxes=boxes)
-        if job.turns is not None:
-            batch = replace(batch, turns=job.turns[torch.isin(job.indexes, batch.indexes)])
-        return job.epoch, batch, failures
+        turns = None if job.turns is None else job.turns[torch.isin(job.indexes, batch.indexes)]
+        return job.epoch, replace(batch, turns=turns, targets=self.split.targets(batch.indexes)), failures
 
 
 def steps_per_epoch(split: Split, *, batch_size: int) -> int:

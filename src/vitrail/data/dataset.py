@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vitrail.config import AugmentConfig, DataConfig, Pair, Preprocessing
@@ -31,11 +31,13 @@ class Split(ABC):
     """The images of one split, ready to be read by position."""
 
     labels: Int64[Tensor, " N"]
-    """Class of each image."""
+    """Class of each image; -1 throughout where an image may have several."""
     sizes: Int64[Tensor, "N 2"]
     """Height and width of each image, in pixels, as `boxes` count them."""
     names: Sequence[str]
     """Relative path of each image, or such as "fashion-mnist/test/17"."""
+    multi_hot: Bool[Tensor, "N K"] | None = None
+    """Which labels each image has, where it may have any number of them."""
 
     def __init__(
         self,
@@ -50,6 +52,15 @@ class Split(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of labels, rather than one class."""
+        return self.multi_hot is not None
+
+    def targets(self, indexes: Int64[Tensor, " B"]) -> Float[Tensor, "B K"] | None:
+        """The labels of some images as ones among zeros; None where each has one class, which `labels` says."""
+        return None if self.multi_hot is None else self.multi_hot[indexes].float()
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -94,6 +105,8 @@ class Source(ABC):
     std: tuple[float, ...]
     splits: tuple[SplitName, ...]
     """The splits that `load` gives."""
+    multi_label: bool = False
+    """Whether an image may have any number of labels, rather than one class."""
 
     @abstractmethod
     def load(
@@ -112,6 +125,10 @@ class Source(ABC):
         images = Preprocessing(img_size=size, in_channels=self.channels, mean=self.mean, std=self.std)
         labels = self.load("train", preprocessing=images, cfg=DataConfig()).labels
         return tuple(labels.bincount(minlength=len(self.classes)).tolist())
+
+    def train_images(self) -> int:
+        """Training images in all; as `class_counts` counts them."""
+        return sum(self.class_counts())
 
     def check_split(self, split: SplitName, *, channels: int) -> None:
         """Raises ValueError for a split that is not there, and for a number of channels that no image has."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Source, Split, SplitName, stable_fraction, whole_images
@@ -66,7 +67,7 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
     if len(names) < 2:
         raise ValueError(f'{path} has one class only, "{names[0]}"; training needs at least two class folders')
     if "train" in found and "val" not in found and val_fraction:
-        sides = [stable_fraction(file) < val_fraction for file, _ in found["train"]]
+        sides = [is_held_out(file, val_fraction) for file, _ in found["train"]]
         found["val"] = [item for item, held_out in zip(found["train"], sides, strict=True) if held_out]
         found["train"] = [item for item, held_out in zip(found["train"], sides, strict=True) if not held_out]
     label = {name: k for k, name in enumerate(names)}
@@ -75,14 +76,11 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
         for split in ("train", "val", "test")
         if found.get(split)
     }
-    grey = _is_grey(path, [item for side in files.values() for item in side])
     return FolderSource(
         name=path.resolve().name,
         classes=tuple(names),
-        channels=1 if grey else 3,
         img_size=None,
-        mean=(0.449,) if grey else IMAGENET_MEAN,  # the luma of ImageNet's mean and deviation
-        std=(0.226,) if grey else IMAGENET_STD,
+        **pixels_of(path, [item for side in files.values() for item in side]),
         splits=tuple(files),
         root=path,
         files=files,
@@ -93,6 +91,24 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     """A key that sorts "class2" before "class10"."""
     parts = re.split(r"(\d+)", name.lower())
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part] + [(2, 0, name)]
+
+
+def side_of(file: str) -> SplitName:
+    """The side that a file stands on where nothing says it: a hash of its path."""
+    u = stable_fraction(file)
+    return "train" if u < TRAIN_SHARE else "val" if u < TRAIN_SHARE + VAL_SHARE else "test"
+
+
+def is_held_out(file: str, val_fraction: float) -> bool:
+    """Whether a training image is one for validation where there are none."""
+    return stable_fraction(file) < val_fraction
+
+
+def pixels_of(root: Path, files: list[Listed]) -> dict[str, Any]:
+    """Channels, mean and deviation of photographs, all grey or not."""
+    if _is_grey(root, files):
+        return {"channels": 1, "mean": (0.449,), "std": (0.226,)}  # the luma of ImageNet's mean and deviation
+    return {"channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def _listed(root: Path) -> dict[SplitName, list[tuple[str, str]]]:
@@ -112,9 +128,7 @@ def _listed(root: Path) -> dict[SplitName, list[tuple[str, str]]]:
     else:
         for name in folders:
             for file in _files(root, name):
-                u = stable_fraction(file)
-                side: SplitName = "train" if u < TRAIN_SHARE else "val" if u < TRAIN_SHARE + VAL_SHARE else "test"
-                found.setdefault(side, []).append((file, name))
+                found.setdefault(side_of(file), []).append((file, name))
     return {split: files for split, files in found.items() if files}
 
 

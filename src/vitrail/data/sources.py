@@ -7,6 +7,7 @@ from pathlib import Path
 from vitrail.config import nearest
 from vitrail.data.dataset import Skipped, Source, Split, SplitName
 from vitrail.data.folder import open_folder
+from vitrail.data.labelled import TABLE, columns, is_labelled, open_labelled
 from vitrail.data.named import NAMED, data_folder, open_named
 
 __all__ = ["NAMES", "Skipped", "Source", "Split", "SplitName", "open_source"]
@@ -27,7 +28,24 @@ def open_source(path: str, *, val_fraction: float = 0.1) -> Source:
     folder = Path(path).expanduser()
     if not folder.exists():
         raise ValueError(f'data "{path}" is neither a folder nor one of {", ".join(NAMES)}{nearest(path, list(NAMES))}')
-    return open_folder(folder, val_fraction=val_fraction)
+    return _opened(folder, val_fraction=val_fraction)
+
+
+def _opened(folder: Path, *, val_fraction: float) -> Source:
+    """A folder as its labels.csv has it, or with a folder per class."""
+    table = folder / TABLE
+    if table.is_file() and is_labelled(table):
+        return open_labelled(folder, val_fraction=val_fraction)
+    try:
+        return open_folder(folder, val_fraction=val_fraction)
+    except ValueError as error:
+        if not table.is_file():
+            raise
+        seen = ", ".join(columns(table)) or "none that can be read"
+        raise ValueError(
+            f"{table} has the columns {seen}; for several labels an image name two of them path and labels, "
+            f"with commas between ({error})"
+        ) from None
 
 
 def _imagenet() -> Path:

@@ -1,16 +1,21 @@
 """A model and data give numbers, each with its interval."""
 
 from vitrail.evaluate.confusion import save_confusion
-from vitrail.evaluate.evaluate import evaluate, save_evaluation
-from vitrail.evaluate.metrics import Evaluation, confusion_matrix, score, topk_correct, wilson_interval
+from vitrail.evaluate.evaluate import evaluate, evaluate_labels, save_evaluation
+from vitrail.evaluate.metrics import Evaluation, Scores, confusion_matrix, score, topk_correct, wilson_interval
+from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
 
 __all__ = [
     "Evaluation",
+    "MultiLabelEvaluation",
+    "Scores",
     "confusion_matrix",
     "evaluate",
+    "evaluate_labels",
     "save_confusion",
     "save_evaluation",
     "score",
+    "score_labels",
     "topk_correct",
     "wilson_interval",
 ]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,33 @@ class Accuracy:
         return {"correct": self.correct, "count": self.count, "accuracy": value, "interval": list(self.interval)}
 
 
+class Headline(NamedTuple):
+    """The one number that a run is known by."""
+
+    name: str
+    value: float
+    interval: Interval
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """What an evaluation gives, whatever the task."""
+
+    @property
+    def count(self) -> int:
+        """Images."""
+
+    @property
+    def headline(self) -> Headline:
+        """The one number that a run is known by."""
+
+    def figures(self) -> dict[str, float]:
+        """What is logged while a model is trained."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, ready for JSON."""
+
+
 @dataclass(frozen=True)
 class ClassScore:
     """One class of the data."""
@@ -72,6 +99,15 @@ class Evaluation:
     confusion: Int64[Tensor, "K K"]
     """Images of each true class (row) by predicted class (column)."""
     classes: tuple[str, ...]
+
+    @property
+    def headline(self) -> Headline:
+        """The one number that a run is known by."""
+        return Headline("accuracy", self.top1, self.top1_interval)
+
+    def figures(self) -> dict[str, float]:
+        """What is logged while a model is trained."""
+        return {"top1": self.top1, "nll": self.nll}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the confusion matrix (see `save_confusion`), ready for JSON: what is not a number is None."""
@@ -162,12 +198,17 @@ def wilson_interval(correct: int, total: int, *, level: float = 0.95) -> Interva
         raise ValueError(f"confidence level {level} must be above 0 and below 1")
     if total == 0:
         return 0.0, 1.0
+    return share_interval(correct / total, total, level=level)
+
+
+def share_interval(share: float, cases: float, *, level: float = 0.95) -> Interval:
+    """Wilson's interval of a share of so many independent cases, which need not be a whole number."""
     z = NormalDist().inv_cdf((1 + level) / 2)
-    share, spread = correct / total, z * z / total
+    spread = z * z / cases
     middle = (share + spread / 2) / (1 + spread)
-    reach = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    low = 0.0 if correct == 0 else max(0.0, middle - reach)  # exactly the end, not 1e-17 beside it
-    return low, 1.0 if correct == total else min(1.0, middle + reach)
+    reach = z / (1 + spread) * math.sqrt(share * (1 - share) / cases + spread / (4 * cases))
+    low = 0.0 if share == 0 else max(0.0, middle - reach)  # exactly the end, not 1e-17 beside it
+    return low, 1.0 if share == 1 else min(1.0, middle + reach)
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:

@@ -1,0 +1,156 @@
+"""A folder whose labels.csv says what is in each image: any number of labels, one line an image."""
+
+# N images · K classes
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from vitrail.config import AugmentConfig, DataConfig, Preprocessing
+from vitrail.data.dataset import Split, SplitName
+from vitrail.data.files import Listed
+from vitrail.data.folder import SPLIT_FOLDERS, FolderSource, is_held_out, natural, pixels_of, side_of
+
+TABLE = "labels.csv"
+PATH, LABELS, SPLIT = "path", "labels", "split"
+"""Its columns; the last may be missing."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledSource(FolderSource):
+    """Images with any number of labels. The `label` of a listed file is its row in `multi_hot`."""
+
+    multi_hot: Bool[Tensor, "N K"]
+    """Which classes each image of the table has."""
+
+    def load(
+        self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
+    ) -> Split:
+        """See Source.load. Raises ValueError too for a sampler that is to draw by class."""
+        if cfg.balance == "sampler":
+            raise ValueError('data.balance "sampler" draws by class, and these images have any number of labels; use "none"')
+        images = super().load(split, preprocessing=preprocessing, cfg=cfg, augment=augment)
+        images.multi_hot = self.multi_hot[images.labels]
+        images.labels = torch.full_like(images.labels, -1)
+        return images
+
+    def class_counts(self) -> tuple[int, ...]:
+        """Training images that have each label, also those that turn out to be unreadable."""
+        rows = [file.label for file in self.files.get("train", ())]
+        return tuple(self.multi_hot[rows].sum(0).tolist())
+
+    def train_images(self) -> int:
+        """See Source.train_images."""
+        return len(self.files.get("train", ()))
+
+
+class Row(NamedTuple):
+    """One image of the table."""
+
+    line: int
+    path: str
+    labels: tuple[str, ...]
+    split: SplitName | None
+
+
+def open_labelled(root: Path, *, val_fraction: float) -> LabelledSource:
+    """Reads labels.csv; no image is decoded.
+
+    Without splits in it, sides are drawn from a hash of each path, as in `open_folder`. Raises ValueError that names the
+    line for one that is not as it should be, and for a label that only the validation or test images have.
+    """
+    table = root / TABLE
+    rows = read_table(table)
+    names = sorted({name for row in rows for name in row.labels}, key=natural)
+    if not names:
+        what = "labels" if rows else "images"
+        raise ValueError(f"{table} names no {what}; write one line an image, such as beach/1.jpg,sea;sky")
+    taught = {name for row in rows if row.split == "train" for name in row.labels}
+    for row in rows:
+        if row.split and (lone := [name for name in row.labels if name not in taught]):
+            raise ValueError(f'{table}: label "{lone[0]}" is in {row.split} but not in train; add images to train or remove it')
+    rank = {name: k for k, name in enumerate(names)}
+    multi_hot = torch.zeros(len(rows), len(names), dtype=torch.bool)
+    sides: dict[SplitName, list[Listed]] = {"train": [], "val": [], "test": []}
+    for at, row in enumerate(rows):
+        multi_hot[at, [rank[name] for name in row.labels]] = True
+        sides[row.split or side_of(row.path)].append(Listed(row.path, at))
+    if not sides["val"]:
+        sides["val"] = [file for file in sides["train"] if is_held_out(file.path, val_fraction)]
+        sides["train"] = [file for file in sides["train"] if not is_held_out(file.path, val_fraction)]
+    files = {split: tuple(listed) for split, listed in sides.items() if listed}
+    return LabelledSource(
+        name=root.resolve().name,
+        classes=tuple(names),
+        img_size=None,
+        **pixels_of(root, [file for listed in files.values() for file in listed]),
+        splits=tuple(files),
+        multi_label=True,
+        root=root,
+        files=files,
+        multi_hot=multi_hot,
+    )
+
+
+def is_labelled(table: Path) -> bool:
+    """Whether a CSV file has the columns of a table of labels."""
+    return {PATH, LABELS} <= set(columns(table))
+
+
+def columns(table: Path) -> tuple[str, ...]:
+    """The names in a CSV file's first line, in lower case; none where it can't be read."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            return tuple(name.strip().lower() for name in next(csv.reader(file), ()))
+    except (OSError, csv.Error):
+        return ()
+
+
+def read_table(table: Path) -> list[Row]:
+    """The lines of a table of labels. Raises ValueError for the first that is not as it should be."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file)
+            header = [name.strip().lower() for name in next(lines, ())]
+            rows = [_row(table, lines.line_num, dict(zip(header, line, strict=False))) for line in lines if any(line)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table} can't be read ({error}); save it as CSV in UTF-8") from None
+    first: dict[str, Row] = {}
+    for row in rows:
+        if row.path in first:
+            twice = f"{table}, line {row.line}: {row.path} stands on line {first[row.path].line} too"
+            raise ValueError(f'{twice}; keep one line an image, its labels with ";" between')
+        first[row.path] = row
+        if (row.split is None) != (rows[0].split is None):
+            line = row.line if row.split is None else rows[0].line
+            raise ValueError(
+                f"{table}, line {line}: there is no split, and other lines have one; fill it in, or leave the column out"
+            )
+    return rows
+
+
+def _row(table: Path, line: int, cells: Mapping[str, str]) -> Row:
+    """One line's cells, looked through."""
+    here = f"{table}, line {line}:"
+    if PATH not in cells or LABELS not in cells:
+        raise ValueError(
+            f"{here} there are fewer cells than in the header; write path,labels, and nothing behind the comma for none"
+        )
+    path = PurePosixPath(cells[PATH].strip().replace("\\", "/"))  # a table may have been written on Windows
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(
+            f'{here} path "{cells[PATH]}" does not lead to a file in the folder; write it relative to {table.parent}'
+        )
+    side = cells.get(SPLIT, "").strip().lower()
+    if side and side not in SPLIT_FOLDERS:
+        raise ValueError(f'{here} split "{side}" is none of train, val, test')
+    labels = dict.fromkeys(label.strip() for label in cells[LABELS].split(";"))
+    return Row(line, str(path), tuple(label for label in labels if label), SPLIT_FOLDERS[side] if side else None)

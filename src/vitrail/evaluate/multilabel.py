@@ -1,0 +1,158 @@
+"""What logits are worth where an image may have several labels: average precision with intervals, F1. Pure functions."""
+
+# N images · K classes
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vitrail.evaluate.metrics import Headline, Interval, share_interval
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """One label of the data."""
+
+    name: str
+    count: int
+    """Images that have it."""
+    average_precision: float
+    """NaN where no image has it."""
+    interval: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class MultiLabelEvaluation:
+    """What a model reaches on images with any number of labels. Intervals are at 95 %, see `interval_of`."""
+
+    count: int
+    """Images."""
+    mean_ap: float
+    """Mean of the labels' average precision, over those that some image has; NaN where none has any."""
+    mean_ap_interval: Interval
+    f1: float
+    """Of all labels together ("micro"), a label being given where its probability is 0.5 or above; NaN where there are none."""
+    f1_interval: Interval
+    bce: float
+    """Mean binary cross-entropy of every label of every image, in nats."""
+    per_class: tuple[LabelScore, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def headline(self) -> Headline:
+        """The one number that a run is known by."""
+        return Headline("mAP", self.mean_ap, self.mean_ap_interval)
+
+    def figures(self) -> dict[str, float]:
+        """What is logged while a model is trained."""
+        return {"map": self.mean_ap, "f1": self.f1, "bce": self.bce}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON: what is not a number is None."""
+        return {
+            "count": self.count,
+            "mean_ap": _finite(self.mean_ap),
+            "mean_ap_interval": list(self.mean_ap_interval),
+            "f1": _finite(self.f1),
+            "f1_interval": list(self.f1_interval),
+            "bce": _finite(self.bce),
+            "per_class": [
+                {
+                    "name": each.name,
+                    "count": each.count,
+                    "average_precision": _finite(each.average_precision),
+                    "interval": list(each.interval),
+                }
+                for each in self.per_class
+            ],
+        }
+
+
+def score_labels(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"], *, classes: Sequence[str]) -> MultiLabelEvaluation:
+    """The scores of a data set, computed on the CPU in float64."""
+    count = len(targets)
+    if not count:
+        raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
+    logits, targets = logits.double().cpu(), targets.cpu()
+    scores, found, parts = [], [], []
+    for k, name in enumerate(classes):
+        having = int(targets[:, k].sum())
+        precision, part = average_precision(logits[:, k], targets[:, k]) if having else (math.nan, torch.zeros(count))
+        scores.append(LabelScore(name, having, precision, interval_of(precision, part, most=having)))
+        if having:
+            found.append(precision)
+            parts.append(part)
+    labels = int(targets.sum())
+    mean_ap = sum(found) / len(found) if found else math.nan
+    influence = torch.stack(parts).mean(0) if parts else torch.zeros(count)
+    f1, f1_influence = micro_f1(logits, targets)
+    return MultiLabelEvaluation(
+        count=count,
+        mean_ap=mean_ap,
+        mean_ap_interval=interval_of(mean_ap, influence, most=labels),
+        f1=f1,
+        f1_interval=interval_of(f1, f1_influence, most=count),
+        bce=float(F.binary_cross_entropy_with_logits(logits, targets.double())),
+        per_class=tuple(scores),
+        classes=tuple(classes),
+    )
+
+
+def average_precision(logits: Float[Tensor, " N"], targets: Bool[Tensor, " N"]) -> tuple[float, Float[Tensor, " N"]]:
+    """Average precision of one label that some image has, and what each image does to it.
+
+    AP = 1/P Σ TP_i / C_i over the P images that have the label: down to the score of image i there are C_i images, and
+    TP_i of them have it. Images of equal score are taken together, as scikit-learn does. The second value is ∂AP/∂w_i, if
+    image i counted w_i times; these sum to zero.
+    """
+    values, order = logits.double().sort(descending=True)
+    has = targets[order].double()
+    first, until = torch.searchsorted(-values, -values), torch.searchsorted(-values, -values, right=True)
+    positives, true = has.sum(), has.cumsum(0)[until - 1]
+    precision = true / until
+    mean = (has * precision).sum() / positives
+
+    def from_here(summands: Tensor) -> Tensor:
+        """The sum over each image's equals and all below them."""
+        return summands.flip(0).cumsum(0).flip(0)[first]
+
+    slope = has * (precision - mean) + has * from_here(has / until) - from_here(has * true / until.double().square())
+    return mean.item(), torch.empty_like(slope).scatter_(0, order, slope / positives)
+
+
+def micro_f1(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"]) -> tuple[float, Float[Tensor, " N"]]:
+    """2 TP / (2 TP + FP + FN) of all labels at probability 0.5, and ∂F1/∂w_i as in `average_precision`."""
+    given = logits >= 0
+    twice = 2 * (given & targets).sum(1).double()  # (N,)
+    whole = given.sum(1) + targets.sum(1).double()
+    if not whole.sum():
+        return math.nan, torch.zeros_like(whole)
+    f1 = twice.sum() / whole.sum()
+    return f1.item(), (twice - f1 * whole) / whole.sum()
+
+
+def interval_of(value: float, influence: Float[Tensor, " N"], *, most: int) -> Interval:
+    """Confidence interval at 95 % of a score between 0 and 1, from what each image does to it.
+
+    √Σ influence² is the score's standard error (the infinitesimal jackknife: Jaeckel 1972). Wilson's interval takes it as
+    that of a share of v (1 - v) / error² independent cases, and of `most` at most: near 0 and 1 the error means little.
+    In simulations it held 91 to 98 % of the time for one label; for the mean of eight 94 % with 1,000 images, and less than
+    90 % where some label had fewer than five. (0, 1) for a value that is no number.
+    """
+    if math.isnan(value) or not most:
+        return 0.0, 1.0
+    variance = float(influence.double().square().sum())
+    cases = value * (1 - value) / variance if variance > 0 else math.inf
+    return share_interval(value, min(cases, most))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
