@@ -7,18 +7,20 @@ from typing import Any
 import torch
 
 from vitrail.config import BASELINE_FIELDS, ModelConfig, ViTConfig, is_baseline, parse_name
-from vitrail.models.baseline import Baseline, BaselineConfig, check_baseline, create_baseline
+from vitrail.models.baseline import Baseline, BaselineConfig, check_baseline, create_baseline, on_meta
 from vitrail.models.vit import Outputs, ViT, configured
 
 __all__ = [
     "Baseline",
     "Outputs",
     "ViT",
+    "baseline_config",
     "baseline_fields",
     "build_model",
     "check_model",
     "create_baseline",
     "create_model",
+    "meta_model",
 ]
 
 
@@ -41,10 +43,22 @@ def build_model(cfg: ModelConfig) -> ViT | Baseline:
 def check_model(cfg: ModelConfig) -> None:
     """Raises ValueError, in one line, for settings that make no model. Nothing is computed, and no memory is taken."""
     if is_baseline(cfg.name):
-        check_baseline(BaselineConfig(name=cfg.name, **baseline_fields(cfg)))
-        return
+        check_baseline(baseline_config(cfg))
+    else:
+        meta_model(cfg)
+
+
+def meta_model(cfg: ModelConfig) -> ViT | Baseline:
+    """The model of a run's settings without memory for its weights: its names and shapes can be looked at."""
+    if is_baseline(cfg.name):
+        return on_meta(baseline_config(cfg))
     with torch.device("meta"):
-        ViT(cfg.vit())
+        return ViT(cfg.vit())
+
+
+def baseline_config(cfg: ModelConfig) -> BaselineConfig:
+    """What of a run's settings a baseline is made of."""
+    return BaselineConfig(name=cfg.name, **baseline_fields(cfg))
 
 
 def baseline_fields(cfg: ModelConfig) -> dict[str, Any]:
