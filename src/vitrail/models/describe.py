@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.config import ViTConfig, pair
+from vitrail.models.baseline import Baseline, BaselineConfig, check_baseline, on_meta
 from vitrail.models.vit import ViT
 
 _FP32, _BF16 = 4, 2  # bytes
@@ -64,11 +65,32 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
     )
 
 
+@dataclass(frozen=True)
+class BaselineDescription:
+    """What can be counted of another library's model; what its activations take depends on its code."""
+
+    parameters: int
+    flops: int
+    """As of a ViT: matrix products and convolutions of the forward pass for one image."""
+    weights_bytes: int
+    """Parameters and buffers in fp32, as they are saved."""
+
+
+def describe_baseline(config: BaselineConfig) -> BaselineDescription:
+    """Counts what a baseline costs. Raises ValueError for what can't be built, and for images that it can't take."""
+    check_baseline(config)
+    parameters, weights, flops = _counted(on_meta(config))
+    return BaselineDescription(parameters=parameters, flops=flops, weights_bytes=weights)
+
+
 def _count(config: ViTConfig) -> tuple[int, int, int]:
-    """Parameters, bytes of the state dict, and FLOPs for one image."""
     with torch.device("meta"):
-        model = ViT(config).eval()
-        image = torch.empty(1, config.in_channels, *pair(config.img_size))
+        return _counted(ViT(config).eval())
+
+
+def _counted(model: ViT | Baseline) -> tuple[int, int, int]:
+    """Parameters, bytes of the state dict, and FLOPs for one image, of a model on the meta device."""
+    image = torch.empty(1, model.config.in_channels, *pair(model.config.img_size), device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     parameters = sum(parameter.numel() for parameter in model.parameters())
