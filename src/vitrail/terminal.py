@@ -9,7 +9,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitrail.config import ModelConfig
     from vitrail.deploy.predict import Prediction
     from vitrail.evaluate.metrics import Evaluation
-    from vitrail.models.describe import Description
+    from vitrail.models.describe import BaselineDescription, Description
     from vitrail.train.optim import Row
     from vitrail.weights import pretrained
 
@@ -222,20 +222,41 @@ def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None
     hidden = round(cfg.embed_dim * cfg.mlp_ratio)
     memory = f"of activations for {_counted(batch_size, 'image')}"
     classes = _counted(cfg.num_classes, "class", "es") if cfg.num_classes else "no head"
-    flops = f"{cost.flops / 1e9:,.2f} G" if cost.flops >= 1e9 else f"{cost.flops / 1e6:.2f} M"
     lines = {
         "images": f"{height} x {width} px, {_counted(cfg.in_channels, 'channel')}; {classes}",
         "shape": f"width {cfg.embed_dim:,}, {_counted(cfg.depth, 'block')}, {_counted(cfg.num_heads, 'head')}, MLP {hidden:,}",
         "tokens": f"{cost.tokens:,} = {cost.tokens - patches} + {_counted(patches, 'patch', 'es')} of {down} x {across} px",
         "parameters": f"{cost.parameters:,}",
         "weights": f"{in_bytes(cost.weights_bytes)} in fp32",
-        "FLOPs": f"{flops} in the forward pass of 1 image",
+        "FLOPs": _flops(cost.flops),
         "inference": f"{in_bytes(cost.inference_bytes)} {memory} in fp32",
         "training": f"{in_bytes(cost.training_bytes)} {memory} in fp32, {in_bytes(cost.training_bytes_bf16)} in bf16",
     }
-    print(cfg.name)
+    _print_lines(cfg.name, lines)
+
+
+def print_baseline(cfg: ModelConfig, cost: BaselineDescription) -> None:
+    """What can be told of another library's model."""
+    height, width = pair(cfg.img_size)
+    classes = _counted(cfg.num_classes, "class", "es") if cfg.num_classes else "no head"
+    lines = {
+        "images": f"{height} x {width} px, {_counted(cfg.in_channels, 'channel')}; {classes}",
+        "parameters": f"{cost.parameters:,}",
+        "weights": f"{in_bytes(cost.weights_bytes)} in fp32",
+        "FLOPs": _flops(cost.flops),
+        "memory": "of activations is not counted: it depends on the library's code",
+    }
+    _print_lines(cfg.name, lines)
+
+
+def _print_lines(title: str, lines: Mapping[str, str]) -> None:
+    print(title)
     for name, text in lines.items():
         print(f"  {name:10}  {text}")
+
+
+def _flops(count: int) -> str:
+    return f"{f'{count / 1e9:,.2f} G' if count >= 1e9 else f'{count / 1e6:.2f} M'} in the forward pass of 1 image"
 
 
 def _counted(count: int, noun: str, plural: str = "s") -> str:
