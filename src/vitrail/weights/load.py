@@ -65,8 +65,10 @@ def load(
     asked = {"num_classes": num_classes, "img_size": img_size, "in_channels": in_channels}
     changes = {name: value for name, value in asked.items() if value is not None} | config_changes
     check_names(changes)  # a field that does not exist is named before anything is fetched
+    if isinstance(source, str) and is_baseline(source):
+        return published_baseline(source, changes)
     if is_name(source):
-        return published_baseline(str(source), changes) if is_baseline(str(source)) else fresh(str(source), changes)
+        return fresh(str(source), changes)
     checkpoint, run = opened(source, revision)
     if run is not None and isinstance(run.config, BaselineConfig):
         return trained_baseline(run.config, checkpoint, changes, channels=channels)
@@ -91,8 +93,8 @@ def load(
 
 
 def is_name(source: Any) -> bool:
-    """Whether a source is a name such as "B/16", and no file of that name is there."""
-    if not isinstance(source, str) or os.path.exists(source):
+    """Whether a source is a name such as "B/16", whose weights are random, and no file of that name is there."""
+    if not isinstance(source, str) or is_baseline(source) or os.path.exists(source):
         return False
     try:
         parse_name(source)
