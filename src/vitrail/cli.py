@@ -389,14 +389,16 @@ def show(words: list[str]) -> int:
     short = {field: parsed[field] for field in settings.OF_THE_DATA if parsed.get(field) is not None}
 
     from vitrail import weights
-    from vitrail.models.describe import describe
+    from vitrail.config import is_baseline
+    from vitrail.models import baseline_config, meta_model
+    from vitrail.models.describe import describe, describe_baseline
     from vitrail.weights.load import is_name
 
     config, asked = Path(parsed["name"], "config.yaml"), [{"model": short}, settings.layer_of(parsed)]
     below: Mapping[str, Any] = {"model": parsed["name"]}
     if config.is_file():
         below = settings.read_config(config)
-    elif not is_name(parsed["name"]):
+    elif not (is_name(parsed["name"]) or is_baseline(parsed["name"])):
         strict, fields = not parsed.get("no_strict"), settings.model_fields(*asked)
         model = weights.load(parsed["name"], revision=parsed.get("revision"), strict=strict, **fields)
         assert isinstance(model.receipt, weights.Receipt)
@@ -406,16 +408,16 @@ def show(words: list[str]) -> int:
     if isinstance(below["model"], dict) and "name" not in below["model"]:
         cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, name=parsed["name"]))
     batch_size = parsed.get("batch_size") or 1
-    terminal.print_model(cfg.model, describe(cfg.model.vit(), batch_size=batch_size), batch_size=batch_size)
+    if not is_baseline(cfg.model.name):
+        terminal.print_model(cfg.model, describe(cfg.model.vit(), batch_size=batch_size), batch_size=batch_size)
+    elif "batch_size" in parsed:
+        raise ValueError(f"--batch-size is for the memory of activations, which is not counted of {cfg.model.name}; leave it out")
+    else:
+        terminal.print_baseline(cfg.model, describe_baseline(baseline_config(cfg.model)))
     if parsed.get("groups"):
-        import torch
-
-        from vitrail.models import ViT
         from vitrail.train.optim import group_table
 
-        with torch.device("meta"):
-            rows = group_table(ViT(cfg.model.vit()), cfg.optim)
-        terminal.print_groups(rows)
+        terminal.print_groups(group_table(meta_model(cfg.model), cfg.optim))
     return OK
 
 
