@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,16 +17,19 @@ import timm
 import torch
 import torchvision
 import transformers
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor
 
-from vitrail.config import Preprocessing, pair
+from vitrail.config import Preprocessing, ViTConfig, pair
 from vitrail.models import ViT
 from vitrail.weights import load, read_run
 from vitrail.weights.convert import Target, convert, place, planned
 from vitrail.weights.targets import Inexpressible
 
+OLD_TRANSFORMERS = transformers.__version__.startswith("4.")
 SIDE, PATCH, DIM, HEADS, DEPTH, CLASSES = 16, 4, 16, 2, 2, 5
 TINY = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": DIM, "num_heads": HEADS, "depth": DEPTH, "num_classes": CLASSES}
 
@@ -94,7 +98,7 @@ OF_TIMM: list[dict[str, Any]] = [
     {"reg_tokens": 3, "no_embed_class": True},
     {"reg_tokens": 2, "class_token": False, "pool": "avg"},
     {"reg_tokens": 2, "pool": "avg", "pool_include_prefix": True},
-    {"reg_tokens": 2, "pos_embed": "none"},
+    {"class_token": False, "pool": "avg", "pos_embed": "none"},
     {"pool": "avg"},
     {"pool": "avg", "fc_norm": True},
     {"pool": "map", "class_token": False},
@@ -223,6 +227,8 @@ def what_it_gives(model: Any, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("cls", "fields"), OF_TRANSFORMERS, ids=str)
 def test_transformers_opens_the_folder(tmp_path: Path, cls: str, fields: dict[str, Any]) -> None:
+    if OLD_TRANSFORMERS and "reg_tokens" in fields and "avg" in fields.get("pool", ""):
+        pytest.skip("it averages over the registers too")
     ours = vit(**fields)
     if cls == "CLIPVisionModelWithProjection":
         nn.init.zeros_(ours.head.bias)  # type: ignore[arg-type]
@@ -377,6 +383,7 @@ def test_what_an_npz_does_not_say_is_a_warning(tmp_path: Path) -> None:
             {"norm_eps": 1e-12},
             r"no norm_eps 1e-12, only 1e-06 or 1e-05; load it with norm_eps=1e-06.*convert .* \"hf\"",
         ),
+        ("timm", {"pos_embed": "none"}, 'no pos_embed "none" with a class token or registers.*; convert it to "hf" or'),
         ("timm", {"patch_norm": True}, "no patch_norm true, only false"),
         ("timm", {"head_dim": 4}, "no head_dim 4, only none"),
         ("timm", {"mlp": "swiglu", "pool": "map"}, 'with SwiGLU has no pool "map"'),
@@ -447,6 +454,56 @@ def test_a_change_on_loading_is_the_way_to_another_epsilon(tmp_path: Path) -> No
     images = torch.randn(2, 3, SIDE, SIDE)
     again = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     torch.testing.assert_close(again(images), what_it_gives(theirs, images), atol=1e-3, rtol=1e-3)
+
+
+CHOICES: dict[str, list[Any]] = {
+    "img_size": [SIDE, (8, 24)],
+    "in_channels": [3, 1, 5],
+    "num_classes": [CLASSES, 0],
+    "head_dim": [None, 4, 8],
+    "mlp_ratio": [2.0, 1.5, 41 / 16],
+    "mlp": ["gelu", "gelu_tanh", "quick_gelu", "swiglu"],
+    "init_values": [None, 0.3],
+    "norm_eps": [1e-6, 1e-5, 1e-12],
+    "reg_tokens": [0, 2],
+    "pos_embed": ["learn", "sincos2d", "none"],
+    "pool": ["cls", "avg", "map"],
+    "head": ["linear", "mlp"],
+    **{name: [True, False] for name in ("qkv_bias", "final_norm", "class_token")},
+    **{name: [False, True] for name in ("qk_norm", "pre_norm", "fc_norm", "dist_token", "no_embed_class")},
+    "pool_include_prefix": [False, True],
+}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(fields=st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in CHOICES.items()}))
+def test_any_model_is_the_same_there_or_refused(tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any]) -> None:
+    try:
+        ViTConfig(**{**TINY, **fields})
+    except ValueError:
+        assume(False)
+    ours, folder = vit(**fields), tmp_path_factory.mktemp("any")
+    images = images_for(ours)
+    with contextlib.suppress(Inexpressible):
+        path = converted(ours, "timm", folder / "timm")
+        same(timm.create_model(f"local-dir:{path}", pretrained=True).eval()(images), ours(images))
+    with contextlib.suppress(Inexpressible):
+        path = converted(ours, "torchvision", folder / "vit.pth")
+        arguments = json.loads(path.with_suffix(".json").read_text())["arguments"]
+        theirs = torchvision.models.VisionTransformer(**arguments).eval()
+        theirs.load_state_dict(torch.load(path, weights_only=True))
+        same(theirs(images), ours(images))
+    with contextlib.suppress(Inexpressible):
+        path = converted(ours, "npz", folder / "vit.npz")
+        said = {"img_size": ours.config.img_size, "mlp": ours.config.mlp, "num_heads": HEADS}
+        same(load(path, **said)(images), ours(images))
+    with contextlib.suppress(Inexpressible):
+        path = converted(ours, "hf", folder / "hf")
+        cls = getattr(transformers, json.loads((path / "config.json").read_text())["architectures"][0])
+        theirs, report = cls.from_pretrained(path, output_loading_info=True)
+        assert not any(report.values())
+        if ours.config.num_classes and not (OLD_TRANSFORMERS and ours.config.reg_tokens):
+            same(what_it_gives(theirs.eval(), images), ours(images))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path, fields: dict[str, object])
         {"mlp": "swiglu", "pool": "avg"},
         {"dist_token": True},
         {"pos_embed": "sincos2d"},
-        {"pos_embed": "none"},
+        {"pos_embed": "none", "class_token": False, "pool": "avg"},
         {"pre_norm": True, "mlp": "quick_gelu", "norm_eps": 1e-5},
     ],
     ids=str,

@@ -173,6 +173,8 @@ def for_timm(cfg: ViTConfig, images: Preprocessing, *, licence: str | None = Non
     dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
     peer = TIMM_DISTILLED if cfg.dist_token else TIMM_SWIGLU if cfg.mlp == "swiglu" else TIMM
     check(cfg, peer)
+    if cfg.pos_embed == "none" and (cfg.class_token or cfg.reg_tokens):
+        raise Inexpressible(f'{peer.name} has no pos_embed "none" with a class token or registers, which old versions then drop')
     args: dict[str, Any] = {
         "img_size": cfg.img_size,
         "patch_size": cfg.patch_size,
@@ -402,6 +404,8 @@ def _dinov2(cfg: ViTConfig) -> HuggingFace:
     if cfg.reg_tokens:
         config["num_register_tokens"] = cfg.reg_tokens
     notes = ["transformers has this model only with LayerScale, which is written as ones"] if cfg.init_values is None else []
+    if headed and cfg.reg_tokens and cfg.pool != "cls":
+        notes.append("transformers 4 averages over the registers too: open it with version 5")
     if not headed and cfg.pool == "avg":
         notes.append(f"{name}Model does not average: take the mean over the patches in its last_hidden_state")
     cls = f"{name}{'ForImageClassification' if headed else 'Model'}"
