@@ -114,6 +114,7 @@ TRAIN_HELP = """Trains a Vision Transformer, measures it, and writes a run folde
   vitrail train                                   the sample that comes with the package
   vitrail train PHOTOS --minutes 30               a folder with one folder per class
   vitrail train cifar10 --model S/4 --optim.lr 5e-4
+  vitrail train PHOTOS --model torchvision:resnet50   a CNN in the same loop; timm:efficientnet_b0 …
 
 --model B/16 is short for --model.name B/16, and --minutes 2 for --train.minutes 2.
 The command line wins over --config, which wins over --recipe, which wins over the defaults in brackets.
@@ -130,6 +131,7 @@ SHOW_HELP = f"""Tokens, parameters, FLOPs and memory of one model; of a checkpoi
   vitrail show weights.pth --model.num_heads 8 --verbose
   vitrail show S/16 --img-size 96x128 --in-channels 4 --model.depth 6
   vitrail show Ti/16 --groups --optim.name muon
+  vitrail show torchvision:resnet50
 
 {MEMORY_HELP}"""
 
@@ -411,7 +413,7 @@ def show(words: list[str]) -> int:
     if not is_baseline(cfg.model.name):
         terminal.print_model(cfg.model, describe(cfg.model.vit(), batch_size=batch_size), batch_size=batch_size)
     elif "batch_size" in parsed:
-        raise ValueError(f"--batch-size is for the memory of activations, which is not counted of {cfg.model.name}; leave it out")
+        raise ValueError(f"--batch-size is for memory, which is not counted of {cfg.model.name}; leave it out")
     else:
         terminal.print_baseline(cfg.model, describe_baseline(baseline_config(cfg.model)))
     if parsed.get("groups"):
