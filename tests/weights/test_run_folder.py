@@ -60,6 +60,25 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path, fields: dict[str, object])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_several_labels_an_image_are_remembered_with_the_head(tmp_path: Path) -> None:
+    saved = model()
+    saved.multi_label = True
+    save_model(saved, tmp_path, data="photos")
+    assert json.loads((tmp_path / "config.json").read_text())["multi_label"] is True
+    assert read_run(tmp_path).multi_label
+    assert load_run(tmp_path).multi_label
+    assert load(tmp_path).multi_label
+    assert not load(tmp_path, num_classes=5).multi_label, "a fresh head has learned nothing yet"
+    scores = {"data": "photos", "split": "test", "count": 7, "mean_ap": 0.5, "mean_ap_interval": [0.4, 0.6]}
+    (tmp_path / "evaluation.json").write_text(json.dumps(scores))
+    assert "| mean average precision | 50.0% on 7 images, 95 % interval 40.0% to 60.0% (photos, test) |" in model_card(
+        tmp_path, repo_id="me/beach"
+    )
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    save_model(model(), tmp_path, data="photos")
+    assert not load(tmp_path).multi_label
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -78,6 +78,8 @@ class Baseline(nn.Module):
         """What happens to an image before the model, where the weights' origin says it."""
         self.classes: tuple[str, ...] = ()
         """Names of the classes, where known."""
+        self.multi_label = False
+        """Whether an image may have any number of the classes: then each has a probability of its own, the logit's sigmoid."""
         self.receipt: object = None
         """What became of every tensor of the checkpoint that the weights come from (`weights.Receipt`)."""
         if config.library == "timm":

@@ -70,7 +70,7 @@ def trained_baseline(
         origin=config.library,
         file_img_size=pair(config.img_size),
     )
-    model.preprocessing, model.classes = given.preprocessing, given.classes
+    model.preprocessing, model.classes, model.multi_label = given.preprocessing, given.classes, given.multi_label
     model.receipt = Receipt(
         origin=config.name,
         file=checkpoint.file,

@@ -499,7 +499,7 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
     if start := config["vitrail"].get("receipt"):
         rows["weights from"] = f"{start['origin']} · {_without_places(start['file'])}, licence {licence or 'not stated'}"
     if (folder / _SCORES).exists():
-        rows["accuracy"] = _accuracy(folder / _SCORES)
+        rows |= _score(folder / _SCORES)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {name} for {data}" if data else f"# {name}",
@@ -532,14 +532,14 @@ def _size_name(config: ViTConfig) -> str:
     return f"ViT with patch {patch}" if size is None else f"ViT-{size}{'+' if config.stem == 'conv' else ''}/{patch}"
 
 
-def _accuracy(path: Path) -> str:
+def _score(path: Path) -> dict[str, str]:
+    """What was measured, and how much it is."""
     scores = _json(path)
+    key, what, on = ("mean_ap", "mean average precision", "on") if "mean_ap" in scores else ("top1", "accuracy", "of")
     try:
-        low, high = scores["top1_interval"]
-        return (
-            f"{scores['top1']:.1%} of {_count(scores['count'], 'image')}, 95 % interval {low:.1%} to {high:.1%} "
-            f"({_without_places(scores['data'])}, {scores['split']})"
-        )
+        low, high = scores[f"{key}_interval"]
+        text = f"{scores[key]:.1%} {on} {_count(scores['count'], 'image')}, 95 % interval {low:.1%} to {high:.1%}"
+        return {what: f"{text} ({_without_places(scores['data'])}, {scores['split']})"}
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} can't be read ({reason}); `vitrail evaluate {path.parent}` makes it anew") from error

@@ -360,7 +360,7 @@ def documented(
     if found.others:
         shown = ", ".join(prefix.rstrip("./") or "without a prefix" for prefix in found.others)
         notes.append(f"took {found.prefix.rstrip('./') or 'the one without a prefix'}; the file also holds {shown}")
-    model.preprocessing, model.classes = given.preprocessing, given.classes
+    model.preprocessing, model.classes, model.multi_label = given.preprocessing, given.classes, given.multi_label
     receipt = Receipt(
         origin=found.origin.name,
         file=checkpoint.file,

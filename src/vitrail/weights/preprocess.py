@@ -35,6 +35,8 @@ class Given:
     """Where the preprocessing comes from, in a few words, with what had to be read otherwise."""
     guessed: bool
     """Whether nothing says it."""
+    multi_label: bool = False
+    """Whether the head was trained for images with any number of the classes."""
 
 
 class Said(NamedTuple):
@@ -142,7 +144,13 @@ def preprocessing_for(
         crop_mode=sure.crop_mode,
         interpolation=sure.interpolation,
     )
-    return Given(preprocessing, classes=_classes(config, num_classes), source=sure.source, guessed=said is None)
+    return Given(
+        preprocessing,
+        classes=_classes(config, num_classes),
+        source=sure.source,
+        guessed=said is None,
+        multi_label=num_classes > 0 and _is_multi_label(config),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -260,6 +268,11 @@ def _classes(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     if not all(isinstance(name, str) and name for name in listed):
         return ()
     return () if all(name == f"LABEL_{i}" for i, name in enumerate(listed)) else tuple(listed)
+
+
+def _is_multi_label(config: Mapping[str, Any]) -> bool:
+    """What a run's config.json says, or transformers' problem_type."""
+    return config.get("multi_label") is True or config.get("problem_type") == "multi_label_classification"
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ class RunInfo:
     """The data set that it was trained on: a name or a path."""
     sha256: str
     """Of model.safetensors."""
+    multi_label: bool = False
+    """Whether an image may have any number of the classes."""
 
 
 def save_model(model: ViT | Baseline, folder: Path, *, data: str) -> None:
@@ -68,6 +70,7 @@ def save_model(model: ViT | Baseline, folder: Path, *, data: str) -> None:
         },
         "num_classes": cfg.num_classes,
         "label_names": list(model.classes),
+        "multi_label": model.multi_label,
         **timm,
     }
     part = folder / f"{CONFIG}.part"
@@ -136,6 +139,7 @@ def read_run(folder: str | Path) -> RunInfo:
             classes=tuple(config["label_names"]),
             data=str(ours["data"]),
             sha256=str(ours["sha256"]),
+            multi_label=bool(config.get("multi_label", False)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -161,7 +165,7 @@ def load_run(folder: str | Path) -> ViT | Baseline:
             model.load_state_dict(tensors, strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ValueError(f"{path} can't be read ({str(error).splitlines()[0]}); restore it from a copy") from error
-    model.preprocessing, model.classes = info.preprocessing, info.classes
+    model.preprocessing, model.classes, model.multi_label = info.preprocessing, info.classes, info.multi_label
     return model.eval()
 
 
