@@ -197,6 +197,8 @@ class ViTConfig:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; use {fits}")
         if self.pool in ("cls", "cls+avg") and not self.class_token:
             raise ValueError(f'pool "{self.pool}" needs class_token true; use pool "avg" or "map" without a class token')
+        if self.pool == "cls+avg" and (self.fc_norm or self.dist_token):
+            raise ValueError('pool "cls+avg" goes neither with fc_norm nor with dist_token; use pool "cls" or "avg"')
         if self.fc_norm and not self.final_norm:
             raise ValueError("fc_norm true places the last norm, and final_norm false leaves it out; set one of them")
         if self.patch_norm and self.stem != "patch":

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from vitrail.models import Baseline, ViT, baseline_fields, build_model, check_mo
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import advice, checkpoint
 from vitrail.train import settings as layers
+from vitrail.train.ladder import Ladder, apply_probe, climb
 from vitrail.train.loop import Loop
 from vitrail.train.objectives import build_objective
 from vitrail.train.optim import build_optimizers
@@ -115,7 +117,17 @@ def train(
         display.say(f"note: {line}")
     with new_folder(folder):
         (folder / SETTINGS).write_text(layers.to_yaml(settings), encoding="utf-8")
-        return finish(prepare(settings, source, folder, display, begin=True), source)
+        loop = prepare(settings, source, folder, display, begin=True)
+        if settings.model.weights in (None, SCRATCH) or not settings.train.ladder:
+            return finish(loop, source)
+        rungs = climb_first(loop, source)
+        if rungs.advice.finetune or not settings.train.stop_early:
+            return finish(loop, source)
+        apply_probe(loop.move.model, rungs.probe)
+        if loop.ema is not None:
+            apply_probe(loop.ema.mean, rungs.probe)
+        display.say("stopped at the probe, which is the model now")
+        return conclude(loop, source)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -264,6 +276,13 @@ def unused(settings: Settings) -> list[str]:
         and distill.kind == "hard"
         and distill.tau != type(distill).tau,
         f"optim.name muon is for a ViT's blocks, and AdamW moves all of {name}": optim.name == "muon" and is_baseline(name),
+        "optim.label_smoothing is for optim.loss ce": optim.label_smoothing > 0 and optim.loss == "bce",
+        "distill.teacher needs distill.alpha above 0": distill.teacher is not None and distill.alpha == 0,
+        "model.dist_token learns from distill.teacher; without one it is a second class token": settings.model.dist_token
+        and distill.teacher is None
+        and settings.model.weights is None,
+        "optim.layer_decay reaches blocks, and optim.freeze leaves none to learn": optim.layer_decay != 1
+        and optim.freeze >= settings.model.depth > 0,
         "train.stop_early needs model.weights and train.ladder": train.stop_early
         and not (settings.model.weights and train.ladder),
         "optim.betas has no second use: SGD takes the first as momentum": optim.name == "sgd"
@@ -349,6 +368,30 @@ def finish(loop: Loop, source: Source) -> Run:
         loop.run()
     finally:
         loop.metrics.close()
+    return conclude(loop, source)
+
+
+def climb_first(loop: Loop, source: Source) -> Ladder:
+    """k-NN and a linear probe on what the weights give before they are trained; ladder.json keeps them."""
+    loop.display.say("first k-NN and a linear probe on frozen features (train.ladder false leaves them out):")
+    splits = {**loop.views, "train": source.load("train", preprocessing=loop.preprocessing, cfg=loop.settings.data)}
+    rungs = climb(
+        loop.move.model.eval(),
+        splits,
+        preprocessing=loop.preprocessing,
+        num_classes=len(source.classes),
+        device=loop.device,
+        autocast_dtype=loop.move.autocast_dtype,
+        seed=loop.settings.train.seed,
+    )
+    for line in rungs.lines():
+        loop.display.say(f"  {line}")
+    write_whole(loop.folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2) + "\n")
+    return rungs
+
+
+def conclude(loop: Loop, source: Source) -> Run:
+    """Saves the model and scores it."""
     model = loop.trained.eval()
     save_model(model, loop.folder, data=loop.settings.data.path)
     which = next((name for name in ("test", "val") if len(loop.views.get(name, ()))), "train")
