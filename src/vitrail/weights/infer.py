@@ -22,6 +22,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 WIDE_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
 """Published widths whose heads are not 64 wide: So400m, H, g, G, E (Zhai et al. 2022; Alabdulmohsin et al. 2023)."""
 
+AXES = {
+    "patch_embed.proj.weight": 4,
+    **{f"blocks.0.{part}.weight": 2 for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")},
+    "head.weight": 2,
+    "reg_token": 3,
+}
+"""Of the tensors that are read for their shape. A convolution over frames has five."""
+
 ACTIVATIONS = {  # what config files call it
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -43,6 +51,18 @@ TIMM_NAMES: tuple[tuple[str, dict[str, Any]], ...] = (  # what an architecture's
     (r"^test_vit2?$", {"num_heads": 2}),
     (r"^test_vit[34]$", {"num_heads": 3}),
     (r"^test_vit3$", {"pool_include_prefix": True}),
+    (r"^eva_giant_", {"pos_embed": "learn"}),
+)
+
+NO_PLAIN_VIT = (  # architectures of timm whose tensors look like a plain ViT's
+    (r"_rpn_|^eva02_enormous", "its norms stand behind attention and MLP"),
+    (r"rope|^eva02_|_dinov3|^vit_pe_|^qwen3_vit|^naflexvit_.*rope", "its positions are rotary"),
+)
+
+PLAIN_KINDS = (  # transformers' model_type of the encoders whose code was compared (benchmarks/compatibility.py, the tests)
+    *("vit", "vit_mae", "vit_msn", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "ijepa", "clip"),
+    *("clip_vision_model", "siglip", "siglip_vision_model", "owlvit_vision_model", "metaclip_2_vision_model"),
+    *("chinese_clip_vision_model", "altclip_vision_model"),
 )
 
 REASONS = (  # a name that a plain ViT does not have, and what it is a sign of
@@ -50,7 +70,7 @@ REASONS = (  # a name that a plain ViT does not have, and what it is a sign of
         r"patch_embed\.backbone|embedder|resnetv2|conv_root|root_block|bit\.",
         "a convolutional network stands before the patches (hybrid)",
     ),
-    (r"relative_position|rel_pos", "attention has relative position biases"),
+    (r"relative_position|rel_pos|shared_position_bias", "attention has relative position biases"),
     (r"rope|rotary|freqs|periods", "positions are rotary"),
     (r"attns\.|ffns\.|in_proj\.|mlp_out_proj", "attention and MLP run side by side (parallel blocks)"),
     (r"lambda_[qk]\d|sub_norm", "attention is differential"),
@@ -105,42 +125,87 @@ def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Ma
     gave, and answers questions. Raises ValueError for tensors that make no plain ViT and, naming the answers, for what
     nothing tells.
     """
-    for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight", "blocks.0.mlp.fc2.weight"):
-        if name not in shapes:
-            raise ValueError(f"this {origin.name} checkpoint has nothing for {name}, so it is not a whole plain ViT")
-    for name in shapes:
-        if "norm" in name and name.endswith(".weight") and f"{name.removesuffix('weight')}bias" not in shapes:
-            raise ValueError(
-                f"this {origin.name} checkpoint is not a plain ViT: {name} comes without a bias, as in RMSNorm; "
-                "open it with its own library"
-            )
+    refuse_shapes(shapes, origin)
     facts = facts_of(config)
     known = {**facts, **{name: value for name, value in said.items() if value is not None}}
-    architecture = str(config.get("architecture", ""))
-    if "_rpn_" in architecture:
-        raise ValueError(f"{architecture} is not a plain ViT: its norms stand behind attention and MLP; open it with timm")
+    assumed: list[str] = []
+    questions: list[Question] = []
 
-    dim, channels, *patch = shapes["patch_embed.proj.weight"]
-    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+    fields = fields_of(shapes, origin) | {name: value for name, value in facts.items() if name in TOLD}
+    if gated := is_gated(shapes):
+        fields["mlp"] = "swiglu"
+    heads, head_dim = heads_of(shapes, origin, fields, known, assumed, questions)
+    fields |= {"num_heads": heads, "head_dim": None if head_dim * heads == fields["embed_dim"] else head_dim}
+    if not gated:
+        ask_mlp(fields, origin, known, questions)
+    ask_norms(fields, origin, config, known, questions)
+    ask_positions(shapes, fields, origin, known, questions)
+    if fields["pool"] == "map" and fields["reg_tokens"] and "pool_include_prefix" not in known:
+        why = "whether attention pooling looks at the registers"
+        questions.append(Question("pool_include_prefix", why, (False, True)))
+    if questions:
+        raise ValueError("the tensors do not tell " + "; nor ".join(map(str, questions)))
+
+    grid, placed = positions_of(shapes, fields, facts, said, assumed)
+    patch = pair(fields["patch_size"])
+    fields |= {name: said[name] for name in ("norm_eps", "pool", "pool_include_prefix") if name in said}
+    if "mlp" in said and not gated:
+        fields["mlp"] = said["mlp"]
+    fields["no_embed_class"] = fields["class_token"] and "cls" not in placed
+    fields["pos_embed"] = "learn" if "pos_embed" in shapes or origin.computes_positions else "none"
+    fields["img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
+    assumed += assumptions(fields, origin, config, known)
+    return Inferred(ViTConfig(**fields), grid, placed, tuple(assumed))
+
+
+def refuse_shapes(shapes: Shapes, origin: Origin) -> None:
+    """Raises ValueError for tensors that make no whole plain ViT."""
+    this = f"this {origin.name} checkpoint"
+    for name, axes in AXES.items():
+        if name not in shapes and name not in ("head.weight", "reg_token"):
+            raise ValueError(f"{this} has nothing for {name}, so it is not a whole plain ViT")
+        shape = shapes.get(name, (1,) * axes)
+        if len(shape) != axes or 0 in shape:
+            raise ValueError(f"{this} is not a plain ViT: {name} is {'x'.join(map(str, shape))}, and not of {axes} axes")
+    for name in shapes:
+        if "norm" in name and name.endswith(".weight") and f"{name.removesuffix('weight')}bias" not in shapes:
+            why = f"{name} comes without a bias, as in RMSNorm"
+            raise ValueError(f"{this} is not a plain ViT: {why}; open it with its own library")
+    depth = depth_of(shapes)
     missing = [i for i in range(depth) if f"blocks.{i}.attn.qkv.weight" not in shapes]
     if missing:
-        raise ValueError(
-            f"this {origin.name} checkpoint has {depth} blocks, but nothing for block {missing[0]}; it is not whole"
-        )
-    first, second = shapes["blocks.0.mlp.fc1.weight"], shapes["blocks.0.mlp.fc2.weight"]
-    hidden = second[1]
-    gated = first[0] == 2 * hidden
-    cls, dist = bool(math.prod(shapes.get("cls_token", (0,)))), "dist_token" in shapes
-    registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-    head = shapes.get("head.weight", (0, dim))
+        raise ValueError(f"{this} has {depth} blocks, but nothing for block {missing[0]}; it is not whole")
+    if {"norm.weight", "fc_norm.weight"} <= shapes.keys():
+        raise ValueError(f"{this} is not a plain ViT: one norm stands before the pooling and one behind it")
 
+
+TOLD = ("mlp", "norm_eps", "pool", "pool_include_prefix")
+"""Fields of the model in a file that a config.json may tell. Its other facts are said by tensors too, or asked for."""
+
+
+def depth_of(shapes: Shapes) -> int:
+    """The number of blocks."""
+    return 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+
+
+def is_gated(shapes: Shapes) -> bool:
+    """Whether the first layer of the MLP is twice as wide as what the second takes: SwiGLU."""
+    return shapes["blocks.0.mlp.fc1.weight"][0] == 2 * shapes["blocks.0.mlp.fc2.weight"][1]
+
+
+def fields_of(shapes: Shapes, origin: Origin) -> dict[str, Any]:
+    """Fields of ViTConfig that the shapes show, and those that the origin's code fixes."""
+    dim, channels, *patch = shapes["patch_embed.proj.weight"]
+    cls = bool(math.prod(shapes.get("cls_token", (0,))))
+    head = shapes.get("head.weight", (0, dim))
     fields: dict[str, Any] = {
         "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
         "in_channels": channels,
         "num_classes": head[0],
         "embed_dim": dim,
-        "depth": depth,
-        "mlp_ratio": hidden / dim,
+        "depth": depth_of(shapes),
+        "mlp_ratio": shapes["blocks.0.mlp.fc2.weight"][1] / dim,
+        "mlp": "gelu",
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
@@ -150,8 +215,8 @@ def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Ma
         "final_norm": "norm.weight" in shapes or "fc_norm.weight" in shapes,
         "fc_norm": "fc_norm.weight" in shapes,
         "class_token": cls,
-        "dist_token": dist,
-        "reg_tokens": registers,
+        "dist_token": "dist_token" in shapes,
+        "reg_tokens": shapes["reg_token"][1] if "reg_token" in shapes else 0,
         "head": "mlp" if "pre_logits.fc.weight" in shapes else "linear",
         "stem": "conv" if any(name.startswith("patch_embed.stem") for name in shapes) else "patch",
     }
@@ -160,45 +225,13 @@ def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Ma
     elif head[1] == 2 * dim:
         fields["pool"] = "cls+avg"
     else:
-        fields["pool"] = "avg" if fields["fc_norm"] or not cls else "cls"
+        behind = fields["fc_norm"] and not origin.name.startswith("vit-pytorch")  # its last norm is always behind the pooling
+        fields["pool"] = "avg" if behind or not cls else "cls"
     if origin.name == "transformers SigLIP" and "head.weight" in shapes:
         fields["pool"] = "avg"  # SiglipForImageClassification: the mean of the tokens, whatever pooling is in the file
     if origin.name == "transformers CLIP" and "norm.weight" in shapes and "head.bias" in shapes:
         fields |= {"pool": "avg", "final_norm": False}  # CLIPForImageClassification: the mean of tokens before the last norm
-    fields |= {name: value for name, value in origin.assumes.items() if name != "head_dim"}
-    fields["mlp"] = "swiglu" if gated else fields.get("mlp", "gelu")
-    for name in ("mlp", "norm_eps", "pool", "pool_include_prefix"):  # of which config.json may tell more than tensors do
-        if name in facts:
-            fields[name] = facts[name]
-    if gated:
-        fields["mlp"] = "swiglu"
-
-    assumed: list[str] = []
-    questions: list[Question] = []
-    heads, head_dim = heads_of(shapes, origin, fields, known, assumed, questions)
-    fields |= {"num_heads": heads, "head_dim": None if head_dim * heads == dim else head_dim}
-    if not gated:
-        ask_mlp(fields, origin, known, questions)
-    if origin.name == "transformers" and cls and not dist and fields["init_values"] is None and "norm_eps" not in known:
-        questions.append(Question("norm_eps", "ViT and MAE have 1e-12, MSN 1e-6", (1e-12, 1e-6)))
-    if fields["pool"] == "map" and registers and "pool_include_prefix" not in known:
-        why = "whether attention pooling looks at the registers"
-        questions.append(Question("pool_include_prefix", why, (False, True)))
-    behind = fields["fc_norm"] and not cls and not fields["qkv_bias"] and fields["init_values"] is None
-    if behind and "fc_norm" not in known and not architecture:
-        why = "the pattern of vit_base_patch16_rpn_224, whose norms stand behind the branches and which is no plain ViT"
-        questions.append(Question("fc_norm", f"{why}; if yours is one", (True,)))
-    if questions:
-        raise ValueError("the tensors do not tell " + "; nor ".join(map(str, questions)))
-
-    grid, placed = positions_of(shapes, origin, fields, facts, said)
-    fields["no_embed_class"] = cls and "cls" not in placed
-    fields["pos_embed"] = "learn" if "pos_embed" in shapes or origin.computes_positions else "none"
-    fields["img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
-    fields |= {name: said[name] for name in ("mlp", "norm_eps", "pool", "pool_include_prefix") if name in said}
-    if gated:
-        fields["mlp"] = "swiglu"
-    return Inferred(ViTConfig(**fields), grid, placed, tuple(assumed))
+    return fields | {name: value for name, value in origin.assumes.items() if name != "head_dim"}
 
 
 def heads_of(
@@ -213,7 +246,7 @@ def heads_of(
     dim, inner = fields["embed_dim"], shapes["blocks.0.attn.qkv.weight"][0] // 3
     if "num_heads" in known:
         heads = int(known["num_heads"])
-        if inner % heads:
+        if heads < 1 or inner % heads:
             raise ValueError(f"num_heads {heads} does not divide the attention's width {inner}")
         return heads, inner // heads
     if "blocks.0.attn.q_norm.weight" in shapes and shapes["blocks.0.attn.q_norm.weight"][0] < inner:
@@ -254,32 +287,91 @@ def ask_mlp(fields: dict[str, Any], origin: Origin, known: Mapping[str, Any], qu
         )
 
 
+def ask_norms(
+    fields: dict[str, Any], origin: Origin, config: Mapping[str, Any], known: Mapping[str, Any], questions: list[Question]
+) -> None:
+    """What norms add to the variance differs within transformers, and where they stand differs within timm."""
+    vit = fields["init_values"] is None and not fields["dist_token"] and not fields["reg_tokens"]  # else BEiT or DeiT
+    if origin.name == "transformers" and vit and "norm_eps" not in known:
+        why = "ViT and MAE have 1e-12, MSN 1e-6; it is layer_norm_eps of config.json"
+        questions.append(Question("norm_eps", why, (1e-12, 1e-6)))
+    behind = fields["fc_norm"] and not fields["class_token"] and not fields["qkv_bias"] and fields["init_values"] is None
+    if origin.name == "timm" and behind and "fc_norm" not in known and "architecture" not in config:
+        why = "the pattern of vit_base_patch16_rpn_224, whose norms stand behind the branches and which is no plain ViT"
+        questions.append(Question("fc_norm", f"{why}; if yours is one", (True,)))
+
+
+def ask_positions(
+    shapes: Shapes, fields: dict[str, Any], origin: Origin, known: Mapping[str, Any], questions: list[Question]
+) -> None:
+    """Rotary positions are computed and leave nothing in a file; some fixed ones do so too."""
+    missing = "pos_embed" not in shapes
+    if missing and origin.computes_positions:
+        if "img_size" not in known:
+            questions.append(Question("img_size", "its positions are computed, so no tensor shows the grid", (224, 256)))
+        return
+    beit = origin.name == "transformers" and fields["init_values"] is not None  # it may have none, and never rotary ones
+    if "pos_embed" in known or (missing and beit):
+        return
+    if missing:
+        answer, why = "none", "no positions are in the file: those of DINOv3 and RoPE-ViT are rotary, which is no plain ViT"
+    elif origin.name == "timm EVA":
+        answer, why = "learn", "these are the names of EVA, and EVA-02 adds rotary positions that no tensor shows"
+    elif origin.name == "timm" and fields["pre_norm"] and (not fields["final_norm"] or fields["pool"] == "map"):
+        answer, why = "learn", "the pattern of the Perception Encoders, which add rotary positions that no tensor shows"
+    elif origin.name == "timm" and not fields["final_norm"] and not fields["class_token"]:
+        answer, why = "learn", "the pattern of Qwen3's encoder, which adds rotary positions that no tensor shows"
+    else:
+        return
+    questions.append(Question("pos_embed", f"{why}; if yours has no others", (answer,)))
+
+
+def assumptions(fields: Mapping[str, Any], origin: Origin, config: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """What is taken as published although another code with the same tensors is known."""
+    assumed = []
+    if origin.name.startswith("vit-pytorch") and fields["class_token"] and "pool" not in known:
+        assumed.append("the class token is what its head sees")
+    if origin.name == "timm" and fields["no_embed_class"] and fields["init_values"] is not None and not fields["reg_tokens"]:
+        assumed += [] if "architecture" in config else ["DeiT III, not RoPE-ViT, whose rotary positions no tensor shows"]
+    kind = vision_of(config).get("model_type")
+    if kind is not None and kind not in PLAIN_KINDS:
+        assumed.append(f"the code of transformers' {kind} does nothing but what its tensors' names say")
+    return assumed
+
+
 def positions_of(
-    shapes: Shapes, origin: Origin, fields: Mapping[str, Any], facts: Mapping[str, Any], said: Mapping[str, Any]
+    shapes: Shapes, fields: Mapping[str, Any], facts: Mapping[str, Any], said: Mapping[str, Any], assumed: list[str]
 ) -> tuple[Pair, tuple[str, ...]]:
-    """The grid of the position embedding, and which tokens before the patches have a row in it."""
+    """The grid of the position embedding, and which tokens before the patches have a row in it.
+
+    A grid that the file's config names comes first, then a square, then that of the image size which is asked for.
+    """
     front = ("cls",) * fields["class_token"] + ("dist",) * fields["dist_token"]
     possible = [front, (), front + ("reg",) * fields["reg_tokens"]]
     patch = pair(fields["patch_size"])
-    sizes = [pair(from_list(one)) for one in (facts.get("img_size"), said.get("img_size")) if one is not None]
+    grids = [
+        None if size is None else (pair(from_list(size))[0] // patch[0], pair(from_list(size))[1] // patch[1])
+        for size in (facts.get("img_size"), said.get("img_size"))
+    ]
     if "pos_embed" not in shapes:
-        size = sizes[-1] if sizes else (224, 224)
-        return (size[0] // patch[0], size[1] // patch[1]), front
+        return grids[1] or grids[0] or (224 // patch[0], 224 // patch[1]), front
     table = shapes["pos_embed"]
     if len(table) == 4:
         return (table[1], table[2]), ()
-    for height, width in sizes:  # a grid that somebody named
-        grid = (height // patch[0], width // patch[1])
-        for placed in possible:
-            if table[1] == grid[0] * grid[1] + len(placed):
-                return grid, placed
-    for placed in possible:
-        side = math.isqrt(max(0, table[1] - len(placed)))
-        if side and side * side == table[1] - len(placed):
-            return (side, side), placed
+
+    def fits(grid: Pair | None) -> tuple[str, ...] | None:
+        return None if grid is None else next((p for p in possible if table[-2] == grid[0] * grid[1] + len(p)), None)
+
+    squares = [(side, side) for placed in possible if (side := math.isqrt(max(0, table[-2] - len(placed))))]
+    for grid in (grids[0], *squares, grids[1]):
+        placed = fits(grid)
+        if grid is not None and placed is not None:
+            if grids[1] is not None and grids[1] != grid and fits(grids[1]) is not None:
+                assumed.append(f"the file's grid is {grid[0]}x{grid[1]}, not {grids[1][0]}x{grids[1][1]}")
+            return grid, placed
     raise ValueError(
-        f"the position embedding has {table[1]} rows, which make no square; give img_size=(height, width) of the model in the "
-        f"file, whose grid at patch {patch[0]} has {table[1] - len(front)} patches, load, and change the size after that"
+        f"the position embedding has {table[-2]} rows, which make no square; give img_size=(height, width) of the model in the "
+        f"file, whose grid at patch {patch[0]} has {table[-2] - len(front)} patches, load, and change the size after that"
     )
 
 
@@ -292,19 +384,25 @@ def from_list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config.json that is about the image encoder."""
+    return config.get("vision_config") or config
+
+
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json of timm, transformers or open_clip says that tensors do not: fields of ViTConfig."""
     if "model_cfg" in config:
         return _open_clip_facts(config["model_cfg"])
     if "architecture" in config:
         return _timm_facts(config)
-    if "vision_config" in config:
-        return _transformers_facts(config["vision_config"])
-    return _transformers_facts(config)
+    return _transformers_facts(vision_of(config))
 
 
 def _timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     name, args = str(config["architecture"]), dict(config.get("model_args") or {})
+    for pattern, why in NO_PLAIN_VIT:
+        if re.search(pattern, name):
+            raise ValueError(f"{name} is not a plain ViT: {why}; open it with timm")
     facts: dict[str, Any] = {}
     for pattern, says in TIMM_NAMES:
         if re.search(pattern, name):
@@ -330,6 +428,9 @@ def _timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _transformers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    if rotary := next((name for name in config if name.startswith("rope_") and config[name]), None):
+        kind = config.get("model_type", "this model")
+        raise ValueError(f"{kind} is not a plain ViT: its positions are rotary ({rotary}); open it with transformers")
     facts: dict[str, Any] = {}
     for theirs, ours in {
         "num_attention_heads": "num_heads",
@@ -348,12 +449,17 @@ def _transformers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _open_clip_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     vision = config.get("vision_cfg") or {}
-    facts: dict[str, Any] = {"mlp": "quick_gelu" if config.get("quick_gelu") else "gelu"}
+    tanh = (vision.get("act_kwargs") or {}).get("approximate") == "tanh"
+    facts: dict[str, Any] = {"mlp": "quick_gelu" if config.get("quick_gelu") else "gelu_tanh" if tanh else "gelu"}
+    if "eps" in (vision.get("norm_kwargs") or {}):
+        facts["norm_eps"] = vision["norm_kwargs"]["eps"]
     if "width" in vision:
         facts["num_heads"] = vision["width"] // vision.get("head_width", 64)
+        facts["pool"] = "avg" if vision.get("pool_type") == "avg" else "cls"
     if "image_size" in vision:
         facts["img_size"] = from_list(vision["image_size"])
     if "timm_model_name" in vision:
         facts = {**facts, **_timm_facts({"architecture": vision["timm_model_name"]})}
-        facts["pool"] = {"token": "cls"}.get(vision.get("timm_pool", ""), vision.get("timm_pool") or "cls")
+        pool = vision.get("timm_pool")
+        facts |= {"pool": {"token": "cls"}.get(pool, pool)} if pool else {}
     return facts

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Pair, is_baseline, pair, parse_name
+from vitrail.config import Pair, ViTConfig, is_baseline, pair, parse_name
 from vitrail.models import Baseline, ViT, create_model
 from vitrail.models.baseline import BaselineConfig
-from vitrail.models.vit import check_names, configured, resize_patch, resize_positions
+from vitrail.models.vit import check_names, configured, resize_patch, resize_positions, sincos_2d
 from vitrail.weights import hub
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.baseline import published_baseline, trained_baseline
@@ -29,7 +29,7 @@ from vitrail.weights.origins import OURS, Recognised, recognise, unstack
 from vitrail.weights.preprocess import preprocessing_for
 from vitrail.weights.read import Checkpoint, read
 from vitrail.weights.receipt import Entry, Receipt, Status
-from vitrail.weights.run_folder import CONFIG, SETTINGS, RunInfo, read_run
+from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
 
 BACKBONE_SHARE = 0.95
 """Least share of the backbone's parameters that comes from the file."""
@@ -69,22 +69,24 @@ def load(
         return published_baseline(source, changes)
     if is_name(source):
         return fresh(str(source), changes)
-    checkpoint, run = opened(source, revision)
-    if run is not None and isinstance(run.config, BaselineConfig):
-        return trained_baseline(run.config, checkpoint, changes, channels=channels)
+    checkpoint, known = opened(source, revision)
+    if isinstance(known, BaselineConfig):
+        return trained_baseline(known, checkpoint, changes, channels=channels)
     tensors = unstack(checkpoint.tensors)
     theirs = checkpoint.shapes if tensors is checkpoint.tensors else {name: tuple(t.shape) for name, t in tensors.items()}
-    found = recognise(tensors, (OURS,) if run else None)
+    found = recognise(tensors, (OURS,) if known else None)
     if strict:
         refuse_foreign(found)
     said = {"heads": found.heads(theirs), **changes}
-    stored = of_run(run) if run else infer(found.shapes(theirs), found.origin, config=checkpoint.config, said=said)
+    stored = of_ours(known) if known else infer(found.shapes(theirs), found.origin, config=checkpoint.config, said=said)
     config = configured(stored.config, changes)
     with torch.device("meta"):
         model = ViT(config)
     state, entries = Adaptation(model, stored, found, tensors, theirs, channels, strict).made()
+    if strict:
+        refuse_gaps([entry for entry in entries if entry.name not in found.sources], stored.config, checkpoint.file)
     model.load_state_dict(state, strict=True, assign=True)  # the one place that loads
-    model.reset_parameters(only={entry.name for entry in entries if entry.status == "new" and not entry.note})
+    model.reset_parameters(only={entry.name for entry in entries if entry.fresh})
     return documented(model.eval(), entries, checkpoint, found, stored, strict=strict)
 
 
@@ -113,8 +115,12 @@ def fresh(name: str, changes: Mapping[str, Any]) -> ViT:
 
 def opened(
     source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module, revision: str | None
-) -> tuple[Checkpoint, RunInfo | None]:
-    """The tensors of a source, and what config.json says where they are those of a run."""
+) -> tuple[Checkpoint, ViTConfig | BaselineConfig | None]:
+    """The tensors of a source, and the config that says everything: that of a run, or of a model of ours."""
+    if isinstance(source, ViT):
+        images = {} if source.preprocessing is None else {"preprocessing": dataclasses.asdict(source.preprocessing)}
+        config = {"label_names": list(source.classes), **({"vitrail": images} if images else {})}
+        return dataclasses.replace(read(source.state_dict()), file="a ViT", config=config), source.config
     if isinstance(source, nn.Module):
         return dataclasses.replace(read(source.state_dict()), file=f"a {type(source).__name__}", config=config_of(source)), None
     if isinstance(source, Mapping):
@@ -126,10 +132,10 @@ def opened(
         path = fetched(str(source), revision)
         checkpoint = dataclasses.replace(read(path), file=str(source))
         hub.check(path, checkpoint.sha256 or "")
-        return checkpoint, read_run(path) if is_run(path) else None
+        return checkpoint, read_run(path).config if is_run(path) else None
     if path.is_dir() and is_run(path):
         run = read_run(path)
-        return read(path, expected_sha256=run.sha256), run
+        return read(path, expected_sha256=run.sha256), run.config
     return read(path), None
 
 
@@ -172,10 +178,8 @@ def is_run(folder: Path) -> bool:
         return False
 
 
-def of_run(run: RunInfo) -> Inferred:
-    """The model of a run, whose config.json says everything."""
-    cfg = run.config
-    assert not isinstance(cfg, BaselineConfig)
+def of_ours(cfg: ViTConfig) -> Inferred:
+    """A model of ours, whose config says everything."""
     grid = tuple(side // patch for side, patch in zip(pair(cfg.img_size), pair(cfg.patch_size), strict=True))
     placed = () if cfg.no_embed_class else ("cls",) * cfg.class_token + ("dist",) * cfg.dist_token
     return Inferred(cfg, (grid[0], grid[1]), placed, ())
@@ -216,7 +220,7 @@ class Adaptation:
             return self.positions(slot)
         if name not in self.found.sources:
             layer, _, kind = name.rpartition(".")
-            if kind == "bias" and f"{layer}.weight" in self.found.sources and not self.replaced(f"{layer}.weight"):
+            if kind == "bias" and f"{layer}.weight" in self._used:
                 return slot.new_zeros(slot.shape, device="cpu"), "new", "zero: the file has none"
             return None, "new", ""
         value = self.found.sources[name].read(self.tensors)
@@ -262,23 +266,26 @@ class Adaptation:
     def positions(self, slot: Tensor) -> tuple[Tensor | None, Status, str]:
         """The position embedding for the model's grid and for the tokens to which it gives a row."""
         grid, dim = self.model.grid, slot.shape[-1]
+        front = torch.zeros(1, self.model.placed_tokens, dim)
         if self.model.config.pos_embed == "sincos2d":
-            return None, "new", ""
+            self._used.add("pos_embed")
+            was = self.stored.config.pos_embed == "sincos2d"
+            status: Status = "new" if not was else "exact" if grid == self.stored.grid else "resized"
+            return torch.cat([front, sincos_2d(grid, dim)[None]], dim=1), status, "" if status == "exact" else "computed"
         if "pos_embed" not in self.found.sources:
             if not self.found.origin.computes_positions:
                 return None, "new", ""
-            value = torch.cat([slot.new_zeros(1, self.model.placed_tokens, dim, device="cpu"), sincos_of_files(grid, dim)], 1)
-            return value, "new", "computed, as its code does"
+            return torch.cat([front, sincos_of_files(grid, dim)], dim=1), "new", "computed, as its code does"
         table = self.found.sources["pos_embed"].read(self.tensors).reshape(1, -1, dim).float()
         self._used.add("pos_embed")
         own_rows = self.rows()
-        front = [own_rows.get(kind, torch.zeros(1, 1, dim)) for kind in ("cls", "dist")[: self.model.placed_tokens]]
+        kinds = ("cls", "dist")[: self.model.placed_tokens]
         here = resize_positions(table[:, len(self.stored.positions_for) :], old=self.stored.grid, new=grid, prefix=0)
-        value = torch.cat([*front, here], dim=1) if front or own_rows else here
+        value = torch.cat([*(own_rows.get(kind, torch.zeros(1, 1, dim)) for kind in kinds), here], dim=1)
         if grid != self.stored.grid:
             sides = [f"{height}x{width}" for height, width in (self.stored.grid, grid)]
             return value, "resized", " -> ".join(sides)
-        exact = tuple(own_rows) == ("cls", "dist")[: self.model.placed_tokens]
+        exact = tuple(own_rows) == kinds
         if grid == self.stored.grid and own_rows and self.model.placed_tokens < len(self.stored.positions_for):
             return value, "adapted", f"{table.shape[1]} -> {value.shape[1]} rows, the others added to their tokens"
         return (value, "exact", "") if exact else (value, "adapted", f"{table.shape[1]} -> {value.shape[1]} rows")
@@ -306,8 +313,8 @@ class Adaptation:
     def dropped(self) -> Iterator[Entry]:
         """What of the file is not in the model."""
         for name, source in self.found.sources.items():
-            if name not in self._used:
-                count = sum(math.prod(self.shapes[part]) for part in source.theirs)
+            count = sum(math.prod(self.shapes[part]) for part in source.theirs)
+            if name not in self._used and count:  # vit-pytorch's mean has a class token of no rows
                 yield Entry(name, "dropped", count, head=name.startswith(HEADS))
         for name in (*self.found.foreign, *self.found.outside):
             yield Entry(name, "dropped", math.prod(self.shapes[name]))
@@ -331,6 +338,18 @@ def sincos_of_files(grid: Pair, dim: int) -> Float[Tensor, "1 L D"]:
     y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
     y, x = y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()[None]
+
+
+def refuse_gaps(entries: Iterable[Entry], stored: ViTConfig, file: str) -> None:
+    """Raises ValueError where a tensor of the backbone, one of `entries`, is missing that the model in the file has."""
+    fresh = [entry.name for entry in entries if entry.fresh and not entry.head]
+    if not fresh:
+        return
+    with torch.device("meta"):
+        there = ViT(stored).state_dict()
+    if missing := [name for name in fresh if name in there]:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ValueError(f"{file} is not whole: it has nothing for {shown}; give strict=False for fresh weights there")
 
 
 # --------------------------------------------------------------------------------------------------------------------

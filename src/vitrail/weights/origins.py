@@ -37,6 +37,8 @@ def _heads(cfg: ViTConfig) -> tuple[int, int]:
 def _read_linear_patch(parts: list[Tensor]) -> Tensor:
     """(D, P P C) to (D, C, P, P): three channels where that makes a square patch, else one."""
     [weight] = parts
+    if weight.ndim == 4:
+        return weight
     for channels in (3, 1):
         side = round((weight.shape[1] / channels) ** 0.5)
         if side * side * channels == weight.shape[1]:
@@ -145,7 +147,6 @@ TIMM_TABLE = rows(
         ("norm_pre.*", "norm_pre.*"),
         ("blocks.#.norm1.*", "blocks.#.norm1.*"),
         ("blocks.#.attn.qkv.*", "blocks.#.attn.qkv.*"),
-        ("blocks.#.attn.qkv.bias", ("blocks.#.attn.q_bias", "blocks.#.attn.v_bias"), NO_KEY_BIAS),
         ("blocks.#.attn.q_norm.*", "blocks.#.attn.q_norm.*"),
         ("blocks.#.attn.k_norm.*", "blocks.#.attn.k_norm.*"),
         ("blocks.#.attn.proj.*", "blocks.#.attn.proj.*"),
@@ -207,6 +208,17 @@ DINOV2 = Origin(
     ),
     spellings=TIMM.spellings,  # its training code keeps blocks in chunks, each under the number it has in all
     ignored=r"(mask_token|dino_head|ibot_head)",
+)
+
+EVA = Origin(
+    name="timm EVA",  # and BEiT, whose relative positions are refused
+    anchor="patch_embed.proj.weight",
+    table=(
+        *rows([("blocks.#.attn.qkv.bias", ("blocks.#.attn.q_bias", "blocks.#.attn.v_bias"), NO_KEY_BIAS)]),
+        *TIMM_TABLE,
+    ),
+    spellings=TIMM.spellings,
+    ignored=r"mask_token",
 )
 
 TRANSFORMERS_TABLE = rows(
@@ -293,6 +305,7 @@ TRANSFORMERS_CLIP = Origin(
             *TOWER,
             ("cls_token", "embeddings.class_embedding", TOKEN),
             ("norm_pre.*", "pre_layrnorm.*"),
+            ("norm_pre.*", "pre_layernorm.*"),  # OWL-ViT
             ("head.weight", "visual_projection.weight"),
             ("head.*", "classifier.*"),
         ]
@@ -437,6 +450,17 @@ CLIP = Origin(
     assumes={"norm_eps": 1e-5},
 )
 
+CLIPA = Origin(
+    name="CLIPA",  # open_clip's towers without ln_pre: the norm stands behind the mean of the tokens
+    anchor="conv1.weight",
+    table=tuple(
+        row._replace(ours=row.ours.replace("norm.", "fc_norm.")) if row.ours.startswith("norm.") else row
+        for row in CLIP.table
+        if not row.ours.startswith("norm_pre")
+    ),
+    assumes=CLIP.assumes,
+)
+
 VIT_PYTORCH_TABLE = rows(
     [
         ("cls_token", "cls_token", TOKENS),
@@ -453,11 +477,18 @@ VIT_PYTORCH_TABLE = rows(
         ("blocks.#.mlp.fc1.*", "transformer.layers.#.1.net.1.*"),
         ("blocks.#.mlp.fc2.*", "transformer.layers.#.1.net.4.*"),
         ("blocks.#.mlp.fc2.*", "transformer.layers.#.1.net.3.*"),  # SimpleViT
+        ("blocks.#.attn.qkv.weight", "transformer.layers.#.0.fn.to_qkv.weight"),  # before 1.2, norms stood around the layers
+        ("blocks.#.attn.proj.*", "transformer.layers.#.0.fn.to_out.0.*"),
+        ("blocks.#.norm2.*", "transformer.layers.#.1.norm.*"),
+        ("blocks.#.mlp.fc1.*", "transformer.layers.#.1.fn.net.0.*"),
+        ("blocks.#.mlp.fc2.*", "transformer.layers.#.1.fn.net.3.*"),
         ("norm.*", "transformer.norm.*"),
-        ("norm.*", "mlp_head.0.*"),
+        ("fc_norm.*", "mlp_head.0.*"),
+        ("fc_norm.*", "linear_head.0.*"),
         ("head.*", "mlp_head.*"),
         ("head.*", "mlp_head.1.*"),
         ("head.*", "linear_head.*"),
+        ("head.*", "linear_head.1.*"),
     ]
 )
 
@@ -477,21 +508,19 @@ OLD_VIT_PYTORCH = Origin(
             [
                 ("patch_embed.proj.weight", "to_patch_embedding.1.weight", LINEAR_PATCH),
                 ("patch_embed.proj.bias", "to_patch_embedding.1.bias"),
-                ("blocks.#.norm2.*", "transformer.layers.#.1.norm.*"),
-                ("blocks.#.mlp.fc1.*", "transformer.layers.#.1.net.0.*"),
-                ("blocks.#.mlp.fc2.*", "transformer.layers.#.1.net.3.*"),
             ]
         ),
-        *(row for row in VIT_PYTORCH_TABLE if not row.ours.startswith(("patch_embed", "blocks.#.norm2", "blocks.#.mlp"))),
+        *(row for row in VIT_PYTORCH_TABLE if not row.ours.startswith("patch_embed")),
     ),
     assumes=VIT_PYTORCH.assumes,
-    spellings=((r"\.fn\.", r"."),),
+    computes_positions=True,
 )
 
 ORIGINS = (
     TIMM,
     OURS,  # the same names, and those of parts that timm does not have
     DINOV2,
+    EVA,
     TRANSFORMERS,
     TRANSFORMERS_DINOV2,
     TRANSFORMERS_SIGLIP,
@@ -499,6 +528,7 @@ ORIGINS = (
     TORCHVISION,
     GOOGLE,
     BIG_VISION,
+    CLIPA,
     CLIP,
     VIT_PYTORCH,
     OLD_VIT_PYTORCH,
@@ -540,7 +570,14 @@ class Recognised:
     def shapes(self, theirs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """The shapes of our tensors from those of the file's, found out on the meta device."""
         here = {name: torch.empty(theirs[name], device="meta") for s in self.sources.values() for name in s.theirs}
-        return {ours: tuple(source.read(here).shape) for ours, source in self.sources.items()}
+        made: dict[str, tuple[int, ...]] = {}
+        for ours, source in self.sources.items():
+            try:
+                made[ours] = tuple(source.read(here).shape)
+            except (RuntimeError, IndexError) as error:
+                given = ", ".join(f"{name} of {'x'.join(map(str, theirs[name]))}" for name in source.theirs)
+                raise ValueError(f"this {self.origin.name} checkpoint has {given}, which makes no {ours}") from error
+        return made
 
     def heads(self, theirs: Mapping[str, tuple[int, ...]]) -> int | None:
         """The number of heads, where the file has an axis for them, as flax has."""
@@ -549,7 +586,10 @@ class Recognised:
 
 
 WRAPPERS = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
-ENCODER = r"(blocks|layers?|encoder|[Tt]ransformer|\w*embed|conv|stem|bn|ln_|norm|cls|class|pos|reg|attn|rope|rotary|freq)"
+ENCODER = (
+    r"(blocks|layers?|encoder|[Tt]ransformer|\w*embed|conv|stem|bn|ln_|norm|pre_layer|post_layer|cls|class|pos|reg|attn|rope"
+    r"|rotary|freq|.*(relative_position|rel_pos))"
+)
 AVERAGED = r"(teacher|ema|momentum|target)"
 
 
@@ -591,20 +631,18 @@ def _read(origin: Origin, prefix: str, spelled: Mapping[str, str]) -> Recognised
     inside: dict[str, str] = {}
     for name, actual in spelled.items():
         if name.startswith(prefix):
-            short = name[len(prefix) :]
-            for pattern, right in origin.spellings:
-                short = re.sub(pattern, right, short)
-            inside[short] = actual
+            inside[_right(name[len(prefix) :], origin)] = actual
     around = dict(inside)  # a head stands beside the encoder, at any level above it
     for name, actual in spelled.items():
         if not name.startswith(prefix):
             for level in _levels(prefix):
                 if name.startswith(level):
-                    around.setdefault(name[len(level) :], actual)
+                    around.setdefault(_right(name[len(level) :], origin), actual)
     sources: dict[str, Source] = {}
     used: set[str] = set()
-    for row in origin.table:
-        names = around if row.ours.startswith("head") else inside
+    whole = any(_numbers(row.theirs[0], inside) for row in origin.table if row.ours == "blocks.#.attn.qkv.weight")
+    for row in origin.table:  # transformers 5 writes the blocks of ViTMSNForImageClassification beside its embedding
+        names = around if row.ours.startswith(("head",) if whole else ("head", "blocks.")) else inside
         for number in _numbers(row.theirs[0], names):
             ours = row.ours.replace("#", number)
             parts = [part.replace("#", number) for part in row.theirs]
@@ -618,6 +656,13 @@ def _read(origin: Origin, prefix: str, spelled: Mapping[str, str]) -> Recognised
     foreign = [short for short in left if short not in ignored and re.match(ENCODER, short)]
     outside = [actual for actual in spelled.values() if actual not in used and actual not in {left[s] for s in foreign}]
     return Recognised(origin, prefix, sources, tuple(left[s] for s in foreign), tuple(outside), ())
+
+
+def _right(name: str, origin: Origin) -> str:
+    """A name with the origin's spellings put right."""
+    for pattern, right in origin.spellings:
+        name = re.sub(pattern, right, name)
+    return name
 
 
 def _levels(prefix: str) -> list[str]:

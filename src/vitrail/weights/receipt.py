@@ -20,6 +20,11 @@ class Entry:
     head: bool = False
     """Whether it belongs to a head, which a new task replaces anyway."""
 
+    @property
+    def fresh(self) -> bool:
+        """Whether its values are random: what the note says how to make is not missing."""
+        return self.status == "new" and not self.note
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -46,9 +51,9 @@ class Receipt:
 
     @property
     def backbone_share(self) -> float:
-        """Share of the backbone's parameters, heads left out, that come from the file."""
+        """Share of the backbone's parameters, heads left out, that come from the file or that its code computes."""
         backbone = [entry for entry in self.entries if not entry.head and entry.status != "dropped"]
-        loaded = sum(entry.parameters for entry in backbone if entry.status != "new")
+        loaded = sum(entry.parameters for entry in backbone if not entry.fresh)
         return loaded / max(1, sum(entry.parameters for entry in backbone))
 
     def __str__(self) -> str:
