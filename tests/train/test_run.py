@@ -19,6 +19,7 @@ from rich.console import Console
 import vitrail
 import vitrail.train.loop
 from vitrail.data.batch import Batch
+from vitrail.evaluate import MultiLabelEvaluation
 from vitrail.train import checkpoint
 from vitrail.train import run as run_module
 from vitrail.train.loop import Loop
@@ -256,3 +257,73 @@ def test_compiled_blocks_train_and_load_back(tmp_path: Path) -> None:
     loaded = vitrail.load(run.folder)
     assert list(loaded.state_dict()) == list(vitrail.ViT(loaded.config).state_dict())
     assert np.isfinite([line["loss"] for line in lines(run.folder) if "loss" in line]).all()
+
+
+def write_labels(root: Path) -> Path:
+    """labels.csv beside the photographs of `image_folder({"photos": 40})`."""
+    names = ("sea", "sky", "sand")
+    sides = ("train", "train", "val", "test")
+    lines = [
+        f"photos/{i}.jpg,{';'.join(name for k, name in enumerate(names) if i % (2 * k + 3) == 0)},{sides[i % 4]}\n"
+        for i in range(40)
+    ]
+    (root / "labels.csv").write_text("path,labels,split\n" + "".join(lines))
+    return root
+
+
+def test_images_with_any_number_of_labels(
+    tmp_path: Path, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = write_labels(image_folder({"photos": 40}))
+    sections: dict[str, Any] = {
+        "model": TINY | {"img_size": 28},
+        "train": LENGTH | {"steps": 4, "ema_decay": 0.5, "eval_every": 1.0},
+        "augment": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeats": 2},
+    }
+    run = vitrail.train(photos, out=tmp_path / "run", console=quiet(), **sections)
+    assert isinstance(run.evaluation, MultiLabelEvaluation)
+    assert run.split == "test"
+    assert 0 < run.evaluation.mean_ap <= 1
+    assert json.loads((run.folder / "evaluation.json").read_text())["mean_ap"] == run.evaluation.mean_ap
+    assert not (run.folder / "confusion.png").exists()
+    logged = lines(run.folder)
+    assert {"val_map", "val_f1", "val_bce"} <= {key for line in logged for key in line}
+    assert 0 < logged[-1]["loss"] < 2, "the mean binary cross-entropy of a model that knows nothing is ln 2"
+    assert "binary_accuracy" in logged[-1]
+    assert vitrail.load(run.folder).multi_label
+
+    with monkeypatch.context() as patched:
+        CtrlC(patched, at=2)
+        with pytest.raises(KeyboardInterrupt):
+            vitrail.train(photos, out=tmp_path / "broken", console=quiet(), **sections)
+    resumed = vitrail.resume(tmp_path / "broken", console=quiet())
+    assert (resumed.folder / "model.safetensors").read_bytes() == (run.folder / "model.safetensors").read_bytes()
+
+    said = quiet()
+    tuned = vitrail.train(photos, weights=run.folder, out=tmp_path / "tuned", console=said, train=LENGTH | {"stop_early": True})
+    assert isinstance(tuned.evaluation, MultiLabelEvaluation)
+    assert "note: train.stop_early needs images of one class each; it has no effect here" in said.file.getvalue()  # type: ignore[attr-defined]
+    assert not (tuned.folder / "ladder.json").exists()
+    assert "balance: none" in (tuned.folder / "config.yaml").read_text(), "rare labels are no reason to draw by class"
+
+    for balance in ("sampler", "loss"):
+        with pytest.raises(ValueError, match=f'data.balance "{balance}"'):
+            vitrail.train(photos, out=tmp_path / "no", console=quiet(), data={"balance": balance}, **sections)
+        assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.usefixtures("idx_set")
+@pytest.mark.parametrize("balance", ["none", "sampler"])
+def test_repeated_and_balanced_runs_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: str) -> None:
+    fields: dict[str, Any] = {
+        "augment": {"crop": "pad", "repeats": 3, "mixup_alpha": 0.8, "erase_prob": 0.5},
+        "data": {"balance": balance},
+        "train": {"steps": 8},
+    }
+    straight = train(tmp_path / "straight", **fields)
+    with monkeypatch.context() as patched:
+        CtrlC(patched, at=5)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "broken", **fields)
+    resumed = vitrail.resume(tmp_path / "broken", console=quiet())
+    assert (resumed.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()

@@ -78,6 +78,8 @@ class Facts:
     """The time budget; None for none."""
     model: ViTConfig
     """Of the weights."""
+    multi_label: bool = False
+    """Whether an image may have any number of labels: then there is no class to draw by, and nothing to smooth."""
 
 
 class Reason(NamedTuple):
@@ -113,7 +115,7 @@ def advise(facts: Facts) -> Advice:
         "optim": {"name": "adamw", "lr": row.lr, "layer_decay": row.layer_decay, "weight_decay": 0.05, "warmup": 0.1},
         "train": {**length, "batch_size": batch, "accumulate": parts, "eval_every": max(1, row.epochs // 10)},
     }
-    if facts.images > TABLE[0].images:
+    if facts.images > TABLE[0].images and not facts.multi_label:
         layer["optim"]["label_smoothing"] = 0.1
     steps = row.epochs * max(1, facts.images // batch)
     counted = f"{facts.images:,} images, {facts.images / max(1, classes):.0f} a class"
@@ -130,7 +132,7 @@ def advise(facts: Facts) -> Advice:
         text = f"{row.epochs} epochs: {steps:,} steps are enough for weights that only have to adapt"
         reasons.append(Reason(("train.epochs", "train.steps", "train.batch_size"), text))
     present = [count for count in facts.class_counts if count]
-    if present and max(present) >= RARE * min(present):
+    if present and max(present) >= RARE * min(present) and not facts.multi_label:
         layer["data"] = {"balance": "sampler"}
         text = f"classes drawn equally often: they have {min(present):,} to {max(present):,} images"
         reasons.append(Reason(("data.balance",), text))

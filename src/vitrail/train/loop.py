@@ -21,7 +21,7 @@ from vitrail.data.augment import augment
 from vitrail.data.batch import Batch
 from vitrail.data.batches import steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
-from vitrail.evaluate import Evaluation
+from vitrail.evaluate import Scores
 from vitrail.models import Baseline, ViT
 from vitrail.train import checkpoint
 from vitrail.train.objectives import target_smoothing
@@ -52,7 +52,7 @@ class Loop:
     """Moves the weights by one batch."""
     ema: Ema | None
     pace: Pace
-    evaluate: Callable[[ViT | Baseline], Evaluation] | None
+    evaluate: Callable[[ViT | Baseline], Scores] | None
     """On the validation images; None where there are none."""
     metrics: Metrics
     display: Display
@@ -191,7 +191,7 @@ class Loop:
                 "images_per_s": round(images_per_s, 1),
             },
         )
-        shown: dict[str, float] = {name: values[name] for name in ("loss", "accuracy") if name in values}
+        shown: dict[str, float] = {name: values[name] for name in ("loss", "accuracy", "binary_accuracy") if name in values}
         progress = self.pace.progress(self.step)
         left = self.pace.elapsed * (1 - progress) / progress if progress > 0 else None
         if self.pace.seconds is not None:
@@ -209,9 +209,9 @@ class Loop:
         assert self.evaluate is not None
         scores = self.evaluate(self.trained)
         self.move.model.train()
-        self.metrics.write(self.step, {"val_top1": scores.top1, "val_nll": scores.nll})
-        low, high = scores.top1_interval
-        self.display.say(f"step {self.step:,}: validation accuracy {scores.top1:.1%} ({low:.1%} to {high:.1%})")
+        self.metrics.write(self.step, {f"val_{name}": value for name, value in scores.figures().items()})
+        name, value, (low, high) = scores.headline
+        self.display.say(f"step {self.step:,}: validation {name} {value:.1%} ({low:.1%} to {high:.1%})")
 
     def save(self) -> Path:
         """A checkpoint of all that the run needs to go on."""

@@ -21,7 +21,7 @@ from vitrail.config import ModelConfig, Preprocessing, Settings, ViTConfig, is_b
 from vitrail.data.batches import steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import NAMES, open_source
-from vitrail.evaluate import Evaluation, evaluate, save_evaluation
+from vitrail.evaluate import Evaluation, MultiLabelEvaluation, evaluate, evaluate_labels, save_evaluation
 from vitrail.models import Baseline, ViT, baseline_fields, build_model, check_model
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import advice, checkpoint
@@ -50,7 +50,7 @@ class Run:
     """A finished training."""
 
     folder: Path
-    evaluation: Evaluation
+    evaluation: Evaluation | MultiLabelEvaluation
     """On the test images; on the validation images where the set has no test split (`split` says which)."""
     split: str
     seconds: float
@@ -115,10 +115,13 @@ def train(
     check_sizes(settings)
     for line in unused(settings):
         display.say(f"note: {line}")
+    if source.multi_label and settings.train.stop_early:
+        display.say("note: train.stop_early needs images of one class each; it has no effect here")
     with new_folder(folder):
         (folder / SETTINGS).write_text(layers.to_yaml(settings), encoding="utf-8")
         loop = prepare(settings, source, folder, display, begin=True)
-        if settings.model.weights in (None, SCRATCH) or not settings.train.ladder:
+        no_rungs = source.multi_label or not settings.train.ladder  # k-NN and the probe choose one class an image
+        if no_rungs or settings.model.weights in (None, SCRATCH):
             return finish(loop, source)
         rungs = climb_first(loop, source)
         if rungs.advice.finetune or not settings.train.stop_early:
@@ -188,13 +191,14 @@ def fit(model: ViT, source: Source, said: Mapping[str, Any], display: Display) -
     device = pick_device(lengths.get("device", "auto"))
     given = advice.advise(
         advice.Facts(
-            images=sum(counts),
+            images=source.train_images(),
             class_counts=counts,
             side=None if source.img_size is None else min(source.img_size),
             device=device.type,
             memory_bytes=advice.memory_of(device),
             minutes=lengths.get("minutes"),
             model=model.config,
+            multi_label=source.multi_label,
         )
     )
     display.say("fitted to the data, the device and the time:")
@@ -318,7 +322,7 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
     model = model_for(settings.model, begin=begin).to(device)
     if model.receipt is not None:
         display.say(str(model.receipt))
-    model.preprocessing, model.classes = images, source.classes
+    model.preprocessing, model.classes, model.multi_label = images, source.classes, source.multi_label
     model.checkpointing = cfg.checkpointing
     ema = Ema(model, copy.deepcopy(model), cfg.ema_decay) if cfg.ema_decay else None
     if cfg.compile:
@@ -347,7 +351,15 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
         move=Step(
             model,
             optimizers,
-            build_objective(settings, split=split, preprocessing=images, classes=source.classes, device=device, dtype=dtype),
+            build_objective(
+                settings,
+                split=split,
+                preprocessing=images,
+                classes=source.classes,
+                device=device,
+                dtype=dtype,
+                multi_label=source.multi_label,
+            ),
             autocast_dtype=dtype,
             clip_norm=settings.optim.clip_norm,
             accumulate=cfg.accumulate,
@@ -399,9 +411,9 @@ def conclude(loop: Loop, source: Source) -> Run:
     scores = score_model(model, split=split, device=loop.device, dtype=loop.move.autocast_dtype)
     write_skipped(loop.folder, loop.split, *loop.views.values())
     save_evaluation(scores, loop.folder, data=source.name, split=which)
-    low, high = scores.top1_interval
+    name, value, (low, high) = scores.headline
     loop.display.say(
-        f"{which} accuracy {scores.top1:.2%} (95 % interval {low:.2%} to {high:.2%}) on {scores.count:,} images, "
+        f"{which} {name} {value:.2%} (95 % interval {low:.2%} to {high:.2%}) on {scores.count:,} images, "
         f"after {loop.step:,} steps in {duration(loop.pace.elapsed)}"
     )
     return Run(folder=loop.folder, evaluation=scores, split=which, seconds=loop.pace.elapsed, steps=loop.step)
@@ -414,10 +426,13 @@ def model_for(cfg: ModelConfig, *, begin: bool) -> ViT | Baseline:
     return load_weights(str(cfg.weights), **(baseline_fields(cfg) if is_baseline(cfg.name) else shallow(cfg.vit())))
 
 
-def score_model(model: ViT | Baseline, *, split: Split, device: torch.device, dtype: torch.dtype | None) -> Evaluation:
+def score_model(
+    model: ViT | Baseline, *, split: Split, device: torch.device, dtype: torch.dtype | None
+) -> Evaluation | MultiLabelEvaluation:
     """The model's scores on a split."""
     assert model.preprocessing is not None
-    return evaluate(model, split, preprocessing=model.preprocessing, classes=model.classes, device=device, autocast_dtype=dtype)
+    judge = evaluate_labels if split.multi_label else evaluate
+    return judge(model, split, preprocessing=model.preprocessing, classes=model.classes, device=device, autocast_dtype=dtype)
 
 
 def preprocessing_for(source: Source, settings: Settings, given: Preprocessing | None = None) -> Preprocessing:
