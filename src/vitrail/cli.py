@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,7 @@ OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained,
   vitrail resume RUN              goes on where a run stopped
   vitrail evaluate RUN [DATA]     accuracy with 95 % intervals, per class, and the confusion matrix
   vitrail predict RUN IMAGES…     labels and probabilities of images
+  vitrail probe WEIGHTS DATA      what frozen features are worth: k-NN, a linear probe, a few images a class
 
   vitrail models                  the sizes there are
   vitrail show NAME               tokens, parameters, FLOPs and memory of one
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--traceback"]
     if hasattr(sys.stdin, "reconfigure"):  # a list of files may hold names that are no UTF-8
         sys.stdin.reconfigure(errors="surrogateescape")
+    warnings.formatwarning = terminal.warning_line
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -134,6 +137,13 @@ SHOW_HELP = f"""Tokens, parameters, FLOPs and memory of one model; of a checkpoi
   vitrail show torchvision:resnet50
 
 {MEMORY_HELP}"""
+
+PROBE_HELP = """What a model's features are worth on DATA without any training of it: k-NN, and a linear probe.
+
+  vitrail probe timm/vit_small_patch16_224.augreg_in21k PHOTOS
+  vitrail probe runs/first cifar10 --shots 1,5,10
+
+Features are kept: a second look takes seconds. The last line says whether fine-tuning can be expected to do better."""
 
 CONVERT_HELP = """Writes a checkpoint that another library loads strictly, with equal outputs; what it can't hold is refused.
 
@@ -325,6 +335,73 @@ def predict(words: list[str]) -> int:
     return SOME_FAILED if bad else OK
 
 
+def probe(words: list[str]) -> int:
+    """`vitrail probe WEIGHTS|RUN DATA`."""
+    parser = terminal.make_parser("probe", PROBE_HELP)
+    parser.add_argument("weights", metavar="WEIGHTS|RUN", help="a run; a Hub id, a file or a folder of any origin")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="a folder, or the name of a set [what the run was trained on]")
+    parser.add_argument("--shots", type=terminal.counts, metavar="1,5,10", help="also learn from so many images a class")
+    parser.add_argument("--draws", type=terminal.count, metavar="N", help="with --shots: times that they are drawn anew [5]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws and of what is held out [0]")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16", "auto"), default="fp32", help="of the model's pass [fp32]"
+    )
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    terminal.add_device(parser, batch_size=256)
+    args = terminal.parse(parser, words)
+    if args.draws and not args.shots:
+        raise ValueError(f"--draws {args.draws} is for few images a class; add --shots 1,5,10, or leave it out")
+
+    from vitrail import weights
+    from vitrail.data.sources import open_source
+    from vitrail.evaluate.few_shot import few_shot
+    from vitrail.models.device import autocast_dtype, pick_device
+    from vitrail.train import ladder, settings
+    from vitrail.weights.load import is_name
+
+    if is_name(args.weights):
+        raise ValueError(f'"{args.weights}" is a shape with random weights; give a run or a checkpoint')
+    device, config = pick_device(args.device), Path(args.weights, "config.yaml")
+    dtype = autocast_dtype(args.precision, device)
+    model = weights.load(args.weights, revision=args.revision).to(device)
+    assert model.preprocessing is not None
+    if args.data is None and not config.is_file():
+        raise ValueError(f"{args.weights} is no folder of `vitrail train`, so it does not say its data; name DATA")
+    data = settings.build([settings.read_config(config)] if config.is_file() else []).data
+    source = open_source(args.data or weights.read_run(args.weights).data, val_fraction=data.val_fraction)
+    views = ladder.views(source, preprocessing=model.preprocessing, cfg=data)
+    seen = ladder.features(
+        model, views, preprocessing=model.preprocessing, batch_size=args.batch_size, device=device, autocast_dtype=dtype
+    )
+    classes = len(source.classes)
+    rungs = ladder.ladder(seen, num_classes=classes, device=device, seed=args.seed)
+    judges = seen.get("test") or seen.get("val")
+    if args.shots and judges is None:
+        raise ValueError(f"--shots needs images to score on, and {source.name} has neither test nor val; add a folder of them")
+    few = (
+        ()
+        if judges is None or not args.shots
+        else few_shot(
+            seen["train"], judges, shots=args.shots, draws=args.draws or 5, num_classes=classes, seed=args.seed, device=device
+        )
+    )
+
+    images = {name: len(features) for name, features in seen.items()}
+    if args.json:
+        short = [[source.classes[k] for k in each.short] for each in few]
+        shots = [
+            {"shots": each.shots, "knn": each.knn.to_dict(), "probe": each.probe.to_dict(), "short": names}
+            for each, names in zip(few, short, strict=True)
+        ]
+        terminal.print_json({"data": source.name, "images": images, "classes": classes, **rungs.to_dict(), "few_shot": shots})
+    else:
+        if not config.is_file():
+            print(model.receipt, file=sys.stderr)
+        terminal.print_probe(rungs, few, name=source.name, images=images, classes=source.classes)
+    return OK
+
+
 def models(words: list[str]) -> int:
     """`vitrail models`."""
     parser = terminal.make_parser("models", "The sizes there are, each with the patches in common use.", MEMORY_HELP)
@@ -479,6 +556,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume,
     "evaluate": evaluate,
     "predict": predict,
+    "probe": probe,
     "models": models,
     "show": show,
     "convert": convert,

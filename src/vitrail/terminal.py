@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from vitrail.config import ModelConfig
     from vitrail.deploy.predict import Prediction
-    from vitrail.evaluate.metrics import Evaluation
+    from vitrail.evaluate.few_shot import FewShot, Mean
+    from vitrail.evaluate.metrics import Accuracy, Evaluation
     from vitrail.models.describe import BaselineDescription, Description
+    from vitrail.train.ladder import Ladder
     from vitrail.train.optim import Row
     from vitrail.weights import pretrained
 
@@ -78,6 +80,14 @@ def count(text: str | int) -> int:
     if number < 1:
         raise ValueError
     return number
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1, with commas between."""
+    try:
+        return tuple(count(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}": give whole numbers of at least 1, as in 1,5,10') from None
 
 
 def add_device(parser: Parser, *, batch_size: int) -> None:
@@ -134,6 +144,12 @@ def lines(stream: Iterable[str]) -> Iterator[str]:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Values to lines
+
+
+def warning_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning as a user sees it: ours in the words of a mistake, others with their kind."""
+    kind = "" if category is UserWarning else f"{category.__name__}: "
+    return f"vitrail: {kind}{' '.join(str(message).split())}\n"
 
 
 def make_console() -> Console:
@@ -213,6 +229,40 @@ def print_evaluation(result: Evaluation, *, title: str) -> None:
         classes.add_row(each.name, f"{each.count:,}", percent(each.accuracy), _interval(each.interval))
     console.print(classes)
     console.print()
+
+
+def print_probe(
+    ladder: Ladder, few: Sequence[FewShot], *, name: str, images: Mapping[str, int], classes: Sequence[str]
+) -> None:
+    """The rungs, what a few images a class are enough for, and what can be expected of fine-tuning."""
+    console, test = make_console(), ladder.probe.test
+    split = "test" if test is not None else "val" if "val" in images else None
+    where = f"scored on {images[split]:,} {split} images" if split else "scored on training images, held out in turn"
+    teachers = [side for side in ("train", "val") if side in images and (side == "train" or test is not None)]
+    learned, each_class = " + ".join(f"{images[side]:,} {side}" for side in teachers), sum(images[side] for side in teachers)
+    console.print(f"{name}: {len(classes):,} classes; learned from {learned}; {where}", style="bold", soft_wrap=True)
+    console.print()
+    table = make_table("", "images a class", "accuracy", "95 % interval", "of", words=("of",))
+
+    def row(name: str, each: str, score: Accuracy | Mean, of: str) -> None:
+        table.add_row(name, each, percent(score.value), _interval(score.interval), of)
+
+    scored = (("k-NN", ladder.knn, ladder.knn_test), ("linear probe", ladder.probe.val, test))
+    for rung, val, on_test in scored:
+        score = val if on_test is None else on_test
+        if score.count:
+            row(rung, f"{each_class / len(classes):,.0f}", score, f"{score.count:,} images")
+    for each in few:
+        draws = _counted(len(each.knn.values), "draw")
+        row("k-NN", str(each.shots), each.knn, f"the mean of {draws}")
+        row("linear probe", str(each.shots), each.probe, f"the mean of {draws}")
+    console.print(table)
+    console.print()
+    for each in few:
+        if each.short:
+            names = listed([classes[k] for k in each.short])
+            console.print(f"Fewer than {each.shots} images, of which all were taken: {names}.", soft_wrap=True)
+    console.print(f"{ladder.advice.why[0].upper()}{ladder.advice.why[1:]}.", soft_wrap=True)
 
 
 def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None:

@@ -221,7 +221,7 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
 
 
 def t_quantile(level: float, freedom: int) -> float:
-    """The t that lies within ± with probability `level`, by bisection of the exact sum (Abramowitz and Stegun 1964, 26.7.3-4)."""
+    """The t that lies within ± with probability `level`, by bisection of its exact sum (Abramowitz and Stegun, 26.7.3)."""
 
     def within(angle: float) -> float:
         cosine, odd = math.cos(angle), freedom % 2

@@ -1,0 +1,213 @@
+"""What the head of a frozen model sees of every image: computed once, kept on disk, and the same whenever it is asked for."""
+
+# N images · B batch · C channels · H W image · E embedding
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitrail.config import Preprocessing, ViTConfig
+from vitrail.data.augment import normalise
+from vitrail.data.batches import eval_batches
+from vitrail.data.dataset import Split
+from vitrail.data.named import cache_home
+from vitrail.evaluate.evaluate import _in_eval_mode
+from vitrail.models import ViT
+from vitrail.models.baseline import Baseline, BaselineConfig
+
+KEPT_BYTES = 4e9
+"""Of features on disk in all; beyond it, those that nobody has asked for longest are removed."""
+_LAYOUT = 1  # part of every key: another way to compute the same features takes the next number
+_TENSOR, _HASH = "embeddings", "sha256"
+_SHOWN = 1000  # images from which on a bar shows how far it is
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Images as a frozen model sees them, on the CPU."""
+
+    embeddings: Float[Tensor, "N E"]
+    labels: Int64[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, indexes: Tensor) -> Features:
+        """Some of them: by position, or those where a mask is true."""
+        return Features(self.embeddings[indexes], self.labels[indexes])
+
+    def and_those_of(self, other: Features) -> Features:
+        """Both, one behind the other."""
+        return Features(torch.cat([self.embeddings, other.embeddings]), torch.cat([self.labels, other.labels]))
+
+
+def extract(
+    model: nn.Module,
+    split: Split,
+    *,
+    preprocessing: Preprocessing,
+    batch_size: int = 256,
+    device: torch.device | str,
+    autocast_dtype: torch.dtype | None = None,
+    cache: bool = True,
+) -> Features:
+    """Embeddings, in float32, of a split loaded as evaluation view (`augment=None`) by a model that is on `device`.
+
+    Without augmentation, without gradients, in evaluation mode; the model is left as it was. What was computed before is
+    read from the cache ($VITRAIL_CACHE/features, else ~/.cache/vitrail/features): its key is a hash of the weights without
+    the head, of the images, their preprocessing and the number type. A file there that is damaged is computed anew, with a
+    warning. An image that can't be read any more is left out, and nothing is kept then.
+    Raises ValueError for a split that is empty or not in evaluation view, and for embeddings that are not finite.
+    """
+    device, images = torch.device(device), split.fingerprint() if cache else None
+    path = None
+    if images is not None:
+        path = cache_home("features") / f"{_key(model, images, preprocessing, device, autocast_dtype)}.safetensors"
+        embeddings = _kept(path, len(split))
+        if embeddings is not None:
+            return Features(embeddings, split.labels)
+    features = _computed(model, split, preprocessing, batch_size, device, autocast_dtype)
+    if path is not None and len(features) == len(split):
+        _keep(features.embeddings, path)
+    return features
+
+
+def embed(model: nn.Module, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
+    """What the head sees: `model.outputs(images).embedding`; with a distillation token, what both heads see, side by side.
+
+    A model of another family says it by a method `embedding`.
+    """
+    if not isinstance(model, ViT):
+        embedding: Tensor = model.embedding(images)  # type: ignore[operator]
+        return embedding
+    tokens = model.forward_features(images)  # outputs() would hold the features of every block
+    embedding = model.pool(tokens)
+    return embedding if model.head_dist is None else torch.cat([embedding, tokens[:, 1]], dim=1)
+
+
+def _computed(
+    model: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+) -> Features:
+    console, batches = Console(stderr=True), -(-len(split) // batch_size)
+    hidden = not console.is_terminal or len(split) < _SHOWN
+    embeddings, labels = [], []
+    with _in_eval_mode(model), torch.no_grad():  # no inference mode: what is learned from these may need gradients
+        raws = eval_batches(split, batch_size=batch_size)
+        for raw in track(raws, "features", total=batches, console=console, transient=True, disable=hidden):
+            if tuple(raw.images.shape[-2:]) != preprocessing.img_size:
+                sides = "x".join(map(str, raw.images.shape[-2:])), "x".join(map(str, preprocessing.img_size))
+                raise ValueError(
+                    f"images of {sides[0]} pixels, but the model takes {sides[1]}; load the split with augment=None"
+                )
+            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+                seen = embed(model, normalise(raw.images.to(device), preprocessing))
+            embeddings.append(seen.float().cpu())
+            labels.append(raw.labels)
+    if not labels:
+        raise ValueError("there are no images to take features of; the split is empty or none of its files could be read")
+    features = Features(torch.cat(embeddings), torch.cat(labels))
+    if not bool(features.embeddings.isfinite().all()):
+        raise ValueError("the model's embeddings are not finite; use fp32, or look whether its weights are")
+    return features
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The cache
+
+
+def _key(
+    model: nn.Module, images: str, preprocessing: Preprocessing, device: torch.device, autocast_dtype: torch.dtype | None
+) -> str:
+    """A hash of all that the features depend on."""
+    digest = hashlib.sha256(repr((_LAYOUT, images, preprocessing, device.type, autocast_dtype)).encode())
+    for part in _identity(model):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _identity(model: nn.Module) -> Iterator[bytes | memoryview]:
+    """What a model's embedding is made of: its layers with what they say of themselves, and its tensors; not its head."""
+    heads = [f"net.{name}" for name in model.heads] if isinstance(model, Baseline) else ["head", "head_drop", "head_dist"]
+
+    def behind_it(name: str) -> bool:
+        return any(name == head or name.startswith(f"{head}.") for head in heads)
+
+    config = getattr(model, "config", None)
+    if isinstance(config, ViTConfig | BaselineConfig):
+        yield repr(dataclasses.replace(config, num_classes=0)).encode()
+    for name, module in model.named_modules():
+        if not behind_it(name):
+            yield f"{name} {type(module).__qualname__}({module.extra_repr()})\n".encode()
+    for name, value in model.state_dict().items():
+        if not behind_it(name):
+            yield f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
+            yield _bytes(value)
+
+
+def _bytes(value: Tensor) -> memoryview:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _kept(path: Path, count: int) -> Float[Tensor, "N E"] | None:
+    """The embeddings in a file of the cache; None where there is none, or it is damaged, which is said."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get(_HASH)
+            embeddings: Tensor = file.get_tensor(_TENSOR)
+        if len(embeddings) == count and said == hashlib.sha256(_bytes(embeddings)).hexdigest():
+            with contextlib.suppress(OSError):
+                os.utime(path)  # it was of use: it stays longer
+            return embeddings
+        reason = "its hash is another than it says"
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+    warnings.warn(f"the features in {path} are damaged ({reason}); they are computed anew", stacklevel=3)
+    return None
+
+
+def _keep(embeddings: Float[Tensor, "N E"], path: Path) -> None:
+    """Writes a file of the cache, whole or not at all; where that can't be, it is said and nothing else happens."""
+    if embeddings.nbytes > KEPT_BYTES:
+        return
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({_TENSOR: embeddings}, draft, metadata={_HASH: hashlib.sha256(_bytes(embeddings)).hexdigest()})
+        os.replace(draft, path)
+        _make_room(path.parent)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        warnings.warn(f"the features can't be kept in {path.parent} ({str(error).splitlines()[0]})", stacklevel=3)
+
+
+def _make_room(folder: Path) -> None:
+    """Removes the files that were of no use for longest, until the others fit."""
+    files = sorted(((path.stat(), path) for path in folder.glob("*.safetensors")), key=lambda item: -item[0].st_mtime_ns)
+    room = KEPT_BYTES
+    for found, path in files:
+        room -= found.st_size
+        if room < 0:
+            path.unlink(missing_ok=True)

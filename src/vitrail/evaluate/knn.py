@@ -1,0 +1,72 @@
+"""Nearest neighbours among frozen features: what a model knows before anything is learned."""
+
+# N images to classify · M images that are known · E embedding · K classes
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vitrail.evaluate.features import Features
+from vitrail.evaluate.metrics import Accuracy
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # Caron et al. 2021 (DINO), appendix F
+_CELLS = 2**25  # similarities at once: 128 MiB
+
+
+def knn(
+    train: Features,
+    test: Features | None = None,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float | None = TEMPERATURE,
+    device: torch.device | str = "cpu",
+) -> Accuracy:
+    """How many test images their neighbours among the training images name rightly.
+
+    Without `test`, each training image is named by the others.
+    """
+    if test is None:
+        predicted = neighbours_say(train, train.embeddings, k=k, temperature=temperature, device=device, leave_out=True)
+        return Accuracy(int((predicted == train.labels).sum()), len(train))
+    predicted = neighbours_say(train, test.embeddings, k=k, temperature=temperature, device=device)
+    return Accuracy(int((predicted == test.labels).sum()), len(test))
+
+
+def neighbours_say(
+    train: Features,
+    embeddings: Float[Tensor, "N E"],
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float | None = TEMPERATURE,
+    device: torch.device | str = "cpu",
+    leave_out: bool = False,
+) -> Int64[Tensor, " N"]:
+    """The class that the k nearest by cosine vote for, each with weight exp(similarity / temperature); without
+    `temperature`, each with one vote. A draw goes to the class of the lowest number.
+
+    k beyond the number of training images takes all. With `leave_out`, the embeddings are those of the training images, and
+    none votes for itself. Raises ValueError for k below 1 and for no training images.
+    """
+    if k < 1:
+        raise ValueError(f"k {k} must be at least 1 neighbour")
+    if len(train) <= leave_out:
+        raise ValueError(f"{len(train)} training images have no neighbours to ask; give some")
+    known = F.normalize(train.embeddings.to(device), dim=1)
+    labels, classes = train.labels.to(device), int(train.labels.max()) + 1
+    rows, first, said = max(1, _CELLS // len(train)), 0, []
+    for part in embeddings.split(rows):
+        similarity = F.normalize(part.to(device), dim=1) @ known.T  # (n, M)
+        if leave_out:
+            similarity[torch.arange(len(part)), torch.arange(first, first + len(part))] = -torch.inf
+        nearest = similarity.topk(min(k, len(train) - leave_out), dim=1)
+        if temperature is None:
+            weights = torch.ones_like(nearest.values)
+        else:  # relative to the nearest: exp(1 / temperature) may be no float
+            weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
+        votes = torch.zeros(len(part), classes, device=known.device).scatter_add_(1, labels[nearest.indices], weights)
+        said.append(votes.argmax(1).cpu())
+        first += len(part)
+    return torch.cat(said) if said else torch.zeros(0, dtype=torch.long)

@@ -1,0 +1,211 @@
+"""The ladder before fine-tuning: k-NN, then a linear probe on frozen features, then what can be expected of the next rung."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitrail.config import DataConfig, Preprocessing
+from vitrail.data.dataset import Source, Split
+from vitrail.evaluate.features import Features, extract
+from vitrail.evaluate.knn import knn
+from vitrail.evaluate.metrics import Accuracy
+from vitrail.evaluate.probe import Probe, linear_probe
+from vitrail.models.baseline import Baseline
+
+# What `advise` goes by; to be moved by what benchmarks measure, not by taste.
+FEW = 10
+"""Images a class below which fine-tuning is not expected to win."""
+ENOUGH = 50
+"""The same where the frozen features tell the training images apart, so that only more images would help."""
+LEFT = 0.01
+"""Share of wrong images from which on there is something to win."""
+TOLD_APART = 0.98
+"""Share of its own images that a probe gets right where the features are not what limits it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the first two rungs say. Accuracies are of held-out images, none of which is a test image."""
+
+    images: int
+    """That can be learned from."""
+    classes: int
+    knn: Accuracy
+    probe: Accuracy
+    probe_train: Accuracy
+    """Of the probe on the images that it was fitted to."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Whether to go on."""
+
+    finetune: bool
+    """Fine-tuning can be expected to beat the probe."""
+    why: str
+    """One sentence."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The first two rungs, each on held-out images and on the test images."""
+
+    knn: Accuracy
+    knn_test: Accuracy | None
+    """None where the set has no test images."""
+    probe: Probe
+    facts: Facts
+    advice: Advice
+
+    def lines(self) -> list[str]:
+        """A line for each rung, and the advice."""
+        knn, probe = _said(self.knn, self.knn_test), _said(self.probe.val, self.probe.test)
+        return [f"k-NN: {knn}", f"linear probe: {probe}, L2 {self.probe.l2:.2g}", self.advice.why]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+
+        def both(val: Accuracy, test: Accuracy | None) -> dict[str, Any]:
+            return {"val": val.to_dict(), "test": None if test is None else test.to_dict()}
+
+        return {
+            "knn": both(self.knn, self.knn_test),
+            "probe": {**both(self.probe.val, self.probe.test), "train": self.probe.train.to_dict(), "l2": self.probe.l2},
+            "advice": {"finetune": self.advice.finetune, "why": self.advice.why},
+        }
+
+
+def climb(
+    model: nn.Module,
+    splits: Mapping[str, Split],
+    *,
+    preprocessing: Preprocessing,
+    num_classes: int,
+    batch_size: int = 256,
+    device: torch.device | str,
+    autocast_dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> Ladder:
+    """k-NN and the probe on the features of a frozen model, which is on `device`, and what they say of fine-tuning.
+
+    `splits` are loaded as evaluation views, as `views` does: "train", and "val" and "test" where there are any. Choices are
+    made by the validation images; without them, by training images that are held out in turn. What is scored on the test
+    images knows training and validation images. Raises ValueError for training images of fewer than two classes.
+    """
+    seen = features(
+        model, splits, preprocessing=preprocessing, batch_size=batch_size, device=device, autocast_dtype=autocast_dtype
+    )
+    return ladder(seen, num_classes=num_classes, device=device, seed=seed)
+
+
+def views(source: Source, *, preprocessing: Preprocessing, cfg: DataConfig) -> dict[str, Split]:
+    """Every split of a source as evaluation view."""
+    return {name: source.load(name, preprocessing=preprocessing, cfg=cfg) for name in source.splits}
+
+
+def features(
+    model: nn.Module,
+    splits: Mapping[str, Split],
+    *,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    device: torch.device | str,
+    autocast_dtype: torch.dtype | None = None,
+) -> dict[str, Features]:
+    """The features of each split that has images."""
+    return {
+        name: extract(
+            model, split, preprocessing=preprocessing, batch_size=batch_size, device=device, autocast_dtype=autocast_dtype
+        )
+        for name, split in splits.items()
+        if len(split)
+    }
+
+
+def ladder(seen: Mapping[str, Features], *, num_classes: int, device: torch.device | str, seed: int = 0) -> Ladder:
+    """The rungs on features that are at hand."""
+    if "train" not in seen:
+        raise ValueError("there are no training images to take features of; give some, or lower data.val_fraction")
+    train, val, test = seen["train"], seen.get("val"), seen.get("test")
+    if int(train.labels.min()) < 0:
+        raise ValueError("these images have any number of labels, and k-NN and the probe need one class each; go on without")
+    known = train if val is None else train.and_those_of(val)
+    neighbours = knn(train, val, device=device)
+    probe = linear_probe(train, val, test, num_classes=num_classes, seed=seed, device=device)
+    facts = Facts(len(known), num_classes, neighbours, probe.val, probe.train)
+    return Ladder(neighbours, None if test is None else knn(known, test, device=device), probe, facts, advise(facts))
+
+
+def advise(facts: Facts) -> Advice:
+    """Whether fine-tuning can be expected to beat the probe, and why, in one sentence.
+
+    The rules, of which the first that holds decides:
+
+    1. The probe leaves less than `LEFT` of the held-out images wrong: no, for next to nothing is left to win.
+    2. Fewer than `FEW` images a class: no. All weights move to fit a few images, which distorts features that were good, and
+       a probe of the same images keeps them (Kumar et al. 2022).
+    3. The probe misses images that it was fitted to (`TOLD_APART`), or neighbours beat it: yes. The frozen features are
+       the limit, and fine-tuning changes them; with whole training sets it nearly always won (Kornblith et al. 2019).
+    4. From `ENOUGH` images a class: yes, by the same papers, and by how transferred models were compared there with
+       those trained from scratch (Steiner et al. 2021). Else no: the features tell the classes apart, and images are lacking.
+    """
+    per_class, probe, own = facts.images / facts.classes, facts.probe, facts.probe_train
+    each = f"{per_class:,.0f} images a class" if per_class >= 1.5 else "1 image a class"
+    if probe.count and 1 - probe.value < LEFT:
+        wrong = f"{probe.count - probe.correct:,} of {probe.count:,} held-out images wrong"
+        return _no(f"it leaves {wrong}, so next to nothing is left to win")
+    if per_class < FEW:
+        return _no(f"{each}, too few to move the features without spoiling them")
+    if own.value < TOLD_APART:
+        return _yes(f"{each}, and the probe misses {1 - own.value:.1%} even of the images that it was fitted to")
+    if probe.count and facts.knn.count and facts.knn.value > probe.interval[1]:
+        return _yes(f"{each}, and neighbours beat the probe, so the classes are there but not on two sides of a plane")
+    if per_class < ENOUGH:
+        return _no(f"{each}, which the features tell apart, and too few to learn better ones")
+    return _yes(f"{each}, enough to learn better features")
+
+
+def _yes(because: str) -> Advice:
+    return Advice(True, f"fine-tuning can be expected to beat the probe: {because}")
+
+
+def _no(because: str) -> Advice:
+    return Advice(False, f"fine-tuning can't be expected to beat the probe: {because}")
+
+
+def _said(val: Accuracy, test: Accuracy | None) -> str:
+    score, where = (val, "held-out") if test is None else (test, "test")
+    if not score.count:
+        return "no images to score"
+    low, high = score.interval
+    return f"{score.value:.1%} of {score.count:,} {where} images (95 % interval {low:.1%} to {high:.1%})"
+
+
+def apply_probe(model: nn.Module, probe: Probe) -> None:
+    """Makes the probe the model's head, in place: a whole model that says what the probe says, or fine-tuning's start.
+
+    Starting there instead of from a random head keeps the features from being distorted first (LP-FT: Kumar et al. 2022).
+    With a distillation token, whose logits are averaged with the class token's, each head gets its half of the probe.
+    Raises ValueError for a model whose head is not one linear layer.
+    """
+    model.reset_head(len(probe.bias))  # type: ignore[operator]
+    heads = heads_of(model)
+    for head, weight in zip(heads, probe.weight.chunk(len(heads), dim=1), strict=True):
+        if not isinstance(head, nn.Linear) or head.weight.shape != weight.shape:
+            raise ValueError(f"{type(model).__name__} has no linear head of {tuple(weight.shape)}, so a probe can't become it")
+        with torch.no_grad():
+            head.weight.copy_(len(heads) * weight)
+            head.bias.copy_(probe.bias)
+
+
+def heads_of(model: nn.Module) -> list[nn.Module]:
+    """The layers whose outputs, on average, are the logits."""
+    if isinstance(model, Baseline):
+        return [model.net.get_submodule(name) for name in model.heads]
+    found = (getattr(model, name, None) for name in ("head", "head_dist"))
+    return [head for head in found if head is not None]
