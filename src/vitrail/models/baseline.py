@@ -220,7 +220,7 @@ class _Torchvision:
     def make(self, config: BaselineConfig, pretrained: bool) -> Baseline:
         options: dict[str, Any] = {}
         if config.theirs in ("googlenet", "inception_v3"):
-            options = {"aux_logits": False, "transform_input": False, "init_weights": not pretrained}
+            options = {"transform_input": False, **({} if pretrained else {"aux_logits": False, "init_weights": True})}
         if config.theirs.startswith("vit_"):
             options = {"image_size": _square(config)}
         elif config.theirs.startswith("maxvit_"):
@@ -229,6 +229,8 @@ class _Torchvision:
         if pretrained:
             with _fetching(config):
                 net = self.models.get_model(config.theirs, weights=self.weights, progress=False, **options)
+            if config.theirs == "inception_v3":  # GoogLeNet's builder does it: published weights come with a second head
+                net.aux_logits, net.AuxLogits = False, None
         else:
             net = self.models.get_model(config.theirs, weights=None, num_classes=classes, **options)
         _regularise(net, config)
