@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 import vitrail
 from vitrail import cli
+from vitrail.config import is_baseline
 from vitrail.train import run
 from vitrail.train.settings import recipes
 
@@ -56,6 +57,7 @@ def tiny_train(path: str | None = None, **settings: Any) -> Any:
     for section, fields in TINY.items():
         given = settings.get(section) or {}
         given = {"name": given} if isinstance(given, str) else dict(given)
+        fields = {} if section == "model" and is_baseline(str(given.get("name"))) else fields
         lengths = ("minutes", "epochs", "steps")
         settings[section] = {k: v for k, v in given.items() if section != "train" or k not in lengths} | fields
     return real_train(path, **settings)
