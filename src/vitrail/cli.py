@@ -396,7 +396,7 @@ def probe(words: list[str]) -> int:
         ]
         terminal.print_json({"data": source.name, "images": images, "classes": classes, **rungs.to_dict(), "few_shot": shots})
     else:
-        if not config.is_file():
+        if not config.is_file() and model.receipt is not None:  # somebody else's weights: what was assumed of them is said
             print(model.receipt, file=sys.stderr)
         terminal.print_probe(rungs, few, name=source.name, images=images, classes=source.classes)
     return OK

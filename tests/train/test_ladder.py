@@ -13,13 +13,13 @@ from vitrail.data.augment import normalise
 from vitrail.data.dataset import Split
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit
-from vitrail.evaluate.features import Features, extract
+from vitrail.evaluate.features import extract
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import Accuracy
 from vitrail.evaluate.probe import Probe, linear_probe
 from vitrail.models import ViT
 from vitrail.models.baseline import create_baseline
-from vitrail.train.ladder import Advice, Facts, advise, apply_probe, climb, ladder, views
+from vitrail.train.ladder import Advice, Facts, advise, apply_probe, climb, views
 
 ImageFolder = Callable[..., Path]
 IMAGES = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.25,))
@@ -87,9 +87,10 @@ def test_without_other_images_the_training_images_are_held_out_in_turn() -> None
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(ValueError, match="no training images"):
         climb(tiny(), {"train": shades(0, seed=0), "test": SPLITS["test"]}, **whole)  # type: ignore[arg-type]
-    several = {"train": Features(torch.randn(4, 2), torch.full((4,), -1))}
+    several = shades(4, seed=0)
+    several.labels.fill_(-1)
     with pytest.raises(ValueError, match="any number of labels"):
-        ladder(several, num_classes=3, device="cpu")
+        climb(tiny(), {"train": several}, **whole)  # type: ignore[arg-type]
 
 
 def test_views_are_the_splits_as_they_are_evaluated(image_folder: ImageFolder) -> None:

@@ -200,7 +200,7 @@ def _fit(
             logp = torch.addmm(w[:, -1], x, w[:, :-1].T).log_softmax(1)  # (n, K)
             loss -= logp.gather(1, y[:, None]).double().sum() / count
             residual = logp.exp_()
-            residual[torch.arange(len(y)), y] -= 1
+            residual[torch.arange(len(y), device=y.device), y] -= 1
             residual /= count
             gradient[:, :-1] += residual.T @ x
             gradient[:, -1] += residual.sum(0)

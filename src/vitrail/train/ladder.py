@@ -117,7 +117,9 @@ def features(
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
 ) -> dict[str, Features]:
-    """The features of each split that has images."""
+    """The features of each split that has images. Raises ValueError where an image may have several labels."""
+    if any(bool((split.labels < 0).any()) for split in splits.values()):
+        raise ValueError("these images have any number of labels, and k-NN and the probe need one class each; go on without")
     return {
         name: extract(
             model, split, preprocessing=preprocessing, batch_size=batch_size, device=device, autocast_dtype=autocast_dtype
@@ -132,8 +134,6 @@ def ladder(seen: Mapping[str, Features], *, num_classes: int, device: torch.devi
     if "train" not in seen:
         raise ValueError("there are no training images to take features of; give some, or lower data.val_fraction")
     train, val, test = seen["train"], seen.get("val"), seen.get("test")
-    if int(train.labels.min()) < 0:
-        raise ValueError("these images have any number of labels, and k-NN and the probe need one class each; go on without")
     known = train if val is None else train.and_those_of(val)
     neighbours = knn(train, val, device=device)
     probe = linear_probe(train, val, test, num_classes=num_classes, seed=seed, device=device)
