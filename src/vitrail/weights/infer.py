@@ -118,12 +118,12 @@ def refuse_foreign(found: Recognised) -> None:
     )
 
 
-def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Mapping[str, Any]) -> Inferred:
+def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Mapping[str, Any], prefix: str = "") -> Inferred:
     """The config of the model in the file.
 
     `shapes` are by our names; `config` is the config.json beside the file, {} where there is none; `said` is what the user
-    gave, and answers questions. Raises ValueError for tensors that make no plain ViT and, naming the answers, for what
-    nothing tells.
+    gave, and answers questions; `prefix` is what stands before the names in the file. Raises ValueError for tensors that
+    make no plain ViT and, naming the answers, for what nothing tells.
     """
     refuse_shapes(shapes, origin)
     facts = facts_of(config)
@@ -134,7 +134,7 @@ def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Ma
     fields = fields_of(shapes, origin) | {name: value for name, value in facts.items() if name in TOLD}
     if gated := is_gated(shapes):
         fields["mlp"] = "swiglu"
-    heads, head_dim = heads_of(shapes, origin, fields, known, assumed, questions)
+    heads, head_dim = heads_of(shapes, origin, fields, known, prefix, assumed, questions)
     fields |= {"num_heads": heads, "head_dim": None if head_dim * heads == fields["embed_dim"] else head_dim}
     if not gated:
         ask_mlp(fields, origin, known, questions)
@@ -175,6 +175,10 @@ def refuse_shapes(shapes: Shapes, origin: Origin) -> None:
     missing = [i for i in range(depth) if f"blocks.{i}.attn.qkv.weight" not in shapes]
     if missing:
         raise ValueError(f"{this} has {depth} blocks, but nothing for block {missing[0]}; it is not whole")
+    hidden = shapes.get("pre_logits.fc.weight", (1, 1))
+    if hidden[0] != hidden[-1]:
+        why = f"the hidden layer of its head is {hidden[0]} wide, not {hidden[-1]} as its tokens"
+        raise ValueError(f"{this} has another head: {why}; leave the head out of the state dict, and give num_classes")
     if {"norm.weight", "fc_norm.weight"} <= shapes.keys():
         raise ValueError(f"{this} is not a plain ViT: one norm stands before the pooling and one behind it")
 
@@ -198,6 +202,8 @@ def fields_of(shapes: Shapes, origin: Origin) -> dict[str, Any]:
     dim, channels, *patch = shapes["patch_embed.proj.weight"]
     cls = bool(math.prod(shapes.get("cls_token", (0,))))
     head = shapes.get("head.weight", (0, dim))
+    if head[1] not in (dim, 2 * dim):  # that of something else, behind a projector
+        head = (0, dim)
     fields: dict[str, Any] = {
         "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
         "in_channels": channels,
@@ -239,6 +245,7 @@ def heads_of(
     origin: Origin,
     fields: Mapping[str, Any],
     known: Mapping[str, Any],
+    prefix: str,
     assumed: list[str],
     questions: list[Question],
 ) -> tuple[int, int]:
@@ -264,6 +271,9 @@ def heads_of(
     elif dim == 768 and fields["pool"] == "avg" and not fields["class_token"] and not fields["reg_tokens"]:
         questions.append(Question("num_heads", "12 in SigLIP, 16 in timm's vit_base_patch16_gap_224", (12, 16)))
         return 12, 64
+    elif dim == 384 and re.search(r"(base|momentum)_encoder", prefix):
+        questions.append(Question("num_heads", "12 in MoCo v3, 6 in all others of this width", (12, 6)))
+        return 12, 32
     elif inner == dim and 192 <= dim <= 1024 and dim % 64 == 0:
         heads = dim // 64
     if not heads:
@@ -296,7 +306,7 @@ def ask_norms(
         why = "ViT and MAE have 1e-12, MSN 1e-6; it is layer_norm_eps of config.json"
         questions.append(Question("norm_eps", why, (1e-12, 1e-6)))
     behind = fields["fc_norm"] and not fields["class_token"] and not fields["qkv_bias"] and fields["init_values"] is None
-    if origin.name == "timm" and behind and "fc_norm" not in known and "architecture" not in config:
+    if origin.name == "timm" and behind and "fc_norm" not in known and not config.get("architecture"):
         why = "the pattern of vit_base_patch16_rpn_224, whose norms stand behind the branches and which is no plain ViT"
         questions.append(Question("fc_norm", f"{why}; if yours is one", (True,)))
 
@@ -332,7 +342,7 @@ def assumptions(fields: Mapping[str, Any], origin: Origin, config: Mapping[str, 
     if origin.name.startswith("vit-pytorch") and fields["class_token"] and "pool" not in known:
         assumed.append("the class token is what its head sees")
     if origin.name == "timm" and fields["no_embed_class"] and fields["init_values"] is not None and not fields["reg_tokens"]:
-        assumed += [] if "architecture" in config else ["DeiT III, not RoPE-ViT, whose rotary positions no tensor shows"]
+        assumed += [] if config.get("architecture") else ["DeiT III, not RoPE-ViT, whose rotary positions no tensor shows"]
     kind = vision_of(config).get("model_type")
     if kind is not None and kind not in PLAIN_KINDS:
         assumed.append(f"the code of transformers' {kind} does nothing but what its tensors' names say")
@@ -421,7 +431,7 @@ def _timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         if str(act).lower() not in ACTIVATIONS:
             raise ValueError(f'activation "{act}" is none of {", ".join(sorted(set(ACTIVATIONS.values())))}: not a plain ViT')
         facts["mlp"] = ACTIVATIONS[str(act).lower()]
-    for theirs in ("num_heads", "img_size", "pool_include_prefix"):
+    for theirs in ("num_heads", "img_size", "pool_include_prefix", "norm_eps"):
         if args.get(theirs) is not None:
             facts[theirs] = from_list(args[theirs])
     return facts

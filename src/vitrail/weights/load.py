@@ -35,6 +35,8 @@ BACKBONE_SHARE = 0.95
 """Least share of the backbone's parameters that comes from the file."""
 HEADS = ("head.", "head_dist.", "pre_logits.")
 Channels = Literal["repeat", "keep"]
+GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+"""Classes of timm, torch and open_clip."""
 
 
 def load(
@@ -78,7 +80,11 @@ def load(
     if strict:
         refuse_foreign(found)
     said = {"heads": found.heads(theirs), **changes}
-    stored = of_ours(known) if known else infer(found.shapes(theirs), found.origin, config=checkpoint.config, said=said)
+    stored = (
+        of_ours(known)
+        if known
+        else infer(found.shapes(theirs), found.origin, config=checkpoint.config, said=said, prefix=found.prefix)
+    )
     config = configured(stored.config, changes)
     with torch.device("meta"):
         model = ViT(config)
@@ -160,14 +166,32 @@ def fetched(repo: str, revision: str | None) -> Path:
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
-    """What a live model of timm or transformers has for a config.json."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "to_dict"):  # transformers
+    """What a live model has for a config.json: transformers' own, or as timm writes it, from what its parts say."""
+    parts = list(model.modules())
+    configs: Iterator[Any] = (getattr(part, "config", None) for part in parts)
+    if config := next((config for config in configs if hasattr(config, "to_dict")), None):  # transformers
         return dict(config.to_dict())
-    made_by_timm = getattr(model, "pretrained_cfg", None) or {}
-    heads = next((module.num_heads for module in model.modules() if hasattr(module, "num_heads")), None)
-    architecture = made_by_timm.get("architecture", "")
-    return {"architecture": architecture, "pretrained_cfg": dict(made_by_timm), "model_args": {"num_heads": heads}}
+
+    def first(kind: type, *names: str) -> Any:
+        found = (getattr(part, name, None) for part in parts for name in names)
+        return next((value for value in found if isinstance(value, kind)), None)
+
+    made_by_timm = first(dict, "pretrained_cfg") or {}
+    tanh = any(getattr(part, "approximate", "none") == "tanh" for part in parts)  # torch's GELU
+    said = {
+        "num_heads": first(int, "num_heads", "heads"),
+        "global_pool": first(str, "global_pool"),
+        "pool_include_prefix": first(bool, "pool_include_prefix"),
+        "norm_eps": next((part.eps for part in parts if isinstance(part, nn.LayerNorm)), None),
+        "act_layer": "gelu_tanh"
+        if tanh
+        else next((GELUS[k] for k in (type(part).__name__ for part in parts) if k in GELUS), None),
+    }
+    return {
+        "architecture": made_by_timm.get("architecture", ""),
+        "pretrained_cfg": dict(made_by_timm),
+        "model_args": {name: value for name, value in said.items() if value is not None},
+    }
 
 
 def is_run(folder: Path) -> bool:

@@ -590,7 +590,7 @@ ENCODER = (
     r"(blocks|layers?|encoder|[Tt]ransformer|\w*embed|conv|stem|bn|ln_|norm|pre_layer|post_layer|cls|class|pos|reg|attn|rope"
     r"|rotary|freq|.*(relative_position|rel_pos))"
 )
-AVERAGED = r"(teacher|ema|momentum|target)"
+AVERAGED = r"(teacher|ema(?![a-z])|target)"  # not MoCo's momentum encoder: its own code takes the other one
 
 
 def unstack(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
