@@ -624,3 +624,53 @@ def test_push_prints_where_it_went(vitrail: Typed, run: Path, monkeypatch: pytes
     monkeypatch.setattr("vitrail.weights.push_to_hub", lambda *args, **more: asked.append((args, more)) or "https://hub/me/it")
     assert vitrail("push", run, "me/it", "--private") == (0, "https://hub/me/it\n", "")
     assert asked == [((str(run), "me/it"), {"private": True, "revision": None})]
+
+
+def test_images_with_any_number_of_labels_from_check_to_predict(
+    vitrail: Typed, image_folder: ImageFolder, tmp_path: Path, run: Path
+) -> None:
+    photos, folder = image_folder({"photos": 24}, name="beach"), tmp_path / "beach-run"
+    labels = ("sea;sky", "", "sky", "sea;sky;sand")
+    lines = [f"photos/{i}.jpg,{labels[i % 4]},{('train', 'train', 'val', 'test')[i // 6]}\n" for i in range(24)]
+    (photos / "labels.csv").write_text("path,labels,split\n" + "".join(lines))
+
+    done = vitrail("check", photos)
+    assert "24 images, 3 labels, 0 unreadable files" in done.out
+    assert re.search(r"^sky +9 +4 +5$", done.out, re.MULTILINE)
+    assert re.search(r"^all +12 +6 +6$", done.out, re.MULTILINE), "an image counts once there"
+    assert "labels an image: 0 to 3, 1.5 on average; 6 images have none" in done.out
+    assert json.loads(vitrail("check", photos, "--json").out)["labels"][0] == {"labels": 0, "images": 6}
+
+    done = vitrail("train", photos, *TINY, "--model=Ti/16", "--model.img_size=32", "--train.batch_size=4", "--out", folder)
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"test mAP \d+\.\d+% \(95 % interval .*\) on 6 images", done.out)
+    assert json.loads((folder / "config.json").read_text())["multi_label"] is True
+
+    done = vitrail("evaluate", folder, "--device=cpu")
+    assert re.search(r"mean average precision +\d+\.\d %", done.out)
+    assert re.search(r"^sand +2 +", done.out, re.MULTILINE)
+    numbers = json.loads(vitrail("evaluate", folder, "--json").out)
+    assert {each["name"]: each["count"] for each in numbers["per_class"]} == {"sand": 2, "sea": 3, "sky": 5}
+
+    image = photos / "photos/0.jpg"
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    said = json.loads(vitrail("predict", folder, image, tmp_path / "broken.jpg", "--json", "--top=3").out)
+    assert len(said[0]["top"]) == 3
+    assert said[0]["labels"] == [each for each in said[0]["top"] if each["probability"] >= 0.5]
+    assert (said[1]["labels"], said[1]["label"]) == ([], None)
+    table = vitrail("predict", folder, image, tmp_path / "broken.jpg", "--top=2").out.splitlines()
+    assert re.search(r"image +labels +most probable", table[0])
+    assert "unreadable" in table[-1]
+    rows = list(csv.DictReader(io.StringIO(vitrail("predict", folder, image, "--csv").out)))
+    assert rows[0]["labels"] == ";".join(each["label"] for each in said[0]["labels"])
+
+    done = vitrail("evaluate", run, photos)
+    assert done.code == 2
+    done = vitrail("probe", folder, photos)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "has any number of labels an image, and k-NN and the probe choose one class" in done.err
+    for side in ("train", "test"):
+        for name in ("sand", "sea", "sky"):
+            image_folder({side: {name: 2}}, name="classes")
+    done = vitrail("evaluate", folder, tmp_path / "classes")
+    assert "classes has one class an image, and the model was trained on any number of labels an image" in done.err

@@ -37,7 +37,8 @@ OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained,
   vitrail convert SRC DST --to …  a checkpoint for timm, transformers (hf), torchvision, or as Google's .npz
   vitrail push RUN OWNER/NAME     a run to the Hugging Face Hub, with a model card
 
-DATA is a folder with one folder per class, or one of fashion-sample, fashion-mnist, mnist, cifar10, cifar100, imagenet.
+DATA is a folder with one folder per class, or with labels.csv; or one of fashion-sample, fashion-mnist, mnist, cifar10,
+cifar100, imagenet.
 RUN is the folder that a training wrote.
 
   vitrail train --minutes 2 --out runs/first
@@ -177,6 +178,8 @@ def check(words: list[str]) -> int:
         sizes = [{"height": height, "width": width, "images": images} for (height, width), images in report.sizes.items()]
         bad = [{"path": path, "reason": reason} for path, reason in report.bad]
         found = {"name": report.name, "images": report.images, "counts": report.counts, "sizes": sizes, "modes": report.modes}
+        if report.labels is not None:
+            found["labels"] = [{"labels": number, "images": images} for number, images in report.labels.items()]
         terminal.print_json({**found, "bad": bad, "duplicates": report.duplicates})
     else:
         print(report)
@@ -245,8 +248,8 @@ def evaluate(words: list[str]) -> int:
 
     from vitrail import weights
     from vitrail.data.sources import open_source
+    from vitrail.evaluate import MultiLabelEvaluation, evaluate_labels, save_evaluation
     from vitrail.evaluate import evaluate as measure
-    from vitrail.evaluate import save_evaluation
     from vitrail.models.device import autocast_dtype, pick_device
     from vitrail.train import settings
 
@@ -264,10 +267,14 @@ def evaluate(words: list[str]) -> int:
             says = f"{source.name} has the classes {theirs}, and the model {model.config.num_classes:,}: {ours}"
             raise ValueError(f"{says}; give data of the model's classes")
         print(f"vitrail: the checkpoint calls its classes {ours}; taken in the order of {theirs}", file=sys.stderr)
+    if run is not None and source.multi_label != model.multi_label:
+        kinds = ("one class an image", "any number of labels an image")
+        says = f"{source.name} has {kinds[source.multi_label]}, and the model was trained on {kinds[model.multi_label]}"
+        raise ValueError(f"{says}; give data of its kind")
     name = args.split or next(split for split in ("test", "val", "train") if split in source.splits)
     split = source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None)
     precision = "auto" if cfg.train.precision == "fp16" and device.type != "cuda" else cfg.train.precision
-    result = measure(
+    result = (evaluate_labels if source.multi_label else measure)(
         model,
         split,
         preprocessing=model.preprocessing,
@@ -285,7 +292,11 @@ def evaluate(words: list[str]) -> int:
     if args.json:
         terminal.print_json({"data": source.name, "split": name, **result.to_dict()})
     else:
-        terminal.print_evaluation(result, title=f"{source.name}, {name}: {result.count:,} images")
+        title = f"{source.name}, {name}: {result.count:,} images"
+        if isinstance(result, MultiLabelEvaluation):
+            terminal.print_labels(result, title=title)
+        else:
+            terminal.print_evaluation(result, title=title)
         print("Written: " + ", ".join(map(str, files)))
     return OK
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitrail.deploy.predict import Prediction
     from vitrail.evaluate.few_shot import FewShot, Mean
     from vitrail.evaluate.metrics import Accuracy, Evaluation
+    from vitrail.evaluate.multilabel import MultiLabelEvaluation
     from vitrail.models.describe import BaselineDescription, Description
     from vitrail.train.ladder import Ladder
     from vitrail.train.optim import Row
@@ -265,6 +266,27 @@ def print_probe(
     console.print(f"{ladder.advice.why[0].upper()}{ladder.advice.why[1:]}.", soft_wrap=True)
 
 
+def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:
+    """Mean average precision, F1, and the average precision of each label."""
+    console = make_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print()
+    overall = make_table("", "score", "95 % interval")
+    overall.add_row("mean average precision", percent(result.mean_ap), _interval(result.mean_ap_interval))
+    overall.add_row("F1 of all labels from 50 % on", percent(result.f1), _interval(result.f1_interval))
+    console.print(overall)
+    console.print()
+    shown = [each for each in result.per_class if each.count]
+    if len(shown) > MANY_CLASSES:
+        console.print(f"The {MANY_CLASSES} labels of lowest precision; evaluation.json has all {len(result.classes)}:")
+        shown = sorted(shown, key=lambda each: each.average_precision)[:MANY_CLASSES]
+    labels = make_table("label", "images", "average precision", "95 % interval")
+    for each in shown:
+        labels.add_row(each.name, f"{each.count:,}", percent(each.average_precision), _interval(each.interval))
+    console.print(labels)
+    console.print()
+
+
 def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None:
     """A model's shape and what it costs."""
     (height, width), (down, across) = pair(cfg.img_size), pair(cfg.patch_size)
@@ -357,21 +379,37 @@ def _interval(ends: tuple[float, float]) -> str:
 def print_predictions(done: Sequence[Prediction]) -> None:
     """One row an image."""
     many = any(len(prediction.top) > 1 for prediction in done)
+    if any(prediction.labels is not None for prediction in done):
+        table = make_table("image", "labels", *(["most probable"] if many else []), words=("labels", "most probable"))
+        for prediction in done:
+            given = "unreadable" if prediction.error is not None else _pairs(prediction.labels or ()) or "none"
+            table.add_row(prediction.path, given, *([_pairs(prediction.top)] if many else []))
+        make_console().print(table)
+        return
     table = make_table("image", "label", "probability", *(["then"] if many else []), words=("label", "then"))
     for prediction in done:
         if prediction.error is not None or prediction.probability is None:
             table.add_row(prediction.path, "unreadable", "")  # the reason goes to stderr
             continue
-        then = ", ".join(f"{label} {percent(p)}" for label, p in prediction.top[1:])
+        then = _pairs(prediction.top[1:])
         table.add_row(prediction.path, prediction.label, percent(prediction.probability), *([then] if many else []))
     make_console().print(table)
 
 
+def _pairs(given: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{label} {percent(p)}" for label, p in given)
+
+
 def print_csv(done: Sequence[Prediction], *, top: int) -> None:
-    """path,label,probability,label_2,probability_2,…,error; an unreadable image has empty fields and its error."""
+    """path,label,probability,label_2,probability_2,…,error; an unreadable image has empty fields and its error.
+
+    Of a model for any number of labels an image, `labels` behind the path has all from 0.5 on, with ";" between.
+    """
+    several = any(prediction.labels is not None for prediction in done)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [("label", "probability"), *((f"label_{rank}", f"probability_{rank}") for rank in range(2, top + 1))]
-    writer.writerow(["path", *chain.from_iterable(ranks), "error"])
+    writer.writerow(["path", *(["labels"] if several else []), *chain.from_iterable(ranks), "error"])
     for prediction in done:
         pairs = [(label, f"{p:.6f}") for label, p in prediction.top] or [("", "")] * top
-        writer.writerow([prediction.path, *chain.from_iterable(pairs), prediction.error or ""])
+        labels = [";".join(label for label, _ in prediction.labels or ())] if several else []
+        writer.writerow([prediction.path, *labels, *chain.from_iterable(pairs), prediction.error or ""])

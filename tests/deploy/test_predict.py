@@ -181,6 +181,26 @@ def test_a_folder_that_is_hidden_itself_may_be_named(photos: Path) -> None:
     assert len(list(find_images([hidden]))) == 7
 
 
+def test_of_any_number_of_labels_those_from_a_half_on_are_given(tmp_path: Path, photos: Path) -> None:
+    model = make_run(tmp_path / "plain")
+    model.multi_label = True
+    (tmp_path / "labels").mkdir()
+    save_model(model, tmp_path / "labels", data="animals")
+    predictor, paths = Predictor(tmp_path / "labels", device="cpu"), sorted(find_images([photos]))
+    for path, prediction in zip(paths, predictor.predict(paths, top=2), strict=True):
+        expected = (
+            model(normalise(eval_view(path, predictor.preprocessing)[None], predictor.preprocessing)).sigmoid()[0].tolist()
+        )
+        given = {name: p for name, p in zip(CLASSES, expected, strict=True) if p >= 0.5}
+        assert prediction.labels is not None
+        assert dict(prediction.labels) == pytest.approx(given, abs=1e-5)
+        assert [p for _, p in prediction.labels] == sorted((p for _, p in prediction.labels), reverse=True)
+        assert (len(prediction.top), prediction.top[0]) == (2, (prediction.label, prediction.probability))
+        assert prediction.probability == pytest.approx(max(expected), abs=1e-5)
+    assert predictor.predict([tmp_path / "missing.png"])[0].labels == ()
+    assert "labels" not in Predictor(tmp_path / "plain", device="cpu").predict(paths[:1])[0].to_dict()
+
+
 def test_json_has_every_field() -> None:
     top = (("ant", 0.75), ("bee", 0.25))
     assert Prediction("a.png", "ant", 0.75, top).to_dict() == {

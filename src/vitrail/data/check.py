@@ -17,6 +17,7 @@ from vitrail.data.dataset import Skipped, Source, SplitName
 from vitrail.data.decode import BadImage, decode, read_header
 from vitrail.data.files import Listed, map_files
 from vitrail.data.folder import FolderSource
+from vitrail.data.labelled import LabelledSource
 from vitrail.data.named import NAMED, NamedSource, read_arrays
 from vitrail.data.sources import open_source
 
@@ -29,7 +30,11 @@ class Report:
 
     name: str
     counts: dict[SplitName, dict[str, int]]
-    """Readable images by split and class, every class named."""
+    """Readable images by split and class, every class named. With several labels an image counts for each of its own."""
+    totals: dict[SplitName, int]
+    """Readable images by split."""
+    labels: dict[int, int] | None
+    """Images by how many labels they have, where that may be any number."""
     sizes: dict[Pair, int]
     """Images of each (height, width), upright."""
     modes: dict[str, int]
@@ -42,16 +47,21 @@ class Report:
     @property
     def images(self) -> int:
         """Readable images."""
-        return sum(sum(classes.values()) for classes in self.counts.values())
+        return sum(self.totals.values())
 
     def __str__(self) -> str:
         splits = list(self.counts)
         classes = list(self.counts[splits[0]])
-        wide = max(len("class"), *(len(name) for name in classes))
-        lines = [f"{self.name}: {self.images} images, {len(classes)} classes, {len(self.bad)} unreadable files", ""]
-        lines += ["  ".join([f"{'class':{wide}}", *(f"{split:>7}" for split in splits)])]
+        noun, several = ("class", "classes") if self.labels is None else ("label", "labels")
+        wide = max(len(noun), *(len(name) for name in classes))
+        lines = [f"{self.name}: {self.images} images, {len(classes)} {several}, {len(self.bad)} unreadable files", ""]
+        lines += ["  ".join([f"{noun:{wide}}", *(f"{split:>7}" for split in splits)])]
         lines += ["  ".join([f"{k:{wide}}", *(f"{self.counts[split][k]:7}" for split in splits)]) for k in classes]
-        lines += ["  ".join([f"{'all':{wide}}", *(f"{sum(self.counts[split].values()):7}" for split in splits)]), ""]
+        lines += ["  ".join([f"{'all':{wide}}", *(f"{self.totals[split]:7}" for split in splits)]), ""]
+        if self.labels:
+            mean = sum(number * images for number, images in self.labels.items()) / self.images
+            most = f"labels an image: {min(self.labels)} to {max(self.labels)}, {mean:.2g} on average"
+            lines += [most + (f"; {self.labels[0]} images have none" if 0 in self.labels else "")]
         if self.sizes:
             short = sorted(min(size) for size, count in self.sizes.items() for _ in range(count))
             lines += [f"short side: {short[0]} to {short[-1]} px, half of them up to {short[(len(short) - 1) // 2]} px"]
@@ -68,7 +78,7 @@ class _Seen:
     """One image that was read."""
 
     split: SplitName
-    label: int
+    labels: tuple[int, ...]
     path: str
     size: Pair
     mode: str
@@ -88,13 +98,16 @@ def check(path: str, *, val_fraction: float = 0.1, threads: int = -1) -> Report:
 
 
 def _summary(source: Source, seen: Sequence[_Seen], bad: Sequence[Skipped]) -> Report:
-    count = Counter((image.split, image.label) for image in seen)
+    count = Counter((image.split, label) for image in seen for label in image.labels)
+    total = Counter(image.split for image in seen)
     alike: defaultdict[bytes, list[_Seen]] = defaultdict(list)
     for image in seen:
         alike[image.content].append(image)
     return Report(
         name=source.name,
         counts={split: {name: count[split, k] for k, name in enumerate(source.classes)} for split in source.splits},
+        totals={split: total[split] for split in source.splits},
+        labels=dict(sorted(Counter(len(image.labels) for image in seen).items())) if source.multi_label else None,
         sizes=dict(Counter(image.size for image in seen)),
         modes=dict(Counter(image.mode for image in seen)),
         bad=tuple(bad),
@@ -107,6 +120,12 @@ def _summary(source: Source, seen: Sequence[_Seen], bad: Sequence[Skipped]) -> R
 def _read_folder(source: FolderSource, *, threads: int) -> tuple[list[_Seen], list[Skipped]]:
     seen: list[_Seen] = []
     bad: list[Skipped] = []
+
+    def labels_of(file: Listed) -> tuple[int, ...]:
+        if isinstance(source, LabelledSource):
+            return tuple(source.multi_hot[file.label].nonzero()[:, 0].tolist())
+        return (file.label,)
+
     for split, files in source.files.items():
 
         def look(file: Listed, split: SplitName = split) -> _Seen | Skipped:
@@ -116,7 +135,7 @@ def _read_folder(source: FolderSource, *, threads: int) -> tuple[list[_Seen], li
                 content = _file_hash(source.root / file.path)
             except (BadImage, OSError) as error:
                 return Skipped(file.path, str(error))
-            return _Seen(split, file.label, file.path, header.size, header.mode, content)
+            return _Seen(split, labels_of(file), file.path, header.size, header.mode, content)
 
         for result in map_files(look, files, threads=threads, doing=f"{split}: looking at every file"):
             if isinstance(result, Skipped):
@@ -136,7 +155,7 @@ def _read_named(source: NamedSource) -> list[_Seen]:
         for name, image, label, held in zip(names, images, labels, held_out, strict=True):
             mode = "L" if kind.channels == 1 else "RGB"
             content = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            seen.append(_Seen("val" if held else file, int(label), name, kind.img_size, mode, content))
+            seen.append(_Seen("val" if held else file, (int(label),), name, kind.img_size, mode, content))
     return seen
 
 

@@ -28,6 +28,9 @@ Picture = str | Path | Image.Image | NDArray[Any]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 """What counts as an image inside a folder; a file that is named is tried whatever its suffix."""
 
+THRESHOLD = 0.5
+"""From this probability on an image has a label, where it may have any number of them."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -42,11 +45,17 @@ class Prediction:
     """The most probable classes with their probabilities, falling."""
     error: str | None = None
     """Why the image could not be read."""
+    labels: tuple[tuple[str, float], ...] | None = None
+    """Of a model for images with any number of labels: those whose probability is at least 0.5, falling. None of another."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON has it."""
-        top = [{"label": label, "probability": probability} for label, probability in self.top]
-        return {"path": self.path, "label": self.label, "probability": self.probability, "top": top, "error": self.error}
+        top, labels = (
+            [{"label": label, "probability": probability} for label, probability in pairs]
+            for pairs in (self.top, self.labels or ())
+        )
+        said = {"path": self.path, "label": self.label, "probability": self.probability, "top": top, "error": self.error}
+        return said if self.labels is None else {**said, "labels": labels}
 
 
 class Predictor:
@@ -66,6 +75,7 @@ class Predictor:
             raise ValueError(f"{run} has no head, so it gives no classes; train one: `vitrail train DATA --weights {run}`")
         assert self.model.preprocessing is not None  # whatever loads weights says what happens to images
         self.preprocessing = self.model.preprocessing
+        self.multi_label = self.model.multi_label
         self.classes: tuple[str, ...] = self.model.classes or tuple(map(str, range(self.model.config.num_classes)))
 
     def predict(self, images: Iterable[Picture], *, top: int = 5) -> list[Prediction]:
@@ -88,15 +98,16 @@ class Predictor:
                 rows = iter(self.probabilities(torch.stack(readable)) if readable else ())
                 for (position, image), view in zip(chunk, views, strict=True):
                     name = _name(image, position)
-                    yield (
-                        Prediction(name, None, None, (), view) if isinstance(view, str) else self._named(name, next(rows), top)
-                    )
+                    yield self._unread(name, view) if isinstance(view, str) else self._named(name, next(rows), top)
 
     @torch.inference_mode()
     def probabilities(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """The probability of every class, on the CPU, for images that already are evaluation views."""
+        """The probability of every class, on the CPU, for images that already are evaluation views.
+
+        They sum to one, but where an image may have any number of the classes.
+        """
         logits: Tensor = self.model(normalise(images.to(self.device), self.preprocessing))  # (B, K)
-        return logits.float().softmax(dim=-1).cpu()
+        return (logits.float().sigmoid() if self.multi_label else logits.float().softmax(dim=-1)).cpu()
 
     def _view(self, image: Picture) -> UInt8[Tensor, "C H W"] | str:
         """The evaluation view, or the reason why there is none."""
@@ -108,7 +119,13 @@ class Predictor:
     def _named(self, name: str, row: Float[Tensor, " K"], top: int) -> Prediction:
         values, order = row.topk(min(top, len(row)))
         best = tuple((self.classes[k], p) for k, p in zip(order.tolist(), values.tolist(), strict=True))
-        return Prediction(name, *best[0], best)
+        if not self.multi_label:
+            return Prediction(name, *best[0], best)
+        falling = sorted(zip(row.tolist(), self.classes, strict=True), key=lambda pair: -pair[0])
+        return Prediction(name, *best[0], best, labels=tuple((label, p) for p, label in falling if p >= THRESHOLD))
+
+    def _unread(self, name: str, reason: str) -> Prediction:
+        return Prediction(name, None, None, (), reason, () if self.multi_label else None)
 
 
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
