@@ -65,7 +65,7 @@ def tiny_train(path: str | None = None, **settings: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages name: PHOTOS, PHOTO.jpg, RUN, which was trained on them, and WEIGHTS.safetensors."""
+    """A folder with what the pages name: PHOTOS, PHOTO.jpg, RUN, which was trained on them, LABELLED, WEIGHTS.safetensors."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
@@ -75,6 +75,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.clip(rng.normal(colour, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / "PHOTOS" / split / kind / f"{i}.jpg")
     shutil.copy(folder / "PHOTOS" / "test" / "cat" / "0.jpg", folder / "PHOTO.jpg")
+    shutil.copytree(folder / "PHOTOS" / "train", folder / "LABELLED")
+    lines = [f"{k}/{i}.jpg,{k};any,{side}" for k in ("cat", "dog") for i, side in enumerate(["train"] * 8 + ["val"] * 4)]
+    (folder / "LABELLED" / "labels.csv").write_text("\n".join(["path,labels,split", *lines]) + "\n")
     weights = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()  # somebody else's file
     save_file(weights, folder / "WEIGHTS.safetensors")
     tiny_train(str(folder / "PHOTOS"), out=str(folder / "RUN"), model={"name": "Ti/16", "img_size": 32})
