@@ -668,7 +668,7 @@ def test_images_with_any_number_of_labels_from_check_to_predict(
     assert done.code == 2
     done = vitrail("probe", folder, photos)
     assert (done.code, len(done.err.splitlines())) == (2, 1)
-    assert "has any number of labels an image, and k-NN and the probe choose one class" in done.err
+    assert "these images have any number of labels, and k-NN and the probe need one class each" in done.err
     for side in ("train", "test"):
         for name in ("sand", "sea", "sky"):
             image_folder({side: {name: 2}}, name="classes")
