@@ -165,11 +165,11 @@ def test_help_needs_no_torch() -> None:
         ("train a b", "unrecognized arguments: b"),
         ("resume", "the following arguments are required: RUN; see vitrail resume --help"),
         ("resume nowhere", "nowhere"),
-        ("evaluate nowhere", 'run folder "nowhere" does not exist'),
+        ("evaluate nowhere", '"nowhere" does not exist, and is neither a Hub id nor a name'),
         ("evaluate nowhere --splt test", "did you mean --split\\?"),
         ("evaluate nowhere --split tets", "invalid choice: 'tets'"),
         ("predict nowhere", "the following arguments are required: IMAGES"),
-        ("predict nowhere a.png", 'run folder "nowhere" does not exist'),
+        ("predict nowhere a.png", '"nowhere" does not exist, and is neither a Hub id nor a name'),
         ("predict nowhere a.png --top 0", "--top 0 must be at least 1"),
         ("predict nowhere a.png --json --csv", "not allowed with"),
         ("probe", "the following arguments are required: WEIGHTS"),
@@ -336,7 +336,7 @@ def test_evaluate_as_json_on_another_split(vitrail: Typed, run: Path, tmp_path: 
 def test_other_classes_are_refused(vitrail: Typed, run: Path, image_folder: ImageFolder) -> None:
     said = vitrail("evaluate", run, image_folder({"cat": 8, "dog": 8}))
     assert said.code == 2
-    assert "has the classes cat, dog, and the run" in said.err
+    assert "has the classes cat, dog, and the model 10: " in said.err
 
 
 # Probe

@@ -102,8 +102,8 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("XDG_CACHE_HOME", "/everybodys")
     assert cache_home() == Path("/everybodys/vitrail/data")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/me")
-    assert cache_home() == Path("/home/me/.cache/vitrail/data")
+    monkeypatch.setenv("HOME", "/nowhere/me")
+    assert cache_home() == Path("/nowhere/me/.cache/vitrail/data")
 
 
 def test_channels_are_converted_as_pillow_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idx_set: Path) -> None:

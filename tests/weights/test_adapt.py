@@ -79,7 +79,7 @@ def test_resized_patches_are_timm_s(h: int, w: int, new_h: int, new_w: int) -> N
     ours = resize_patch(weight, to=(new_h, new_w))
     theirs = resample_patch_embed(weight.double(), [new_h, new_w])
     assert ours.shape == (8, 2, new_h, new_w)
-    torch.testing.assert_close(ours, theirs.float(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours, theirs.float(), atol=5e-5, rtol=1e-4)  # timm's pseudo-inverse has single precision
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def nearest_key(key: str) -> str:
     """The setting that somebody who wrote `key` means, else ''. The section may be wrong or missing."""
     section, _, name = key.replace("-", "_").rpartition(".")
     beside = {known.rpartition(".")[2]: known for known in key_types() if section and known.rpartition(".")[0] == section}
-    if slip := difflib.get_close_matches(name, beside, n=1, cutoff=0.85):
+    if name not in OTHER_SPELLINGS and (slip := difflib.get_close_matches(name, beside, n=1, cutoff=0.85)):
         return beside[slip[0]]
     for wanted in (name, OTHER_SPELLINGS.get(name, "")):
         exact = [known for known in key_types() if known.rpartition(".")[2] == wanted]
