@@ -167,6 +167,9 @@ def refuse_shapes(shapes: Shapes, origin: Origin) -> None:
         shape = shapes.get(name, (1,) * axes)
         if len(shape) != axes or 0 in shape:
             raise ValueError(f"{this} is not a plain ViT: {name} is {'x'.join(map(str, shape))}, and not of {axes} axes")
+    dim, table = shapes["patch_embed.proj.weight"][0], shapes.get("pos_embed")
+    if table is not None and (not 2 <= len(table) <= 4 or table[-1] != dim or 0 in table):
+        raise ValueError(f"{this} is not a plain ViT: pos_embed is {'x'.join(map(str, table))}, and its tokens are {dim} wide")
     for name in shapes:
         if "norm" in name and name.endswith(".weight") and f"{name.removesuffix('weight')}bias" not in shapes:
             why = f"{name} comes without a bias, as in RMSNorm"

@@ -242,12 +242,15 @@ class Adaptation:
         """The value for one tensor of the model (None: fresh), its status and what was done."""
         if name == "pos_embed":
             return self.positions(slot)
-        if name not in self.found.sources:
-            layer, _, kind = name.rpartition(".")
-            if kind == "bias" and f"{layer}.weight" in self._used:
-                return slot.new_zeros(slot.shape, device="cpu"), "new", "zero: the file has none"
+        weight = f"{name.removesuffix('bias')}weight" if name.endswith(".bias") else None
+        if weight is not None and weight not in self._used:  # a layer is made afresh as a whole
             return None, "new", ""
+        if name not in self.found.sources:
+            zero = slot.new_zeros(slot.shape, device="cpu")
+            return (None, "new", "") if weight is None else (zero, "new", "zero: the file has none")
         value = self.found.sources[name].read(self.tensors)
+        if slot.is_floating_point() and (not value.is_floating_point() or value.itemsize == 1):
+            raise ValueError(f"{name} holds numbers of type {value.dtype}: quantised weights need the code that made them")
         status: Status = "exact"
         notes: list[str] = []
         if name == "patch_embed.proj.weight" or name == "patch_embed.stem.0.weight":
@@ -292,10 +295,11 @@ class Adaptation:
         grid, dim = self.model.grid, slot.shape[-1]
         front = torch.zeros(1, self.model.placed_tokens, dim)
         if self.model.config.pos_embed == "sincos2d":
+            value = torch.cat([front, sincos_2d(grid, dim)[None]], dim=1)
+            if self.stored.config.pos_embed != "sincos2d":
+                return value, "new", "computed"
             self._used.add("pos_embed")
-            was = self.stored.config.pos_embed == "sincos2d"
-            status: Status = "new" if not was else "exact" if grid == self.stored.grid else "resized"
-            return torch.cat([front, sincos_2d(grid, dim)[None]], dim=1), status, "" if status == "exact" else "computed"
+            return (value, "exact", "") if grid == self.stored.grid else (value, "resized", "computed")
         if "pos_embed" not in self.found.sources:
             if not self.found.origin.computes_positions:
                 return None, "new", ""
@@ -309,10 +313,11 @@ class Adaptation:
         if grid != self.stored.grid:
             sides = [f"{height}x{width}" for height, width in (self.stored.grid, grid)]
             return value, "resized", " -> ".join(sides)
-        exact = tuple(own_rows) == kinds
-        if grid == self.stored.grid and own_rows and self.model.placed_tokens < len(self.stored.positions_for):
-            return value, "adapted", f"{table.shape[1]} -> {value.shape[1]} rows, the others added to their tokens"
-        return (value, "exact", "") if exact else (value, "adapted", f"{table.shape[1]} -> {value.shape[1]} rows")
+        if tuple(own_rows) == kinds:
+            return value, "exact", ""
+        moved = any(getattr(self.model, name) is not None and self.moved(kind) is not None for name, kind in TOKENS.items())
+        more = ", the others added to their tokens" if moved else ""
+        return value, "adapted", f"{table.shape[1]} -> {value.shape[1]} rows{more}"
 
     def rows(self) -> dict[str, Float[Tensor, "1 n D"]]:
         """The file's positions of the tokens before the patches, by the kind of token."""
