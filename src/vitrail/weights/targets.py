@@ -174,7 +174,9 @@ def for_timm(cfg: ViTConfig, images: Preprocessing, *, licence: str | None = Non
     peer = TIMM_DISTILLED if cfg.dist_token else TIMM_SWIGLU if cfg.mlp == "swiglu" else TIMM
     check(cfg, peer)
     if cfg.pos_embed == "none" and (cfg.class_token or cfg.reg_tokens):
-        raise Inexpressible(f'{peer.name} has no pos_embed "none" with a class token or registers, which old versions then drop')
+        raise Inexpressible(
+            f'{peer.name} has no pos_embed "none" with a class token or registers, which old versions then drop'
+        )
     args: dict[str, Any] = {
         "img_size": cfg.img_size,
         "patch_size": cfg.patch_size,
