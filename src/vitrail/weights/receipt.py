@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Status = Literal["exact", "resized", "adapted", "new", "dropped"]
+LONGEST_LINE = 400
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Receipt:
                 lines.append(f"  {title:<8} {'; '.join(texts)}")
         if self.preprocessing:
             lines.append(f"  images   {self.preprocessing}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _line(self, status: Status) -> list[str]:
         """One line of totals; none where no tensor is in that state."""
@@ -89,7 +90,7 @@ class Receipt:
         """The receipt with a line for every tensor."""
         wide = max((len(entry.name) for entry in self.entries), default=0)
         rows = (f"  {e.status:<8} {e.name:<{wide}}  {e.parameters:>12,}  {e.note}".rstrip() for e in self.entries)
-        return "\n".join([str(self), "", *rows])
+        return "\n".join([str(self), "", *map(printable, rows)])
 
     def to_dict(self) -> dict[str, Any]:
         """The receipt as JSON has it: totals, and every tensor that is not exact."""
@@ -108,3 +109,9 @@ class Receipt:
             "notes": list(self.notes),
             "preprocessing": self.preprocessing,
         }
+
+
+def printable(line: str) -> str:
+    """One line of a terminal's, whatever names a file has."""
+    made = "".join(c if c.isprintable() else " " for c in line)
+    return made if len(made) <= LONGEST_LINE else f"{made[: LONGEST_LINE - 1]}…"
