@@ -643,3 +643,17 @@ def test_the_books_balance_whatever_is_asked_for(data: st.DataObject, name: str,
         logits = model(some_images(height, width, channels=config.in_channels))
     assert logits.isfinite().all()
     assert {field: getattr(config, field) for field in changes} == changes
+
+
+def test_a_convolutional_stem_keeps_its_order_in_memory_and_a_licence_goes_along(tmp_path: Path) -> None:
+    model = ViT(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=3, stem="conv")
+    model.preprocessing = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    save_model(model, tmp_path, data="nothing")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vitrail"]["licence"] = "apache-2.0"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = vitrail.load(tmp_path)
+    assert isinstance(loaded, ViT)
+    for name, parameter in model.named_parameters():
+        assert loaded.get_parameter(name).stride() == parameter.stride(), name
+    assert loaded.receipt.licence == "apache-2.0"  # type: ignore[attr-defined]

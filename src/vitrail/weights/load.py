@@ -354,7 +354,7 @@ TOKENS = {"cls_token": "cls", "dist_token": "dist", "reg_token": "reg"}
 
 def own(value: Tensor | None, slot: Tensor) -> Tensor:
     """Memory of the model's own, in its type: nothing of a model depends on a file that somebody may change."""
-    made = torch.empty(slot.shape, dtype=slot.dtype, device="cpu")
+    made = torch.empty_like(slot, device="cpu")  # in the order of memory that the layer wants: channels last in a conv stem
     return made if value is None else made.copy_(value)
 
 
@@ -385,6 +385,15 @@ def refuse_gaps(entries: Iterable[Entry], stored: ViTConfig, file: str) -> None:
 # What the model knows of itself
 
 
+def licence_of(config: Mapping[str, Any]) -> str | None:
+    """What a run's config.json, or timm's, says of the licence."""
+    ours, timms = config.get("vitrail"), config.get("pretrained_cfg")
+    said = (ours.get("licence") if isinstance(ours, dict) else None) or (
+        timms.get("license") if isinstance(timms, dict) else None
+    )
+    return said if isinstance(said, str) else None
+
+
 def documented(
     model: ViT,
     entries: tuple[Entry, ...],
@@ -413,7 +422,7 @@ def documented(
         origin=found.origin.name,
         file=checkpoint.file,
         sha256=checkpoint.sha256,
-        licence=checkpoint.licence,
+        licence=checkpoint.licence or licence_of(checkpoint.config),
         entries=entries,
         assumed=stored.assumed,
         notes=tuple(notes),
