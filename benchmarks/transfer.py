@@ -26,6 +26,7 @@ import vitrail
 from machine import RESULTS, facts
 from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.sources import open_source
+from vitrail.evaluate import Evaluation
 
 FIRST, OTHERS = range(5), range(5, 10)
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by number of draws
