@@ -104,7 +104,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         base = pretrain(place, minutes=args.minutes)
-        print(f"pre-training: {base.evaluation.top1:.1%} of the first five classes", flush=True)
+        assert isinstance(base.evaluation, Evaluation)
+        learned = base.evaluation.top1
+        print(f"pre-training: {learned:.1%} of the first five classes", flush=True)
         images, labels = pixels("test")
         others = labels >= len(FIRST)
         write(place / "others", images[others], labels[others])
@@ -119,7 +121,7 @@ def main() -> None:
     right = statistics.mean(cell["advice_right"] for cell in cells)
     result = {
         "machine": facts(),
-        "pretraining": {"minutes": args.minutes, "accuracy": base.evaluation.top1},
+        "pretraining": {"minutes": args.minutes, "accuracy": learned},
         "steps": args.steps,
         "test_images": int(others.sum()),
         "rows": rows,
