@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -259,7 +260,9 @@ def test_the_names_of_timm_say_what_timm_s_models_have() -> None:
     for name in timm.list_models(["*_clip_*", "*siglip*", "*_gap_*", "*_map_*"], module="vision_transformer"):
         if any(word in name for word in ("_xp_", "dlittle", "dwee", "dpwee", "pwee")):
             continue
-        act = type(timm_vit(name, side=timm.get_pretrained_cfg(name).input_size[1], depth=1).blocks[0].mlp.act).__name__
+        patch = re.search(r"patch(\d+)", name)
+        assert patch is not None
+        act = type(timm_vit(name, side=2 * int(patch[1]), depth=1).blocks[0].mlp.act).__name__
         assert facts_of({"architecture": name})["mlp"] == kinds[act], name
 
 
