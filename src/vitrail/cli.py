@@ -117,10 +117,11 @@ TRAIN_HELP = """Trains a Vision Transformer, measures it, and writes a run folde
 
   vitrail train                                   the sample that comes with the package
   vitrail train PHOTOS --minutes 30               a folder with one folder per class
+  vitrail train PHOTOS --weights W                fine-tunes a Hub id, a file, a folder or a run
   vitrail train cifar10 --model S/4 --optim.lr 5e-4
   vitrail train PHOTOS --model torchvision:resnet50   a CNN in the same loop; timm:efficientnet_b0 …
 
---model B/16 is short for --model.name B/16, and --minutes 2 for --train.minutes 2.
+--model B/16 is short for --model.name B/16, --weights W for --model.weights W, --minutes 2 for --train.minutes 2.
 The command line wins over --config, which wins over --recipe, which wins over the defaults in brackets.
 A length (epochs, steps or minutes) replaces any other length; a model's name starts its section afresh."""
 
@@ -193,7 +194,7 @@ def train(words: list[str]) -> int:
     parser = terminal.make_settings_parser(
         "train",
         TRAIN_HELP,
-        usage="[DATA] [--recipe R] [--config FILE] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…",
+        usage="[DATA] [--weights W] [--recipe R] [--config FILE] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…",
     )
     parser.add_argument("path", nargs="?", metavar="DATA", help="a folder, or the name of a set [fashion-sample]")
     parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(settings.recipes())} [the one for DATA]")
