@@ -194,7 +194,7 @@ def train(words: list[str]) -> int:
     parser = terminal.make_settings_parser(
         "train",
         TRAIN_HELP,
-        usage="[DATA] [--weights W] [--recipe R] [--config FILE] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…",
+        usage="[DATA] [--weights W] [--recipe R] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…",
     )
     parser.add_argument("path", nargs="?", metavar="DATA", help="a folder, or the name of a set [fashion-sample]")
     parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(settings.recipes())} [the one for DATA]")
