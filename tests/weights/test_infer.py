@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import HEADS, timm_vit
@@ -17,7 +18,7 @@ from torch import Tensor
 import vitrail
 from vitrail.config import SIZES, ViTConfig
 from vitrail.models import create_model
-from vitrail.weights.infer import Inferred, facts_of, infer
+from vitrail.weights.infer import TRANSFORMERS_DEFAULTS, Inferred, facts_of, infer
 from vitrail.weights.origins import TIMM
 
 Shapes = dict[str, tuple[int, ...]]
@@ -252,6 +253,40 @@ def test_what_a_config_tells(config: dict[str, Any], facts: dict[str, Any]) -> N
 def test_configs_of_no_plain_vit(config: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         inferred(shapes(dim=384), config=config)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS_DEFAULTS)
+def test_what_a_config_of_transformers_leaves_out(kind: str) -> None:
+    """Files by hand, such as SigLIP's on the Hub, say a model_type and little more."""
+    config = transformers.AutoConfig.for_model(kind)
+    assert {name: getattr(config, name) for name in TRANSFORMERS_DEFAULTS[kind]} == TRANSFORMERS_DEFAULTS[kind]
+    facts = facts_of({"vision_config": {"model_type": kind}})
+    assert facts == {key: value for key, value in facts_of(config.to_dict()).items() if key in facts}
+    assert facts_of({"model_type": kind, "num_attention_heads": 3})["num_heads"] == 3
+
+
+JUNK = st.none() | st.booleans() | st.integers(-5, 2000) | st.floats() | st.text(max_size=5)
+JSON = st.recursive(JUNK, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
+KEYS = ("num_attention_heads", "layer_norm_eps", "image_size", "hidden_act", "model_type", "vision_config", "use_swiglu_ffn")
+TIMM_KEYS = ("pretrained_cfg", "model_args", "global_pool", "num_classes")
+CLIP_KEYS = ("width", "head_width", "image_size", "act_kwargs", "norm_kwargs", "pool_type", "timm_model_name", "timm_pool")
+CONFIGS = st.one_of(
+    st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4),
+    st.dictionaries(st.sampled_from(TIMM_KEYS), JSON, max_size=4).map(lambda fields: {"architecture": "vit_x", **fields}),
+    st.dictionaries(st.sampled_from(CLIP_KEYS), JSON, max_size=4).map(lambda fields: {"model_cfg": {"vision_cfg": fields}}),
+    st.fixed_dictionaries({"architecture": JSON}) | st.fixed_dictionaries({"model_cfg": JSON}),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(CONFIGS)
+def test_a_config_of_nonsense_is_one_line(config: dict[str, Any]) -> None:
+    says = ""
+    try:
+        inferred(shapes(dim=384), config=config)
+    except ValueError as error:
+        says = str(error)
+    assert len(says.splitlines()) <= 1
 
 
 def test_the_names_of_timm_say_what_timm_s_models_have() -> None:

@@ -93,6 +93,15 @@ def test_an_unknown_field_is_named_before_anything_is_read() -> None:
         load(STATE, num_layers=1)
 
 
+@pytest.mark.parametrize("source", [STATE, "B/16"])
+def test_a_word_that_is_none_of_its_field_s(source: Any) -> None:
+    """Else open_clip's spelling of QuickGELU would compute GELU."""
+    with pytest.raises(ValueError, match=r'^mlp "quickgelu" is none of gelu, .*, swiglu; did you mean "quick_gelu"\?$'):
+        load(source, mlp="quickgelu")
+    with pytest.raises(ValueError, match=r'^pool "token" is none of cls, avg, cls\+avg, map$'):
+        load(source, pool="token")
+
+
 def test_a_file_and_a_folder_say_what_the_state_dict_says(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "plain.safetensors")
     torch.save({"model": STATE}, tmp_path / "plain.pth")

@@ -59,6 +59,13 @@ NO_PLAIN_VIT = (  # architectures of timm whose tensors look like a plain ViT's
     (r"rope|^eva02_|_dinov3|^vit_pe_|^qwen3_vit|^naflexvit_.*rope", "its positions are rotary"),
 )
 
+TRANSFORMERS_DEFAULTS: dict[str, dict[str, Any]] = {  # by model_type: what its files leave out where it is this
+    **{kind: {"num_attention_heads": 12, "layer_norm_eps": 1e-12} for kind in ("vit", "vit_mae", "deit", "beit")},
+    **{kind: {"num_attention_heads": 12, "layer_norm_eps": 1e-6} for kind in ("vit_msn", "dinov2", "dinov2_with_registers")},
+    "clip_vision_model": {"num_attention_heads": 12, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"},
+    "siglip_vision_model": {"num_attention_heads": 12, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"},
+}
+
 PLAIN_KINDS = (  # transformers' model_type of the encoders whose code was compared (benchmarks/compatibility.py, the tests)
     *("vit", "vit_mae", "vit_msn", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "ijepa", "clip"),
     *("clip_vision_model", "siglip", "siglip_vision_model", "owlvit_vision_model", "metaclip_2_vision_model"),
@@ -399,16 +406,33 @@ def from_list(value: Any) -> Any:
 
 def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config.json that is about the image encoder."""
-    return config.get("vision_config") or config
+    inner = config.get("vision_config")
+    return inner if isinstance(inner, Mapping) and inner else config
 
 
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json of timm, transformers or open_clip says that tensors do not: fields of ViTConfig."""
-    if "model_cfg" in config:
-        return _open_clip_facts(config["model_cfg"])
-    if "architecture" in config:
-        return _timm_facts(config)
-    return _transformers_facts(vision_of(config))
+    """What a config.json of timm, transformers or open_clip says that tensors do not: fields of ViTConfig.
+
+    Raises ValueError for one that says what can't be.
+    """
+    try:
+        if "model_cfg" in config:
+            facts = _open_clip_facts(config["model_cfg"])
+        elif "architecture" in config:
+            facts = _timm_facts(config)
+        else:
+            facts = _transformers_facts(vision_of(config))
+        sides = pair(facts.get("img_size", 1))
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"config.json is not as its library writes it ({reason}); mend it, or leave it out") from error
+    numbers = {"img_size": min(sides), "num_heads": facts.get("num_heads", 1), "norm_eps": facts.get("norm_eps", 1)}
+    for name, value in numbers.items():
+        if not isinstance(value, int | float) or value <= 0 or (name == "num_heads" and value != int(value)):
+            raise ValueError(f"config.json has {name} {value}, which can't be; mend it, or leave it out")
+    if facts.get("pool", "cls") not in ("cls", "avg", "map"):
+        raise ValueError(f"its pooling {facts['pool']!r} is none of a plain ViT's: class token, mean, attention")
+    return facts
 
 
 def _timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -434,9 +458,11 @@ def _timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         if str(act).lower() not in ACTIVATIONS:
             raise ValueError(f'activation "{act}" is none of {", ".join(sorted(set(ACTIVATIONS.values())))}: not a plain ViT')
         facts["mlp"] = ACTIVATIONS[str(act).lower()]
-    for theirs in ("num_heads", "img_size", "pool_include_prefix", "norm_eps"):
+    for theirs in ("num_heads", "img_size", "norm_eps"):
         if args.get(theirs) is not None:
             facts[theirs] = from_list(args[theirs])
+    if args.get("pool_include_prefix") is not None:
+        facts["pool_include_prefix"] = bool(args["pool_include_prefix"])
     return facts
 
 
@@ -444,6 +470,7 @@ def _transformers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     if rotary := next((name for name in config if name.startswith("rope_") and config[name]), None):
         kind = config.get("model_type", "this model")
         raise ValueError(f"{kind} is not a plain ViT: its positions are rotary ({rotary}); open it with transformers")
+    config = {**TRANSFORMERS_DEFAULTS.get(config.get("model_type", ""), {}), **config}
     facts: dict[str, Any] = {}
     for theirs, ours in {
         "num_attention_heads": "num_heads",

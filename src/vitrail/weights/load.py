@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Pair, ViTConfig, is_baseline, pair, parse_name
+from vitrail.config import Pair, ViTConfig, is_baseline, nearest, pair, parse_name
 from vitrail.models import Baseline, ViT, create_model
 from vitrail.models.baseline import BaselineConfig
 from vitrail.models.vit import check_names, configured, resize_patch, resize_positions, sincos_2d
@@ -67,6 +67,7 @@ def load(
     asked = {"num_classes": num_classes, "img_size": img_size, "in_channels": in_channels}
     changes = {name: value for name, value in asked.items() if value is not None} | config_changes
     check_names(changes)  # a field that does not exist is named before anything is fetched
+    check_choices(changes)
     if isinstance(source, str) and is_baseline(source):
         return published_baseline(source, changes)
     if is_name(source):
@@ -98,6 +99,15 @@ def load(
 
 # --------------------------------------------------------------------------------------------------------------------
 # Sources
+
+
+def check_choices(changes: Mapping[str, Any]) -> None:
+    """Raises ValueError for a word that is none of its field's."""
+    hints = get_type_hints(ViTConfig)
+    for name, value in changes.items():
+        choices = [str(choice) for choice in get_args(hints[name])] if get_origin(hints[name]) is Literal else []
+        if choices and value not in choices:
+            raise ValueError(f'{name} "{value}" is none of {", ".join(choices)}{nearest(str(value), choices)}')
 
 
 def is_name(source: Any) -> bool:
