@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 Pair = tuple[int, int]
 
@@ -179,6 +180,10 @@ class ViTConfig:
     """Stochastic depth of the last block; the blocks before it ramp up linearly (Huang et al. 2016)."""
 
     def __post_init__(self) -> None:
+        for name, choices in choices_of_a_model().items():
+            if getattr(self, name) not in choices:
+                meant = nearest(str(getattr(self, name)), list(choices))
+                raise ValueError(f'{name} "{getattr(self, name)}" is none of {", ".join(choices)}{meant}')
         for name in ("img_size", "patch_size"):
             if min(pair(getattr(self, name))) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1 pixel")
@@ -210,6 +215,12 @@ class ViTConfig:
         for f in dataclasses.fields(self):
             if f.name.endswith("_rate") and not 0 <= getattr(self, f.name) < 1:
                 raise ValueError(f"{f.name} {getattr(self, f.name)} must be at least 0 and below 1")
+
+
+@functools.cache
+def choices_of_a_model() -> dict[str, tuple[str, ...]]:
+    """The words that each field of ViTConfig takes, for those that take words."""
+    return {name: get_args(hint) for name, hint in get_type_hints(ViTConfig).items() if get_origin(hint) is Literal}
 
 
 @dataclass(frozen=True, kw_only=True)

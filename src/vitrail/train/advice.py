@@ -57,6 +57,8 @@ PRETRAINED = {  # what is fetched where no weights are named: a size that the de
 }
 MEMORY_SHARE = 0.6
 """Of the device's memory that activations may take; weights, gradients, optimizer and the images themselves need the rest."""
+LEAST_STEPS = 500
+"""Below, a fresh head has hardly moved."""
 RARE = 3.0
 """Largest over smallest class from which on the sampler balances them."""
 
@@ -108,28 +110,30 @@ def advise(facts: Facts) -> Advice:
     classes = len(facts.class_counts)
     size, why_size = resolution(facts)
     batch, parts, why_batch = batch_for(replace(facts.model, img_size=size), facts, row.batch_size)
-    length: dict[str, Any] = {"epochs": row.epochs} if facts.minutes is None else {"minutes": facts.minutes}
+    lr = row.lr * row.batch_size / batch  # a batch made small by lack of images learns at the rate of the table's
+    epochs = max(row.epochs, -(-LEAST_STEPS // max(1, facts.images // batch)))
+    length: dict[str, Any] = {"epochs": epochs} if facts.minutes is None else {"minutes": facts.minutes}
     layer: dict[str, dict[str, Any]] = {
         "model": {"img_size": list(size), "drop_path_rate": row.drop_path_rate},
         "augment": dict(row.augment),
-        "optim": {"name": "adamw", "lr": row.lr, "layer_decay": row.layer_decay, "weight_decay": 0.05, "warmup": 0.1},
-        "train": {**length, "batch_size": batch, "accumulate": parts, "eval_every": max(1, row.epochs // 10)},
+        "optim": {"name": "adamw", "lr": lr, "layer_decay": row.layer_decay, "weight_decay": 0.05, "warmup": 0.1},
+        "train": {**length, "batch_size": batch, "accumulate": parts, "eval_every": max(1, epochs // 10)},
     }
     if facts.images > TABLE[0].images and not facts.multi_label:
         layer["optim"]["label_smoothing"] = 0.1
-    steps = row.epochs * max(1, facts.images // batch)
+    steps = epochs * max(1, facts.images // batch)
     counted = f"{facts.images:,} images, {facts.images / max(1, classes):.0f} a class"
     reasons = [
         Reason(("model.img_size",), f"{size[0]}x{size[1]} px: {why_size}"),
         Reason(
             ("optim.lr", "optim.layer_decay"),
-            f"learning rate {row.lr:g} at batch 1024, {row.layer_decay:g} of it for each block further down: {counted}",
+            f"learning rate {lr:g} at batch 1024, {row.layer_decay:g} of it for each block further down: {counted}",
         ),
         Reason(("train.batch_size",), f"batch {batch}" + (f" in {parts} parts" if parts > 1 else "") + f": {why_batch}"),
         Reason(("augment.rand_augment", "augment.crop_scale"), f"augmentation: {row.words}"),
     ]
     if facts.minutes is None:
-        text = f"{row.epochs} epochs: {steps:,} steps are enough for weights that only have to adapt"
+        text = f"{epochs} epochs: {steps:,} steps are enough for weights that only have to adapt"
         reasons.append(Reason(("train.epochs", "train.steps", "train.batch_size"), text))
     present = [count for count in facts.class_counts if count]
     if present and max(present) >= RARE * min(present) and not facts.multi_label:

@@ -157,16 +157,16 @@ def fine_tuning(
 
     The model's shape is the weights'. Also gives what the weights say of their images.
     """
-    fields = layers.model_fields(said)
     name = said.get("model", {}).get("name")
-    fields = {key: value for key, value in fields.items() if key not in ("weights", "name")}
+    named = parse_name(name) if name else {}  # what the name says of the shape is compared with the weights below
+    fields = {key: value for key, value in layers.model_fields(said).items() if key != "weights" and named.get(key) != value}
     model = load_weights(start, **{"num_classes": len(source.classes), "in_channels": source.channels, **fields})
     shape = dataclasses.asdict(model.config)
     if not isinstance(model, Baseline):
         shape["name"] = name_of(model.config)
     if name and (isinstance(model, Baseline) or is_baseline(name)) and name != shape["name"]:
         raise ValueError(f'model.name "{name}" is not what the weights {start} are of, {shape["name"]}; leave --model out')
-    for key, value in parse_name(name).items() if name else ():
+    for key, value in named.items():
         if not (key in fields or key == "img_size") and pair_or(shape[key]) != pair_or(value):
             raise ValueError(
                 f'model.name "{name}" has {key} {value}, and the weights {start} have {shape[key]}; leave --model out'

@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Pair, ViTConfig, is_baseline, nearest, pair, parse_name
+from vitrail.config import Pair, ViTConfig, choices_of_a_model, is_baseline, nearest, pair, parse_name
 from vitrail.models import Baseline, ViT, create_model
 from vitrail.models.baseline import BaselineConfig
 from vitrail.models.vit import check_names, configured, resize_patch, resize_positions, sincos_2d
@@ -103,11 +103,10 @@ def load(
 
 def check_choices(changes: Mapping[str, Any]) -> None:
     """Raises ValueError for a word that is none of its field's."""
-    hints = get_type_hints(ViTConfig)
-    for name, value in changes.items():
-        choices = [str(choice) for choice in get_args(hints[name])] if get_origin(hints[name]) is Literal else []
-        if choices and value not in choices:
-            raise ValueError(f'{name} "{value}" is none of {", ".join(choices)}{nearest(str(value), choices)}')
+    for name, choices in choices_of_a_model().items():
+        if name in changes and changes[name] not in choices:
+            meant = nearest(str(changes[name]), list(choices))
+            raise ValueError(f'{name} "{changes[name]}" is none of {", ".join(choices)}{meant}')
 
 
 def is_name(source: Any) -> bool:

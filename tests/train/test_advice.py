@@ -1,0 +1,151 @@
+"""Fine-tuning from facts: what the table gives for each order of magnitude, and what the machine and the data change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vitrail
+from conftest import ImageFolder
+from vitrail.config import ViTConfig
+from vitrail.train import settings
+from vitrail.train.advice import LEAST_STEPS, TABLE, Facts, advise
+from vitrail.weights import save_model
+
+TI = ViTConfig(embed_dim=192, depth=12, num_heads=3)
+SOME = Facts(images=3000, class_counts=(300,) * 10, side=None, device="cpu", memory_bytes=24 * 10**9, minutes=None, model=TI)
+
+
+def test_the_row_for_so_many_images() -> None:
+    for row, images in zip(TABLE, (900, 9_000, 90_000, 900_000), strict=True):
+        layer = advise(dataclasses.replace(SOME, images=images, class_counts=(images // 10,) * 10)).layer
+        assert layer["optim"]["lr"] == row.lr
+        assert layer["optim"]["layer_decay"] == row.layer_decay
+        assert layer["train"]["batch_size"] == row.batch_size
+        assert layer["model"] == {"img_size": [224, 224], "drop_path_rate": row.drop_path_rate}
+
+
+@given(
+    images=st.integers(2, 10**6),
+    classes=st.integers(2, 100),
+    side=st.none() | st.integers(8, 300),
+    memory=st.integers(10**9, 10**11),
+    minutes=st.none() | st.floats(0.1, 1000),
+)
+def test_whatever_the_facts_the_settings_can_be_built(
+    images: int, classes: int, side: int | None, memory: int, minutes: float | None
+) -> None:
+    counts = tuple(images // classes for _ in range(classes))
+    given = advise(Facts(images, counts, side, "cpu", memory, minutes, TI))
+    built = settings.build([{"model": dataclasses.asdict(TI)}, given.layer])
+    assert len(given.reasons) <= 10
+    size = built.model.img_size
+    assert isinstance(size, tuple)
+    assert size[0] % 16 == 0
+    assert built.train.batch_size % built.train.accumulate == 0
+    if minutes is None:
+        assert built.train.epochs is not None
+        assert built.train.epochs * max(1, images // built.train.batch_size) >= LEAST_STEPS
+    else:
+        assert built.train.minutes == minutes
+
+
+def test_five_images_learn_at_the_rate_of_the_tables_batch() -> None:
+    layer = advise(dataclasses.replace(SOME, images=5, class_counts=(1,) * 5)).layer
+    assert layer["train"]["batch_size"] * layer["optim"]["lr"] == pytest.approx(TABLE[0].batch_size * TABLE[0].lr)
+    assert layer["train"]["epochs"] == LEAST_STEPS
+
+
+def test_small_images_are_not_blown_up_and_small_memory_takes_parts() -> None:
+    assert advise(dataclasses.replace(SOME, side=32)).layer["model"]["img_size"] == [96, 96]
+    few = advise(dataclasses.replace(SOME, memory_bytes=2 * 10**9)).layer["train"]
+    assert few["accumulate"] > 1
+    assert few["batch_size"] == 64
+
+
+def test_skewed_classes_are_balanced_and_what_was_said_is_not_explained() -> None:
+    skewed = advise(dataclasses.replace(SOME, class_counts=(2000, 500, 500)))
+    assert skewed.layer["data"] == {"balance": "sampler"}
+    assert any("500 to 2,000 images" in line for line in skewed.said_of([]))
+    assert not any("learning rate" in line for line in skewed.said_of(["optim.lr"]))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# From weights to a run
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    model = vitrail.create_model("Ti/16", img_size=32, depth=1, embed_dim=24, num_heads=2, num_classes=7, norm_eps=1e-5)
+    half = (0.5, 0.5, 0.5)
+    model.preprocessing = vitrail.config.Preprocessing(img_size=(32, 32), in_channels=3, mean=half, std=half, crop_pct=0.9)
+    (tmp_path / "weights").mkdir()
+    save_model(model, tmp_path / "weights", data="elsewhere")
+    return tmp_path / "weights"
+
+
+SHORT: dict[str, Any] = {"steps": 2, "batch_size": 4, "eval_every": 0}
+
+
+def test_a_run_from_weights_has_their_shape_and_preprocessing(
+    weights: Path, image_folder: ImageFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = image_folder({"train": {"cat": 6, "dog": 5}, "val": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 2}})
+    run = vitrail.train(photos, weights=weights, out=tmp_path / "run", train=SHORT)
+    out = capsys.readouterr().out
+    assert "fitted to the data, the device and the time:" in out
+    assert "the same as: vitrail train photos --recipe finetune" in out
+    assert "linear probe: " in out
+    model = vitrail.load(run.folder)
+    assert isinstance(model, vitrail.ViT)
+    assert (model.config.embed_dim, model.config.norm_eps, model.config.num_classes) == (24, 1e-5, 2)
+    assert model.preprocessing is not None
+    assert (model.preprocessing.mean, model.preprocessing.crop_pct) == ((0.5, 0.5, 0.5), 0.9)
+    assert set(json.loads((run.folder / "ladder.json").read_text())) == {"knn", "probe", "advice"}
+    written = settings.from_yaml((run.folder / "config.yaml").read_text())
+    assert written.model.name == "custom"
+    assert written.data.crop_pct == 0.9
+
+
+def test_stop_early_ends_at_the_probe(weights: Path, image_folder: ImageFolder, tmp_path: Path) -> None:
+    photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 3, "dog": 3}})
+    run = vitrail.train(photos, weights=weights, out=tmp_path / "run", train={**SHORT, "stop_early": True})
+    assert run.steps == 0
+    ladder = json.loads((run.folder / "ladder.json").read_text())
+    assert not ladder["advice"]["finetune"]
+    assert isinstance(run.evaluation, vitrail.evaluate.Evaluation)
+    assert run.evaluation.top1 == pytest.approx(ladder["probe"]["test"]["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"model": "S/16"}, r'model.name "S/16" has embed_dim 384, and the weights .* have 24; leave --model out'),
+        ({"recipe": "from-scratch"}, r'recipe "from-scratch" has a model of its own, and the weights .* have theirs'),
+        ({"optim": {"freeze": 3}}, r"optim.freeze 3 is too m"),
+        ({"train": {**SHORT, "accumulate": 3}}, r"train.accumulate 3 does not divide batch_size 4; use 2"),
+    ],
+)
+def test_mistakes_are_one_line(
+    said: dict[str, Any], message: str, weights: Path, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 2, "dog": 2}})
+    with pytest.raises(ValueError, match=message) as caught:
+        vitrail.train(photos, weights=weights, out=tmp_path / "run", **({"train": SHORT} | said))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_photographs_without_weights_within_reach_start_from_scratch(
+    image_folder: ImageFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 2, "dog": 2}})
+    run = vitrail.train(photos, out=tmp_path / "run", train=SHORT)
+    assert "no pretrained weights are within reach" in capsys.readouterr().out
+    assert settings.from_yaml((run.folder / "config.yaml").read_text()).model.weights is None
