@@ -35,7 +35,6 @@ from vitrail.train.step import Ema
 from vitrail.weights import Receipt, convert, read_run, save_model
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.hub import model_card
-from vitrail.weights.run_folder import load_run
 
 TINY = ("torchvision:resnet18", "timm:test_resnet", "timm:test_efficientnet", "timm:test_vit")
 FORMS = (
@@ -326,7 +325,7 @@ def test_saved_and_loaded_is_the_same_to_the_bit_and_opens_in_its_library(name: 
         assert isinstance(loaded, Baseline)
         assert not loaded.training
         assert torch.equal(loaded(images), logits)
-        assert torch.equal(load_run(tmp_path)(images), logits)
+        assert torch.equal(vitrail.load(tmp_path)(images), logits)
     assert (loaded.config, loaded.classes, loaded.preprocessing) == (model.config, model.classes, model.preprocessing)
     assert read_run(tmp_path).config == model.config
     assert isinstance(loaded.receipt, Receipt)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitrail.config import Pair
 from vitrail.models.vit import resize_patch, resize_positions
-from vitrail.weights.adapt import adapt_channels, rectangle
+from vitrail.weights.adapt import adapt_channels
 
 SIDES = st.integers(1, 20)
 WIDTHS = st.integers(2, 20)  # what becomes one column, torch 2.14's antialiased resize gets wrong: it repeats the first row
@@ -155,25 +155,3 @@ def test_positions_of_a_rectangle_are_resized_as_timm_does(h: int, w: int, new_h
     table = torch.randn(1, prefix + h * w, 6, generator=torch.Generator().manual_seed(0))
     theirs = resample_abs_pos_embed(table, [new_h, new_w], old_size=[h, w], num_prefix_tokens=prefix)
     assert torch.equal(resize_positions(table, old=(h, w), new=(new_h, new_w), prefix=prefix), theirs)
-
-
-def test_the_grid_of_a_table() -> None:
-    assert rectangle(196) == (14, 14)
-    assert rectangle(196, None) == (14, 14)
-    assert rectangle(60, (6, 10)) == (6, 10)
-    assert rectangle(36, (4, 9)) == (4, 9)  # what is known wins over the square
-    assert rectangle(36, (5, 9)) == (6, 6)
-    assert rectangle(1) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("rows", "like", "message"),
-    [
-        (60, None, "60 positions are no square grid; say the image size that the weights were made for"),
-        (60, (5, 9), "60 positions are no square grid nor 5x9; say the image size that the weights were made for"),
-        (0, None, "0 positions are no square grid; say the image size that the weights were made for"),
-    ],
-)
-def test_a_table_without_a_grid(rows: int, like: Pair | None, message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        rectangle(rows, like)

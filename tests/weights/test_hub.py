@@ -27,7 +27,6 @@ from vitrail.weights import load, save_model
 from vitrail.weights.hub import (
     BESIDE,
     SUFFIXES,
-    USUAL,
     check,
     expected_sha256,
     fetch,
@@ -176,7 +175,6 @@ def test_one_set_of_weights_is_picked(names: list[str], picked: str | None) -> N
 
 def test_the_reader_takes_what_was_fetched() -> None:
     read = pytest.importorskip("vitrail.weights.read")
-    assert read.PREFERRED == USUAL
     assert read.SUFFIXES[: len(SUFFIXES)] == SUFFIXES
 
 

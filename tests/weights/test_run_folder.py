@@ -11,11 +11,11 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+import vitrail
 from vitrail.config import Preprocessing
 from vitrail.models import ViT
 from vitrail.weights import load, read_run, save_model
 from vitrail.weights.hub import model_card
-from vitrail.weights.run_folder import load_run
 
 PREPROCESSING = Preprocessing(img_size=(8, 12), in_channels=1, mean=(0.2,), std=(0.3,), crop_pct=0.9, interpolation="bilinear")
 
@@ -66,7 +66,7 @@ def test_several_labels_an_image_are_remembered_with_the_head(tmp_path: Path) ->
     save_model(saved, tmp_path, data="photos")
     assert json.loads((tmp_path / "config.json").read_text())["multi_label"] is True
     assert read_run(tmp_path).multi_label
-    assert load_run(tmp_path).multi_label
+    assert vitrail.load(tmp_path).multi_label
     assert load(tmp_path).multi_label
     assert not load(tmp_path, num_classes=5).multi_label, "a fresh head has learned nothing yet"
     scores = {"data": "photos", "split": "test", "count": 7, "mean_ap": 0.5, "mean_ap_interval": [0.4, 0.6]}
@@ -104,7 +104,7 @@ def test_timm_opens_a_run_folder(tmp_path: Path, fields: dict[str, object]) -> N
         logits = saved(IMAGES)
         assert logits.std() > 0.01
         torch.testing.assert_close(theirs(IMAGES), logits, atol=1e-5, rtol=1e-5)
-        ours = load_run(tmp_path)
+        ours = vitrail.load(tmp_path)
         assert torch.equal(ours(IMAGES), logits)
     assert theirs.pretrained_cfg["mean"] == [0.2]
     assert theirs.pretrained_cfg["crop_pct"] == 0.9
@@ -188,8 +188,8 @@ def test_a_run_from_before_there_was_a_crop_mode(tmp_path: Path) -> None:
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     save_model(model(), tmp_path, data="photos")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model.safetensors is missing; restore it from a copy"):
-        load_run(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no weights"):
+        vitrail.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,12 @@ Patches of another size and positions on another grid are `resize_patch` and `re
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-
-from vitrail.config import Pair
 
 
 def adapt_channels(weight: Float[Tensor, "D C h w"], *, to: int, how: Literal["repeat", "keep"]) -> Float[Tensor, "D _ h w"]:
@@ -40,17 +37,3 @@ def adapt_channels(weight: Float[Tensor, "D C h w"], *, to: int, how: Literal["r
     if to == 1:
         return wide.sum(dim=1, keepdim=True).to(weight.dtype)
     return (wide[:, torch.arange(to) % channels] * (channels / to)).to(weight.dtype)
-
-
-def rectangle(rows: int, like: Pair | None = None) -> Pair:
-    """The grid (height, width) of a table of `rows` positions: `like` where it has as many, else the square.
-
-    Raises ValueError where neither fits: the file does not say its grid, and the user has to.
-    """
-    if like is not None and like[0] * like[1] == rows:
-        return like
-    side = math.isqrt(rows)
-    if rows < 1 or side * side != rows:
-        given = f" nor {like[0]}x{like[1]}" if like is not None else ""
-        raise ValueError(f"{rows} positions are no square grid{given}; say the image size that the weights were made for")
-    return side, side

@@ -19,22 +19,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from vitrail.config import SIZES, ViTConfig, pair
+from vitrail.weights.read import NO_MODEL, PREFERRED
 from vitrail.weights.run_folder import CONFIG, SETTINGS, WEIGHTS, read_run, sha256
 
 BESIDE = (CONFIG, "open_clip_config.json", "preprocessor_config.json", "README.md")
 """What is taken besides the weights, where it is there."""
-USUAL = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "open_clip_pytorch_model.bin",
-)
-"""Names of weights, the one to take first; an index names the shards of a checkpoint in several files."""
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 """Of weights by another name, the one to take first."""
-_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)[._-].*")  # what a training leaves beside them
 
 _URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/")
 _PREFIX = re.compile(rf"{_URL.pattern}|hf[-_]hub:|hf://")
@@ -87,10 +78,10 @@ def pick_weights(names: Collection[str]) -> str | None:
 
     Raises ValueError where there are several and none has one of the usual names.
     """
-    for usual in USUAL:
+    for usual in PREFERRED:
         if usual in names:
             return usual
-    top = sorted(name for name in names if "/" not in name and not _NO_WEIGHTS.fullmatch(name))
+    top = sorted(name for name in names if "/" not in name and not NO_MODEL.fullmatch(name))
     for suffix in SUFFIXES:
         match [name for name in top if name.endswith(suffix)]:
             case [one]:

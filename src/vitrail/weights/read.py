@@ -27,7 +27,7 @@ PREFERRED = (
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _HUB_FILE = re.compile(r"(model\.safetensors|pytorch_model\.bin)(\.index\.json)?|open_clip_.*")
-_NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)[._-].*")  # what a training leaves beside one
+NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)[._-].*")  # what a training leaves beside one
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
 _BUFFER = 1 << 20
 
@@ -132,7 +132,7 @@ def find(path: Path, given: str) -> tuple[Path, tuple[str, ...]]:
 def find_in_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """The weights file of a folder, and what was not taken. Raises CheckpointError for none, and for several alike."""
     there = sorted(path for path in folder.iterdir() if path.is_file())
-    candidates = [path for path in there if path.suffix in SUFFIXES and not _NO_MODEL.fullmatch(path.name)]
+    candidates = [path for path in there if path.suffix in SUFFIXES and not NO_MODEL.fullmatch(path.name)]
     for name in PREFERRED:
         if (folder / name).is_file():
             return folder / name, ()  # a Hub folder holds one model in several formats, and that is no news

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from vitrail.config import Preprocessing, ViTConfig
-from vitrail.models import Baseline, ViT, create_baseline
+from vitrail.models import Baseline, ViT
 from vitrail.models.baseline import BaselineConfig
 from vitrail.weights.receipt import Receipt
 from vitrail.weights.targets import Inexpressible, for_timm, timm_form
@@ -144,29 +143,6 @@ def read_run(folder: str | Path) -> RunInfo:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder / CONFIG} can't be read ({reason}); restore it from a copy, or train again") from error
-
-
-def load_run(folder: str | Path) -> ViT | Baseline:
-    """The trained model of a run folder. Raises ValueError where a file is missing, damaged or of another model."""
-    info = read_run(folder)
-    path = info.folder / WEIGHTS
-    if not path.exists():
-        raise ValueError(f"{path} is missing; restore it from a copy, or `vitrail resume {folder}`")
-    if sha256(path) != info.sha256:
-        raise ValueError(f"{path} is damaged: its sha256 is not the one in {CONFIG}; restore it from a copy, or train again")
-    try:
-        tensors = load_file(path)
-        model: ViT | Baseline
-        if isinstance(info.config, BaselineConfig):
-            model = create_baseline(**dataclasses.asdict(info.config))
-            model.net.load_state_dict(tensors, strict=True)
-        else:
-            model = ViT(info.config)
-            model.load_state_dict(tensors, strict=True)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise ValueError(f"{path} can't be read ({str(error).splitlines()[0]}); restore it from a copy") from error
-    model.preprocessing, model.classes, model.multi_label = info.preprocessing, info.classes, info.multi_label
-    return model.eval()
 
 
 def tupled(fields: dict[str, Any]) -> dict[str, Any]:
