@@ -25,6 +25,12 @@ CALLS = {
     "vitrail": "import vitrail.weights; call = lambda: vitrail.weights.load({file!r})",
     "timm": f"import timm; call = lambda: timm.create_model({NAME!r}, checkpoint_path={{file!r}})",
 }
+MORE = {  # what else reads a checkpoint; timm has no counterpart
+    "adapted": "import vitrail.weights; "
+    "call = lambda: vitrail.weights.load({file!r}, img_size=384, in_channels=5, num_classes=7)",
+    "converted": "import vitrail.weights; from vitrail.weights import convert; "
+    "call = lambda: (model := vitrail.weights.load({file!r}), convert(model, 'hf', {file!r} + '.hf', overwrite=True))[0]",
+}
 PROGRAM = """
 import json, pathlib, time
 {call}
@@ -43,7 +49,7 @@ print(json.dumps({{"seconds": seconds, "peak_mb": (peak - before) / 1e3, "parame
 
 def measure(library: str, file: Path) -> dict[str, float]:
     """One load in a process of its own."""
-    program = PROGRAM.format(call=CALLS[library].format(file=str(file)))
+    program = PROGRAM.format(call=(CALLS | MORE)[library].format(file=str(file)))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -71,11 +77,15 @@ def main() -> None:
             assert one["vitrail"]["parameters"] == one["timm"]["parameters"]
             rounds.append(one)
         rounds = rounds[1:]  # the first fills caches
+        more = {name: measure(name, file)["peak_mb"] for name in MORE}
+        model_mb = 4 * rounds[0]["vitrail"]["parameters"] / 1e6
     result: dict[str, Any] = {"machine": facts("timm", "safetensors"), "model": NAME, "rounds": len(rounds)}
     for figure in ("seconds", "peak_mb"):
         result[figure] = {library: summary([one[library][figure] for one in rounds]) for library in CALLS}
         result[f"{figure}_ratio"] = summary([one["vitrail"][figure] / one["timm"][figure] for one in rounds])
         print(figure, {k: round(v["median"], 3) for k, v in result[figure].items()}, "ratio", result[f"{figure}_ratio"])
+    result["model_mb"], result["peak_mb_of"] = round(model_mb), more
+    print(f"the model has {model_mb:.0f} MB; greatest memory, adapted and converted:", more)
     if args.write:
         (RESULTS / "load.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -87,8 +87,11 @@ def load(result: dict[str, Any]) -> str:
         ours, theirs = (f"{result[figure][name]['median']:,.{digits}f}" for name in ("vitrail", "timm"))
         cells.append([title, theirs, ours, f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f})"])
     head = ["ViT-B/16 from .safetensors", "timm", "vitrail", "ratio"]
+    adapted, converted = (result["peak_mb_of"][name] for name in ("adapted", "converted"))
+    more = f"The model has {result['model_mb']} MB, and so has the mapped file. Adapted to 384 px, 5 channels and 7 classes "
+    more += f"it takes {adapted:,.0f} MB; loaded and converted for transformers, {converted:,.0f} MB."
     note = f"{result['rounds']} loads each, in turn, each in its own process; ours includes the sha256."
-    return f"{_grid(head, cells)}\n\n{note} {_machines([result['machine']])}\n"
+    return f"{_grid(head, cells)}\n\n{note} {more} {_machines([result['machine']])}\n"
 
 
 def compatibility(result: dict[str, Any]) -> str:
