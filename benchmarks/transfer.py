@@ -1,11 +1,12 @@
 """Does transfer transfer? Weights from Fashion-MNIST's first five classes learn the other five from few images.
 
-    python benchmarks/transfer.py [--draws 5] [--minutes 3] [--steps 200] [--shots 1 5 10 100] [--out FILE]
+    python benchmarks/transfer.py [--draws 5] [--epochs 6] [--shots 1 5 10 100] [--weights RUN] [--out FILE]
 
 A small ViT is trained on the first five classes. Then, for every number of images a class and every draw of them: k-NN and a
 linear probe on its frozen features, fine-tuning with the settings that `vitrail train --weights` fits to the data, and
-training from random weights, each scored on all test images of the other five classes. The ladder's advice is right where
-fine-tuning beat the probe and it said so, or did not and it said so. Writes benchmarks/results/transfer.json.
+training from random weights for as many steps, each scored on all test images of the other five classes. The ladder's
+advice is right where fine-tuning beat the probe and it said so, or did not and it said so. Writes
+benchmarks/results/transfer.json, after each cell.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -27,9 +29,11 @@ from machine import RESULTS, facts
 from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.sources import open_source
 from vitrail.evaluate import Evaluation
+from vitrail.evaluate.metrics import mean_interval
+from vitrail.train.settings import from_yaml
 
 FIRST, OTHERS = range(5), range(5, 10)
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by number of draws
+WAYS = ("knn", "probe", "fine-tuned", "scratch")
 SHAPE = {"name": "Ti/4", "img_size": 28, "depth": 4, "class_token": False, "pool": "avg"}
 VIEW = {"crop_pct": 1.0, "val_fraction": 0.0}
 QUIET = Console(file=io.StringIO())
@@ -59,84 +63,97 @@ def draw(labels: torch.Tensor, *, shots: int, seed: int) -> torch.Tensor:
     return torch.cat([found[torch.randperm(len(found), generator=generator)[:shots]] for found in of_class])
 
 
-def pretrain(place: Path, *, minutes: float) -> vitrail.Run:
+def pretrain(place: Path, *, epochs: float) -> vitrail.Run:
     """Weights from the first five classes."""
     for split in ("train", "test"):
         images, labels = pixels(split)
         chosen = labels < len(FIRST)
         write(place / "first" / split, images[chosen], labels[chosen])
     data = place / "first"
-    return vitrail.train(
-        data, out=place / "base", recipe="fashion-mnist", model=SHAPE, data=VIEW, minutes=minutes, console=QUIET
-    )
+    length = {"epochs": epochs, "minutes": None}
+    return vitrail.train(data, out=place / "base", recipe="fashion-mnist", model=SHAPE, data=VIEW, train=length, console=QUIET)
 
 
-def one_cell(place: Path, base: vitrail.Run, *, shots: int, seed: int, steps: int) -> dict[str, Any]:
+def one_cell(place: Path, weights: Path, *, shots: int, seed: int) -> dict[str, Any]:
     """One draw: every way to learn from it, scored."""
     folder, (images, labels) = place / f"{shots}-{seed}", pixels("train")
-    chosen = draw(labels, shots=shots, seed=seed)
-    write(folder / "train", images[chosen], labels[chosen])
+    write(folder / "train", *(values[draw(labels, shots=shots, seed=seed)] for values in (images, labels)))
     (folder / "test").symlink_to(place / "others")
-    common: dict[str, Any] = {
-        "data": VIEW,
-        "train": {"steps": steps, "eval_every": 0, "seed": seed},
-        "console": QUIET,
-    }
-    tuned = vitrail.train(folder, weights=base.folder, out=folder / "tuned", **common)
-    scratch = vitrail.train(folder, recipe="fashion-mnist", model=SHAPE, out=folder / "scratch", **common)
+    common: dict[str, Any] = {"data": VIEW, "console": QUIET}
+    length = {"eval_every": 0, "seed": seed}
+    tuned = vitrail.train(folder, weights=weights, out=folder / "tuned", train=length, **common)
+    length |= {"steps": tuned.steps, "minutes": None, "batch_size": batch_size(tuned)}
+    scratch = vitrail.train(folder, recipe="fashion-mnist", model=SHAPE, out=folder / "scratch", train=length, **common)
     rungs = json.loads((tuned.folder / "ladder.json").read_text())
-    cell = {"shots": shots, "seed": seed, "knn": rungs["knn"]["test"]["accuracy"], "probe": rungs["probe"]["test"]["accuracy"]}
+    cell = {"shots": shots, "seed": seed, "steps": tuned.steps}
+    cell |= {rung: rungs[rung]["test"]["accuracy"] for rung in ("knn", "probe")}
     assert isinstance(tuned.evaluation, Evaluation)
     assert isinstance(scratch.evaluation, Evaluation)
     cell |= {"fine-tuned": tuned.evaluation.top1, "scratch": scratch.evaluation.top1, "advice": rungs["advice"]["finetune"]}
-    return {**cell, "advice_right": cell["advice"] == (cell["fine-tuned"] > cell["probe"])}
+    return {**cell, "why": rungs["advice"]["why"], "advice_right": cell["advice"] == (cell["fine-tuned"] > cell["probe"])}
+
+
+def batch_size(run: vitrail.Run) -> int:
+    """What a run was trained with."""
+    return from_yaml((run.folder / "config.yaml").read_text()).train.batch_size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=3.0, help="of pre-training")
-    parser.add_argument("--steps", type=int, default=200, help="of fine-tuning and of training from scratch")
+    parser.add_argument("--epochs", type=float, default=6.0, help="of pre-training")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10, 100])
+    parser.add_argument("--weights", type=Path, help="a run of this script's pre-training, instead of a new one")
+    parser.add_argument("--keep", type=Path, help="where the pre-trained run is to stay")
     parser.add_argument("--out", type=Path, default=RESULTS / "transfer.json")
     args = parser.parse_args()
     cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        base = pretrain(place, minutes=args.minutes)
-        assert isinstance(base.evaluation, Evaluation)
-        learned = base.evaluation.top1
+        weights = args.weights or pretrain(place, epochs=args.epochs).folder
+        learned = json.loads((weights / "evaluation.json").read_text())["top1"]
         print(f"pre-training: {learned:.1%} of the first five classes", flush=True)
+        if args.keep:
+            shutil.copytree(weights, args.keep)
         images, labels = pixels("test")
         others = labels >= len(FIRST)
         write(place / "others", images[others], labels[others])
         for shots in args.shots:
             for seed in range(args.draws):
-                cells.append(one_cell(place, base, shots=shots, seed=seed, steps=args.steps))
+                cells.append(one_cell(place, weights, shots=shots, seed=seed))
                 print(cells[-1], flush=True)
+                args.out.write_text(json.dumps(result(cells, learned, int(others.sum())), indent=1) + "\n")
+    print(f"the advice agrees with what won in {share_right(cells):.0%} of {len(cells)} cells")
+
+
+def result(cells: list[dict[str, Any]], learned: float, test_images: int) -> dict[str, Any]:
+    """The mean of each way over the draws with its 95 % interval, and each cell."""
     rows = {}
-    for shots in args.shots:
+    for shots in sorted({cell["shots"] for cell in cells}):
         of = [cell for cell in cells if cell["shots"] == shots]
-        rows[str(shots)] = {way: interval([cell[way] for cell in of]) for way in ("knn", "probe", "fine-tuned", "scratch")}
-    right = statistics.mean(cell["advice_right"] for cell in cells)
-    result = {
+        rows[str(shots)] = {way: interval([cell[way] for cell in of]) for way in WAYS}
+    return {
         "machine": facts(),
-        "pretraining": {"minutes": args.minutes, "accuracy": learned},
-        "steps": args.steps,
-        "test_images": int(others.sum()),
+        "pretraining_accuracy": learned,
+        "test_images": test_images,
         "rows": rows,
-        "advice_right": right,
+        "advice_right": share_right(cells),
         "cells": cells,
     }
-    print(f"the advice agrees with what won in {right:.0%} of {len(cells)} cells")
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def share_right(cells: list[dict[str, Any]]) -> float:
+    """Share of the cells whose advice agrees with what won."""
+    return statistics.mean(cell["advice_right"] for cell in cells)
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Mean over the draws with its 95 % interval by Student's t."""
-    mean = statistics.mean(values)
-    half = T_95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+    """Mean over the draws with its 95 % interval by Student's t; no interval for one draw."""
+    mean = {"mean": round(statistics.mean(values), 4)}
+    if len(values) < 2:
+        return mean
+    low, high = mean_interval(values)
+    return mean | {"low": round(low, 4), "high": round(high, 4)}
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub; those of the Hub's c
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
 ImageFolder = Callable[..., Path]
+
+hypothesis.settings.register_profile("vitrail", deadline=None)  # a busy machine is no fault of what is tested
+hypothesis.settings.load_profile("vitrail")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -441,6 +441,8 @@ class TrainConfig:
     """Recompute the blocks' activations in the backward pass: less memory, more time."""
     ladder: bool = True
     """With model.weights: k-NN and a linear probe on frozen features come first, for a tenth of the cost."""
+    probe_head: bool = True
+    """The head starts as the ladder's probe, not from random weights (LP-FT: Kumar et al. 2022)."""
     stop_early: bool = False
     """End at the probe where fine-tuning can't be expected to beat it."""
     ema_decay: float = 0.0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,6 +122,36 @@ def test_stop_early_ends_at_the_probe(weights: Path, image_folder: ImageFolder, 
     assert not ladder["advice"]["finetune"]
     assert isinstance(run.evaluation, vitrail.evaluate.Evaluation)
     assert run.evaluation.top1 == pytest.approx(ladder["probe"]["test"]["accuracy"])
+
+
+def test_fine_tuning_starts_at_the_probe(weights: Path, image_folder: ImageFolder, tmp_path: Path) -> None:
+    photos = image_folder({"train": {"cat": 8, "dog": 8}, "test": {"cat": 9, "dog": 9}})
+    still = {"optim": {"lr": 1e-12, "weight_decay": 0.0}, "train": SHORT | {"ema_decay": 0.9}}
+    run = vitrail.train(photos, weights=weights, out=tmp_path / "run", **still)
+    probed = vitrail.train(photos, weights=weights, out=tmp_path / "probed", train=SHORT | {"stop_early": True})
+    torch.testing.assert_close(head_of(run), head_of(probed), atol=1e-6, rtol=1e-5)
+    moved = vitrail.train(photos, weights=weights, out=tmp_path / "moved", optim={"lr": 1.0}, train=SHORT)
+    assert not torch.allclose(head_of(moved), head_of(probed), atol=1e-3), "the optimizer moves the head that the probe became"
+    fresh = vitrail.train(photos, weights=weights, out=tmp_path / "fresh", **still | {"train": SHORT | {"probe_head": False}})
+    assert not torch.allclose(head_of(fresh), head_of(probed), atol=1e-3)
+
+
+def test_weights_that_know_the_classes_keep_their_head(
+    weights: Path, image_folder: ImageFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = image_folder({"train": {"cat": 8, "dog": 8}, "test": {"cat": 2, "dog": 2}})
+    first = vitrail.train(photos, weights=weights, out=tmp_path / "first", train=SHORT)
+    capsys.readouterr()
+    again = vitrail.train(photos, weights=first.folder, out=tmp_path / "again", optim={"lr": 1e-12}, train=SHORT)
+    assert "the weights know these classes" in capsys.readouterr().out
+    torch.testing.assert_close(head_of(again), head_of(first), atol=1e-6, rtol=1e-5)
+
+
+def head_of(run: vitrail.Run) -> torch.Tensor:
+    model = vitrail.load(run.folder)
+    assert isinstance(model, vitrail.ViT)
+    assert isinstance(model.head, torch.nn.Linear)
+    return model.head.weight.detach()
 
 
 @pytest.mark.parametrize(

@@ -191,16 +191,24 @@ def apply_probe(model: nn.Module, probe: Probe) -> None:
 
     Starting there instead of from a random head keeps the features from being distorted first (LP-FT: Kumar et al. 2022).
     With a distillation token, whose logits are averaged with the class token's, each head gets its half of the probe.
+    A head of as many classes stays the same module, so that an optimizer that knows it goes on knowing it.
     Raises ValueError for a model whose head is not one linear layer.
     """
-    model.reset_head(len(probe.bias))  # type: ignore[operator]
+    if model.config.num_classes != len(probe.bias):  # type: ignore[union-attr]
+        model.reset_head(len(probe.bias))  # type: ignore[operator]
     heads = heads_of(model)
-    for head, weight in zip(heads, probe.weight.chunk(len(heads), dim=1), strict=True):
-        if not isinstance(head, nn.Linear) or head.weight.shape != weight.shape:
-            raise ValueError(f"{type(model).__name__} has no linear head of {tuple(weight.shape)}, so a probe can't become it")
-        with torch.no_grad():
-            head.weight.copy_(len(heads) * weight)
-            head.bias.copy_(probe.bias)
+    weights = probe.weight.chunk(len(heads), dim=1)
+    if not has_linear_head(model) or any(head.weight.shape != part.shape for head, part in zip(heads, weights, strict=True)):
+        raise ValueError(f"{type(model).__name__} has no linear head of {tuple(weights[0].shape)}, so a probe can't become it")
+    with torch.no_grad():
+        for head, part in zip(heads, weights, strict=True):
+            head.weight.copy_(len(heads) * part)  # type: ignore[operator]
+            head.bias.copy_(probe.bias)  # type: ignore[operator]
+
+
+def has_linear_head(model: nn.Module) -> bool:
+    """Whether a probe can become the model's head."""
+    return all(isinstance(head, nn.Linear) for head in heads_of(model))
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:

@@ -22,11 +22,12 @@ from vitrail.data.batches import steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import NAMES, open_source
 from vitrail.evaluate import Evaluation, MultiLabelEvaluation, evaluate, evaluate_labels, save_evaluation
+from vitrail.evaluate.probe import Probe
 from vitrail.models import Baseline, ViT, baseline_fields, build_model, check_model
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import advice, checkpoint
 from vitrail.train import settings as layers
-from vitrail.train.ladder import Ladder, apply_probe, climb
+from vitrail.train.ladder import Ladder, apply_probe, climb, has_linear_head
 from vitrail.train.loop import Loop
 from vitrail.train.objectives import build_objective
 from vitrail.train.optim import build_optimizers
@@ -124,11 +125,11 @@ def train(
         if no_rungs or settings.model.weights in (None, SCRATCH):
             return finish(loop, source)
         rungs = climb_first(loop, source)
-        if rungs.advice.finetune or not settings.train.stop_early:
+        stop = settings.train.stop_early and not rungs.advice.finetune
+        if stop or settings.train.probe_head:
+            begin_at(rungs.probe, loop)
+        if not stop:
             return finish(loop, source)
-        apply_probe(loop.move.model, rungs.probe)
-        if loop.ema is not None:
-            apply_probe(loop.ema.mean, rungs.probe)
         display.say("stopped at the probe, which is the model now")
         return conclude(loop, source)
 
@@ -181,6 +182,9 @@ def fine_tuning(
         stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # nobody asked for the recipe's
     elif fitted:
         stack.append(fit(model, source, nameless(said), display))
+    if model.classes == source.classes:
+        display.say("the weights know these classes: their head is where training starts (train.probe_head true takes the probe)")
+        stack.append({"train": {"probe_head": False}})
     assert model.preprocessing is not None
     return layers.build([*stack, nameless(said)]), model.preprocessing
 
@@ -400,6 +404,15 @@ def climb_first(loop: Loop, source: Source) -> Ladder:
         loop.display.say(f"  {line}")
     write_whole(loop.folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2) + "\n")
     return rungs
+
+
+def begin_at(probe: Probe, loop: Loop) -> None:
+    """Makes the ladder's probe the head that training starts from, and that of the running mean."""
+    if not (has_linear_head(loop.move.model) or loop.settings.train.stop_early):
+        loop.display.say("the model's head is not one linear layer, so it can't start as the probe; it starts from random weights")
+        return
+    for model in [loop.move.model] if loop.ema is None else [loop.move.model, loop.ema.mean]:
+        apply_probe(model, probe)
 
 
 def conclude(loop: Loop, source: Source) -> Run:
