@@ -1,0 +1,179 @@
+"""The processes that train together: started by torchrun, held together by torch.distributed.
+
+Every process has the whole model (DDP), or a part of every weight (FSDP2), and its own rows of each batch. What they have
+to agree on passes through `World`; a run in one process has a world of one, in which nothing is sent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from vitrail.models import ViT
+
+Result = TypeVar("Result")
+
+TIMEOUT_S = 600.0
+"""Seconds that a process waits for the others before it gives up; $VITRAIL_TIMEOUT_S says otherwise."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, as one of them sees them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that talks and writes."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def of_first(self, value: float) -> float:
+        """The first process's number, in all of them."""
+        if self.size == 1:
+            return value
+        told = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(told, src=0)
+        return float(told.item())
+
+    def any(self, *asked: float) -> list[float]:
+        """The greatest of each number over the processes: what one of them asks for, all of them do."""
+        if self.size == 1:
+            return list(asked)
+        told = torch.tensor(asked, dtype=torch.float64)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        return told.tolist()
+
+    def gather(self, value: Result) -> list[Result]:
+        """What every process has, in the order of their ranks, in all of them."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def on_first(self, do: Callable[[], Result]) -> Result:
+        """What the first process's call returns, in all of them; what it raises ends the others without a word.
+
+        For what is asked, written or fetched once: mistakes are told once.
+        """
+        if self.size == 1:
+            return do()
+        outcome: list[Any] = [None, None]
+        error: BaseException | None = None
+        if self.first:
+            try:
+                outcome[0] = do()
+            except BaseException as raised:  # the others wait for an answer, whatever it is
+                error, outcome[1] = raised, type(raised).__name__
+        dist.broadcast_object_list(outcome, src=0)
+        if error is not None:
+            raise error
+        if outcome[1] is not None:
+            raise Ended(outcome[1])
+        result: Result = outcome[0]
+        return result
+
+    def barrier(self) -> None:
+        """Waits until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = World()
+
+
+class Ended(Exception):
+    """The first process failed and says why; this one has nothing to add."""
+
+
+@contextmanager
+def world(device: torch.device) -> Iterator[World]:
+    """The processes that torchrun started, for as long as a run takes; a world of one where it did not.
+
+    A process group that somebody set up is used as it is, and left.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size())
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    seconds = float(os.environ.get("VITRAIL_TIMEOUT_S", TIMEOUT_S))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: with several GPUs, the one that torchrun counts it to."""
+    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= count:
+        raise ValueError(f"--nproc-per-node is more than the {count} GPUs of this machine; use {count}, or --train.device cpu")
+    return torch.device("cuda", local)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A model in parts
+
+
+def shard(model: nn.Module, *, device: torch.device, dtype: torch.dtype | None) -> None:
+    """FSDP2: every process keeps its part of each weight, and a block is put together only while it computes.
+
+    With `dtype` the blocks are sent and computed in it, and gradients are summed in fp32; the parts stay in fp32.
+    Raises ValueError for a model without blocks.
+    """
+    if not isinstance(model, ViT):
+        raise ValueError(f"train.shard needs a model with blocks, and {type(model).__name__} has none; leave it out")
+    mesh = mesh_of(device)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype is not None else None)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for name in ("outputs", "forward_features"):
+        register_fsdp_forward_method(model, name)
+
+
+def mesh_of(device: torch.device) -> DeviceMesh:
+    """All processes in a row."""
+    return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether every process has only its part of the weights."""
+    return isinstance(model, FSDPModule)
+
+
+def own_part(value: Tensor) -> Tensor:
+    """This process's part of a weight, which is all of it where nothing is sharded; a view, not a copy."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def whole(value: Tensor) -> Tensor:
+    """A weight put together from the parts of all processes, all of which have to ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
