@@ -92,10 +92,65 @@ def test_the_state_comes_back(at: int) -> None:
         elapsed += 0.05
         pace.advance(step, elapsed)
     again = Pace.from_state(json.loads(json.dumps(pace.state())))
-    assert (again.steps, again.seconds, again.fits, again.elapsed) == (pace.steps, pace.seconds, pace.fits, pace.elapsed)
+    assert again == pace
     assert again.progress(at) == pace.progress(at)
     assert again.total == pace.total
     _, end = simulate(again, lambda _: 0.15, step=at, elapsed=elapsed)  # resumed on a slower machine
     assert end == pytest.approx(60.0, rel=0.05)
     steps = Pace.from_state(json.loads(json.dumps(Pace(7).state())))
     assert steps == Pace(7)
+
+
+def walked(pace: Pace, *, steps: int, step_s: float = 0.05) -> tuple[int, float]:
+    """So many steps of a fresh run on a steady machine. Returns the step and the seconds it stands at."""
+    for step in range(1, steps + 1):
+        pace.advance(step, step * step_s)
+    return steps, steps * step_s
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 20, 300, 700])
+def test_a_resumed_run_goes_on_measuring(at: int) -> None:
+    """Its fits come where those of a run that was never stopped come, but for the step that warms up."""
+    whole, pace = Pace(None, seconds=60.0), Pace(None, seconds=60.0)
+    simulate(whole, lambda _: 0.05)
+    step, elapsed = walked(pace, steps=at)
+    again = Pace.from_state(json.loads(json.dumps(pace.state())))
+    assert again.measured == pace.measured
+    simulate(again, lambda _: 0.05, step=step, elapsed=elapsed)
+    (there, _, _), (here, _, _) = (next(fit for fit in each.fits if fit[0] > at) for each in (whole, again))
+    assert there <= here <= there + 1
+
+
+@pytest.mark.parametrize("at", [2, 5, 61, 300, 700])
+def test_the_start_of_a_resumed_run_is_time_and_no_measure(at: int) -> None:
+    """Ten seconds until the first step, of compiling: the 35 s and more that are left still hold hundreds of steps."""
+    pace = Pace(None, seconds=80.0)
+    step, elapsed = walked(pace, steps=at)
+    again, calls = Pace.from_state(json.loads(json.dumps(pace.state()))), []
+
+    def clock(_: float) -> float:
+        calls.append(1)
+        return 10.0 if len(calls) == 1 else 0.05
+
+    end, seconds = simulate(again, clock, step=step, elapsed=elapsed)
+    assert seconds == pytest.approx(80.0, rel=0.05)
+    assert end - at == pytest.approx((70.0 - elapsed) / 0.05, rel=0.1)
+
+
+def test_the_first_step_of_a_resumed_run_fits_nothing() -> None:
+    """Saved at the step from which the pace is measured, and overdue: there is no step to measure yet."""
+    pace = Pace(None, seconds=10.0)
+    walked(pace, steps=2, step_s=2.0)
+    again = Pace.from_state(pace.state())
+    assert not again.advance(3, 6.0)
+    assert again.advance(4, 7.0)
+    assert again.fits == [(4, 0.03, 7)]
+
+
+def test_a_checkpoint_of_before_the_measure_was_kept() -> None:
+    pace = Pace(None, seconds=60.0)
+    step, elapsed = walked(pace, steps=300)
+    state = pace.state()
+    del state["measured"]
+    _, end = simulate(Pace.from_state(state), lambda _: 0.05, step=step, elapsed=elapsed)
+    assert end == pytest.approx(60.0, rel=0.05)

@@ -28,7 +28,10 @@ class Pace:
     """(step, progress at that step, steps in all) of each fit."""
     elapsed: float = 0.0
     """Seconds of training behind the run."""
-    _measured: tuple[int, float] | None = None
+    measured: tuple[int, float] | None = None
+    """(step, seconds) from which on the pace is measured; None while the first steps warm up."""
+    resumed: bool = field(default=False, compare=False)
+    """Whether the next step is the first of a process that goes on with the run: it warms up again, and is not measured."""
 
     def __post_init__(self) -> None:
         assert (self.steps is None) == (self.seconds is not None)
@@ -54,14 +57,19 @@ class Pace:
 
     def advance(self, step: int, elapsed: float) -> bool:
         """Takes note of the time after `step` steps; says whether the steps in all were fitted anew."""
-        self.elapsed = elapsed
+        warming_s, warming = elapsed - self.elapsed, self.resumed
+        self.elapsed, self.resumed = elapsed, False
         if self.seconds is None or self.finished(step):
             return False
-        if self._measured is None:
-            if step >= 2:  # the first steps warm up caches and threads
-                self._measured = (step, elapsed)
+        if warming and self.measured is not None:
+            first, since = self.measured
+            self.measured = (first + 1, since + warming_s)
             return False
-        first, since = self._measured
+        if self.measured is None:
+            if step >= 2:  # the first steps warm up caches and threads
+                self.measured = (step, elapsed)
+            return False
+        first, since = self.measured
         enough = step - first >= CALIBRATION_STEPS and elapsed >= CALIBRATION_SHARE * self.seconds
         if not self.fits and not (enough or elapsed >= self.seconds / 4):
             return False
@@ -74,14 +82,24 @@ class Pace:
         pace = (elapsed - since) / max(1, step - first)
         total = step + max(1, round((self.seconds - elapsed) / pace)) if elapsed < self.seconds else step + 1
         self.fits.append((step, self.progress(step), total))
-        self._measured = (step, elapsed)
+        self.measured = (step, elapsed)
         return True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        return {"steps": self.steps, "seconds": self.seconds, "fits": self.fits, "elapsed": self.elapsed}
+        state = {"steps": self.steps, "seconds": self.seconds, "fits": self.fits, "elapsed": self.elapsed}
+        return {**state, "measured": self.measured}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Pace:
-        """The pace that `state` was taken of."""
-        return cls(state["steps"], state["seconds"], [(a, b, c) for a, b, c in state["fits"]], state["elapsed"])
+        """The pace that `state` was taken of, which goes on in another process."""
+        fits = [(a, b, c) for a, b, c in state["fits"]]
+        measured = state.get("measured")  # checkpoints of before it was kept begin to measure anew
+        return cls(
+            state["steps"],
+            state["seconds"],
+            fits,
+            state["elapsed"],
+            None if measured is None else (measured[0], measured[1]),
+            resumed=True,
+        )
