@@ -109,6 +109,8 @@ def test_a_model_made_under_inference_mode_takes_any_size() -> None:
 def test_a_size_that_the_patch_does_not_divide(size: tuple[int, int], said: str) -> None:
     with pytest.raises(ValueError, match=rf"^image side {said}, or pad=True$"):
         tiny()(images(*size))
+    with pytest.raises(ValueError, match=rf"^image side {said}, or another patch_size$"):  # which nothing can pad yet
+        tiny(img_size=size)
 
 
 def test_other_channels_are_an_error() -> None:

@@ -266,6 +266,28 @@ def test_preprocessing_goes_to_transformers_and_comes_back(tmp_path: Path, field
     assert load(path).classes == ours.classes
 
 
+@pytest.mark.parametrize("to", ["timm", "hf"])
+def test_several_labels_an_image_go_along_and_come_back(tmp_path: Path, to: Target) -> None:
+    ours = vit()
+    assert not load(converted(ours, to, tmp_path / "one")).multi_label
+    assert "problem_type" not in json.loads((tmp_path / "one" / "config.json").read_text())
+    ours.multi_label = True
+    path = converted(ours, to, tmp_path / "several")
+    assert load(path).multi_label
+    if to == "hf":
+        theirs = transformers.ViTForImageClassification.from_pretrained(path).eval()
+        wanted = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
+        out = theirs(pixel_values=images_for(ours), labels=wanted)
+        torch.testing.assert_close(out.loss, nn.functional.binary_cross_entropy_with_logits(out.logits, wanted))
+        assert load(theirs).multi_label, "their model in memory says it too"
+
+
+def test_no_head_has_no_labels(tmp_path: Path) -> None:
+    ours = vit(**NO_HEAD)
+    ours.multi_label = True
+    assert "problem_type" not in json.loads((converted(ours, "hf", tmp_path / "made") / "config.json").read_text())
+
+
 def small_config(kind: str, **fields: Any) -> Any:
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
     return AutoConfig.for_model(kind, **sizes, image_size=SIDE, patch_size=PATCH, **fields)

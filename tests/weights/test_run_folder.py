@@ -69,6 +69,9 @@ def test_several_labels_an_image_are_remembered_with_the_head(tmp_path: Path) ->
     assert vitrail.load(tmp_path).multi_label
     assert load(tmp_path).multi_label
     assert not load(tmp_path, num_classes=5).multi_label, "a fresh head has learned nothing yet"
+    assert load(saved).multi_label, "a model in memory says it too"
+    assert not load(saved, num_classes=5).multi_label
+    assert not load(model()).multi_label
     scores = {"data": "photos", "split": "test", "count": 7, "mean_ap": 0.5, "mean_ap_interval": [0.4, 0.6]}
     (tmp_path / "evaluation.json").write_text(json.dumps(scores))
     assert "| mean average precision | 50.0% on 7 images, 95 % interval 40.0% to 60.0% (photos, test) |" in model_card(

@@ -587,7 +587,7 @@ class ViT(nn.Module):
         if pad:
             height, width = images.shape[-2:]
             images = F.pad(images, (0, -width % patch[1], 0, -height % patch[0]))
-        grid = grid_of((images.shape[-2], images.shape[-1]), patch)
+        grid = grid_of((images.shape[-2], images.shape[-1]), patch, or_else="pad=True")
         x = self.patch_embed(images) if patch == own else self.patch_embed(images, patch)  # (B, L, D)
 
         def tokens(*kinds: Tensor | None) -> list[Tensor]:
@@ -707,10 +707,10 @@ def require_resizable(cfg: ViTConfig, patch: Pair) -> None:
         )
 
 
-def grid_of(size: Pair, patch: Pair) -> Pair:
-    """Patches down and across. Raises ValueError where the patch does not divide the image."""
+def grid_of(size: Pair, patch: Pair, *, or_else: str = "another patch_size") -> Pair:
+    """Patches down and across. Raises ValueError where the patch does not divide the image, with a second way out."""
     for side, part in zip(size, patch, strict=True):
         if side % part or side < part:
             near = max(1, round(side / part)) * part
-            raise ValueError(f"image side {side} is not a multiple of patch {part}; use {near}, or pad=True")
+            raise ValueError(f"image side {side} is not a multiple of patch {part}; use {near}, or {or_else}")
     return size[0] // patch[0], size[1] // patch[1]

@@ -117,7 +117,7 @@ def plan_timm(model: ViT) -> Plan:
 def plan_transformers(model: ViT) -> Plan:
     """A folder for from_pretrained."""
     cfg, images = model.config, images_of(model)
-    found = for_transformers(cfg, model.classes)
+    found = for_transformers(cfg, model.classes, multi_label=model.multi_label)
     tensors = renamed(
         transformers_form(state_of(model), cfg, found), cfg, found.origin, found.prefix, found.spelling, found.drops
     )
@@ -184,7 +184,7 @@ def images_of(model: ViT) -> Preprocessing:
 def told(model: ViT) -> dict[str, Any]:
     """What is known of images and classes."""
     images = {} if model.preprocessing is None else {"preprocessing": dataclasses.asdict(model.preprocessing)}
-    return {**images, "label_names": list(model.classes)}
+    return {**images, "label_names": list(model.classes), "multi_label": model.multi_label}
 
 
 def state_of(model: ViT) -> dict[str, Tensor]:

@@ -134,7 +134,8 @@ def opened(
     """The tensors of a source, and the config that says everything: that of a run, or of a model of ours."""
     if isinstance(source, ViT):
         images = {} if source.preprocessing is None else {"preprocessing": dataclasses.asdict(source.preprocessing)}
-        config = {"label_names": list(source.classes), **({"vitrail": images} if images else {})}
+        known = {"label_names": list(source.classes), "multi_label": source.multi_label}
+        config = {**known, **({"vitrail": images} if images else {})}
         return dataclasses.replace(read(source.state_dict()), file="a ViT", config=config), source.config
     if isinstance(source, nn.Module):
         return dataclasses.replace(read(source.state_dict()), file=f"a {type(source).__name__}", config=config_of(source)), None
@@ -387,7 +388,8 @@ def refuse_gaps(entries: Iterable[Entry], stored: ViTConfig, file: str) -> None:
         there = ViT(stored).state_dict()
     if missing := [name for name in fresh if name in there]:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ValueError(f"{file} is not whole: it has nothing for {shown}; give strict=False for fresh weights there")
+        way = "give a whole one, or in Python give strict=False for fresh weights there"
+        raise ValueError(f"{file} is not whole: it has nothing for {shown}; {way}")
 
 
 # --------------------------------------------------------------------------------------------------------------------

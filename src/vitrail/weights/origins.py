@@ -619,7 +619,8 @@ def recognise(names: Iterable[str], origins: Iterable[Origin] | None = None) -> 
         shown = ", ".join(sorted(spelled)[:3])
         raise ValueError(
             f"no plain ViT is in these {len(spelled)} tensors ({shown}…): patch embedding and blocks are not named as by "
-            f"{', '.join(dict.fromkeys(origin.name.split(' ')[0] for origin in ORIGINS))}"
+            f"{', '.join(dict.fromkeys(origin.name.split(' ')[0] for origin in ORIGINS))}; "
+            "give a plain ViT's, or name another library's model, as in timm:resnet50"
         )
     preferred = max(found, key=lambda one: (bool(re.search(AVERAGED, one.prefix)), len(one.sources), -len(one.foreign)))
     others = dict.fromkeys(one.prefix for one in found if one.prefix != preferred.prefix)

@@ -305,8 +305,8 @@ class HuggingFace(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def for_transformers(cfg: ViTConfig, classes: tuple[str, ...] = ()) -> HuggingFace:
-    """The class of transformers that can be this model. Raises Inexpressible where none can."""
+def for_transformers(cfg: ViTConfig, classes: tuple[str, ...] = (), *, multi_label: bool = False) -> HuggingFace:
+    """The class of transformers that can be this model, with the loss of its labels. Raises Inexpressible where none can."""
     if cfg.dist_token:
         found = _deit(cfg)
     elif cfg.pre_norm:
@@ -323,7 +323,9 @@ def for_transformers(cfg: ViTConfig, classes: tuple[str, ...] = ()) -> HuggingFa
         found = _dinov2(cfg)
     names = classes or tuple(f"LABEL_{i}" for i in range(cfg.num_classes))
     labels = {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
-    return found._replace(config={"architectures": [found.cls], **found.config, **labels, "torch_dtype": "float32"})
+    problem = {"problem_type": "multi_label_classification"} if multi_label and cfg.num_classes else {}
+    config = {"architectures": [found.cls], **found.config, **labels, **problem, "torch_dtype": "float32"}
+    return found._replace(config=config)
 
 
 def _encoder(cfg: ViTConfig, kind: str, **more: Any) -> dict[str, Any]:
