@@ -4,7 +4,8 @@
     python benchmarks/tables.py --check    says what is, and exits with 1
 
 In Markdown, what stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->` is replaced by a table of `tables`; in a
-recipe, a comment line that begins with `# Measured [NAME]:` is replaced by the row of that name in results/accuracy.json.
+recipe, a comment line that begins with `# Measured [NAME]:` or `# Not measured here [NAME]` is replaced by the row of that
+name in results/accuracy.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table:\2 -->)", re.DOTALL)
-_MEASURED = re.compile(r"^# Measured \[([\w.-]+)\]:.*$", re.MULTILINE)
+_MEASURED = re.compile(r"^# (?:Measured|Not measured here) \[([\w.-]+)\].*$", re.MULTILINE)
 
 
 def accuracy(rows: dict[str, Any]) -> str:
@@ -144,16 +145,16 @@ def fill(markdown: str, made: dict[str, str]) -> str:
 
 def fill_recipe(text: str, rows: dict[str, Any]) -> str:
     """The recipe with its measured lines replaced."""
-    return _MEASURED.sub(lambda line: f"# Measured [{line[1]}]: {measured(rows.get(line[1]))}", text)
+    return _MEASURED.sub(lambda line: measured(line[1], rows.get(line[1])), text)
 
 
-def measured(row: dict[str, Any] | None) -> str:
-    """One row of accuracy.json as a sentence."""
+def measured(name: str, row: dict[str, Any] | None) -> str:
+    """One row of accuracy.json as a line of a recipe."""
     if row is None:
-        return "not yet."
+        return f"# Not measured here [{name}]."
     seeds, middle = list(row["seeds"].values()), _middle(row)
     return (
-        f"{_percent(row['median'])} % of {middle['test_images']:,} test images "
+        f"# Measured [{name}]: {_percent(row['median'])} % of {middle['test_images']:,} test images "
         f"({_spread(seeds)}), "
         f"{middle['train_s']:.0f} s of training; {_machine(middle)}."
     )

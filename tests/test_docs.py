@@ -206,7 +206,10 @@ def test_tables_are_made_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
         tables.fill("<!-- table:none -->\n<!-- /table:none -->", made)
     recipe = tables.fill_recipe("# Measured [sample]: old\n# Measured [other]: old\nmodel: B/16\n", rows)
     assert recipe.splitlines()[0].startswith("# Measured [sample]: 87.0 % of 2,000 test images (86.0 to 88.0, 3 seeds), 120 s")
-    assert recipe.splitlines()[1:] == ["# Measured [other]: not yet.", "model: B/16"]
+    assert recipe.splitlines()[1:] == ["# Not measured here [other].", "model: B/16"]
+    assert tables.fill_recipe(recipe, {"other": rows["sample"]}).startswith(
+        "# Not measured here [sample].\n# Measured [other]: 87"
+    )
 
 
 def test_training_steps_are_compared_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +237,26 @@ def test_a_contender_s_step_trains(contender: str, monkeypatch: pytest.MonkeyPat
     step = build(case.vit, bench.synthetic(case), compiled=False)
     step()
     step()
+
+
+def test_ways_to_compile_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load(ROOT / "benchmarks" / "compile.py", monkeypatch)
+    assert [bench.turned(turn)[0] for turn in range(4)] == ["not compiled", "by block", "whole", "not compiled"]
+    assert bench.ratio([1.0, 3.0], [2.0, 4.0]) == {"median": 0.625, "min": 0.5, "max": 0.75}
+    case = bench.case_of(1, 0.1, 2)
+    assert case.vit.drop_path_rate == 0.1
+    losses = bench.step_of("not compiled", case)()
+    assert torch.isfinite(losses["loss"])
+    row = {
+        "title": case.title,
+        "first_step_s": dict.fromkeys(bench.WAYS, bench.summary([12.0])),
+        "step_s": dict.fromkeys(bench.WAYS, bench.summary([0.5])),
+        "first_step_ratio": bench.summary([0.25]),
+        "speed_ratio": bench.summary([1.0]),
+    }
+    table = load(ROOT / "benchmarks" / "tables.py", monkeypatch).compiling({"machine": MACHINE, "cases": {"deep": row}})
+    assert "| 1 blocks, stochastic depth 0.1: first step, s | 12.0 | 12.0 | 12.0 | time **0.25** (0.25 to 0.25) |" in table
+    assert "later steps, s | 0.500 | 0.500 | 0.500 | speed **1.00** (1.00 to 1.00) |" in table
 
 
 def test_the_example_changes_the_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +293,20 @@ def test_a_recipe_says_what_it_is() -> None:
         head = recipe.read_text().splitlines()[0]
         assert head.startswith("# "), recipe
         assert "vitrail train" in head, f"{recipe}: the first line holds the command"
+
+
+def test_a_recipe_says_what_it_reached_and_what_it_cost() -> None:
+    """Measured here, or published and not measured here: no line is both, and a cost stands in every one."""
+    for recipe in (ROOT / "src" / "vitrail" / "recipes").glob("*.yaml"):
+        head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+        measured = [line for line in head if line.startswith("# Measured [")]
+        published = [line for line in head if line.startswith("# Published:")]
+        unmeasured = [line for line in head if "Not measured here" in line]
+        assert bool(measured) != bool(unmeasured), f"{recipe}: measured here, or not"
+        assert not (measured and published), f"{recipe}: what was measured and what was published are not mixed"
+        assert all(re.search(r" % of [\d,]+ test images .* s of training; .*commit", line) for line in measured), recipe
+        assert all(re.search(r"% .*\(.*\d{4}.*\)", line) for line in published), f"{recipe}: a figure and its source"
+        assert measured or any(re.match("# Cost", line) for line in head), f"{recipe}: what does it cost?"
 
 
 def test_the_guide_lists_every_recipe() -> None:

@@ -44,6 +44,8 @@ SIZES = {  #          width  depth  heads  MLP ratio       parameters at 224 px,
 }
 PATCHES = (4, 8, 14, 16, 32)
 CUSTOM = "custom"
+SCRATCH = "none"
+"""Of model.weights: random weights, even where pretrained ones are within reach."""
 BASELINES = ("torchvision", "timm")
 BASELINE_FIELDS = ("name", "weights", "img_size", "in_channels", "num_classes", "drop_rate", "drop_path_rate")
 """What of the model's section a baseline takes; the other fields are a Transformer's."""
@@ -357,8 +359,8 @@ class OptimConfig:
     """Decoupled weight decay; none on norms, biases, tokens and the position embedding."""
     layer_decay: float = 1.0
     """Factor per block, going down; 0.65 to 0.85 when fine-tuning."""
-    freeze: int = 0
-    """Blocks, counted from the first, that do not learn, nor does the embedding before them; all of them leave the head."""
+    freeze: int | Literal["all"] = 0
+    """Blocks, counted from the first, that do not learn, nor does the embedding before them; "all" leaves norm and head."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates; SGD takes the first as momentum."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -381,12 +383,16 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} {getattr(self, name)} must not be negative")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas {self.betas} must be at least 0 and below 1")
-        if self.freeze < 0:
+        if self.freeze != "all" and self.freeze < 0:
             raise ValueError(f"optim.freeze {self.freeze} must not be negative")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"optim.label_smoothing {self.label_smoothing} must be at least 0 and below 1")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"optim.clip_norm {self.clip_norm} must be above 0, or null")
+
+    def frozen(self, depth: int) -> int:
+        """How many of `depth` blocks do not learn."""
+        return depth if self.freeze == "all" else self.freeze
 
 
 @dataclass(frozen=True, kw_only=True)

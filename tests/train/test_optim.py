@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -175,9 +176,10 @@ def test_no_gradients_are_computed_below_what_learns() -> None:
     }
 
 
-def test_all_blocks_frozen_leave_the_last_norm_and_the_head() -> None:
-    vit = model(**EVERYTHING)
-    build_optimizers(vit, OptimConfig(freeze=2), batch_size=1)
+@pytest.mark.parametrize(("depth", "freeze"), [(2, 2), (2, "all"), (5, "all")])
+def test_all_blocks_frozen_leave_the_last_norm_and_the_head(depth: int, freeze: int | Literal["all"]) -> None:
+    vit = model(depth=depth, **EVERYTHING)
+    build_optimizers(vit, OptimConfig(freeze=freeze), batch_size=1)
     learned = {key.partition(".")[0] for key, p in vit.named_parameters() if p.requires_grad}
     assert learned == {"norm", "attn_pool", "head", "head_dist"}
 
@@ -198,11 +200,15 @@ def test_a_running_mean_has_frozen_weights_as_they_are() -> None:
 
 def test_more_frozen_blocks_than_there_are() -> None:
     with pytest.raises(
-        ValueError, match=r"^optim.freeze 3 is too much: the model has 2 blocks; use 2 to train its head alone$"
+        ValueError, match=r'^optim.freeze 3 is too much: the model has 2 blocks; use "all" to train its head alone$'
     ):
         group_table(model(), OptimConfig(freeze=3))
     with pytest.raises(ValueError, match=r"^optim.freeze 1 is too much: the model has no blocks; use 0$"):
         group_table(nn.Linear(2, 2), OptimConfig(freeze=1))
+    with pytest.raises(ValueError, match=r'^optim.freeze "all" needs a model with blocks; use 0, or `vitrail probe`, which'):
+        group_table(nn.Linear(2, 2), OptimConfig(freeze="all"))
+    with pytest.raises(ValueError, match=r"^optim.freeze -1 must not be negative$"):
+        OptimConfig(freeze=-1)
 
 
 # --------------------------------------------------------------------------------------------------------------------

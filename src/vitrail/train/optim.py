@@ -72,13 +72,16 @@ def group_table(model: nn.Module, cfg: OptimConfig) -> list[Row]:
     Norms, biases, tokens and the position embedding are not decayed. With Muon, the blocks' matrices go to it and all
     else to AdamW. With layer_decay, block i of n gets layer_decay ** (n - i) and the stem layer_decay ** (n + 1). With
     freeze, the first blocks and all before them (patches, tokens, positions) are frozen, as are parameters that
-    need no gradient anyway. Raises ValueError for more frozen blocks than there are.
+    need no gradient anyway. Raises ValueError for more frozen blocks than there are, and for "all" of none.
     """
     depth = len(getattr(model, "blocks", ()))
     if cfg.layer_decay != 1 and not depth:
         raise ValueError(f"optim.layer_decay {cfg.layer_decay} needs a model with blocks; use 1.0")
-    if cfg.freeze > depth:
-        has = f"{depth} blocks; use {depth} to train its head alone" if depth else "no blocks; use 0"
+    if cfg.freeze == "all" and not depth:  # a CNN's batch norms would go on counting what they see
+        raise ValueError('optim.freeze "all" needs a model with blocks; use 0, or `vitrail probe`, which trains a head alone')
+    frozen = cfg.frozen(depth)
+    if frozen > depth:
+        has = f'{depth} block{"s" * (depth > 1)}; use "all" to train its head alone' if depth else "no blocks; use 0"
         raise ValueError(f"optim.freeze {cfg.freeze} is too much: the model has {has}")
     rows = []
     for name, parameter in model.named_parameters():
@@ -88,7 +91,7 @@ def group_table(model: nn.Module, cfg: OptimConfig) -> list[Row]:
             below = depth - int(block[1])
         else:
             below = 0 if re.match(r"(norm|fc_norm|head|head_dist|attn_pool|pre_logits)\b", name) else depth + 1
-        if not parameter.requires_grad or (cfg.freeze and below > depth - cfg.freeze):
+        if not parameter.requires_grad or (frozen and below > depth - frozen):
             rows.append(Row(name, tuple(parameter.shape), FROZEN, 0.0, 0.0))
             continue
         matrix = block is not None and parameter.ndim == 2

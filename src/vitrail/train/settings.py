@@ -354,7 +354,8 @@ def _documents(cls: type) -> dict[str, str]:
 def metavar(hint: Any) -> str:
     """What stands behind an option in the help: a type in one word."""
     if typing.get_origin(hint) is Literal:
-        return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
+        words = typing.get_args(hint)
+        return "{" + ",".join(map(str, words)) + "}" if len(words) > 1 else str(words[0])
     if typing.get_origin(hint) is tuple:
         kind, *others = typing.get_args(hint)
         several = {int: "[N,…]", float: "[X,…]"} if others == [...] else {int: "HxW", float: "[X,Y]"}
@@ -382,7 +383,7 @@ def explain(error: Exception) -> str:
 def _accepts(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return "one of " + ", ".join(inner)
+        return "one of " + ", ".join(inner) if len(inner) > 1 else f'"{inner[0]}"'
     if origin is tuple and inner[1] is ...:
         return "whole numbers, as in [8, 16]" if inner[0] is int else "numbers, as in [0.5, 0.5, 0.5]"
     if origin is tuple:
