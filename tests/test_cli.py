@@ -16,7 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vitrail import cli, terminal
 from vitrail.config import PATCHES, SIZES
@@ -208,6 +211,72 @@ def test_a_mistake_is_one_line_and_code_2(
     assert re.fullmatch(r"vitrail: [^\n]+\n", said.err), said.err
     assert re.search(says, said.err), said.err
     assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+
+
+@pytest.fixture
+def photos(image_folder: ImageFolder) -> Path:
+    """Eight photographs of two classes, and four to test on."""
+    return image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 2, "dog": 2}})
+
+
+VIT = (*TINY, "--model=Ti/16", "--model.img_size=32", "--train.batch_size=4")
+CNN = ("--model=timm:test_resnet", "--model.img_size=32", "--train.steps=2", "--train.batch_size=4", "--optim.name=adamw")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((*VIT, "--distill.teacher=RUN"), 'distill.teacher ".*" has 10 classes, and the data 2; give one that was trained on'),
+        ((*CNN, "--optim.layer_decay=0.7"), "optim.layer_decay 0.7 needs a model with blocks; use 1.0$"),
+        ((*CNN, "--optim.freeze=1"), "optim.freeze 1 is too much: the model has no blocks; use 0$"),
+        ((*CNN, "--optim.freeze=all"), 'optim.freeze "all" needs a model with blocks; use 0, or `vitrail probe`'),
+        ((*VIT, "--optim.freeze=2"), 'optim.freeze 2 is too much: the model has 1 block; use "all" to train its head alone$'),
+        ((*VIT, "--optim.freeze=al"), 'optim.freeze "al": it takes a whole number, or "all"$'),
+        ((*VIT, "--model.img_size=100"), "image side 100 is not a multiple of patch 16; use 96, or another patch_size$"),
+        ((*VIT, "--train.start_size=20"), "train.start_size 20 is not a multiple of 16, the patch; use 16$"),
+        ((*VIT, "--train.accumulate=3"), "train.accumulate 3 does not divide batch_size 4; use 2$"),
+        (
+            ("--weights=CNN.safetensors",),
+            "no plain ViT is in these .* tensors .*; give a plain ViT's, or name another",
+        ),
+        (("--weights=RUN", "--model=timm:test_resnet"), 'model.name ".*" is not what the weights .*; leave --model out$'),
+        (("--weights=RUN", "--recipe=linear-probe", "--model.img_size=33"), "image side 33 .* patch 4; use 32, or another p"),
+    ],
+)
+def test_a_mistake_of_fine_tuning_is_one_line_and_leaves_nothing(
+    vitrail: Typed, run: Path, photos: Path, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    theirs = tmp_path / "resnet.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), theirs)
+    files = {"RUN": run, "CNN.safetensors": theirs}
+    typed = [f"{name}={files.get(value, value)}" for name, _, value in (option.partition("=") for option in options)]
+    said = vitrail("train", photos, *typed, "--out", tmp_path / "none")
+    assert said.code == 2
+    assert re.fullmatch(r"vitrail: [^\n]+\n", said.err), said.err
+    assert re.search(says, said.err.strip()), said.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_setting_without_effect_is_said_once(vitrail: Typed, photos: Path, tmp_path: Path) -> None:
+    idle = ("--optim.loss=bce", "--optim.label_smoothing=0.1", "--augment.mixup_alpha=0", "--augment.mixup_prob=0.5")
+    said = vitrail("train", photos, *VIT, *idle, "--recipe=finetune", "--optim.layer_decay=1", "--out", tmp_path / "run")
+    assert (said.code, said.err) == (0, "")
+    assert [line for line in said.out.splitlines() if line.startswith("note: ")] == [
+        "note: augment.mixup_prob needs mixup_alpha or cutmix_alpha above 0; it has no effect here",
+        "note: optim.label_smoothing is for optim.loss ce; it has no effect here",
+    ]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_linear_probe_trains_the_head_of_any_depth(vitrail: Typed, photos: Path, tmp_path: Path, depth: int) -> None:
+    base, short = tmp_path / "base", ("--train.steps=2", "--train.batch_size=4", "--train.device=cpu")
+    assert vitrail("train", photos, *VIT, f"--model.depth={depth}", "--out", base).code == 0
+    typed = ("--weights", base, "--recipe=linear-probe", *short, "--out", tmp_path / "probed")
+    assert vitrail("train", photos, *typed, "--train.probe_head=true").code == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "probed"))
+    moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"norm", "head"}
+    assert "freeze: all" in (tmp_path / "probed" / "config.yaml").read_text()
 
 
 def test_traceback_shows_where_a_mistake_came_from() -> None:

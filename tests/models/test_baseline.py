@@ -30,7 +30,7 @@ from vitrail.models.baseline import BaselineConfig, published_classes
 from vitrail.models.describe import describe_baseline
 from vitrail.train import settings as layers
 from vitrail.train.loop import Loop
-from vitrail.train.run import unused
+from vitrail.train.notes import unused
 from vitrail.train.step import Ema
 from vitrail.weights import Receipt, convert, read_run, save_model
 from vitrail.weights.adapt import adapt_channels

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vitrail.config import ModelConfig, Preprocessing, Settings, ViTConfig, is_baseline, name_of, pair, parse_name
+from vitrail.config import SCRATCH, ModelConfig, Preprocessing, Settings, ViTConfig, is_baseline, name_of, pair, parse_name
 from vitrail.data.batches import steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import NAMES, open_source
@@ -29,6 +29,7 @@ from vitrail.train import advice, checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.ladder import Ladder, apply_probe, climb, has_linear_head
 from vitrail.train.loop import Loop
+from vitrail.train.notes import unused
 from vitrail.train.objectives import build_objective
 from vitrail.train.optim import build_optimizers
 from vitrail.train.pace import Pace
@@ -40,8 +41,6 @@ from vitrail.weights import save_model
 from vitrail.weights.run_folder import SETTINGS, sha256
 
 DEFAULT_EPOCHS = 100.0
-SCRATCH = "none"
-"""Of model.weights: random weights, even where pretrained ones are within reach."""
 PHOTO_SIZE = 224
 """Side in pixels for photographs, where no setting says another."""
 
@@ -114,10 +113,8 @@ def train(
         )
     check_model(settings.model)  # what can't be built says so before the images are read
     check_sizes(settings)
-    for line in unused(settings):
+    for line in unused(settings, said=said, multi_label=source.multi_label):
         display.say(f"note: {line}")
-    if source.multi_label and settings.train.stop_early:
-        display.say("note: train.stop_early needs images of one class each; it has no effect here")
     with new_folder(folder):
         (folder / SETTINGS).write_text(layers.to_yaml(settings), encoding="utf-8")
         loop = prepare(settings, source, folder, display, begin=True)
@@ -263,43 +260,6 @@ def resolved(settings: Settings, source: Source, given: Preprocessing | None) ->
         distill=dataclasses.replace(settings.distill, teacher=teacher),
         train=dataclasses.replace(settings.train, precision=precision),  # type: ignore[arg-type]
     )
-
-
-def unused(settings: Settings) -> list[str]:
-    """Settings that were changed and have no effect beside the others; each is said once."""
-    augment, optim, train, distill = settings.augment, settings.optim, settings.train, settings.distill
-    name = settings.model.name
-    mixing = augment.mixup_alpha or augment.cutmix_alpha
-    told = {
-        "augment.mixup_prob needs mixup_alpha or cutmix_alpha above 0": augment.mixup_prob != 1 and not mixing,
-        "augment.switch_prob needs both mixup_alpha and cutmix_alpha above 0": augment.switch_prob != 0.5
-        and not (augment.mixup_alpha and augment.cutmix_alpha),
-        "augment.crop_scale is for augment.crop resized": augment.crop != "resized"
-        and augment.crop_scale != type(augment).crop_scale,
-        "augment.crop_pad is for augment.crop pad": augment.crop != "pad" and augment.crop_pad != type(augment).crop_pad,
-        "train.size_stages and full_size_from need train.start_size": train.start_size is None
-        and (train.size_stages != 1 or train.full_size_from != type(train).full_size_from),
-        "distill's settings need distill.teacher": distill.teacher is None and distill != type(distill)(),
-        "distill.tau is for distill.kind soft": distill.teacher is not None
-        and distill.kind == "hard"
-        and distill.tau != type(distill).tau,
-        f"optim.name muon is for a ViT's blocks, and AdamW moves all of {name}": optim.name == "muon" and is_baseline(name),
-        "optim.label_smoothing is for optim.loss ce": optim.label_smoothing > 0 and optim.loss == "bce",
-        "distill.teacher needs distill.alpha above 0": distill.teacher is not None and distill.alpha == 0,
-        "model.dist_token learns from distill.teacher; without one it is a second class token": settings.model.dist_token
-        and distill.teacher is None
-        and settings.model.weights is None,
-        "optim.layer_decay reaches blocks, and optim.freeze leaves none to learn": optim.layer_decay != 1
-        and optim.freeze >= settings.model.depth > 0,
-        "train.stop_early needs model.weights and train.ladder": train.stop_early
-        and not (settings.model.weights and train.ladder),
-        "optim.betas has no second use: SGD takes the first as momentum": optim.name == "sgd"
-        and optim.betas[1] != type(optim).betas[1],
-    }
-    notes = [f"{text}; it has no effect here" for text, is_unused in told.items() if is_unused]
-    if train.accumulate > 1 and is_baseline(name):
-        notes.append(f"train.accumulate {train.accumulate}: batch norms, where {name} has them, see one part at a time")
-    return notes
 
 
 def facts(source: Source) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""What is said once, at the start of a run: settings that have no effect beside the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitrail.config import SCRATCH, AugmentConfig, DistillConfig, OptimConfig, Settings, TrainConfig, is_baseline, pair
+from vitrail.train.sizes import sizes_over
+
+Said = Mapping[str, Mapping[str, Any]]
+"""Sections of settings that somebody typed; a default that was typed is meant too."""
+
+
+def unused(settings: Settings, *, said: Said | None = None, multi_label: bool = False) -> list[str]:
+    """One line for each setting that is not its default, or was `said`, and does not do what it says beside the others.
+
+    `multi_label` is of the data: whether an image may have any number of labels.
+    """
+    typed = {f"{section}.{name}": value for section, fields in (said or {}).items() for name, value in fields.items()}
+    told = {
+        **of_the_images(settings.augment),
+        **of_the_weights(settings),
+        **of_the_sizes(settings),
+        **of_the_ladder(settings, typed, multi_label=multi_label),
+        **of_the_targets(settings, typed, multi_label=multi_label),
+        **of_a_teacher(settings),
+    }
+    return [f"{text}; it has no effect here" for text, is_unused in told.items() if is_unused] + consequences(settings)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Why a setting has no effect -> whether it is so here
+
+
+def of_the_images(cfg: AugmentConfig) -> dict[str, bool]:
+    """Mixing and cropping."""
+    default, mixing = AugmentConfig(), bool(cfg.mixup_alpha or cfg.cutmix_alpha)
+    return {
+        "augment.mixup_prob needs mixup_alpha or cutmix_alpha above 0": cfg.mixup_prob != default.mixup_prob and not mixing,
+        "augment.mixup_alpha and cutmix_alpha need mixup_prob above 0": mixing and cfg.mixup_prob == 0,
+        "augment.switch_prob needs both mixup_alpha and cutmix_alpha above 0": cfg.switch_prob != default.switch_prob
+        and not (cfg.mixup_alpha and cfg.cutmix_alpha),
+        "augment.crop_scale is for augment.crop resized": cfg.crop != "resized" and cfg.crop_scale != default.crop_scale,
+        "augment.crop_ratio is for augment.crop resized": cfg.crop != "resized" and cfg.crop_ratio != default.crop_ratio,
+        "augment.crop_pad is for augment.crop pad": cfg.crop != "pad" and cfg.crop_pad != default.crop_pad,
+    }
+
+
+def of_the_weights(settings: Settings) -> dict[str, bool]:
+    """How they move."""
+    optim, default, model = settings.optim, OptimConfig(), settings.model
+    depth = 0 if is_baseline(model.name) else model.depth
+    return {
+        f"optim.name muon is for a ViT's blocks, and AdamW moves all of {model.name}": optim.name == "muon"
+        and is_baseline(model.name),
+        "optim.layer_decay reaches blocks, and optim.freeze leaves none to learn": optim.layer_decay != 1
+        and optim.frozen(depth) >= depth > 0,
+        "optim.betas has no second use: SGD takes the first as momentum": optim.name == "sgd"
+        and optim.betas[1] != default.betas[1],
+    }
+
+
+def of_the_sizes(settings: Settings) -> dict[str, bool]:
+    """Sides and patches over the run."""
+    train, default, model = settings.train, TrainConfig(), settings.model
+    staged = train.size_stages != default.size_stages or train.full_size_from != default.full_size_from
+    own = pair(model.patch_size)
+    patches = set(map(pair, train.patch_sizes))
+    return {
+        "train.size_stages and full_size_from need train.start_size": train.start_size is None and staged,
+        f"train.start_size {train.start_size} is the full size already": train.start_size is not None
+        and len(sizes_over(settings)) == 1,
+        f"train.patch_sizes {', '.join(map(str, train.patch_sizes))} is the model's own patch and no other": patches == {own},
+    }
+
+
+def of_the_ladder(settings: Settings, typed: Mapping[str, Any], *, multi_label: bool) -> dict[str, bool]:
+    """k-NN and the probe, which come first where there are weights to start from."""
+    train, weights = settings.train, settings.model.weights not in (None, SCRATCH)
+    climbs = weights and train.ladder
+    return {
+        "train.ladder needs model.weights": typed.get("train.ladder") is True and not weights,
+        "train.ladder needs images of one class each": climbs and multi_label,
+        "train.probe_head needs model.weights and train.ladder": typed.get("train.probe_head") is True and not climbs,
+        "train.stop_early needs model.weights and train.ladder": train.stop_early and not climbs,
+        "train.stop_early needs images of one class each": train.stop_early and climbs and multi_label,
+    }
+
+
+def of_the_targets(settings: Settings, typed: Mapping[str, Any], *, multi_label: bool) -> dict[str, bool]:
+    """The loss and what it is held to."""
+    optim = settings.optim
+    return {
+        "optim.loss ce chooses one class an image, and bce is for any number of labels": multi_label
+        and typed.get("optim.loss") == "ce",
+        "optim.label_smoothing is for images of one class each, and these have any number of labels": multi_label
+        and optim.label_smoothing > 0,
+        "optim.label_smoothing is for optim.loss ce": optim.label_smoothing > 0 and optim.loss == "bce" and not multi_label,
+    }
+
+
+def of_a_teacher(settings: Settings) -> dict[str, bool]:
+    """Distillation."""
+    told, default, model = settings.distill, DistillConfig(), settings.model
+    return {
+        "distill's settings need distill.teacher": told.teacher is None and told != default,
+        "distill.tau is for distill.kind soft": told.teacher is not None and told.kind == "hard" and told.tau != default.tau,
+        "distill.teacher needs distill.alpha above 0": told.teacher is not None and told.alpha == 0,
+        "model.dist_token learns from distill.teacher; without one it is a second class token": model.dist_token
+        and told.teacher is None
+        and model.weights in (None, SCRATCH),
+    }
+
+
+def consequences(settings: Settings) -> list[str]:
+    """What settings do beside each other that one may not expect."""
+    train, optim, model, notes = settings.train, settings.optim, settings.model, []
+    if train.accumulate > 1 and is_baseline(model.name):
+        notes.append(f"train.accumulate {train.accumulate}: batch norms, where {model.name} has them, see one part at a time")
+    if optim.freeze and model.weights in (None, SCRATCH):
+        notes.append(f"optim.freeze {optim.freeze}: random weights stay as they are there; --weights W starts from others")
+    return notes
