@@ -64,6 +64,23 @@ def train_step(result: dict[str, Any]) -> str:
     )
 
 
+def compiling(result: dict[str, Any]) -> str:
+    """What compiling by block costs and brings, beside compiling the model whole and not at all."""
+    ways = ("not compiled", "by block", "whole")
+    cells = []
+    for case in result["cases"].values():
+        for title, figure, digits, share in (
+            ("first step, s", "first_step_s", 1, "first_step_ratio"),
+            ("later steps, s", "step_s", 3, "speed_ratio"),
+        ):
+            seconds = (f"{case[figure][way]['median']:.{digits}f}" for way in ways)
+            value = case[share]
+            spread = f"**{value['median']:.2f}** ({value['min']:.2f} to {value['max']:.2f})"
+            cells.append([f"{case['title']}: {title}", *seconds, f"{'time' if digits == 1 else 'speed'} {spread}"])
+    note = "The first step includes compiling, in a new process without a cache; under bf16 autocast with AdamW."
+    return f"{_grid(['', *ways, 'by block / whole'], cells)}\n\n{note} {_machines([result['machine']])}\n"
+
+
 def attention(result: dict[str, Any]) -> str:
     """How much faster plain attention is than the fused kernel, for each number of tokens."""
     cells = [
@@ -121,6 +138,7 @@ def compatibility(result: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
+    "compile": ("compile", compiling),
     "attention": ("attention", attention),
     "load": ("load", load),
     "compatibility": ("compatibility", compatibility),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.models import ViT
@@ -227,6 +230,14 @@ def test_stochastic_depth_drops_whole_branches_of_single_images() -> None:
     assert sorted(set(kept.flatten().tolist())) == pytest.approx([0.0, 1 / 0.75])
     assert torch.equal(kept, kept[:, :1, :1].expand_as(kept)), "an image is dropped as a whole"
     assert kept.mean().item() == pytest.approx(1.0, abs=5 * math.sqrt(0.25 / 0.75 / 4000))
+    assert drop(torch.ones(2, 2, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_stochastic_depth_of_a_loaded_model_knows_its_rate() -> None:
+    """Models are made on the meta device, where tensors hold no numbers, and filled with a checkpoint's."""
+    with torch.device("meta"):
+        drop = DropPath(0.25).train()
+    assert sorted(set(drop.half()(torch.ones(100, 2, 3)).flatten().tolist())) == pytest.approx([0.0, 1 / 0.75])
 
 
 DROPOUTS = ["drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "patch_drop_rate", "drop_path_rate"]
@@ -301,6 +312,79 @@ def test_patch_dropout_keeps_prefix_and_order() -> None:
     assert torch.equal(places[:, :2], torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     assert (places.diff(dim=1) > 0).all()
     assert not torch.equal(places[0], places[1]), "each image loses other patches"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Compiled by block
+
+DROPPING = {"drop_path_rate": 0.5, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "init_values": 0.1}
+LIFE = [  # batch, side, patch and whether it trains: a run with a smaller last part and evaluations, whose images grow
+    (8, 16, 4, True),
+    (5, 16, 4, True),
+    (8, 16, 4, False),
+    (3, 16, 4, False),
+    (8, 24, 4, True),
+    (8, 16, 8, True),
+    (8, 16, 4, False),
+]
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The model's file as users import it: the checks of annotations that tests add are no code that compiles."""
+    spec = importlib.util.spec_from_file_location("unchecked_vit", vit_module.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    yield module
+    torch._dynamo.reset()
+
+
+def compile_blocks(model: ViT) -> list[fx.GraphModule]:
+    """Compiles a model by block; every graph that is compiled from here on comes into the list."""
+    graphs: list[fx.GraphModule] = []
+
+    def keep(graph: fx.GraphModule, inputs: list[object]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for block in model.blocks:
+        block.compile(backend=keep)
+    return graphs
+
+
+@pytest.mark.parametrize("fields", [{}, DROPPING])
+def test_blocks_share_their_graphs_however_many_there_are(unchecked: ModuleType, fields: dict[str, float]) -> None:
+    counts: dict[int, list[int]] = {}
+    for depth in (2, 12):
+        model = unchecked.ViT(**TINY | fields | {"depth": depth})
+        graphs = compile_blocks(model)
+        counts[depth] = []
+        for batch, side, patch, training in LIFE:
+            with torch.inference_mode(not training):
+                logits = model.train(training)(images(side, side, batch), patch_size=patch)
+            if training:
+                logits.sum().backward()
+            counts[depth].append(len(graphs))
+    assert counts[2] == counts[12]
+    assert counts[12][0] == 1
+    assert counts[12][-1] <= 5, "training and evaluation: for the first shape, for other batches, for other numbers of tokens"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_drop_at_their_own_rates(unchecked: ModuleType, checkpointing: bool) -> None:
+    model = unchecked.ViT(**TINY | DROPPING | {"depth": 4}).train()
+    model.checkpointing = checkpointing
+    loss, gradients = loss_and_gradients(model, low=False)
+    graphs = compile_blocks(model)
+    again, computed = loss_and_gradients(model, low=False)
+    assert len(graphs) == 1
+    torch.testing.assert_close(again, loss)
+    for a, b in zip(gradients, computed, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -259,12 +259,15 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        # a tensor: torch.compile takes a number for a constant, and would compile each block anew; on the CPU even where
+        # the model is made on the meta device, for no checkpoint fills it
+        self.keep_rate = torch.tensor(1 - rate, device="cpu")
 
     def forward(self, x: Tokens) -> Tokens:
-        if not self.training or self.rate == 0:
+        if not self.training:
             return x
-        keep = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.rate)
-        return x * (keep / (1 - self.rate))
+        kept = torch.rand(len(x), 1, 1, device=x.device) < self.keep_rate
+        return x * (kept.to(x.dtype) / self.keep_rate)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -279,11 +282,11 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.attn = Attention(cfg)
         self.ls1 = nn.Identity() if cfg.init_values is None else LayerScale(dim, cfg.init_values)
-        self.drop_path1 = DropPath(drop_path)
+        self.drop_path1 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.mlp = SwiGLU(cfg) if cfg.mlp == "swiglu" else Mlp(cfg)
         self.ls2 = nn.Identity() if cfg.init_values is None else LayerScale(dim, cfg.init_values)
-        self.drop_path2 = DropPath(drop_path)
+        self.drop_path2 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
 
     def forward(self, x: Tokens, mask: KeyMask | None = None) -> Tokens:
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask)))  # z' = γ₁·MSA(LN(z)) + z
