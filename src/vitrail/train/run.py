@@ -290,6 +290,8 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
     model.checkpointing = cfg.checkpointing
     ema = Ema(model, copy.deepcopy(model), cfg.ema_decay) if cfg.ema_decay else None
     if cfg.compile:
+        # all blocks share one list of graphs: learning, frozen or scored, at one size or any; the default of 8 is too short
+        torch.compiler.config.recompile_limit = 32
         for part in model.blocks if isinstance(model, ViT) else [model]:
             part.compile()
     optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size)
