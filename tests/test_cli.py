@@ -612,6 +612,9 @@ def test_show_prints_what_a_model_costs(vitrail: Typed) -> None:
     assert "images      32 x 48 px, 1 channel; 1 class\n" in changed.out
     assert "width 768, 1 block, 12 heads" in changed.out
     assert "of activations for 8 images in fp32" in changed.out
+    each = r"\S+ [kM]B in fp32, \S+ [kM]B in bf16"
+    assert re.search(rf"\n  in all +{each}, with weights, gradients and AdamW\n", changed.out)
+    assert re.search(rf"\n  recomputed +{each} in all, with train.checkpointing\n", changed.out)
 
 
 def test_show_of_a_run_is_its_model(vitrail: Typed, run: Path) -> None:

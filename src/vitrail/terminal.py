@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vitrail.evaluate.few_shot import FewShot, Mean
     from vitrail.evaluate.metrics import Accuracy, Evaluation
     from vitrail.evaluate.multilabel import MultiLabelEvaluation
-    from vitrail.models.describe import BaselineDescription, Description
+    from vitrail.models.describe import BaselineDescription, Description, Peak
     from vitrail.train.ladder import Ladder
     from vitrail.train.optim import Row
     from vitrail.weights import pretrained
@@ -303,6 +303,8 @@ def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None
         "FLOPs": _flops(cost.flops),
         "inference": f"{in_bytes(cost.inference_bytes)} {memory} in fp32",
         "training": f"{in_bytes(cost.training_bytes)} {memory} in fp32, {in_bytes(cost.training_bytes_bf16)} in bf16",
+        "in all": f"{_peak(cost.peak)}, with weights, gradients and AdamW",
+        "recomputed": f"{_peak(cost.checkpointing_peak)} in all, with train.checkpointing",
     }
     _print_lines(cfg.name, lines)
 
@@ -325,6 +327,10 @@ def _print_lines(title: str, lines: Mapping[str, str]) -> None:
     print(title)
     for name, text in lines.items():
         print(f"  {name:10}  {text}")
+
+
+def _peak(peak: Peak) -> str:
+    return f"{in_bytes(peak.fp32)} in fp32, {in_bytes(peak.bf16)} in bf16"
 
 
 def _flops(count: int) -> str:

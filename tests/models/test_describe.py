@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.config import SIZES, ViTConfig, pair, parse_name
 from vitrail.models import ViT
-from vitrail.models.describe import describe
+from vitrail.models.describe import _ALLOCATOR, describe
 
 SMALL = ViTConfig(img_size=32, patch_size=4, in_channels=3, num_classes=10, embed_dim=48, depth=3, num_heads=3)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "patch dropout": {"patch_drop_rate": 0.5},
     "no blocks": {"depth": 0},
 }
+BLOCKS = [fields for fields in VARIANTS.values() if fields.get("depth") != 0]
 variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
 
 
@@ -147,6 +148,42 @@ def test_inference_memory_is_what_is_alive_at_once(fields: dict[str, Any]) -> No
     with torch.inference_mode(), Meter(*model.parameters(), *model.buffers(), images) as meter:
         model(images)
     assert describe(config, batch_size=4).inference_bytes == pytest.approx(meter.most + images.nbytes, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "checkpointing", "dtype"),
+    [
+        *((fields, bool(index % 2), None) for index, fields in enumerate(BLOCKS)),
+        *((fields, bool(index % 2), torch.bfloat16) for index, fields in enumerate(BLOCKS)),
+        ({}, True, None),
+        ({}, True, torch.bfloat16),
+    ],
+)
+def test_peak_of_training_is_what_is_alive_at_once(
+    fields: dict[str, Any], checkpointing: bool, dtype: torch.dtype | None
+) -> None:
+    """But for the allocator's share, which a count of tensors does not see."""
+    config = dataclasses.replace(SMALL, **fields)
+    images = torch.cat([image_for(config)] * 8)
+    with Meter() as meter:
+        model = ViT(config).train()
+        model.checkpointing = checkpointing
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        images = images.clone()
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
+                loss = model(images).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    it = describe(config, batch_size=8)
+    peak = it.checkpointing_peak if checkpointing else it.peak
+    assert (peak.fp32 if dtype is None else peak.bf16) == pytest.approx(_ALLOCATOR * meter.most, rel=0.15)
+
+
+def test_checkpointing_and_bf16_take_less_and_never_less_than_the_optimizer() -> None:
+    it = describe(ViTConfig(**parse_name("B/16")), batch_size=32)
+    assert it.peak.fp32 > it.peak.bf16 > it.checkpointing_peak.fp32 > it.checkpointing_peak.bf16 > 4 * it.weights_bytes
 
 
 def test_memory_grows_with_the_batch_and_nothing_else_does() -> None:

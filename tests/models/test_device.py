@@ -51,4 +51,5 @@ def test_the_measurement_says_yes_or_no() -> None:
 
 def test_freed_memory_is_kept_on_linux_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device.sys, "platform", "darwin")
-    assert device.keep_freed_memory.__wrapped__() is False
+    assert device.keep_freed_memory() is False
+    assert device.keep_freed_memory(False) is False

@@ -2,10 +2,11 @@
 
 Parameters and operations are counted on the real model, on torch's meta device, with no block and with one: the blocks are
 equal, so that gives every depth. Activations depend on what autograd keeps and what Python still holds, which no meta
-device tells; they are counted by the terms of `kept_elements` and `peak_elements`, which tests hold to what a CPU does.
+device tells; they are counted by the terms of `kept_elements`, `peak_elements` and `training_peak`, which tests hold to what
+a CPU does.
 """
 
-# L patches · T prefix tokens · N tokens = T + L · D width · M hidden width of the MLP · h heads
+# L patches · T prefix tokens · N tokens = T + L · D width · M hidden width of the MLP · h heads · d = D / h
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.config import ViTConfig, pair
 from vitrail.models.baseline import Baseline, BaselineConfig, check_baseline, on_meta
-from vitrail.models.vit import ViT
+from vitrail.models.vit import PLAIN_ATTENTION_MAX_TOKENS, ViT
 
 _FP32, _BF16 = 4, 2  # bytes
+_ALLOCATOR = 1.07
+"""Memory of a process over what its tensors hold: gaps between buffers, and the kernels' own (benchmarks/memory.py)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,24 @@ class Description:
     """Activations that the backward pass needs, images included, in fp32 with fused attention."""
     training_bytes_bf16: int
     """The same in bf16. Where autocast keeps the norms in fp32, as on CUDA, it is about an eighth more."""
+    peak: Peak
+    """Most memory that training takes at one time."""
+    checkpointing_peak: Peak
+    """The same where the backward pass recomputes the blocks (train.checkpointing)."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Most memory that a training step takes at one time, in bytes, beyond the imports: weights, gradients and AdamW's two
+    moments in fp32, a batch of images, activations, and what the backward pass has in flight.
+
+    Counted as on a CPU, where attention in bf16 keeps its weights (h N N) up to `PLAIN_ATTENTION_MAX_TOKENS` tokens. Not
+    counted: a running mean (train.ema_decay), which is one more copy of the weights, and the images of the data set.
+    """
+
+    fp32: int
+    bf16: int
+    """Under autocast: what the backward pass needs is bf16, with a bf16 copy of the weights."""
 
 
 def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
@@ -54,6 +75,24 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
     with torch.device("meta"):
         model = ViT(dataclasses.replace(config, depth=0))
     kept = batch_size * kept_elements(model, depth=config.depth)
+    (bare_weights, one_weights) = bare[1], one[1]
+
+    def peak(*, checkpointing: bool) -> Peak:
+        return Peak(
+            *(
+                training_peak(
+                    model,
+                    depth=config.depth,
+                    batch_size=batch_size,
+                    weights=bare_weights,
+                    block_weights=one_weights - bare_weights,
+                    bf16=bf16,
+                    checkpointing=checkpointing,
+                )
+                for bf16 in (False, True)
+            )
+        )
+
     return Description(
         tokens=_tokens(model),
         parameters=parameters,
@@ -62,6 +101,8 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
         inference_bytes=_FP32 * batch_size * peak_elements(model, depth=config.depth),
         training_bytes=_FP32 * kept,
         training_bytes_bf16=_BF16 * kept,
+        peak=peak(checkpointing=False),
+        checkpointing_peak=peak(checkpointing=True),
     )
 
 
@@ -107,18 +148,66 @@ def kept_elements(model: ViT, *, depth: int) -> int:
 
     Left out, as less than a percent: statistics of norms and softmax, and what belongs to one token only.
     """
+    patches, tokens = 3 * sum(_stem(model)), _kept_tokens(model)
+    return _image(model) + patches + tokens * (depth * _block(model) + _last(model))
+
+
+def training_peak(
+    model: ViT, *, depth: int, batch_size: int, weights: int, block_weights: int, bf16: bool, checkpointing: bool
+) -> int:
+    """Most bytes that a training step with AdamW takes at one time, from the second step on: the greatest of
+
+    - the backward pass's begin, in the last block: what all blocks keep, and no gradients
+    - its end, in the first block: what this one keeps, and the gradients of all others
+    - the stem's part of it, with stem "conv"
+    - the optimizer's step: all gradients and nothing kept
+
+    each beside the weights and the two moments. With checkpointing a block keeps its input D a token only, but the one that
+    is at work all. A block at work has in flight, for each token, the residual's gradient and that of its branch 2 D, and the
+    gradient of GELU's output M (SwiGLU: 2 M); or, further on, the gradients of the attention's weights and scores 2 h N where
+    they are kept, the MLP's part being gone by then. `weights` are the bytes of the model without blocks.
+    """
+    cfg, tokens, size = model.config, _kept_tokens(model), _BF16 if bf16 else _FP32
+    dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
+    scores = cfg.num_heads * tokens if bf16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS else 0  # for each token
+    branch = (2 if cfg.mlp == "swiglu" else 1) * hidden
+    flight = batch_size * size * tokens * max(branch + 2 * dim, 2 * scores - 2 * branch)
+    cast = block_weights // 2 if bf16 else 0
+    kept = batch_size * size * tokens * (_block(model) + scores) + cast
+    waits = batch_size * size * tokens * dim if checkpointing else kept
+    last = batch_size * size * tokens * _last(model)
+    begin, end = last + batch_size * size * tokens * 2 * dim, 0
+    if depth:
+        begin = kept + (depth - 1) * waits + last + flight
+        end = kept + (depth - 1) * block_weights + hidden * dim * _FP32 + flight + weights
+    stem = _stem(model)
+    turned = batch_size * size * 3 * sum(stem)
+    images = batch_size * _image(model) * (_FP32 + (_BF16 if bf16 else 0))
+    gradients = weights + depth * block_weights
+    moments = [begin + turned, end + turned, gradients + turned + batch_size * size * 2 * max(stem, default=0)]
+    return round(_ALLOCATOR * (3 * gradients + images + max(moments)))
+
+
+def _block(model: ViT) -> int:
+    """Elements that a block keeps for each token, attention's weights apart."""
     cfg = model.config
     dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
     mlp = (4 if cfg.mlp == "swiglu" else 2) * hidden
     scale = 0 if cfg.init_values is None else 2 * dim
     dropout = 2 * dim if cfg.proj_drop_rate else 0
     inner = cfg.num_heads * (cfg.head_dim or dim // cfg.num_heads)
-    block = 4 * dim + (6 if cfg.qk_norm else 4) * inner + mlp + scale + dropout
-    last = {"cls": 2, "avg": 1, "cls+avg": 1, "map": 4}[cfg.pool] * dim
-    patches = model.grid[0] * model.grid[1]
-    if cfg.patch_drop_rate:
-        patches = max(1, round(patches * (1 - cfg.patch_drop_rate)))
-    return _image(model) + 3 * sum(_stem(model)) + (model.prefix_tokens + patches) * (depth * block + last)
+    return 4 * dim + (6 if cfg.qk_norm else 4) * inner + mlp + scale + dropout
+
+
+def _last(model: ViT) -> int:
+    """Elements that the last norm and the pooling keep for each token."""
+    return {"cls": 2, "avg": 1, "cls+avg": 1, "map": 4}[model.config.pool] * model.config.embed_dim
+
+
+def _kept_tokens(model: ViT) -> int:
+    """Tokens of one image that the blocks see in training."""
+    patches, rate = model.grid[0] * model.grid[1], model.config.patch_drop_rate
+    return model.prefix_tokens + (max(1, round(patches * (1 - rate))) if rate else patches)
 
 
 def peak_elements(model: ViT, *, depth: int) -> int:

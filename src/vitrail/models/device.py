@@ -58,15 +58,19 @@ def bf16_is_faster(device: torch.device) -> bool:
     return times[torch.bfloat16] < 0.8 * times[torch.float32]
 
 
-@functools.cache
-def keep_freed_memory() -> bool:
+def keep_freed_memory(wanted: bool = True) -> bool:
     """Asks glibc to keep large buffers when they are freed, for a training step wants the same ones again.
 
-    Else every large tensor is fetched from the kernel, page by page, at every step. Says whether it was granted; other
-    C libraries and systems go on as they were.
+    Else every large tensor is fetched from the kernel, page by page, at every step. What is kept has gaps, though: with
+    checkpointing they can be larger than what is in use, so not `wanted` asks for the contrary. Says whether it was granted;
+    other C libraries and systems go on as they were.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    return mallopt is not None and bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, 2**31 - 1))
+    if mallopt is None:
+        return False
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # malloc.h
+    if wanted:
+        return bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, 2**31 - 1))
+    return all([mallopt(m_mmap_max, 65536), mallopt(m_mmap_threshold, 2**20), mallopt(m_trim_threshold, 2**20)])
