@@ -135,12 +135,45 @@ def compatibility(result: dict[str, Any]) -> str:
     )
 
 
+def decode(result: dict[str, Any]) -> str:
+    """Images a second from JPEG files on one core, and what a training from files keeps of its speed."""
+    contenders = ["Pillow + torchvision", "torchvision", "vitrail"]
+    head = ["JPEG -> batch of crops, images/s on one core", *contenders, *(f"ratio to {name}" for name in contenders[:2])]
+    cells = [
+        [
+            f"{size}, {filter_}",
+            *(f"{row['images_per_s'][name]['median']:,.0f}" for name in contenders),
+            *(_ratio(row["ratios"][name]) for name in contenders[:2]),
+        ]
+        for size, filters in result.get("read", {}).items()
+        for filter_, row in filters.items()
+    ]
+    runs = [
+        [
+            f"{size}, {row['threads']} threads, {row['loaders']} loaders, {row['device']}",
+            *(f"{row['images_per_s'][name]['median']:,.1f}" for name in ("memory", "files")),
+            _ratio(row["ratio"]),
+        ]
+        for size, rows in result.get("train", {}).items()
+        for row in rows
+    ]
+    size_kb = ", ".join(f"{size} {count / 1e3:,.0f} kB" for size, count in result["bytes"].items())
+    trained = [f"training {result['model']}, images/s", "from memory", "from files", "ratio"]
+    return (
+        f"{_grid(head, cells)}\n\n"
+        f"{_grid(trained, runs)}\n\n"
+        f"Random resized crops to 224 px from files of quality 90 ({size_kb}), in batches of {result['batch_size']}, "
+        f"in interleaved rounds. {_machines([result['machine']])}\n"
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
     "compile": ("compile", compiling),
     "attention": ("attention", attention),
     "load": ("load", load),
+    "decode": ("decode", decode),
     "compatibility": ("compatibility", compatibility),
 }
 
@@ -204,6 +237,10 @@ def _middle(row: dict[str, Any]) -> dict[str, Any]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def _ratio(value: dict[str, float]) -> str:
+    return f"**{value['median']:.2f}** ({value['min']:.2f} to {value['max']:.2f})"
 
 
 def _machine(facts: dict[str, Any]) -> str:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from vitrail.config import Preprocessing
-from vitrail.data.decode import BadImage, crop_view, decode, eval_view, read_header, shrunk_view, view_is_exact
+from vitrail.data.decode import BadImage, _cut_below, crop_view, decode, eval_view, read_header, shrunk_view, view_is_exact
 
 
 def preprocessing(
@@ -311,6 +311,91 @@ def test_a_crop_is_the_same_whatever_scale_it_was_decoded_at() -> None:
             difference = np.abs(view.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected, int))
             assert difference.max() <= 8
             assert difference.mean() < 1.5
+
+
+def busy(width: int, height: int) -> Image.Image:
+    """Smooth and with edges in all directions, so that a resampling that is off by a part of a pixel shows."""
+    y, x = np.mgrid[0:height, 0:width] / 25.0
+    waves = np.stack([np.sin(x + 2 * y), np.sin(3 * x - y), np.sin(x * y / 20)], -1)
+    return Image.fromarray((127.5 + 80 * waves + 40 * (waves > 0.3)).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_crop_is_that_of_the_whole_decoded_image(
+    orientation: int, subsampling: str, progressive: bool, interpolation: Literal["bicubic", "bilinear"]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(busy(310, 230), "JPEG", quality=90, exif=exif, subsampling=subsampling, progressive=progressive)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    settings = dataclasses.replace(preprocessing((40, 56)), interpolation=interpolation)
+    for top, left, high, wide in ((0, 0, 60, 90), (17, 25, 70, 100), (33, 9, 151, 200), (60, 3, 170, 227), (0, 0, 230, 230)):
+        whole = upright.crop((left, top, left + wide, top + high))
+        expected = np.asarray(whole.resize((56, 40), Image.Resampling[interpolation.upper()]), int)
+        view = crop_view(data, box=(top, left, high, wide), size=(upright.height, upright.width), preprocessing=settings)
+        difference = np.abs(view.permute(1, 2, 0).numpy().astype(int) - expected)
+        scaled = min(high / 40, wide / 56) >= 2  # else every pixel of the file is decoded as it is
+        assert difference.max() <= (40 if scaled else 2)  # scaled, at the box's edge: Pillow's filter sees what is beyond
+        assert difference.mean() < (2 if scaled else 0.3)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_rows_below_a_crop_need_no_decoding(progressive: bool, subsampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(busy(400, 640), "JPEG", quality=90, progressive=progressive, subsampling=subsampling)
+    cut = []
+    monkeypatch.setattr(
+        "vitrail.data.decode._cut_below", lambda jpeg, rows, **size: cut.append(rows) or _cut_below(jpeg, rows, **size)
+    )
+    for box in ((5, 7, 30, 43), (40, 0, 101, 203), (3, 8, 390, 390), (30, 1, 397, 399), (301, 50, 200, 200)):
+        for side in (24, 97):
+            small = crop_view(data, box=box, size=(640, 400), preprocessing=preprocessing((side, side)))
+            with monkeypatch.context() as off:
+                off.setattr("vitrail.data.decode._cut_below", lambda jpeg, rows, **size: jpeg)
+                full = crop_view(data, box=box, size=(640, 400), preprocessing=preprocessing((side, side)))
+            difference = (small.int() - full.int()).abs()
+            if min(box[2:]) < 2 * side:  # not scaled
+                assert difference.max() == 0
+            else:  # Pillow resizes the same pixels, and rounds otherwise in an image of another height
+                assert difference.max() <= 4
+                assert difference.float().mean() < 0.5
+    assert len(cut) == 10
+    assert max(cut) < 640
+
+
+def test_only_the_header_of_a_whole_jpeg_of_that_size_is_cut() -> None:
+    data = saved(busy(60, 40), "JPEG")
+    with Image.open(io.BytesIO(_cut_below(data, 16, size=(40, 60)))) as image:
+        assert image.size == (60, 16)
+    assert _cut_below(data, 40, size=(40, 60)) is data
+    assert _cut_below(data, 16, size=(60, 40)) is data
+    for length in (0, 2, 3, 20, 100, len(data) - 2):
+        assert _cut_below(data[:length], 16, size=(40, 60)) == data[:length]
+    broken = data[:2] + b"\xff\xe0\xff\xff" + data[6:]  # a segment that ends behind the end
+    assert _cut_below(broken, 16, size=(40, 60)) is broken
+    png = saved(busy(60, 40), "PNG")
+    assert _cut_below(png, 16, size=(40, 60)) is png
+
+
+def test_a_truncated_jpeg_gives_no_crop_of_its_upper_part() -> None:
+    data = saved(busy(400, 640), "JPEG")
+    with pytest.raises(BadImage, match="truncated"):
+        crop_view(data[: len(data) * 2 // 3], box=(0, 0, 50, 50), size=(640, 400), preprocessing=preprocessing())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_of_every_mode(mode: str, channels: int) -> None:
+    image = busy(80, 60).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    data = saved(image, "TIFF" if mode == "CMYK" else "PNG")
+    expected = decode(data, channels=channels).crop((10, 5, 50, 45))
+    view = crop_view(data, box=(5, 10, 40, 40), size=(60, 80), preprocessing=preprocessing((40, 40), channels))
+    assert np.array_equal(view.numpy(), np.atleast_3d(np.asarray(expected)).transpose(2, 0, 1))
 
 
 def test_a_crop_of_a_file_that_was_replaced_by_a_smaller_one() -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -37,6 +38,9 @@ _TURNS = {  # EXIF orientation -> what sets the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TOP_DOWN, _LEFT_RIGHT, _SWAPPED = (3, 4, 7, 8), (2, 3, 6, 7), (5, 6, 7, 8)  # what setting upright does, axes swapped first
+_JPEGS, _JPEG_END = ("JPEG", "MPO"), b"\xff\xd9"
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _QUIET = threading.Lock()
 
 File = str | Path | bytes
@@ -67,8 +71,8 @@ def read_header(source: File) -> Header:
     """
     with _opened(source) as (image, end):
         header = Header(_upright_size(image), image.mode, image.format or "")
-        ends_well = {"JPEG": b"\xff\xd9" in end, "MPO": b"\xff\xd9" in end, "PNG": b"IEND" in end}
-        if not ends_well.get(header.format, False):
+        ends = {**dict.fromkeys(_JPEGS, _JPEG_END), "PNG": b"IEND"}
+        if header.format not in ends or ends[header.format] not in end:
             image.load()
         return header
 
@@ -102,6 +106,7 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
     else:
         with _faults_are_bad_images():  # Pillow may have left the decoding for now
             upright = _from_array(image) if isinstance(image, np.ndarray) else _turn(image)
+            upright.load()
             picture = _convert(upright, preprocessing.in_channels)
     if view_is_exact((picture.height, picture.width), preprocessing):
         return to_tensor(picture)
@@ -138,25 +143,25 @@ def crop_view(
 ) -> UInt8[Tensor, "C H W"]:
     """The part `box` (top, left, height, width) of an image file, resized to img_size.
 
-    A JPEG is decoded at the smallest scale that still gives the crop img_size pixels. `size` is the (height, width)
-    that the box was drawn for; should the file have another one by now, the box is scaled to it.
+    A JPEG is decoded at the smallest scale that still gives the crop img_size pixels, and no further down than the crop
+    reaches. `size` is the (height, width) that the box was drawn for; should the file have another one by now, the box is
+    scaled to it.
     Raises BadImage.
     """
-    height, width = preprocessing.img_size
-    with _opened(source) as (image, _):
-        full = _upright_size(image)
-        changed_h, changed_w = full[0] / size[0], full[1] / size[1]  # 1, unless the file is another one by now
-        top, left, high, wide = box[0] * changed_h, box[1] * changed_w, box[2] * changed_h, box[3] * changed_w
-        spare = next(s for s in (8, 4, 2, 1) if s <= max(1.0, min(high / height, wide / width)))
-        asked = max(1, image.width // spare), max(1, image.height // spare)
-        before = image.width
-        drafted = image.draft("L" if preprocessing.in_channels == 1 else None, asked)
-        shrunk = before / drafted[1][2] if drafted else 1.0
-        image.load()
-        picture = _convert(_turn(image), preprocessing.in_channels)
-    left, top = min(left / shrunk, picture.width - 1), min(top / shrunk, picture.height - 1)
-    right, bottom = min(left + wide / shrunk, picture.width), min(top + high / shrunk, picture.height)
-    return to_tensor(picture.resize((width, height), _FILTERS[preprocessing.interpolation], box=(left, top, right, bottom)))
+    with _faults_are_bad_images():
+        contents = source if isinstance(source, bytes) else Path(source).read_bytes()
+    orientation = 1  # of most files; that of this one is known when it is open, and to open it twice takes its time
+    while True:
+        part, stored = _as_stored(box, size, orientation=orientation)
+        seen = _cut_below(contents, _rows_read(part, preprocessing), size=stored)
+        with _opened(seen) as (image, _):
+            found = _orientation(image)
+            if found == orientation:
+                if seen is contents:  # whole, and another file by now where the scale is not 1
+                    down, across = image.height / stored[0], image.width / stored[1]
+                    part = (part[0] * down, part[1] * across, part[2] * down, part[3] * across)
+                return _part(image, part, orientation, preprocessing)
+        orientation = found
 
 
 def to_tensor(picture: Image.Image) -> UInt8[Tensor, "C H W"]:
@@ -172,6 +177,76 @@ def _resized_to(preprocessing: Preprocessing) -> Pair:
     """What the image is made to cover, or squashed to, before the centre is cut out."""
     height, width = preprocessing.img_size
     return math.floor(height / preprocessing.crop_pct), math.floor(width / preprocessing.crop_pct)
+
+
+def _as_stored(
+    box: tuple[float, float, float, float], size: Pair, *, orientation: int
+) -> tuple[tuple[float, float, float, float], Pair]:
+    """A box drawn on an upright image, and the image's size, on the pixels as the file has them."""
+    (top, left, high, wide), (height, width) = box, size
+    if orientation in _TOP_DOWN:
+        top = height - top - high
+    if orientation in _LEFT_RIGHT:
+        left = width - left - wide
+    if orientation in _SWAPPED:
+        return (left, top, wide, high), (width, height)
+    return (top, left, high, wide), (height, width)
+
+
+def _part(
+    image: Image.Image, box: tuple[float, float, float, float], orientation: int, preprocessing: Preprocessing
+) -> UInt8[Tensor, "C H W"]:
+    """The part `box` of an image that was opened, upright at img_size."""
+    top, left, high, wide = box
+    height, width = preprocessing.img_size if orientation not in _SWAPPED else preprocessing.img_size[::-1]
+    spare = next(s for s in (8, 4, 2, 1) if s <= max(1.0, min(high / height, wide / width)))
+    asked = max(1, image.width // spare), max(1, image.height // spare)
+    before = image.width
+    drafted = image.draft("L" if preprocessing.in_channels == 1 else None, asked)
+    shrunk = before / drafted[1][2] if drafted else 1.0
+    image.load()
+    left, top = min(left / shrunk, image.width - 1), min(top / shrunk, image.height - 1)
+    right, bottom = min(left + wide / shrunk, image.width), min(top + high / shrunk, image.height)
+    edges = (left, top, right, bottom)
+    if all(edge == int(edge) for edge in edges):
+        pixels = np.array(_convert(image.crop(edges), preprocessing.in_channels))
+        # torch's resize of bytes is Pillow's arithmetic in vector instructions, where channels come last. The strides of
+        # `[None]`, unlike those of a batch, make it write planes: copying its pixels into planes takes as long as resizing.
+        whole = torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)[None]  # (1, C, h, w)
+        view = F.interpolate(whole, (height, width), mode=preprocessing.interpolation, antialias=True)[0]
+    else:
+        picture = _convert(image, preprocessing.in_channels)
+        view = to_tensor(picture.resize((width, height), _FILTERS[preprocessing.interpolation], box=edges))
+    if orientation in _SWAPPED:
+        view = view.transpose(1, 2)
+    flipped = [dim for dim, those in ((1, _TOP_DOWN), (2, _LEFT_RIGHT)) if orientation in those]
+    return view.flip(flipped).contiguous() if flipped else view.contiguous()
+
+
+def _rows_read(box: tuple[float, float, float, float], preprocessing: Preprocessing) -> int:
+    """Rows from the top that the pixels of a resized box depend on."""
+    top, _, high, _ = box
+    filter_reach = 2 * high / min(preprocessing.img_size)  # of bicubic: two output pixels
+    return math.ceil(top + high + filter_reach) + 8  # upsampling of colour looks at the next rows; at scale 1/8, 8 are one
+
+
+def _cut_below(contents: bytes, rows: int, *, size: Pair) -> bytes:
+    """A JPEG with a header that claims only the first `rows` rows, so that a decoder leaves out the rest.
+
+    What is no JPEG of this size comes back as it is, and so does a truncated one: decoded in full, it shows.
+    """
+    if rows >= size[0] or not contents.startswith(b"\xff\xd8") or _JPEG_END not in contents[-64:]:
+        return contents
+    at = 2
+    while contents[at : at + 1] == b"\xff" and at + 9 <= len(contents):
+        marker, length = contents[at + 1], int.from_bytes(contents[at + 2 : at + 4], "big")
+        if marker in _START_OF_FRAME:
+            height, width = contents[at + 5 : at + 7], contents[at + 7 : at + 9]
+            if (int.from_bytes(height, "big"), int.from_bytes(width, "big")) != tuple(size):
+                return contents
+            return contents[: at + 5] + rows.to_bytes(2, "big") + contents[at + 7 :]
+        at += 2 + length
+    return contents
 
 
 @contextmanager
@@ -230,7 +305,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_size(image: Image.Image) -> Pair:
-    turned = _orientation(image) in (5, 6, 7, 8)
+    turned = _orientation(image) in _SWAPPED
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -248,7 +323,8 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # convert would copy
 
 
 def _eight_bits(pixels: np.ndarray) -> Image.Image:
