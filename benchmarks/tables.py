@@ -167,12 +167,27 @@ def decode(result: dict[str, Any]) -> str:
     )
 
 
+def memory(result: dict[str, Any]) -> str:
+    """What training was predicted to take, and what it took."""
+    cells = []
+    for row in result["cases"]:
+        limit = "" if row["limit_gb"] is None else f"{row['limit_gb']:g} GB"
+        figures = (f"{row['predicted_mb']:,}", f"{row['measured_mb']['median']:,}", f"**{row['ratio']:.2f}**", limit)
+        checkpointing = "yes" if row["checkpointing"] else "no"
+        cells.append([f"{row['model']}, batch {row['batch_size']}", row["precision"], checkpointing, *figures])
+    head = ["training at 224 px", "precision", "checkpointing", "predicted, MB", "measured, MB", "ratio", "limit"]
+    processes = "one process" if result["rounds"] == 1 else f"the median of {result['rounds']} processes"
+    note = f"Greatest resident memory beyond the imports in {result['steps']} steps with AdamW, {processes} for each figure."
+    return f"{_grid(head, cells)}\n\n{note} {_machines([result['machine']])}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
     "compile": ("compile", compiling),
     "attention": ("attention", attention),
     "load": ("load", load),
+    "memory": ("memory", memory),
     "decode": ("decode", decode),
     "compatibility": ("compatibility", compatibility),
 }

@@ -272,7 +272,7 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
     """Everything a training is made of, at step 0; to `begin`, with the weights that it starts from."""
     cfg = settings.train
     device = pick_device(cfg.device)
-    keep_freed_memory()
+    keep_freed_memory(not cfg.checkpointing)
     dtype = autocast_dtype(cfg.precision, device)
     images = preprocessing_for(source, settings)
     split = source.load("train", preprocessing=images, cfg=settings.data, augment=settings.augment)
