@@ -167,6 +167,27 @@ def decode(result: dict[str, Any]) -> str:
     )
 
 
+def checkpoints(result: dict[str, Any]) -> str:
+    """What a checkpoint costs, and how many damages to one were found."""
+    cells = []
+    for size, row in result["cost"].items():
+        seconds = row["save_s"]
+        spread = f"{seconds['median']:.2f} ({seconds['min']:.2f} to {seconds['max']:.2f})"
+        cells.append([size, f"{row['parameters']:,}", f"{row['mb']:,}", spread, f"**{100 * row['share']:.2f} %**"])
+    head = ["AdamW and running mean", "parameters", "MB", "s", f"of {result['interval_s'] / 60:g} minutes"]
+    titles = {"flipped": "a bit flipped", "cut": "a file cut", "emptied": "a file emptied", "removed": "a file removed"}
+    damage = result["damage"]
+    found = [
+        [titles[kind], *(f"{form[kind]['found']} of {form[kind]['done']}" for form in damage.values())]
+        for kind in next(iter(damage.values()))
+    ]
+    note = f"{result['rounds']} saves each, until all is hashed and on the disk; training stands still meanwhile."
+    return (
+        f"{_grid(head, cells)}\n\n{note} {_machines([result['machine']])}\n\n"
+        f"{_grid(['damage at random, found', *(f'checkpoint {form}' for form in damage)], found)}\n"
+    )
+
+
 def memory(result: dict[str, Any]) -> str:
     """What training was predicted to take, and what it took."""
     cells = []
@@ -190,6 +211,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "memory": ("memory", memory),
     "decode": ("decode", decode),
     "compatibility": ("compatibility", compatibility),
+    "checkpoint": ("checkpoint", checkpoints),
 }
 
 

@@ -12,6 +12,7 @@ import errno
 import importlib.metadata
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 
 from vitrail import terminal
 
-OK, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+OK, SOME_FAILED, MISTAKE = 0, 1, 2
 
 OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained, measured model.
 
@@ -50,7 +51,10 @@ vitrail COMMAND --help says more; vitrail --version says which this is; --traceb
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0, 1 when some images could not be read, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Runs one command. Returns 0, 1 when some images could not be read, 2 for a user's mistake, 128 + n after signal n.
+
+    Ctrl-C is signal 2, SIGTERM 15, SIGUSR1 10.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
@@ -71,14 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
     except KeyboardInterrupt as stop:  # a training says what it has saved
-        print(": ".join(["vitrail", "interrupted", *map(str, stop.args)]), file=sys.stderr)
-        return INTERRUPTED
+        if in_front():
+            print(": ".join(["vitrail", "interrupted", *map(str, stop.args)]), file=sys.stderr)
+        return 128 + getattr(stop, "number", signal.SIGINT)
     except Exception as error:
+        if type(error).__name__ == "Ended":  # the first of several processes has said why
+            return MISTAKE
         line = one_line(error)
         if traceback or line is None:
             raise
-        print(f"vitrail: {line}", file=sys.stderr)
+        print(f"vitrail: {line}" if in_front() else f"vitrail, process {os.environ['RANK']}: {line}", file=sys.stderr)
         return MISTAKE
+
+
+def in_front() -> bool:
+    """Whether this is the process that talks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run(words: list[str]) -> int:
@@ -202,8 +214,16 @@ def train(words: list[str]) -> int:
     parser.add_argument(
         "--out", type=str, metavar="RUN", help="the run folder, which must not be there yet [a new one in runs/]"
     )
+    parser.add_argument(
+        "--resume", type=str, choices=["auto"], help="auto: go on with the run in --out where there is one, else begin it"
+    )
     settings.add_settings(parser)
     parsed = terminal.parse_settings(parser, words)
+    out = parsed.get("out")
+    if parsed.get("resume") and out and (Path(out) / "evaluation.json").exists():
+        if in_front():
+            print(f"run {out} is finished; `vitrail evaluate {out}` scores it")
+        return OK
 
     from vitrail.train.run import train as start
 
@@ -211,10 +231,12 @@ def train(words: list[str]) -> int:
         parsed.get("path"),
         recipe=parsed.get("recipe"),
         config=parsed.get("config"),
-        out=parsed.get("out"),
+        out=out,
+        resume=parsed.get("resume"),
         **settings.layer_of(parsed),
     )
-    terminal.print_what_is_next(done.folder)
+    if in_front():
+        terminal.print_what_is_next(done.folder)
     return OK
 
 
@@ -226,7 +248,9 @@ def resume(words: list[str]) -> int:
 
     from vitrail.train.run import resume as go_on
 
-    terminal.print_what_is_next(go_on(args.run).folder)
+    done = go_on(args.run)
+    if in_front():
+        terminal.print_what_is_next(done.folder)
     return OK
 
 

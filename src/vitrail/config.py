@@ -461,6 +461,10 @@ class TrainConfig:
     """Minutes between checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
+    keep_best: bool = False
+    """Also save, and keep, the checkpoint with the best evaluation."""
+    shard: bool = False
+    """With several processes: each keeps a part of every weight and of its optimizer state (FSDP2), not all of them (DDP)."""
 
     def __post_init__(self) -> None:
         given = [f"{name} {value}" for name, value in self.length().items() if value is not None]

@@ -95,7 +95,7 @@ def test_no_gradient_and_the_asked_for_type() -> None:
     run(Spy(), Fixed(3), dtype=torch.bfloat16)
     run(Spy(), Fixed(3))
     assert [logits.dtype for logits in seen] == [torch.bfloat16, torch.float32]
-    assert all(logits.is_inference() for logits in seen)
+    assert not any(logits.requires_grad for logits in seen)
 
 
 def test_an_image_that_went_away_is_left_out_of_the_count() -> None:

@@ -51,12 +51,17 @@ class Batch:
     indexes: Int64[Tensor, " B"]
     patch_size: int | None = None
     """The patch that the model cuts these images into; None is its own."""
+    stands_in: bool = False
+    """Whether the images stand in for some that can't be read, so that a process keeps step with others: they don't count."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, index: int, count: int) -> Batch:
         """Part number `index` of `count`, of equal lengths; where that can't be, they differ by one image."""
-        rows = slice(index * len(self) // count, (index + 1) * len(self) // count)
+        return self.rows(slice(index * len(self) // count, (index + 1) * len(self) // count))
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of the images."""
         tensors = {name: getattr(self, name)[rows] for name in ("images", "targets", "labels", "indexes")}
         return replace(self, **tensors)

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +20,23 @@ from vitrail.data.augment import crop_boxes
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
 from vitrail.data.draws import Draws, endless, permutation
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several shares of the same batches, each read by another process."""
+
+    index: int
+    count: int
+
+    def of(self, rows: int) -> slice:
+        """The rows of a batch that are its own; the shares differ by one row at most."""
+        return slice(self.index * rows // self.count, (self.index + 1) * rows // self.count)
+
+
+WHOLE = Part(0, 1)
 
 
 class Job(NamedTuple):
@@ -54,7 +72,14 @@ def steps_per_epoch(split: Split, *, batch_size: int) -> int:
 
 
 def train_batches(
-    split: Split, *, batch_size: int, seed: int, augment: AugmentConfig, start_step: int = 0, balanced: bool = False
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    augment: AugmentConfig,
+    start_step: int = 0,
+    balanced: bool = False,
+    part: Part = WHOLE,
 ) -> Iterator[tuple[int, RawBatch]]:
     """Endless (epoch, batch), starting with the batch of step `start_step`.
 
@@ -65,7 +90,13 @@ def train_batches(
     With `augment.repeats` above 1 each image stands that often in its batch (Hoffer et al. 2020), and an epoch of as many
     steps sees a part of the images, the next one another (as DeiT's: Touvron et al. 2021). With `balanced` an epoch draws
     every class equally often, give or take one, however many images it has.
+
+    With `part`, every batch is its own rows only, and one none of whose images can be read is given as it is, empty: those
+    who read the other parts are at the same step. Raises ValueError for a batch with fewer images than parts.
     """
+    if part.count > min(batch_size, len(split) * augment.repeats):
+        few = min(batch_size, len(split) * augment.repeats)
+        raise ValueError(f"a batch of {few} images can't be shared by {part.count} processes; use {few} at most")
     steps = steps_per_epoch(split, batch_size=batch_size)
     different = min(len(split), -(-batch_size // augment.repeats))  # images in a batch
     classes = _members(split.labels) if balanced else None
@@ -78,11 +109,12 @@ def train_batches(
             order = order.repeat(1, augment.repeats)[:, :batch_size]  # (steps, B)
             again = balanced or augment.repeats > 1
             turns = _turns(order.flatten()).view_as(order) if again else None
+            order, turns = order[:, part.of(order.shape[1])], None if turns is None else turns[:, part.of(order.shape[1])]
             for at in range(step, steps):
                 yield Job(epoch, order[at], None if turns is None else turns[at])
             epoch, step = epoch + 1, 0
 
-    return _read(_Reader(split, seed, augment), jobs())
+    return _read(_Reader(split, seed, augment), jobs(), keep_empty=part.count > 1)
 
 
 def _drawn(
@@ -122,14 +154,18 @@ def class_weights(labels: Int64[Tensor, " N"], num_classes: int) -> Float[Tensor
     return torch.where(counts > 0, len(labels) / (num_classes * counts.clamp(min=1)), 0.0)
 
 
-def eval_batches(split: Split, *, batch_size: int) -> Iterator[RawBatch]:
-    """Every image once, in order; the last batch may be short. Raises ValueError if no image can be read any more."""
-    positions = torch.arange(len(split))
-    jobs = (Job(0, positions[first : first + batch_size]) for first in range(0, len(split), batch_size))
-    return (batch for _, batch in _read(_Reader(split), jobs))
+def eval_batches(split: Split, *, batch_size: int, part: Part = WHOLE) -> Iterator[RawBatch]:
+    """Every image once, in order; the last batch may be short. Raises ValueError if no image can be read any more.
+
+    With `part`, its own images only, and as many batches as every other part has: the last may be empty.
+    """
+    batches = -(-len(split) // (batch_size * part.count))
+    own = torch.arange(len(split))[part.index :: part.count]
+    jobs = (Job(0, own[at * batch_size : (at + 1) * batch_size]) for at in range(batches))
+    return (batch for _, batch in _read(_Reader(split), jobs, keep_empty=part.count > 1))
 
 
-def _read(reader: _Reader, jobs: Iterator[Job]) -> Iterator[tuple[int, RawBatch]]:
+def _read(reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False) -> Iterator[tuple[int, RawBatch]]:
     """Reads the jobs in their order, in loader processes where the split asks for them."""
     loader: Iterator[tuple[int, RawBatch, tuple[Skipped, ...]]]
     if reader.split.workers:
@@ -140,28 +176,49 @@ def _read(reader: _Reader, jobs: Iterator[Job]) -> Iterator[tuple[int, RawBatch]
                 batch_size=None,  # a job is a batch already
                 num_workers=reader.split.workers,
                 collate_fn=_as_it_is,
-                worker_init_fn=_leave_interrupts_to_the_parent,
+                worker_init_fn=_leave_signals_to_the_parent,
             )
         )
     else:
         loader = (reader[job] for job in jobs)
     lost_in_a_row = 0
-    for epoch, batch, failures in loader:
+    for epoch, batch, failures in _watched(loader):
         reader.split.record(failures)
-        if len(batch):
-            lost_in_a_row = 0
+        lost_in_a_row = 0 if len(batch) else lost_in_a_row + len(failures)
+        if len(batch) or keep_empty:
             yield epoch, batch
-            continue
-        lost_in_a_row += len(failures)
-        if lost_in_a_row >= len(reader.split):  # a disk that went away, not a file
+        if lost_in_a_row and lost_in_a_row >= len(reader.split):  # a disk that went away, not a file
             raise ValueError(
                 f"none of the {len(reader.split)} images can be read any more ({failures[0].path}: {failures[0].reason})"
             )
+
+
+class LoaderLost(ValueError):
+    """A loader process is gone; what it was to read can be read again."""
+
+
+def _watched(loader: Iterator[R]) -> Iterator[R]:
+    """What the loader gives. Raises LoaderLost, in one line, where one of its processes died or ran out of shared memory."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        text = str(error)
+        if "Bus error" in text or "shared memory" in text or ("/torch_" in text and "No space left" in text):
+            raise LoaderLost(
+                "the loader processes ran out of shared memory (/dev/shm); make it larger, or use data.workers 0"
+            ) from error
+        if re.search(r"DataLoader worker \(pid.*\) (exited|is killed)", text):
+            raise LoaderLost(
+                "a loader process was killed, as happens where memory runs out; use fewer data.workers, or 0 for none"
+            ) from error
+        raise
 
 
 def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_parent(worker: int) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):  # the parent still wants its batch, and a checkpoint
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -74,6 +74,8 @@ class FixedSplit(Split):
 
     def _views(self, images: UInt8[Tensor, "B C H W"]) -> UInt8[Tensor, "B C h w"]:
         assert self._view is not None
+        if not len(images):
+            return images.new_empty(0, images.shape[1], *self._view.img_size)
         return torch.stack([eval_view(image.permute(1, 2, 0).numpy(), self._view) for image in images])
 
 

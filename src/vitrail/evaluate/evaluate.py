@@ -7,21 +7,38 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
-from vitrail.data.batches import eval_batches
+from vitrail.data.batches import WHOLE, Part, eval_batches
 from vitrail.data.dataset import Split
 from vitrail.evaluate.confusion import save_confusion
 from vitrail.evaluate.metrics import Evaluation, Judged, Scores, judge, summarise
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
+
+Taken = TypeVar("Taken")
+
+
+@dataclass(frozen=True)
+class Among:
+    """Which images of a split this process scores, and how the scores of all processes come together."""
+
+    part: Part = WHOLE
+    gather: Callable[[Any], list[Any]] = lambda own: [own]
+    """What each process has, in order, given to all of them."""
+    watch: Callable[[], None] = lambda: None
+    """Called before each batch; may raise."""
+
+
+ALONE = Among()
 
 
 def evaluate(
@@ -33,6 +50,7 @@ def evaluate(
     batch_size: int = 256,
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
+    among: Among = ALONE,
 ) -> Evaluation:
     """Scores of the model, which is on `device`, on a split loaded as evaluation view (`augment=None`).
 
@@ -41,18 +59,16 @@ def evaluate(
     """
     if split.multi_label:
         raise ValueError("an image of this split may have several labels, so there is no accuracy; use evaluate_labels")
-    device = torch.device(device)
-    judged: list[Judged] = []
-    labels = []
-    with _in_eval_mode(model), torch.inference_mode():
-        for images, raw in _views(split, preprocessing=preprocessing, batch_size=batch_size, device=device):
-            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                logits = model(images)  # (B, K)
-            judged.append(judge(logits, raw.labels))
-            labels.append(raw.labels)
+
+    def take(logits: Tensor, raw: RawBatch) -> tuple[Judged, Tensor]:
+        return judge(logits, raw.labels), raw.labels
+
+    own = _of_batches(take, model, split, preprocessing, batch_size, torch.device(device), autocast_dtype, among)
+    judged = [one for part in among.gather(own) for one in part]
     if not judged:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
-    return summarise(Judged(*map(torch.cat, zip(*judged, strict=True))), torch.cat(labels), classes=classes)
+    each, labels = zip(*judged, strict=True)
+    return summarise(Judged(*map(torch.cat, zip(*each, strict=True))), torch.cat(labels), classes=classes)
 
 
 def evaluate_labels(
@@ -64,19 +80,19 @@ def evaluate_labels(
     batch_size: int = 256,
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
+    among: Among = ALONE,
 ) -> MultiLabelEvaluation:
     """As `evaluate`, for a split whose images may have several labels each."""
     if not split.multi_label:
         raise ValueError("every image of this split has one class; use evaluate")
-    device = torch.device(device)
-    logits, targets = [torch.empty(0, len(classes))], [torch.empty(0, len(classes))]
-    with _in_eval_mode(model), torch.inference_mode():
-        for images, raw in _views(split, preprocessing=preprocessing, batch_size=batch_size, device=device):
-            assert raw.targets is not None
-            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                given = model(images)  # (B, K)
-            logits.append(given.float().cpu())
-            targets.append(raw.targets.cpu())
+
+    def take(logits: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor]:
+        assert raw.targets is not None
+        return logits.float().cpu(), raw.targets.cpu()
+
+    own = _of_batches(take, model, split, preprocessing, batch_size, torch.device(device), autocast_dtype, among)
+    nothing = torch.empty(0, len(classes))
+    logits, targets = zip((nothing, nothing), *(one for part in among.gather(own) for one in part), strict=True)
     return score_labels(torch.cat(logits), torch.cat(targets) > 0, classes=classes)
 
 
@@ -90,16 +106,39 @@ def save_evaluation(scores: Scores, folder: Path, *, data: str, split: str) -> t
     return (path, *pictures)
 
 
-def _views(
-    split: Split, *, preprocessing: Preprocessing, batch_size: int, device: torch.device
-) -> Iterator[tuple[Float[Tensor, "B C H W"], RawBatch]]:
-    """Every image once as the model sees it, in order; one that can't be read any more is left out."""
-    for raw in eval_batches(split, batch_size=batch_size):
-        if tuple(raw.images.shape[-2:]) != preprocessing.img_size:
-            sides = "x".join(map(str, raw.images.shape[-2:])), "x".join(map(str, preprocessing.img_size))
-            raise ValueError(f"images of {sides[0]} pixels, but the model takes {sides[1]}; load the split with augment=None")
-        raw = raw.to(device)
-        yield normalise(raw.images, preprocessing), raw
+def _of_batches(
+    take: Callable[[Tensor, RawBatch], Taken],
+    model: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+    among: Among,
+) -> list[Taken]:
+    """What is taken of the logits (B, K) of each batch, the images as the model sees them; what can't be read is left out."""
+    height, width = preprocessing.img_size
+    nothing = torch.zeros(1, preprocessing.in_channels, height, width, device=device)
+    taken = []
+    with (
+        _in_eval_mode(model),
+        torch.no_grad(),
+    ):  # no inference mode: weights in parts are laid out anew here, and learn after it
+        for raw in eval_batches(split, batch_size=batch_size, part=among.part):
+            among.watch()
+            if tuple(raw.images.shape[-2:]) != preprocessing.img_size:
+                sides = "x".join(map(str, raw.images.shape[-2:])), f"{height}x{width}"
+                raise ValueError(
+                    f"images of {sides[0]} pixels, but the model takes {sides[1]}; load the split with augment=None"
+                )
+            raw = raw.to(device)
+            # Processes that have a part of the weights each compute together, also what nobody needs.
+            images = normalise(raw.images, preprocessing) if len(raw) else nothing
+            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+                logits = model(images)
+            if len(raw):
+                taken.append(take(logits, raw))
+    return taken
 
 
 @contextlib.contextmanager

@@ -1,11 +1,26 @@
-"""Checkpoints: written whole or not at all, hashed, and read without unpickling anything."""
+"""Checkpoints: written whole or not at all, every byte under a hash, and read without running anything that stands in them.
+
+    step_00000123/         one checkpoint; step_00000123.old is the one that a save at the same step replaces
+        model.safetensors, ema.safetensors, optimizer.safetensors
+        .metadata, __0_0.distcp, __1_0.distcp, …     instead, of a model in parts: each process's own, as torch's DCP writes it
+        state.json         step, pace, what of the optimizers is plain numbers, the score
+        SHA256SUMS         of all other files; `sha256sum -c` reads it
+    step_00000123.part/    a draft, or one that is being deleted: never read, gone with the next save
+
+The hashes tell damage, not forgery: who can write into the folder can write hashes as well. Against that, tensors are read
+from safetensors, or by torch's weights_only loader, and the one pickle, DCP's .metadata, by an unpickler that knows DCP's
+own records and no other name.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +30,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from vitrail.train.distributed import ALONE, Ended, World, in_parts, is_sharded
 from vitrail.train.optim import Optimizers
 from vitrail.train.step import Ema
 from vitrail.weights.run_folder import sha256
 
-STATE = "state.json"
+STATE, SUMS, PARTS = "state.json", "SHA256SUMS", ".metadata"
+HASHING_THREADS = 4
+"""Hashing holds no lock, and the optimizer's file is half of all bytes."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
 
 
 def save(
@@ -32,57 +54,219 @@ def save(
     state: dict[str, Any],
     keep: int,
     scaler: GradScaler | None = None,
+    score: float | None = None,
+    world: World = ALONE,
 ) -> Path:
-    """Writes `folder`/step_00000123 and leaves the newest `keep`. An interrupted write leaves only a .part folder."""
+    """Writes `folder`/step_00000123; leaves the newest `keep` up to it and the one with the highest `score`.
+
+    All processes call it. Of a model in parts each writes its own; else the first writes all. At any moment in it the folder
+    holds a whole checkpoint if it held one before. Raises OSError in the first process where the disk does not take it, Ended
+    in the others.
+    """
     final = folder / f"step_{step:08d}"
-    draft = final.with_suffix(".part")
-    tensors = {"model": model.state_dict()}
-    if ema is not None:
-        tensors["ema"] = ema.mean.state_dict()
-    tensors["optimizer"], numbers = flatten(optimizers)
+    draft = draft_of(final)
+    tensors, numbers = contents(model, ema, optimizers)
+    state = {"step": step, **state, "optimizer": numbers, "score": score if score is None or math.isfinite(score) else None}
     if scaler is not None:
-        state = {**state, "scaler": scaler.state_dict()}
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
+        state["scaler"] = scaler.state_dict()
+
+    def begin() -> None:
+        for left in folder.glob("step_*.part"):
+            shutil.rmtree(left, ignore_errors=True)
         draft.mkdir(parents=True)
-        for name, values in tensors.items():
-            save_file({key: value.detach().contiguous() for key, value in values.items()}, draft / f"{name}.safetensors")
-        sums = {path.name: sha256(path) for path in sorted(draft.iterdir())}
-        (draft / STATE).write_text(json.dumps({"step": step, **state, "optimizer": numbers, "sha256": sums}))
-        for path in draft.iterdir():
+
+    def write() -> None:
+        for part in ("model", "ema", "optimizer"):
+            own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+            if own or part != "ema":
+                save_file({name: value.contiguous() for name, value in own.items()}, draft / f"{part}.safetensors")
+
+    def end() -> None:
+        (draft / STATE).write_text(json.dumps(state))
+        (draft / SUMS).write_bytes(sums(draft))
+        for path in (*draft.iterdir(), draft):
             sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(draft, final)
-        sync(folder)
-    except (OSError, SafetensorError) as error:
+        put_in_place(draft, final)
+        prune(folder, step=step, keep=keep)
+
+    def write_all() -> None:
+        begin()
+        write()
+        end()
+
+    try:
+        if is_sharded(model):
+            world.on_first(begin)
+            from vitrail.train import parts  # a second of imports that others do without
+
+            parts.write(draft, tensors)
+            world.on_first(end)
+        else:
+            world.on_first(write_all)
+    except BaseException as error:  # as DCP's is
+        why = reason(error)
+        if why is None:
+            raise
+        if not world.first:
+            raise Ended("OSError") from error
         shutil.rmtree(draft, ignore_errors=True)
         way = (
             "make room, then `vitrail resume` goes on from the one before"
             if complete(folder)
             else "make room, then train again"
         )
-        raise OSError(f"checkpoint {final} could not be written ({error}); {way}") from error
-    for old in complete(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        raise OSError(f"checkpoint {final} could not be written ({why}); {way}") from error
     return final
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint and its state, every file checked. Raises ValueError where there is none, or a file is damaged."""
-    found = complete(folder)
-    if not found:
-        raise ValueError(f"{folder} holds no checkpoint; the run stopped before the first one: train again")
-    path = found[-1]
+def contents(model: nn.Module, ema: Ema | None, optimizers: Optimizers) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """All tensors of a training, under "model.…", "ema.…" and "optimizer.…", and the optimizers' plain numbers."""
+    moved, numbers = flatten(optimizers)
+    parts = {"model": model.state_dict(), "ema": {} if ema is None else ema.mean.state_dict(), "optimizer": moved}
+    return {f"{part}.{name}": value.detach() for part, values in parts.items() for name, value in values.items()}, numbers
+
+
+def reason(error: BaseException) -> str | None:
+    """Why the disk did not take a checkpoint, in one line; of several processes the first's. None where it is another fault."""
+    failures = getattr(error, "failures", None)  # DCP's CheckpointException, of all processes
+    if isinstance(failures, dict) and failures:
+        rank, (inner, _) = min(failures.items(), key=lambda item: item[0])
+        why = reason(inner)
+        return why and f"process {rank}: {why}"
+    if isinstance(error, RuntimeError) and "inline_container.cc" in str(error):  # all that torch.save tells of it
+        return "a file could not be written to its end, as on a full disk"
+    return str(error).partition("\n")[0] if isinstance(error, OSError | SafetensorError) else None
+
+
+def put_in_place(draft: Path, final: Path) -> None:
+    """Renames a draft that is whole and synced. One that stands at its place is put aside, where `newest` finds it, before."""
+    if final.exists():
+        aside = final.with_name(f"{final.name}.old")
+        discard(aside)
+        os.replace(final, aside)
+    os.replace(draft, final)
+    sync(final.parent)
+    sync(final.parent.parent)  # which may just have got the folder of checkpoints
+
+
+def prune(folder: Path, *, step: int, keep: int) -> None:
+    """Leaves the newest `keep` checkpoints up to a step, and of those the best-scored.
+
+    What is newer was passed over as damaged when the run went on from an older one, and counts for nothing.
+    """
+    line = [path for path in complete(folder) if path.suffix != ".old" and number(path) <= step]
+    scored = [(value, number(path), path) for path in line if (value := score_of(path)) is not None]
+    kept = {*line[-keep:], *(path for _, _, path in sorted(scored)[-1:])}
+    for path in complete(folder):
+        if path not in kept:
+            with contextlib.suppress(OSError):  # the checkpoint is written; what is left here goes with the next
+                discard(path)
+
+
+def score_of(path: Path) -> float | None:
+    """The score that a checkpoint was saved with; None where it has none, or can't be read."""
     try:
-        state: dict[str, Any] = json.loads((path / STATE).read_text())
-        damaged = [name for name, digest in state["sha256"].items() if sha256(path / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"checkpoint {path} can't be read ({error}); delete that folder and resume from the one before"
-        ) from error
-    if damaged:
-        raise ValueError(f"checkpoint {path}: {damaged[0]} is damaged; delete that folder and resume from the one before")
-    return path, state
+        score = json.loads((path / STATE).read_bytes())["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(score) if isinstance(score, int | float) else None
+
+
+def discard(path: Path) -> None:
+    """Deletes a checkpoint, if it is there: under a draft's name first, or it would look whole when half of it is gone."""
+    if path.exists():
+        draft = draft_of(path)
+        shutil.rmtree(draft, ignore_errors=True)
+        os.replace(path, draft)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def draft_of(path: Path) -> Path:
+    """The name under which a checkpoint is written, and deleted."""
+    return path.with_name(f"{path.name}.part")
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Finding
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints that were written to their end, oldest first."""
+    found = (path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}(\.old)?", path.name))
+    return sorted(found, key=lambda path: (number(path), path.suffix != ".old"))
+
+
+def number(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint that is whole, its state, and a line on each newer one that is not and was passed over.
+
+    Every byte is compared with its hash before anything is made of it. Raises ValueError where no checkpoint is whole, or
+    there is none.
+    """
+    faults: list[tuple[Path, ValueError]] = []
+    for path in reversed(complete(folder)):
+        try:
+            return path, read_state(path), [f"checkpoint {there}: {error}" for there, error in faults]
+        except ValueError as error:
+            faults.append((path, error))
+    if not faults:
+        raise ValueError(f"{folder} holds no checkpoint; the run stopped before the first one: train again")
+    others = "there is no other" if len(faults) == 1 else "none of the others is whole"
+    raise ValueError(f"checkpoint {faults[0][0]}: {faults[0][1]}, and {others}; put one back from a copy, or train again")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint that is whole. Raises ValueError with what is wrong with any other, as half a sentence."""
+    try:
+        if not (path / SUMS).exists():
+            raise ValueError(f"it has no {SUMS}, so it is not whole, or an earlier version wrote it")
+        said, found = (path / SUMS).read_bytes(), sums(path)
+        if said != found:
+            raise ValueError(difference(said, found))
+        state = json.loads((path / STATE).read_bytes())
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise ValueError(f"{STATE} says no step")
+    except OSError as error:
+        raise ValueError(f"{error.filename or path} can't be read: {error.strerror or error}") from error
+    return state
+
+
+def sums(folder: Path) -> bytes:
+    """A line for each file but the list itself, as sha256sum writes them, sorted by name."""
+    paths = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    with ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="sha256") as pool:
+        digests = pool.map(sha256, paths)
+        return b"".join(
+            f"{digest}  ".encode() + os.fsencode(path.name) + b"\n" for path, digest in zip(paths, digests, strict=True)
+        )
+
+
+def difference(said: bytes, found: bytes) -> str:
+    """What is wrong with a folder whose list of hashes is not the one that its files give."""
+    for line in found.splitlines():
+        if line not in said.splitlines():
+            return f"{os.fsdecode(line[66:])} does not match {SUMS}"
+    for line in said.splitlines():
+        if line not in found.splitlines() and (gone := re.fullmatch(rb"[0-9a-f]{64}  ([\w.]+)", line)):
+            return f"{os.fsdecode(gone[1])} is missing"
+    return f"{SUMS} is damaged"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def restore(
@@ -94,18 +278,63 @@ def restore(
     optimizers: Optimizers,
     scaler: GradScaler | None = None,
 ) -> None:
-    """Puts a checkpoint's weights, running mean, optimizer state and loss scale in place."""
-    model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
-    if ema is not None:
-        ema.mean.load_state_dict(load_file(path / "ema.safetensors"), strict=True)
-    unflatten(optimizers, load_file(path / "optimizer.safetensors"), state["optimizer"])
+    """Puts the weights, running mean, optimizer state and loss scale of a checkpoint that `newest` gave in place.
+
+    Both forms go into a whole model and into one in parts, at any number of processes, without a word between them. Raises
+    ValueError where the checkpoint is of another model.
+    """
+    apart = (path / PARTS).exists()
+    if apart:
+        from vitrail.train import parts
+    stored = (
+        parts.sizes(path)
+        if apart
+        else {f"{file.stem}.{name}": value for file in path.glob("*.safetensors") for name, value in load_file(file).items()}
+    )
+    targets, _ = contents(model, ema, Optimizers(()))
+    targets |= {name: slot(name, value, optimizers) for name, value in stored.items() if name.startswith("optimizer.")}
+    for name in sorted(stored.keys() | targets.keys()):
+        has, wanted = (tuple(side[name].shape) if name in side else None for side in (stored, targets))
+        if has != wanted:
+            raise ValueError(
+                f"checkpoint {path} has {name} of shape {has} where the run's model has {wanted}; "
+                "put back the config.yaml that it was trained with"
+            )
+    if apart:
+        parts.read(path, targets)
+    else:
+        for name, value in stored.items():
+            place(targets[name], value)
+    moved = {name.removeprefix("optimizer."): value for name, value in targets.items() if name.startswith("optimizer.")}
+    unflatten(optimizers, moved, state["optimizer"])
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])
 
 
-def complete(folder: Path) -> list[Path]:
-    """The checkpoints that were written to their end, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
+def slot(name: str, value: Tensor, optimizers: Optimizers) -> Tensor:
+    """Where a tensor of an optimizer's state goes: split and ordered in memory as its parameter is, if it has that shape.
+
+    A fused step walks both in memory order, and a weight may be channels-last.
+    """
+    _, part, index, _ = name.split(".", 3)
+    parameter = [p for group in optimizers.parts[int(part)].param_groups for p in group["params"]][int(index)]
+    if value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+    return torch.empty(value.shape, dtype=value.dtype)
+
+
+@torch.no_grad()
+def place(target: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor into a target; of one in parts, this process's part."""
+    if in_parts(target):
+        from vitrail.train import parts
+
+        value = parts.own(target, value)
+    target.copy_(value)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Optimizers
 
 
 def flatten(optimizers: Optimizers) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
@@ -125,28 +354,14 @@ def flatten(optimizers: Optimizers) -> tuple[dict[str, Tensor], list[dict[str, f
 
 
 def unflatten(optimizers: Optimizers, tensors: dict[str, Tensor], numbers: list[dict[str, float]]) -> None:
-    """The other way."""
+    """The other way; the tensors are taken, not copied."""
     for part, optimizer in enumerate(optimizers.parts):
         state: dict[int, dict[str, object]] = {}
-        members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, value in tensors.items():
             owner, index, key = name.split(".", 2)
-            if int(owner) != part:
-                continue
-            parameter = members[int(index)]
-            if value.shape == parameter.shape:  # a fused step walks both in memory order, and a weight may be channels-last
-                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-            state.setdefault(int(index), {})[key] = value
-        for name, number in numbers[part].items():
+            if int(owner) == part:
+                state.setdefault(int(index), {})[key] = value
+        for name, number_ in numbers[part].items():
             index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = number
+            state.setdefault(int(index), {})[key] = number_
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from vitrail.models import ViT
 
@@ -34,6 +32,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    neighbours: int = 1
+    """Processes on the same machine, this one counted."""
 
     @property
     def first(self) -> bool:
@@ -46,21 +46,13 @@ class World:
             dist.all_reduce(value)
         return value
 
-    def of_first(self, value: float) -> float:
-        """The first process's number, in all of them."""
-        if self.size == 1:
-            return value
-        told = torch.tensor([value], dtype=torch.float64)
-        dist.broadcast(told, src=0)
-        return float(told.item())
-
-    def any(self, *asked: float) -> list[float]:
+    def greatest(self, *values: float) -> tuple[float, ...]:
         """The greatest of each number over the processes: what one of them asks for, all of them do."""
         if self.size == 1:
-            return list(asked)
-        told = torch.tensor(asked, dtype=torch.float64)
+            return values
+        told = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return told.tolist()
+        return tuple(told.tolist())
 
     def gather(self, value: Result) -> list[Result]:
         """What every process has, in the order of their ranks, in all of them."""
@@ -92,6 +84,13 @@ class World:
         result: Result = outcome[0]
         return result
 
+    def same_buffers(self, model: nn.Module) -> None:
+        """Gives all processes the first one's buffers: a batch norm's statistics are of the rows that a process has seen."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                if not in_parts(buffer):
+                    dist.broadcast(buffer, src=0)
+
     def barrier(self) -> None:
         """Waits until all processes are here."""
         if self.size > 1:
@@ -112,7 +111,7 @@ def world(device: torch.device) -> Iterator[World]:
     A process group that somebody set up is used as it is, and left.
     """
     if dist.is_available() and dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield current()
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield ALONE
@@ -123,9 +122,14 @@ def world(device: torch.device) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield current()
     finally:
         dist.destroy_process_group()
+
+
+def current() -> World:
+    """The process group that is set up."""
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -142,38 +146,50 @@ def own_device(device: torch.device) -> torch.device:
 # A model in parts
 
 
-def shard(model: nn.Module, *, device: torch.device, dtype: torch.dtype | None) -> None:
+def shard(model: nn.Module, processes: World, *, device: torch.device, dtype: torch.dtype | None) -> None:
     """FSDP2: every process keeps its part of each weight, and a block is put together only while it computes.
 
     With `dtype` the blocks are sent and computed in it, and gradients are summed in fp32; the parts stay in fp32.
-    Raises ValueError for a model without blocks.
+    Raises ValueError for a model without blocks, for a single process, and for fp16.
     """
+    if processes.size == 1:
+        raise ValueError("train.shard needs several processes; start them by `torchrun --nproc-per-node N -m vitrail train …`")
     if not isinstance(model, ViT):
         raise ValueError(f"train.shard needs a model with blocks, and {type(model).__name__} has none; leave it out")
-    mesh = mesh_of(device)
+    if dtype == torch.float16:
+        raise ValueError("train.shard does not go with fp16, whose loss is scaled in each process; use --train.precision bf16")
+    from torch.distributed.device_mesh import init_device_mesh  # a second of imports that others do without
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device.type, (processes.size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype is not None else None)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # Kept together behind a pass, as the outermost part is by default, a running mean would be evaluated as it was before.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for name in ("outputs", "forward_features"):
         register_fsdp_forward_method(model, name)
 
 
-def mesh_of(device: torch.device) -> DeviceMesh:
-    """All processes in a row."""
-    return init_device_mesh(device.type, (dist.get_world_size(),))
-
-
 def is_sharded(model: nn.Module) -> bool:
     """Whether every process has only its part of the weights."""
-    return isinstance(model, FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not loaded, it has sharded nothing
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
+
+
+def in_parts(value: Tensor) -> bool:
+    """Whether a tensor is one of which every process has a part."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(value, tensors.DTensor)
 
 
 def own_part(value: Tensor) -> Tensor:
     """This process's part of a weight, which is all of it where nothing is sharded; a view, not a copy."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    own: Tensor = value.to_local() if in_parts(value) else value  # type: ignore[attr-defined]
+    return own
 
 
 def whole(value: Tensor) -> Tensor:
     """A weight put together from the parts of all processes, all of which have to ask."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    full: Tensor = value.full_tensor() if in_parts(value) else value  # type: ignore[attr-defined]
+    return full

@@ -8,10 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,11 +20,12 @@ from torch import Tensor
 from vitrail.config import Pair, Preprocessing, Settings
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch
-from vitrail.data.batches import steps_per_epoch, train_batches
+from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.models import Baseline, ViT
 from vitrail.train import checkpoint
+from vitrail.train.distributed import ALONE, Ended, World
 from vitrail.train.objectives import target_smoothing
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
@@ -52,11 +54,21 @@ class Loop:
     """Moves the weights by one batch."""
     ema: Ema | None
     pace: Pace
-    evaluate: Callable[[ViT | Baseline], Scores] | None
-    """On the validation images; None where there are none."""
-    metrics: Metrics
+    evaluate: Callable[[ViT | Baseline, Callable[[], None]], Scores] | None
+    """On the validation images, with something to call between two batches; None where there are none."""
+    metrics: Metrics | None
+    """None in the processes that do not write."""
     display: Display
+    world: World = ALONE
+    stopped_at_probe: bool = False
+    """Whether the model is the probe of its frozen features, and is not to be trained."""
     step: int = 0
+    evaluated: int = 0
+    """The step of the last evaluation."""
+    score: float | None = None
+    """What it gave: the headline figure."""
+    best: float | None = None
+    """The best of all evaluations."""
 
     @property
     def trained(self) -> ViT | Baseline:
@@ -66,16 +78,21 @@ class Loop:
         return model
 
     def run(self) -> None:
-        """Trains to the end. Raises ValueError where the loss is no number, KeyboardInterrupt behind a saved checkpoint."""
+        """Trains to the end.
+
+        Raises Interrupted behind a saved checkpoint, and ValueError where the loss is no number or a loader process is lost.
+        """
         cfg = self.settings
         if self.pace.finished(self.step):  # resumed from its last checkpoint
             return
         start, saved = time.perf_counter() - self.pace.elapsed, time.perf_counter()
         rate, logged = Rate(), 0.0
         self.move.model.train()
-        with self.display, Interrupt() as interrupt:
+        with self.display, Interrupt() as interrupt, self.saved_if_lost():
+            if self.step and self.evaluation_is_due() and self.evaluated != self.step:  # it was interrupted there
+                self.validate(interrupt)
             for epoch, batch in self.batches():
-                torch.manual_seed(step_seed(cfg.train.seed, self.step))
+                torch.manual_seed(step_seed(cfg.train.seed, self.step, rank=self.world.rank))
                 lr = self.lr_factor()
                 self.move.optimizers.set_lr(lr)
                 losses = self.move(batch)
@@ -85,8 +102,8 @@ class Loop:
                 self.require_finite(losses, epoch, batch)
 
                 now = time.perf_counter()
-                images_per_s = rate.add(len(batch))
-                self.pace.advance(self.step, now - start)
+                images_per_s = rate.add(len(batch) * self.world.size)
+                self.pace.advance(self.step, *self.world.greatest(now - start))
                 last = self.pace.finished(self.step)
                 if now - logged >= LOG_EVERY_S or last:
                     logged = now
@@ -94,13 +111,30 @@ class Loop:
                 if last:
                     self.save()
                     return
-                if self.evaluation_is_due():
-                    self.validate()
-                if interrupt.asked or now - saved >= 60 * cfg.train.checkpoint_every:
+                long_ago = now - saved >= 60 * cfg.train.checkpoint_every
+                asked, due = self.world.greatest(interrupt.number, long_ago)
+                if asked:
+                    self.leave(asked)
+                best = self.evaluation_is_due() and self.validate(interrupt)
+                if due or (best and cfg.train.keep_best):
                     self.save()
                     saved = time.perf_counter()
-                if interrupt.asked:
-                    raise KeyboardInterrupt(f"step {self.step} is saved; go on with `vitrail resume {self.folder}`")
+
+    def leave(self, number: float) -> NoReturn:
+        """Saves, and ends the run as a signal asked."""
+        self.save()
+        raise Interrupted(f"step {self.step} is saved; go on with `vitrail resume {self.folder}`", number=int(number))
+
+    @contextmanager
+    def saved_if_lost(self) -> Iterator[None]:
+        """Saves where a loader process is lost, which is between two steps; several processes can't agree on it, and end."""
+        try:
+            yield
+        except LoaderLost as error:
+            if self.world.size > 1 or not self.step:
+                raise
+            self.save()
+            raise LoaderLost(f"{error}; step {self.step} is saved, go on with `vitrail resume {self.folder}`") from error
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Augmented batches on the device, from the step on that the run stands at, in the size and patch of their step."""
@@ -112,10 +146,14 @@ class Loop:
             augment=cfg.augment,
             start_step=self.step,
             balanced=cfg.data.balance == "sampler",
+            part=Part(self.world.rank, self.world.size),
         ):
             if (now := self.img_size()) != size:
                 size = now
                 self.display.say(f"step {self.step:,}: images have {size[0]}x{size[1]} px from here on")
+            if not len(raw):
+                yield epoch, self.stand_in()
+                continue
             batch = augment(
                 raw.to(self.device),
                 cfg=cfg.augment,
@@ -126,6 +164,14 @@ class Loop:
                 label_smoothing=target_smoothing(cfg.optim),
             )
             yield epoch, dataclasses.replace(batch, patch_size=self.patch_size())
+
+    def stand_in(self) -> Batch:
+        """A black image that counts for nothing, where none of this process's can be read: it keeps step with the others."""
+        cfg = self.settings.model
+        images = torch.zeros(1, cfg.in_channels, *self.img_size(), device=self.device)
+        targets = torch.zeros(1, cfg.num_classes, device=self.device)
+        none = torch.full((1,), -1, device=self.device)
+        return Batch(images, targets, labels=none, indexes=none, patch_size=self.patch_size(), stands_in=True)
 
     def img_size(self) -> Pair:
         """(height, width) of the images of this step: a function of the progress, which a resumed run walks again."""
@@ -168,7 +214,10 @@ class Loop:
         broken = [name for name in ("loss", "grad_norm") if name in losses and not math.isfinite(losses[name].item())]
         if not broken:
             return
-        names = [self.split.names[index] for index in batch.indexes.tolist()]
+        own = [] if batch.stands_in else [self.split.names[index] for index in batch.indexes.tolist()]
+        names = [name for part in self.world.gather(own) for name in part]
+        if not self.world.first:
+            raise Ended(f"{broken[0]} is no number")
         (self.folder / "bad_batch.txt").write_text("\n".join(names) + "\n", encoding="utf-8", errors="surrogateescape")
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(
@@ -181,16 +230,8 @@ class Loop:
         """One line of metrics.jsonl, and the display; `lr` is the step's share of its peak."""
         values = {name: value.item() for name, value in losses.items()}
         peak = self.settings.optim.lr * self.settings.train.batch_size / REFERENCE_BATCH
-        self.metrics.write(
-            self.step,
-            {
-                "epoch": epoch,
-                "seconds": round(self.pace.elapsed, 2),
-                **values,
-                "lr": lr * peak,
-                "images_per_s": round(images_per_s, 1),
-            },
-        )
+        told = {"epoch": epoch, "seconds": round(self.pace.elapsed, 2), **values}
+        self.write({**told, "lr": lr * peak, "images_per_s": round(images_per_s, 1)})
         shown: dict[str, float] = {name: values[name] for name in ("loss", "accuracy", "binary_accuracy") if name in values}
         progress = self.pace.progress(self.step)
         left = self.pace.elapsed * (1 - progress) / progress if progress > 0 else None
@@ -204,51 +245,87 @@ class Loop:
             values=shown | {"images/s": images_per_s},
         )
 
-    def validate(self) -> None:
-        """Scores the trained model on the validation images."""
+    def write(self, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, by the process that writes."""
+        if self.metrics is not None:
+            self.metrics.write(self.step, values)
+
+    def validate(self, interrupt: Interrupt) -> bool:
+        """Scores the trained model on the validation images; says whether it is the best so far.
+
+        A signal on the way ends the run at this step, and a resumed run evaluates first.
+        """
         assert self.evaluate is not None
-        scores = self.evaluate(self.trained)
+
+        def watch() -> None:
+            if asked := self.world.greatest(interrupt.number)[0]:
+                raise Interrupted(number=int(asked))
+
+        try:
+            scores = self.evaluate(self.trained, watch)
+        except Interrupted as stop:
+            self.leave(stop.number)
         self.move.model.train()
-        self.metrics.write(self.step, {f"val_{name}": value for name, value in scores.figures().items()})
+        self.write({f"val_{name}": value for name, value in scores.figures().items()})
         name, value, (low, high) = scores.headline
         self.display.say(f"step {self.step:,}: validation {name} {value:.1%} ({low:.1%} to {high:.1%})")
+        best = self.best is None or value > self.best
+        self.evaluated, self.score, self.best = self.step, value, value if best else self.best
+        return best
 
     def save(self) -> Path:
         """A checkpoint of all that the run needs to go on."""
+        state = {"pace": self.pace.state(), "evaluated": self.evaluated, "best": self.best}
         return checkpoint.save(
             self.folder / "checkpoints",
             step=self.step,
             model=self.move.model,
             ema=self.ema,
             optimizers=self.move.optimizers,
-            state={"pace": self.pace.state(), "settings": sha256(self.folder / SETTINGS)},
+            state=state | {"settings": sha256(self.folder / SETTINGS)},
             keep=self.settings.train.keep,
             scaler=self.move.scaler,
+            score=self.score if self.evaluated == self.step else None,
+            world=self.world,
         )
 
-    def restore(self) -> None:
-        """Goes back to the newest checkpoint of the run's folder."""
-        path, state = checkpoint.newest(self.folder / "checkpoints")
+    def restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Goes back to a checkpoint."""
         move = self.move
         checkpoint.restore(path, state, model=move.model, ema=self.ema, optimizers=move.optimizers, scaler=move.scaler)
         self.step, self.pace = state["step"], Pace.from_state(state["pace"])
+        self.evaluated, self.best = state["evaluated"], state["best"]
 
 
-def step_seed(seed: int, step: int) -> int:
-    """What dropout's generator is seeded with at a step: keyed, as every other draw is."""
-    return (seed * 1_000_003 + step) % 2**63
+def step_seed(seed: int, step: int, *, rank: int = 0) -> int:
+    """What dropout's generator is seeded with at a step: keyed, as every other draw is, and another one in each process."""
+    return (seed * 1_000_003 + step + rank * 7_368_787) % 2**63
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to end, and it has saved what it needs to go on."""
+
+    def __init__(self, *text: str, number: int) -> None:
+        super().__init__(*text)
+        self.number = number
 
 
 class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into a wish that the loop grants between two steps; a second one is not held back."""
+    """Turns the first Ctrl-C, SIGTERM or SIGUSR1 into a wish that is granted between two steps; a second is not held back.
+
+    Schedulers send the latter two some time before they kill: SLURM what `--signal` says, Kubernetes SIGTERM.
+    """
+
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
     def __init__(self) -> None:
-        self.asked = ""
+        self.number = 0
+        """The signal that asked; 0 for none."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -256,6 +333,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.number:
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
+        self.number = number

@@ -9,26 +9,27 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
 from vitrail.config import SCRATCH, ModelConfig, Preprocessing, Settings, ViTConfig, is_baseline, name_of, pair, parse_name
-from vitrail.data.batches import steps_per_epoch
+from vitrail.data.batches import Part, steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import NAMES, open_source
 from vitrail.evaluate import Evaluation, MultiLabelEvaluation, evaluate, evaluate_labels, save_evaluation
-from vitrail.evaluate.probe import Probe
+from vitrail.evaluate.evaluate import Among
 from vitrail.models import Baseline, ViT, baseline_fields, build_model, check_model
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import advice, checkpoint
 from vitrail.train import settings as layers
+from vitrail.train.distributed import ALONE, World, is_sharded, own_device, shard, whole, world
 from vitrail.train.ladder import Ladder, apply_probe, climb, has_linear_head
-from vitrail.train.loop import Loop
+from vitrail.train.loop import Interrupt, Interrupted, Loop
 from vitrail.train.notes import unused
 from vitrail.train.objectives import build_objective
 from vitrail.train.optim import build_optimizers
@@ -65,6 +66,7 @@ def train(
     recipe: str | None = None,
     config: str | Path | None = None,
     out: str | Path | None = None,
+    resume: Literal["auto"] | None = None,
     minutes: float | None = None,
     model: str | Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
@@ -79,7 +81,9 @@ def train(
     Without `path`, on the sample that comes with the package. Without `recipe`, with the one for that set; from `weights`
     (whatever `vitrail.load` takes), with settings fitted to data, device and time, whose reasons are printed. The sections
     are mappings of single settings, `optim={"lr": 1e-3}`, and `model` may be a name. `out` is a folder that does not
-    exist yet; without it, the next free one under runs/. Raises ValueError, in one line, for what can't be.
+    exist yet; without it, the next free one under runs/. With `resume` "auto" it may be one that the same call began: then
+    that run goes on from its newest checkpoint, or begins anew where it has none.
+    Started by torchrun, the processes train together. Raises ValueError, in one line, for what can't be.
     """
     sections = {"model": model, "data": data, "augment": augment, "optim": optim, "distill": distill, "train": train}
     said: dict[str, Any] = {name: section for name, section in sections.items() if section is not None}
@@ -91,18 +95,48 @@ def train(
     said = layers.merge(said, top)
     written = {} if config is None else layers.read_config(config)
     asked = layers.merge(written, said)
-    where = asked.get("data", {}).get("path", "fashion-sample")
-    folder = free_folder(out, where)
+    if resume is not None and out is None:
+        raise ValueError(f"--resume {resume} needs --out, the run folder to go on with")
+    with world(own_device(pick_device(asked.get("train", {}).get("device", "auto")))) as processes:
+        display = Display(console if processes.first else Console(quiet=True))
+        where = asked.get("data", {}).get("path", "fashion-sample")
+        if resume is not None and processes.on_first(lambda: goes_on(Path(str(out)), asked)):
+            return _resume(Path(str(out)), processes, display)
+        folder = processes.on_first(lambda: free_folder(out, where))
+        settings = processes.on_first(
+            lambda: settled(where, recipe=recipe, from_file=config is not None, written=written, said=said, display=display)
+        )
+        source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
+        with new_folder(folder, processes):
+            if processes.first:
+                (folder / SETTINGS).write_text(layers.to_yaml(settings), encoding="utf-8")
+            loop = prepare(settings, source, folder, display, processes, begin=True)
+            if loop.stopped_at_probe:
+                display.say("stopped at the probe, which is the model now")
+                return conclude(loop, source)
+            return finish(loop, source)
+
+
+def settled(
+    where: str,
+    *,
+    recipe: str | None,
+    from_file: bool,
+    written: Mapping[str, Any],
+    said: Mapping[str, Any],
+    display: Display,
+) -> Settings:
+    """Every setting of a run on the data at `where`: what was said, what is written, a recipe's, and what the data say."""
+    asked = layers.merge(written, said)
     unchecked = layers.build([asked])
     source = open_source(where, val_fraction=unchecked.data.val_fraction)
-    display = Display(console)
-    from_file = recipe is not None or config is not None  # then it says what is to be done, and nothing is fitted
-    start = asked.get("model", {}).get("weights") or (None if from_file else within_reach(source, asked, display))
+    told = recipe is not None or from_file  # then it says what is to be done, and nothing is fitted
+    start = asked.get("model", {}).get("weights") or (None if told else within_reach(source, asked, display))
     if start in (None, SCRATCH):
-        known = layers.read_recipe(recipe or layers.default_recipe(where)) if recipe or config is None else {}
+        known = layers.read_recipe(recipe or layers.default_recipe(where)) if recipe or not from_file else {}
         settings, images = layers.build([facts(source), known, written, said]), None
     else:
-        settings, images = fine_tuning(start, source, recipe=recipe, fitted=not from_file, said=asked, display=display)
+        settings, images = fine_tuning(start, source, recipe=recipe, fitted=not told, said=asked, display=display)
     if settings.data.val_fraction != unchecked.data.val_fraction:  # the recipe's, which a resumed run takes as well
         source = open_source(where, val_fraction=settings.data.val_fraction)
     settings = resolved(settings, source, images)
@@ -115,20 +149,7 @@ def train(
     check_sizes(settings)
     for line in unused(settings, said=said, multi_label=source.multi_label):
         display.say(f"note: {line}")
-    with new_folder(folder):
-        (folder / SETTINGS).write_text(layers.to_yaml(settings), encoding="utf-8")
-        loop = prepare(settings, source, folder, display, begin=True)
-        no_rungs = source.multi_label or not settings.train.ladder  # k-NN and the probe choose one class an image
-        if no_rungs or settings.model.weights in (None, SCRATCH):
-            return finish(loop, source)
-        rungs = climb_first(loop, source)
-        stop = settings.train.stop_early and not rungs.advice.finetune
-        if stop or settings.train.probe_head:
-            begin_at(rungs.probe, loop)
-        if not stop:
-            return finish(loop, source)
-        display.say("stopped at the probe, which is the model now")
-        return conclude(loop, source)
+    return settings
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -180,7 +201,9 @@ def fine_tuning(
     elif fitted:
         stack.append(fit(model, source, nameless(said), display))
     if model.classes == source.classes:
-        display.say("the weights know these classes: their head is where training starts (train.probe_head true takes the probe)")
+        display.say(
+            "the weights know these classes: their head is where training starts (train.probe_head true takes the probe)"
+        )
         stack.append({"train": {"probe_head": False}})
     assert model.preprocessing is not None
     return layers.build([*stack, nameless(said)]), model.preprocessing
@@ -222,26 +245,63 @@ def pair_or(value: Any) -> Any:
 
 def resume(folder: str | Path, *, console: Console | None = None) -> Run:
     """Goes on with a run from its newest checkpoint. Raises ValueError where it is finished, or holds no checkpoint."""
-    folder = Path(folder)
-    if not (folder / SETTINGS).exists():
-        raise ValueError(f'"{folder}" holds no {SETTINGS}, so it is no run folder; `vitrail train` makes one')
+    settings = settings_of(Path(folder))
+    with world(own_device(pick_device(settings.train.device))) as processes:
+        return _resume(Path(folder), processes, Display(console if processes.first else Console(quiet=True)))
+
+
+def _resume(folder: Path, processes: World, display: Display) -> Run:
     if (folder / "evaluation.json").exists():
         raise ValueError(
             f'run "{folder}" is finished; `vitrail evaluate {folder}` scores it, `vitrail train --out` starts another'
         )
-    settings = layers.from_yaml((folder / SETTINGS).read_text(encoding="utf-8"))
+    settings = settings_of(folder)
     source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
-    _, state = checkpoint.newest(folder / "checkpoints")
+    path, state, damaged = processes.on_first(lambda: checkpoint.newest(folder / "checkpoints"))
+    for line in damaged:
+        display.say(f"passed over: {line}")
     if state["settings"] != sha256(folder / SETTINGS):
         file = folder / SETTINGS
         raise ValueError(
             f"{file} was changed since the checkpoint; put it back, or begin anew: `vitrail train --config {file}`"
         )
-    truncate_metrics(folder, step=state["step"])  # before the loop opens the file, or it would write into the old one
-    loop = prepare(settings, source, folder, Display(console), begin=False)
-    loop.restore()
-    loop.display.say(f"going on at step {loop.step:,}")
+    if processes.first:
+        truncate_metrics(folder, step=state["step"])  # before the loop opens the file, or it would write into the old one
+    processes.barrier()
+    loop = prepare(settings, source, folder, display, processes, begin=False)
+    loop.restore(path, state)
+    display.say(f"going on at step {loop.step:,}")
     return finish(loop, source)
+
+
+def settings_of(folder: Path) -> Settings:
+    """The settings that a run was begun with. Raises ValueError for a folder that is none."""
+    if not (folder / SETTINGS).exists():
+        raise ValueError(f'"{folder}" holds no {SETTINGS}, so it is no run folder; `vitrail train` makes one')
+    return layers.from_yaml((folder / SETTINGS).read_text(encoding="utf-8"))
+
+
+def goes_on(folder: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether a call that may resume finds a run to go on with; one that never came to a checkpoint is cleared away.
+
+    Raises ValueError for a folder that is no run, and for a run that was begun with other settings.
+    """
+    if not folder.exists():
+        return False
+    known = settings_of(folder)
+    data = {key: value for key, value in asked.get("data", {}).items() if key != "path"}
+    path = asked.get("data", {}).get("path", known.data.path)
+    other = layers.build([dataclasses.asdict(known), nameless({**asked, "data": data})])
+    if other != known or (path not in NAMES and str(Path(path).resolve()) != known.data.path):
+        raise ValueError(f'run "{folder}" was begun with other settings; say the same ones, or choose another --out')
+    if (folder / "evaluation.json").exists() or checkpoint.complete(folder / "checkpoints"):
+        return True
+    for path in (folder / name for name in BEGUN):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # drafts only
+        folder.rmdir()
+    return False
 
 
 def resolved(settings: Settings, source: Source, given: Preprocessing | None) -> Settings:
@@ -268,19 +328,22 @@ def facts(source: Source) -> dict[str, Any]:
     return {"model": {"img_size": size, "in_channels": source.channels, "num_classes": len(source.classes)}}
 
 
-def prepare(settings: Settings, source: Source, folder: Path, display: Display, *, begin: bool) -> Loop:
-    """Everything a training is made of, at step 0; to `begin`, with the weights that it starts from."""
+def prepare(
+    settings: Settings, source: Source, folder: Path, display: Display, processes: World = ALONE, *, begin: bool
+) -> Loop:
+    """Everything a training is made of, at step 0; to `begin`, with the weights that it starts from, and the ladder."""
     cfg = settings.train
-    device = pick_device(cfg.device)
+    device = own_device(pick_device(cfg.device))
     keep_freed_memory(not cfg.checkpointing)
     dtype = autocast_dtype(cfg.precision, device)
     images = preprocessing_for(source, settings)
-    split = source.load("train", preprocessing=images, cfg=settings.data, augment=settings.augment)
+    data = shared_by(settings.data, processes.neighbours)
+    split = source.load("train", preprocessing=images, cfg=data, augment=settings.augment)
     if not len(split):
         raise ValueError(f"{source.name} has no training images; lower data.val_fraction {settings.data.val_fraction}")
     others: list[SplitName] = [name for name in source.splits if name != "train"]
-    views: dict[str, Split] = {name: source.load(name, preprocessing=images, cfg=settings.data) for name in others}
-    skipped = write_skipped(folder, split, *views.values())
+    views: dict[str, Split] = {name: source.load(name, preprocessing=images, cfg=data) for name in others}
+    skipped = write_skipped(folder, split, *views.values()) if processes.first else 0
 
     torch.manual_seed(cfg.seed)
     model = model_for(settings.model, begin=begin).to(device)
@@ -288,7 +351,33 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
         display.say(str(model.receipt))
     model.preprocessing, model.classes, model.multi_label = images, source.classes, source.multi_label
     model.checkpointing = cfg.checkpointing
-    ema = Ema(model, copy.deepcopy(model), cfg.ema_decay) if cfg.ema_decay else None
+    parameters = sum(p.numel() for p in model.parameters())
+    together = f" · {processes.size} processes" if processes.size > 1 else ""
+    display.say(
+        f"{source.name}: {len(split):,} training images, {len(source.classes)} classes · "
+        f"{settings.model.weights or settings.model.name}: {parameters:,} parameters, "
+        f"{images.img_size[0]}x{images.img_size[1]} px · "
+        f"{device.type}, {cfg.precision}{together}"
+    )
+    if skipped:
+        display.say(f"left out: {skipped:,} files that can't be read, named in {folder / 'skipped.txt'}")
+    stop = False
+    if begin and settings.model.weights not in (None, SCRATCH) and cfg.ladder and not source.multi_label:
+        known = {**views, "train": source.load("train", preprocessing=images, cfg=data)}
+        rungs = climb_first(model, known, device=device, dtype=dtype, seed=cfg.seed, display=display)
+        if processes.first:
+            write_whole(folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2) + "\n")
+        stop = cfg.stop_early and not rungs.advice.finetune
+        if stop or (cfg.probe_head and has_linear_head(model)):
+            apply_probe(model, rungs.probe)
+        elif cfg.probe_head:
+            display.say("the head is not one linear layer, so it can't start as the probe; it starts from random weights")
+    mean = copy.deepcopy(model) if cfg.ema_decay else None
+    if cfg.shard and processes.size == 1 and not begin:
+        display.say("train.shard: this one process has all of every weight")
+    elif cfg.shard:
+        for one in [model] if mean is None else [model, mean]:
+            shard(one, processes, device=device, dtype=dtype)
     if cfg.compile:
         # all blocks share one list of graphs: learning, frozen or scored, at one size or any; the default of 8 is too short
         torch.compiler.config.recompile_limit = 32
@@ -297,16 +386,7 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
     optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size)
     score = None
     if len(views.get("val", ())):
-        score = functools.partial(score_model, split=views["val"], device=device, dtype=dtype)
-    parameters = sum(p.numel() for p in model.parameters())
-    display.say(
-        f"{source.name}: {len(split):,} training images, {len(source.classes)} classes · "
-        f"{settings.model.weights or settings.model.name}: {parameters:,} parameters, "
-        f"{images.img_size[0]}x{images.img_size[1]} px · "
-        f"{device.type}, {cfg.precision}"
-    )
-    if skipped:
-        display.say(f"left out: {skipped:,} files that can't be read, named in {folder / 'skipped.txt'}")
+        score = functools.partial(score_model, split=views["val"], device=device, dtype=dtype, processes=processes)
     return Loop(
         settings=settings,
         folder=folder,
@@ -330,13 +410,25 @@ def prepare(settings: Settings, source: Source, folder: Path, display: Display, 
             clip_norm=settings.optim.clip_norm,
             accumulate=cfg.accumulate,
             scaler=loss_scaler(device, dtype),
+            world=processes,
         ),
-        ema=ema,
+        ema=None if mean is None else Ema(model, mean, cfg.ema_decay),
         pace=pace_for(settings, split),
         evaluate=score,
-        metrics=Metrics(folder),
+        metrics=Metrics(folder) if processes.first else None,
         display=display,
+        world=processes,
+        stopped_at_probe=stop,
     )
+
+
+def shared_by(data: DataConfig, processes: int) -> DataConfig:
+    """The data's settings of one of several processes on a machine: its part of the memory and of the cores."""
+    if processes == 1:
+        return data
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = max(1, cores // processes) if data.workers < 0 else data.workers
+    return dataclasses.replace(data, memory_gb=data.memory_gb / processes, workers=workers)
 
 
 def finish(loop: Loop, source: Source) -> Run:
@@ -345,53 +437,75 @@ def finish(loop: Loop, source: Source) -> Run:
     try:
         loop.run()
     finally:
-        loop.metrics.close()
+        if loop.metrics is not None:
+            loop.metrics.close()
     return conclude(loop, source)
 
 
-def climb_first(loop: Loop, source: Source) -> Ladder:
-    """k-NN and a linear probe on what the weights give before they are trained; ladder.json keeps them."""
-    loop.display.say("first k-NN and a linear probe on frozen features (train.ladder false leaves them out):")
-    splits = {**loop.views, "train": source.load("train", preprocessing=loop.preprocessing, cfg=loop.settings.data)}
+def climb_first(
+    model: ViT | Baseline,
+    splits: Mapping[str, Split],
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    seed: int,
+    display: Display,
+) -> Ladder:
+    """k-NN and a linear probe on what the weights give before they are trained, told line by line."""
+    display.say("first k-NN and a linear probe on frozen features (train.ladder false leaves them out):")
+    assert model.preprocessing is not None
     rungs = climb(
-        loop.move.model.eval(),
+        model.eval(),
         splits,
-        preprocessing=loop.preprocessing,
-        num_classes=len(source.classes),
-        device=loop.device,
-        autocast_dtype=loop.move.autocast_dtype,
-        seed=loop.settings.train.seed,
+        preprocessing=model.preprocessing,
+        num_classes=len(model.classes),
+        device=device,
+        autocast_dtype=dtype,
+        seed=seed,
     )
     for line in rungs.lines():
-        loop.display.say(f"  {line}")
-    write_whole(loop.folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2) + "\n")
+        display.say(f"  {line}")
     return rungs
-
-
-def begin_at(probe: Probe, loop: Loop) -> None:
-    """Makes the ladder's probe the head that training starts from, and that of the running mean."""
-    if not (has_linear_head(loop.move.model) or loop.settings.train.stop_early):
-        loop.display.say("the model's head is not one linear layer, so it can't start as the probe; it starts from random weights")
-        return
-    for model in [loop.move.model] if loop.ema is None else [loop.move.model, loop.ema.mean]:
-        apply_probe(model, probe)
 
 
 def conclude(loop: Loop, source: Source) -> Run:
     """Saves the model and scores it."""
-    model = loop.trained.eval()
-    save_model(model, loop.folder, data=loop.settings.data.path)
+    model, processes = loop.trained.eval(), loop.world
+    processes.same_buffers(model)
+    complete = put_together(model, loop.settings.model)  # by all processes
+    if processes.first:
+        save_model(complete, loop.folder, data=loop.settings.data.path)
     which = next((name for name in ("test", "val") if len(loop.views.get(name, ()))), "train")
     split = loop.views.get(which) or source.load("train", preprocessing=loop.preprocessing, cfg=loop.settings.data)
-    scores = score_model(model, split=split, device=loop.device, dtype=loop.move.autocast_dtype)
-    write_skipped(loop.folder, loop.split, *loop.views.values())
-    save_evaluation(scores, loop.folder, data=source.name, split=which)
+    with Interrupt() as interrupt:
+
+        def watch() -> None:
+            if asked := processes.greatest(interrupt.number)[0]:
+                way = "`vitrail evaluate`" if loop.stopped_at_probe else "`vitrail resume`"
+                raise Interrupted(f"the model is trained and saved; {way} {loop.folder} scores it", number=int(asked))
+
+        scores = score_model(model, watch, split=split, device=loop.device, dtype=loop.move.autocast_dtype, processes=processes)
     name, value, (low, high) = scores.headline
+    if processes.first:
+        write_skipped(loop.folder, loop.split, *loop.views.values())
+        save_evaluation(scores, loop.folder, data=source.name, split=which)
     loop.display.say(
         f"{which} {name} {value:.2%} (95 % interval {low:.2%} to {high:.2%}) on {scores.count:,} images, "
         f"after {loop.step:,} steps in {duration(loop.pace.elapsed)}"
     )
+    processes.barrier()  # nobody leaves while the first still writes
     return Run(folder=loop.folder, evaluation=scores, split=which, seconds=loop.pace.elapsed, steps=loop.step)
+
+
+def put_together(model: ViT | Baseline, cfg: ModelConfig) -> ViT | Baseline:
+    """The model with whole weights, where every process has only its part of them."""
+    if not is_sharded(model):
+        return model
+    state = {name: whole(value).cpu() for name, value in model.state_dict().items()}
+    complete = build_model(cfg)
+    complete.load_state_dict(state)
+    complete.preprocessing, complete.classes, complete.multi_label = model.preprocessing, model.classes, model.multi_label
+    return complete.eval()
 
 
 def model_for(cfg: ModelConfig, *, begin: bool) -> ViT | Baseline:
@@ -402,12 +516,27 @@ def model_for(cfg: ModelConfig, *, begin: bool) -> ViT | Baseline:
 
 
 def score_model(
-    model: ViT | Baseline, *, split: Split, device: torch.device, dtype: torch.dtype | None
+    model: ViT | Baseline,
+    watch: Callable[[], None],
+    *,
+    split: Split,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    processes: World = ALONE,
 ) -> Evaluation | MultiLabelEvaluation:
-    """The model's scores on a split."""
+    """The model's scores on a split, of which each process sees its part; `watch` is called between two batches."""
     assert model.preprocessing is not None
+    processes.same_buffers(model)
     judge = evaluate_labels if split.multi_label else evaluate
-    return judge(model, split, preprocessing=model.preprocessing, classes=model.classes, device=device, autocast_dtype=dtype)
+    return judge(
+        model,
+        split,
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        device=device,
+        autocast_dtype=dtype,
+        among=Among(Part(processes.rank, processes.size), gather=processes.gather, watch=watch),
+    )
 
 
 def preprocessing_for(source: Source, settings: Settings, given: Preprocessing | None = None) -> Preprocessing:
@@ -469,13 +598,15 @@ def free_folder(out: str | Path | None, data: str) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[None]:
+def new_folder(folder: Path, processes: World = ALONE) -> Iterator[None]:
     """Makes the run's folder; it goes again if training fails before anything of worth came into it."""
-    folder.mkdir(parents=True)
+    processes.on_first(lambda: folder.mkdir(parents=True))
     try:
         yield
     except BaseException:
-        if not any((folder / name).exists() for name in ("checkpoints", "model.safetensors", "bad_batch.txt")):
+        if processes.first and not any(
+            (folder / name).exists() for name in ("checkpoints", "model.safetensors", "bad_batch.txt")
+        ):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

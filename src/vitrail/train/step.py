@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.data.batch import Batch
 from vitrail.models.device import autocast
+from vitrail.train.distributed import ALONE, World, is_sharded, own_part, whole
 from vitrail.train.objectives import Objective, classify
 from vitrail.train.optim import Optimizers
 
@@ -33,33 +37,70 @@ class Step:
     """
     scaler: GradScaler | None = None
     """With fp16: scales the loss, so that small gradients are not zero (Micikevicius et al. 2018, section 3.2)."""
+    world: World = ALONE
+    """The processes that share each batch; the gradient is the whole batch's, whatever rows each of them has."""
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The objective's numbers for this batch, before the move."""
+        """The objective's numbers for this batch, of all processes, before the move."""
         for norm in self.frozen_norms:
             norm.eval()
         losses: dict[str, Tensor] = {}
-        for index in range(self.accumulate):
-            part = batch.part(index, self.accumulate) if self.accumulate > 1 else batch
-            if not len(part):  # a batch whose files went missing
-                continue
-            share = len(part) / len(batch)
-            with autocast(part.images.device, self.autocast_dtype):
-                seen = self.objective(self.model, part)
-            loss = seen["loss"] * share
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        weight = self.weight(batch)
+        parts = [batch.part(index, self.accumulate) for index in range(self.accumulate)] if self.accumulate > 1 else [batch]
+        if self.world.size == 1:
+            parts = [part for part in parts if len(part)]  # a batch whose files went missing
+        for index, part in enumerate(parts):
+            share = len(part) / len(batch) * weight
+            with self.summed(last=index == len(parts) - 1), autocast(part.images.device, self.autocast_dtype):
+                seen = self.objective_of(part if len(part) else batch.rows(slice(1)))  # a process computes as often as others
+                loss = seen["loss"] * share
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             for name, value in seen.items():
                 value = value.detach() * share
                 losses[name] = losses[name] + value if name in losses else value
+        losses = self.mean(losses)
         losses |= self.move() if self.scaler is None else self.move_scaled(self.scaler)
         self.optimizers.zero_grad()
         return losses
+
+    def weight(self, batch: Batch) -> float:
+        """What this process's mean weighs: the mean over the processes is then the mean over all images that could be read."""
+        if self.world.size == 1:
+            return 1.0
+        own = 0 if batch.stands_in else len(batch)
+        images = int(self.world.sum(torch.tensor(own)).item())
+        return self.world.size * own / max(1, images)
+
+    def mean(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The objective's numbers, averaged over the processes."""
+        if self.world.size == 1:
+            return losses
+        values = self.world.sum(torch.stack([value.float() for value in losses.values()])) / self.world.size
+        return dict(zip(losses, values, strict=True))
+
+    @functools.cached_property
+    def objective_of(self) -> Callable[[Batch], dict[str, Tensor]]:
+        """The objective of a batch; with the whole model in several processes, their gradients are averaged behind it."""
+        if self.world.size == 1 or is_sharded(self.model):
+            return functools.partial(self.objective, self.model)
+        return DistributedDataParallel(Learner(self.model, self.objective), gradient_as_bucket_view=True)
+
+    @contextmanager
+    def summed(self, *, last: bool) -> Iterator[None]:
+        """The gradients of the last part go over the processes, and with them those of the parts before."""
+        if is_sharded(self.model):
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        if isinstance(self.objective_of, DistributedDataParallel) and not last:
+            with self.objective_of.no_sync():
+                yield
+        else:
+            yield
 
     def move(self) -> dict[str, Tensor]:
         """Moves the weights by their gradients. Gives the gradient's norm where it is clipped."""
         numbers = {}
         if self.clip_norm is not None:
-            numbers["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm).detach()
+            numbers["grad_norm"] = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm).detach())
         self.optimizers.step()
         return numbers
 
@@ -89,6 +130,18 @@ class Step:
         return tuple(norm for norm in norms if not any(p.requires_grad for p in norm.parameters()))
 
 
+class Learner(nn.Module):
+    """A model and its objective as one module: what DDP takes, which looks after calls of `forward` alone."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The objective's numbers."""
+        return self.objective(self.model, batch)
+
+
 def loss_scaler(device: torch.device, dtype: torch.dtype | None) -> GradScaler | None:
     """What scales the loss of a training in `dtype`: None, but for fp16."""
     return GradScaler(device.type) if dtype == torch.float16 else None
@@ -103,14 +156,14 @@ class Ema:
     def __init__(self, model: nn.Module, mean: nn.Module, decay: float) -> None:
         self.decay = decay
         self.mean = mean.requires_grad_(False).eval()
-        self._mean: list[Tensor] = list(mean.parameters())
-        self._weights: list[Tensor] = list(model.parameters())
+        self._pairs = list(zip(mean.parameters(), model.parameters(), strict=True))
         self._buffers = list(zip(mean.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after step number `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._mean, self._weights, 1 - decay)
+        means, weights = zip(*((own_part(mean), own_part(now)) for mean, now in self._pairs), strict=True)
+        torch._foreach_lerp_(means, weights, 1 - decay)
         for mean, now in self._buffers:
             mean.copy_(now)

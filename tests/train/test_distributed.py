@@ -1,0 +1,225 @@
+"""Two processes on one machine, as torchrun starts them: the same run as in one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from vitrail.config import AugmentConfig
+from vitrail.data.batches import Part, eval_batches, train_batches
+from vitrail.data.memory import FixedSplit
+from vitrail.train.distributed import ALONE, World, own_device, shard, world
+
+ImageFolder = Callable[..., Path]
+
+EACH_STEP = "import sys, vitrail.cli, vitrail.train.loop as loop; loop.LOG_EVERY_S = 0.0; sys.exit(vitrail.cli.main())\n"
+"""The command line, with a line of metrics for each step."""
+TINY = [
+    "--model",
+    "Ti/16",
+    "--model.img_size",
+    "32",
+    "--model.depth",
+    "2",
+    "--model.embed_dim",
+    "32",
+    "--model.num_heads",
+    "2",
+    "--model.pool",
+    "avg",
+]
+PLAIN = [
+    "--augment.mixup_prob",
+    "0",
+    "--train.batch_size",
+    "32",
+    "--train.precision",
+    "fp32",
+    "--train.device",
+    "cpu",
+    "--optim.lr",
+    "1e-2",
+]
+
+
+@pytest.fixture
+def photos(image_folder: ImageFolder) -> Path:
+    """27 test and 21 validation images: no number that two processes share evenly."""
+    return image_folder({split: dict.fromkeys("abc", count) for split, count in (("train", 40), ("val", 7), ("test", 9))})
+
+
+def start(words: Sequence[str], *, processes: int, folder: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """`vitrail` with these words, in so many processes."""
+    script = folder / "each_step.py"
+    script.write_text(EACH_STEP)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "VITRAIL_TIMEOUT_S": "60", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(words: Sequence[str], *, processes: int, folder: Path) -> str:
+    """What it says, until it has ended well."""
+    process = start(words, processes=processes, folder=folder)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return said
+
+
+def train_words(photos: Path, out: str, *more: str) -> list[str]:
+    return ["train", str(photos), "--recipe", "from-scratch", *TINY, *PLAIN, *more, "--out", out]
+
+
+def metrics(folder: Path, name: str) -> dict[int, float]:
+    """A number of metrics.jsonl by step."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def farthest(one: Path, other: Path) -> float:
+    """The largest difference of two runs' weights."""
+    left, right = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+MUON = ("--optim.name", "muon", "--train.accumulate", "2", "--optim.clip_norm", "1.0")
+
+
+@pytest.mark.parametrize("more", [("--optim.name", "adamw"), MUON], ids=["adamw", "muon"])
+def test_two_processes_learn_what_one_learns(photos: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """20 steps with a running mean and evaluations on the way: DDP and FSDP2 beside one process."""
+    words = [*more, "--train.steps", "20", "--train.ema_decay", "0.9", "--train.eval_every", "3", "--model.stem", "patch"]
+    run(train_words(photos, "one", *words), processes=1, folder=tmp_path)
+    losses = metrics(tmp_path / "one", "loss")
+    assert len(losses) == 20
+    for name, option in (("ddp", "false"), ("fsdp", "true")):
+        said = run(train_words(photos, name, *words, "--train.shard", option), processes=2, folder=tmp_path)
+        assert said.count("training images") == 1, "one process talks"
+        assert "2 processes" in said
+        assert metrics(tmp_path / name, "loss") == pytest.approx(losses, abs=1e-6)
+        assert metrics(tmp_path / name, "val_nll") == pytest.approx(metrics(tmp_path / "one", "val_nll"), abs=1e-6)
+        assert farthest(tmp_path / "one", tmp_path / name) < 2e-4, "Muon's steps are as large for the smallest gradients"
+        scores = json.loads((tmp_path / name / "evaluation.json").read_text())
+        assert scores["count"] == 27, "every test image counts once"
+        assert scores["nll"] == pytest.approx(json.loads((tmp_path / "one" / "evaluation.json").read_text())["nll"], abs=1e-5)
+
+
+@pytest.mark.parametrize("option", ["false", "true"], ids=["ddp", "fsdp"])
+def test_what_two_began_one_ends_and_the_other_way_round(photos: Path, tmp_path: Path, option: str) -> None:
+    words = ["--train.steps", "40", "--train.ema_decay", "0.9", "--optim.name", "adamw", "--train.shard", option]
+    straight = run(train_words(photos, "straight", *words), processes=2, folder=tmp_path)
+    assert "step 40" in straight
+    stopped = start(train_words(photos, "two", *words), processes=2, folder=tmp_path)
+    wait_for_step(tmp_path / "two", 5)
+    stopped.send_signal(signal.SIGTERM)  # torchrun hands it on
+    said, _ = stopped.communicate(timeout=60)
+    assert "is saved; go on with `vitrail resume two`" in said
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    said = run(["resume", "one"], processes=1, folder=tmp_path)
+    assert "going on at step" in said
+    assert farthest(tmp_path / "straight", tmp_path / "one") < 1e-5
+    assert "going on at step" in run(train_words(photos, "two", *words, "--resume", "auto"), processes=2, folder=tmp_path)
+    assert farthest(tmp_path / "straight", tmp_path / "two") < 1e-5
+    assert "is finished" in run(train_words(photos, "two", *words, "--resume", "auto"), processes=2, folder=tmp_path)
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Until a run has logged this step."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if (folder / "metrics.jsonl").exists() and max(metrics(folder, "loss"), default=0) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{folder} never came to step {step}")
+
+
+def test_a_mistake_is_told_once(photos: Path, tmp_path: Path) -> None:
+    process = start(train_words(photos, "no", "--model.patch_size", "5"), processes=2, folder=tmp_path)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said.count("vitrail: ") == 1
+    assert "image side 32 is not a multiple of patch 5" in said
+    assert not (tmp_path / "no").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Without processes
+
+
+def test_alone_nothing_is_sent() -> None:
+    assert ALONE.first
+    assert ALONE.gather("a") == ["a"]
+    assert ALONE.greatest(2.0, 3.0) == (2.0, 3.0)
+    assert torch.equal(ALONE.sum(torch.ones(2)), torch.ones(2))
+    assert ALONE.on_first(lambda: 7) == 7
+    ALONE.barrier()
+    ALONE.same_buffers(nn.BatchNorm2d(2))
+
+
+def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with world(torch.device("cpu")) as processes:
+        assert processes == World()
+
+
+def test_parts_need_processes_blocks_and_another_number_type() -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node"):
+        shard(nn.Linear(2, 2), ALONE, device=cpu, dtype=None)
+    with pytest.raises(ValueError, match="Linear has none"):
+        shard(nn.Linear(2, 2), World(0, 2), device=cpu, dtype=None)
+
+
+def test_a_cpu_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def split_of(count: int) -> FixedSplit:
+    pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    return FixedSplit(pixels, labels=torch.arange(count) % 3, names=[str(number) for number in range(count)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_parts_of_the_batches_are_the_batches(count: int) -> None:
+    options: dict[str, Any] = {"batch_size": 8, "seed": 3, "augment": AugmentConfig(crop="none"), "start_step": 2}
+    whole = train_batches(split_of(30), **options)
+    parts = [train_batches(split_of(30), **options, part=Part(index, count)) for index in range(count)]
+    for _ in range(6):
+        epoch, batch = next(whole)
+        own = [next(part) for part in parts]
+        assert {number for number, _ in own} == {epoch}
+        assert torch.equal(torch.cat([rows.indexes for _, rows in own]), batch.indexes)
+
+
+@pytest.mark.parametrize("images", [1, 5, 8, 16, 17])
+def test_every_image_is_scored_by_one_part_in_as_many_batches(images: int) -> None:
+    parts = [list(eval_batches(split_of(images), batch_size=4, part=Part(index, 2))) for index in range(2)]
+    assert len(parts[0]) == len(parts[1])
+    seen = torch.cat([batch.indexes for part in parts for batch in part])
+    assert sorted(seen.tolist()) == list(range(images))
+
+
+def test_a_batch_has_an_image_for_each_process() -> None:
+    with pytest.raises(ValueError, match="a batch of 2 images can't be shared by 3 processes; use 2 at most"):
+        next(train_batches(split_of(30), batch_size=2, seed=0, augment=AugmentConfig(crop="none"), part=Part(0, 3)))
