@@ -202,6 +202,66 @@ def memory(result: dict[str, Any]) -> str:
     return f"{_grid(head, cells)}\n\n{note} {_machines([result['machine']])}\n"
 
 
+def photographs(result: dict[str, Any]) -> str:
+    """A ViT and a CNN from random weights, in the same loop for the same time."""
+    cells = []
+    for name, row in result.items():
+        interval = " to ".join(_percent(side) for side in row["interval"])
+        steps, speed = f"{row['steps']:,}", f"{row['images_per_s']:,.0f}"
+        cells.append([name, f"`{row['command']}`", f"**{_percent(row['top1'])} %**", interval, steps, speed])
+    rows = list(result.values())
+    note = f"{rows[0]['test_images']:,} test images, {rows[0]['minutes']:g} minutes of training each, one seed."
+    head = ["", "command", "test accuracy", "95 % interval", "steps", "images/s"]
+    return f"{_grid(head, cells)}\n\n{note} {_machines(rows)}\n"
+
+
+def transfer(result: dict[str, Any]) -> str:
+    """What can be learned from few images of new classes, each way."""
+    titles = {"knn": "k-NN", "probe": "linear probe", "fine-tuned": "fine-tuning", "scratch": "random weights"}
+    cells = [[shots, *(_interval(ways[way]) for way in titles)] for shots, ways in result["rows"].items()]
+    draws = len(result["cells"]) // len(result["rows"])
+    return (
+        f"{_grid(['images a class', *titles.values()], cells)}\n\n"
+        f"Percent of {result['test_images']:,} test images of five classes, by weights that know five others "
+        f"({_percent(result['pretraining_accuracy'])} % of those): mean of {draws} draws and its 95 % interval. The ladder's advice "
+        f"agreed with what won, fine-tuning or the probe, in {result['advice_right']:.0%} of {len(result['cells'])} cells. "
+        f"{_machines([result['machine']])}\n"
+    )
+
+
+def distillation(result: dict[str, Any]) -> str:
+    """The same minutes with a teacher and without."""
+    cells = [
+        [f"seed {seed}", *(f"{_percent(result[way][seed]['top1'])} %" for way in ("alone", "taught"))] for seed in result["alone"]
+    ]
+    gains = [result["taught"][seed]["top1"] - row["top1"] for seed, row in result["alone"].items()]
+    return (
+        f"{_grid(['Fashion-MNIST', 'alone', 'with the teacher'], cells)}\n\n"
+        f"{result['minutes']:g} minutes each, the teacher's forward passes in them. The teacher: "
+        f"`{result['teacher_options']}`, {_percent(result['teacher']['top1'])} % after {result['teacher']['minutes']:g} minutes; "
+        f"`{result['options']}`. Gain: {100 * min(gains):+.1f} to {100 * max(gains):+.1f} points. "
+        f"{_machines([next(iter(result['taught'].values()))])}\n"
+    )
+
+
+def distributed(result: dict[str, Any]) -> str:
+    """Two processes beside one, and a model that only two can train."""
+    speeds = [
+        [title, f"{row['one']:,.1f}", f"{row['two']:,.1f}", _ratio(row["ratio"])] for title, row in result.get("speed", {}).items()
+    ]
+    head = ["training, images/s", "one process, two threads", "two processes (DDP), a thread each", "ratio"]
+    least = [f"{title}: {size} GB" for title, size in result["memory"]["least_gb"].items()]
+    memory = result["memory"]
+    alone = " ".join(memory["one"]["said"]) if memory["one"]["code"] else "it trained"
+    parts = "trained it" if memory["two"]["saved"] else f"ended with code {memory['two']['code']}"
+    return (
+        f"{_grid(head, speeds)}\n\n"
+        f"A ViT with 12 blocks of width 1024 and AdamW, least memory for data in each process: {'; '.join(least)}. With "
+        f"{memory['limit_gb']} GB for each, one process: `{alone}`; two with `train.shard` {parts}. "
+        f"{_machines([result['machine']])}\n"
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
@@ -212,6 +272,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "decode": ("decode", decode),
     "compatibility": ("compatibility", compatibility),
     "checkpoint": ("checkpoint", checkpoints),
+    "distributed": ("distributed", distributed),
+    "photographs": ("photographs", photographs),
+    "transfer": ("transfer", transfer),
+    "distillation": ("distillation", distillation),
 }
 
 
@@ -260,6 +324,12 @@ def stale(*, write: bool) -> list[str]:
     for path, text in changed.items() if write else ():
         path.write_text(text)
     return [path.relative_to(ROOT).as_posix() for path in changed]
+
+
+def _interval(value: dict[str, float]) -> str:
+    """A mean of shares in percent, with its interval if there is one."""
+    mean = f"**{_percent(value['mean'])}**"
+    return f"{mean} ({_percent(value['low'])} to {_percent(value['high'])})" if "low" in value else mean
 
 
 def _spread(seeds: Sequence[dict[str, Any]]) -> str:

@@ -140,6 +140,90 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
 
 
 @pytest.mark.usefixtures("idx_set")
+def test_the_same_call_begins_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = train(tmp_path / "straight", train={"steps": 6})
+    with monkeypatch.context() as patched:
+        CtrlC(patched, at=2)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", train={"steps": 6}, resume="auto")
+    for other in ({"optim": {"name": "adamw", "lr": 5e-4}}, {"model": TINY | {"depth": 1}}, {"train": {"steps": 7}}):
+        with pytest.raises(ValueError, match=r'run ".*run" was begun with other settings; say the same ones, or choose'):
+            train(tmp_path / "run", resume="auto", **{"train": {"steps": 6}, **other})
+    with pytest.raises(ValueError, match="exists and is never overwritten"):
+        train(tmp_path / "run", train={"steps": 6})
+    again = train(tmp_path / "run", train={"steps": 6}, resume="auto")
+    assert again.steps == 6
+    assert (again.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match=r'mine" holds no config.yaml, so it is no run folder'):
+        train(tmp_path / "mine", resume="auto")
+    with pytest.raises(ValueError, match="--resume auto needs --out"):
+        vitrail.train("mnist", resume="auto")
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_run_that_came_to_no_checkpoint_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException): ...
+
+    def kill(loop: Loop) -> None:
+        (loop.folder / "checkpoints" / "step_00000003.part").mkdir(parents=True)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "save", kill)
+        with pytest.raises(Killed):
+            train(tmp_path / "run")
+    with pytest.raises(ValueError, match="the run stopped before the first one: train again"):
+        vitrail.resume(tmp_path / "run", console=quiet())
+    assert train(tmp_path / "run", resume="auto").steps == 3
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"train": {"steps": 12, "eval_every": 1.0}}
+    straight = train(tmp_path / "straight", **fields)
+    first = next(line for line in lines(straight.folder) if "val_top1" in line)
+    asked = []
+
+    def ask_once(*args: Any, **kwargs: Any) -> Any:
+        if not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        module = sys.modules["vitrail.evaluate.evaluate"]
+        batches = module.eval_batches
+        patched.setattr(module, "eval_batches", ask_once)
+        with pytest.raises(KeyboardInterrupt, match=f"step {first['step']} is saved") as stopped:
+            train(tmp_path / "broken", **fields)
+    assert stopped.value.number == signal.SIGTERM  # type: ignore[attr-defined]
+    assert not any("val_top1" in line for line in lines(tmp_path / "broken"))
+    resumed = vitrail.resume(tmp_path / "broken", console=quiet())
+    assert next(line for line in lines(resumed.folder) if "val_top1" in line) == first
+    assert (resumed.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_the_best_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.2, 0.6, 0.4, 0.5])
+    monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, next(scores)))
+    train(tmp_path / "run", train={"steps": 20, "eval_every": 0.6, "keep": 1, "keep_best": True})
+    found = [json.loads((path / "state.json").read_text()) for path in checkpoint.complete(tmp_path / "run" / "checkpoints")]
+    assert [state["score"] for state in found] == [0.6, None], "the best, and the last"
+
+
+def judged(loop: Loop, score: float) -> bool:
+    best = loop.best is None or score > loop.best
+    loop.evaluated, loop.score, loop.best = loop.step, score, score if best else loop.best
+    return best
+
+
+@pytest.mark.usefixtures("idx_set")
 def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     augment, calls, seen = vitrail.train.loop.augment, [], []  # type: ignore[attr-defined]
 

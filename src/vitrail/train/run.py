@@ -109,7 +109,7 @@ def train(
         source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
         with new_folder(folder, processes):
             if processes.first:
-                (folder / SETTINGS).write_text(layers.to_yaml(settings), encoding="utf-8")
+                write_whole(folder / SETTINGS, layers.to_yaml(settings))
             loop = prepare(settings, source, folder, display, processes, begin=True)
             if loop.stopped_at_probe:
                 display.say("stopped at the probe, which is the model now")
@@ -288,20 +288,31 @@ def goes_on(folder: Path, asked: Mapping[str, Any]) -> bool:
     """
     if not folder.exists():
         return False
+    begun = {path.name for path in folder.iterdir() if path.suffix != ".part"} <= BEGUN
+    if (folder / SETTINGS).exists() or not begun:
+        require_same(folder, asked)
+        begun = begun and not checkpoint.complete(folder / "checkpoints")
+    if begun:
+        shutil.rmtree(folder)
+    return not begun
+
+
+def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Raises ValueError where what is asked for now would have begun another run than the one in the folder."""
     known = settings_of(folder)
-    data = {key: value for key, value in asked.get("data", {}).items() if key != "path"}
-    path = asked.get("data", {}).get("path", known.data.path)
-    other = layers.build([dataclasses.asdict(known), nameless({**asked, "data": data})])
-    if other != known or (path not in NAMES and str(Path(path).resolve()) != known.data.path):
+    now = {section: dict(fields) for section, fields in nameless(asked).items()}
+    name = asked.get("model", {}).get("name")
+    if name is not None:
+        now["model"] = {**parse_name(name), **now["model"]}
+    for section, key in (("data", "path"), ("distill", "teacher")):  # as `resolved` keeps them
+        value = now.get(section, {}).get(key)
+        if value is not None and value not in NAMES and Path(value).exists():
+            now[section][key] = str(Path(value).resolve())
+    if now.get("train", {}).get("precision") == "auto":
+        del now["train"]["precision"]
+    other_cnn = name is not None and is_baseline(name) and name != known.model.name
+    if other_cnn or layers.build([dataclasses.asdict(known), now]) != known:
         raise ValueError(f'run "{folder}" was begun with other settings; say the same ones, or choose another --out')
-    if (folder / "evaluation.json").exists() or checkpoint.complete(folder / "checkpoints"):
-        return True
-    for path in (folder / name for name in BEGUN):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # drafts only
-        folder.rmdir()
-    return False
 
 
 def resolved(settings: Settings, source: Source, given: Preprocessing | None) -> Settings:
