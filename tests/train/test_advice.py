@@ -57,6 +57,16 @@ def test_whatever_the_facts_the_settings_can_be_built(
         assert built.train.minutes == minutes
 
 
+@pytest.mark.parametrize("images", [500, 5_000, 50_000])
+def test_what_is_said_of_the_augmentation_holds_above_the_recipe(images: int) -> None:
+    given = advise(dataclasses.replace(SOME, images=images, class_counts=(images // 10,) * 10))
+    augment = settings.build([settings.read_recipe("finetune"), given.layer]).augment
+    words = next(reason.text for reason in given.reasons if "augmentation" in reason.text)
+    assert (augment.rand_augment is not None) == ("RandAugment" in words)
+    assert (augment.erase_prob > 0) == (images > 1_000)
+    assert bool(augment.mixup_alpha) == ("mixup" in words)
+
+
 def test_five_images_learn_at_the_rate_of_the_tables_batch() -> None:
     layer = advise(dataclasses.replace(SOME, images=5, class_counts=(1,) * 5)).layer
     assert layer["train"]["batch_size"] * layer["optim"]["lr"] == pytest.approx(TABLE[0].batch_size * TABLE[0].lr)

@@ -32,7 +32,8 @@ class Row(NamedTuple):
     words: str
 
 
-LIGHT: dict[str, Any] = {"crop_scale": [0.35, 1.0], "color_jitter": 0.2}
+# Each says all that the recipe "finetune" below it says.
+LIGHT: dict[str, Any] = {"crop_scale": [0.35, 1.0], "color_jitter": 0.2, "rand_augment": None, "erase_prob": 0.0}
 MEDIUM: dict[str, Any] = {"crop_scale": [0.2, 1.0], "rand_augment": {"n": 2, "m": 6.0}, "erase_prob": 0.1}
 STRONG: dict[str, Any] = {
     "crop_scale": [0.08, 1.0],
@@ -119,8 +120,8 @@ def advise(facts: Facts) -> Advice:
         "optim": {"name": "adamw", "lr": lr, "layer_decay": row.layer_decay, "weight_decay": 0.05, "warmup": 0.1},
         "train": {**length, "batch_size": batch, "accumulate": parts, "eval_every": max(1, epochs // 10)},
     }
-    if facts.images > TABLE[0].images and not facts.multi_label:
-        layer["optim"]["label_smoothing"] = 0.1
+    smoothed = facts.images > TABLE[0].images and not facts.multi_label
+    layer["optim"]["label_smoothing"] = 0.1 if smoothed else 0.0  # said either way: the recipe below has some
     steps = epochs * max(1, facts.images // batch)
     counted = f"{facts.images:,} images, {facts.images / max(1, classes):.0f} a class"
     reasons = [
