@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,19 @@ CASES = {
     "28-px ViT of the recipe, batch 128": ("--recipe", "fashion-mnist"),
     "Ti/16 at 224 px, batch 32": ("--model", "Ti/16", "--model.img_size", "224", "--train.batch_size", "32"),
 }
-WIDE = "--model Ti/16 --model.img_size 32 --model.embed_dim 1024 --model.num_heads 16 --model.depth 12 --optim.name adamw".split()
-SHORT = "--train.steps 3 --train.batch_size 8 --train.precision fp32 --train.eval_every 0".split()
+WIDE = {
+    "--model": "Ti/16",
+    "--model.img_size": "32",
+    "--model.embed_dim": "1024",
+    "--model.num_heads": "16",
+    "--model.depth": "12",
+    "--optim.name": "adamw",
+    "--train.steps": "3",
+    "--train.batch_size": "8",
+    "--train.precision": "fp32",
+    "--train.eval_every": "0",
+}
+
 
 def launch(words: list[str], *, processes: int, limit: int | None = None) -> subprocess.CompletedProcess[str]:
     """`vitrail` with these words in so many processes, which share the cores; with `limit`, bytes of data for each."""
@@ -44,7 +56,7 @@ def launch(words: list[str], *, processes: int, limit: int | None = None) -> sub
     return subprocess.run(
         [sys.executable, *launcher, "-m", "vitrail", *words],
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "VITRAIL_TIMEOUT_S": "120"},
-        preexec_fn=limited,  # noqa: PLW1509 - no threads here
+        preexec_fn=limited,
         capture_output=True,
         text=True,
         check=False,
@@ -88,7 +100,16 @@ def memory() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
 
         def words(out: str, *more: str) -> list[str]:
-            return ["train", "fashion-sample", "--recipe", "from-scratch", *WIDE, *SHORT, *more, "--out", str(Path(name) / out)]
+            return [
+                "train",
+                "fashion-sample",
+                "--recipe",
+                "from-scratch",
+                *chain(*WIDE.items()),
+                *more,
+                "--out",
+                str(Path(name) / out),
+            ]
 
         low, high = 0.5e9, 12e9  # bytes, by bisection: the least limit under which each of the two trains
         least = {}

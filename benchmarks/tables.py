@@ -223,22 +223,24 @@ def transfer(result: dict[str, Any]) -> str:
     return (
         f"{_grid(['images a class', *titles.values()], cells)}\n\n"
         f"Percent of {result['test_images']:,} test images of five classes, by weights that know five others "
-        f"({_percent(result['pretraining_accuracy'])} % of those): mean of {draws} draws and its 95 % interval. The ladder's advice "
-        f"agreed with what won, fine-tuning or the probe, in {result['advice_right']:.0%} of {len(result['cells'])} cells. "
-        f"{_machines([result['machine']])}\n"
+        f"({_percent(result['pretraining_accuracy'])} % of those): mean of {draws} draws and its 95 % interval. The ladder's "
+        f"advice agreed with what won, fine-tuning or the probe, in {result['advice_right']:.0%} of "
+        f"{len(result['cells'])} cells. {_machines([result['machine']])}\n"
     )
 
 
 def distillation(result: dict[str, Any]) -> str:
     """The same minutes with a teacher and without."""
     cells = [
-        [f"seed {seed}", *(f"{_percent(result[way][seed]['top1'])} %" for way in ("alone", "taught"))] for seed in result["alone"]
+        [f"seed {seed}", *(f"{_percent(result[way][seed]['top1'])} %" for way in ("alone", "taught"))]
+        for seed in result["alone"]
     ]
     gains = [result["taught"][seed]["top1"] - row["top1"] for seed, row in result["alone"].items()]
     return (
         f"{_grid(['Fashion-MNIST', 'alone', 'with the teacher'], cells)}\n\n"
         f"{result['minutes']:g} minutes each, the teacher's forward passes in them. The teacher: "
-        f"`{result['teacher_options']}`, {_percent(result['teacher']['top1'])} % after {result['teacher']['minutes']:g} minutes; "
+        f"`{result['teacher_options']}`, {_percent(result['teacher']['top1'])} % after "
+        f"{result['teacher']['minutes']:g} minutes; "
         f"`{result['options']}`. Gain: {100 * min(gains):+.1f} to {100 * max(gains):+.1f} points. "
         f"{_machines([next(iter(result['taught'].values()))])}\n"
     )
@@ -247,7 +249,8 @@ def distillation(result: dict[str, Any]) -> str:
 def distributed(result: dict[str, Any]) -> str:
     """Two processes beside one, and a model that only two can train."""
     speeds = [
-        [title, f"{row['one']:,.1f}", f"{row['two']:,.1f}", _ratio(row["ratio"])] for title, row in result.get("speed", {}).items()
+        [title, f"{row['one']:,.1f}", f"{row['two']:,.1f}", _ratio(row["ratio"])]
+        for title, row in result.get("speed", {}).items()
     ]
     head = ["training, images/s", "one process, two threads", "two processes (DDP), a thread each", "ratio"]
     least = [f"{title}: {size} GB" for title, size in result["memory"]["least_gb"].items()]
@@ -262,6 +265,20 @@ def distributed(result: dict[str, Any]) -> str:
     )
 
 
+def faults(result: dict[str, Any]) -> str:
+    """What was done to a training, how it ended, and what the run became that went on from there."""
+    cells = []
+    for row in (row for rows in result["faults"].values() for row in rows):
+        tries = f"**{row['held']} of {row['tries']}**" if row["tries"] else "none"
+        codes = ", ".join(f"{code}" for code in row["codes"])
+        ends = ", ".join(f"{count} {end}" for end, count in row["ends"].items())
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        said = f"`{row['said'].replace('`', chr(39))}`" if row["said"] and row["tries"] else row["said"]
+        cells.append([row["fault"], tries, codes, said.replace("|", "/"), ends, seconds])
+    head = ["fault", "tries that held", "exit code", "what it says", "the run that went on", "s at most"]
+    return f"{_grid(head, cells)}\n\n{_machines([result['machine']])}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
@@ -273,6 +290,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "compatibility": ("compatibility", compatibility),
     "checkpoint": ("checkpoint", checkpoints),
     "distributed": ("distributed", distributed),
+    "faults": ("faults", faults),
     "photographs": ("photographs", photographs),
     "transfer": ("transfer", transfer),
     "distillation": ("distillation", distillation),

@@ -82,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "Ended":  # the first of several processes has said why
             return MISTAKE
         line = one_line(error)
+        if (
+            line is None
+            and "RANK" in os.environ
+            and re.search(r"Connection (closed|reset)|Timed out waiting|[Ww]atchdog", str(error))
+        ):
+            line = "another process ended, or stands still; its own message says why"
         if traceback or line is None:
             raise
         print(f"vitrail: {line}" if in_front() else f"vitrail, process {os.environ['RANK']}: {line}", file=sys.stderr)
@@ -212,7 +218,10 @@ def train(words: list[str]) -> int:
     parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(settings.recipes())} [the one for DATA]")
     parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings; a run's config.yaml is one")
     parser.add_argument(
-        "--out", type=str, metavar="RUN", help="the run folder, which must not be there yet [a new one in runs/]"
+        "--out",
+        type=str,
+        metavar="RUN",
+        help="the run folder, a new one but for --resume [the next in runs/]",
     )
     parser.add_argument(
         "--resume", type=str, choices=["auto"], help="auto: go on with the run in --out where there is one, else begin it"

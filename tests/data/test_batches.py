@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.augment import augment, crop_boxes
 from vitrail.data.batch import RawBatch
-from vitrail.data.batches import class_weights, eval_batches, steps_per_epoch, train_batches
+from vitrail.data.batches import LoaderLost, class_weights, eval_batches, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
 from vitrail.data.draws import Draws
 from vitrail.data.folder import open_folder
@@ -281,7 +284,7 @@ def test_a_file_that_vanishes_during_the_run_ends_nothing(image_folder: ImageFol
         list(eval_batches(split, batch_size=3))
     assert len(split.skipped) == 8
     with pytest.raises(ValueError, match="none of the 8 images can be read any more"):
-        next(train_batches(split, batch_size=3, seed=0, augment=augment))
+        list(islice(train_batches(split, batch_size=3, seed=0, augment=augment), 9))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -309,4 +312,19 @@ def test_training_goes_on_when_whole_batches_are_gone(image_folder: ImageFolder)
     for i in range(3):
         (root / f"train/a/{i}.jpg").unlink()
     batches = list(islice(train_batches(split, batch_size=1, seed=0, augment=augment), 6))
-    assert all(len(batch) == 1 and batch.labels.item() == 1 for _, batch in batches)
+    assert sorted(batch.labels.tolist() for _, batch in batches) == [[], [], [], [1], [1], [1]], "each keeps its step"
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="no waiting for a process that stays to be asked for")
+def test_a_lost_loader_is_told_of_when_a_batch_is_asked_for(image_folder: ImageFolder) -> None:
+    """torch's own error would come at any moment, in the middle of a step as well."""
+    root, augment = image_folder({"train": {"a": 8, "b": 8}}), AugmentConfig()
+    batches = train_batches(file_split(root, 1, augment), batch_size=4, seed=0, augment=augment)
+    next(batches)
+    (loader,) = multiprocessing.active_children()
+    assert loader.pid is not None
+    os.kill(loader.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, loader.pid, os.WEXITED | os.WNOWAIT)
+    time.sleep(0.01)  # in which the signal's handler runs
+    with pytest.raises(LoaderLost, match=r"a loader process was killed, .*; use fewer data\.workers"):
+        next(batches)

@@ -27,32 +27,16 @@ ImageFolder = Callable[..., Path]
 
 EACH_STEP = "import sys, vitrail.cli, vitrail.train.loop as loop; loop.LOG_EVERY_S = 0.0; sys.exit(vitrail.cli.main())\n"
 """The command line, with a line of metrics for each step."""
-TINY = [
-    "--model",
-    "Ti/16",
-    "--model.img_size",
-    "32",
-    "--model.depth",
-    "2",
-    "--model.embed_dim",
-    "32",
-    "--model.num_heads",
-    "2",
-    "--model.pool",
-    "avg",
-]
-PLAIN = [
-    "--augment.mixup_prob",
-    "0",
-    "--train.batch_size",
-    "32",
-    "--train.precision",
-    "fp32",
-    "--train.device",
-    "cpu",
-    "--optim.lr",
-    "1e-2",
-]
+SHAPE = {"img_size": "32", "depth": "2", "embed_dim": "32", "num_heads": "2", "pool": "avg"}
+PLAIN = {
+    "augment.mixup_prob": "0",
+    "train.batch_size": "32",
+    "train.precision": "fp32",
+    "train.device": "cpu",
+    "optim.lr": "1e-2",
+}
+TINY = ["--model", "Ti/16", *(word for key, value in SHAPE.items() for word in (f"--model.{key}", value))]
+TINY += [word for key, value in PLAIN.items() for word in (f"--{key}", value)]
 
 
 @pytest.fixture
@@ -85,7 +69,7 @@ def run(words: Sequence[str], *, processes: int, folder: Path) -> str:
 
 
 def train_words(photos: Path, out: str, *more: str) -> list[str]:
-    return ["train", str(photos), "--recipe", "from-scratch", *TINY, *PLAIN, *more, "--out", out]
+    return ["train", str(photos), "--recipe", "from-scratch", *TINY, *more, "--out", out]
 
 
 def metrics(folder: Path, name: str) -> dict[int, float]:

@@ -64,7 +64,7 @@ def test_lines_behind_the_step_and_broken_ones_are_dropped(tmp_path: Path) -> No
     metrics.close()
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"loss": 1}\n{"step": 2, "lo')
-    truncate_metrics(tmp_path, step=2)
+    truncate_metrics(tmp_path, step=2, evaluated=0)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}]
     again = Metrics(tmp_path)
     again.write(3, {"loss": 0.25})
@@ -73,6 +73,20 @@ def test_lines_behind_the_step_and_broken_ones_are_dropped(tmp_path: Path) -> No
     assert not (tmp_path / "metrics.part").exists()
 
 
+def test_scores_that_a_resumed_run_writes_again_are_dropped(tmp_path: Path) -> None:
+    """The checkpoint was written at the step of an evaluation, but before it."""
+    for evaluated, kept in ((2, [2, 2, 4]), (4, [2, 2, 4, 4])):
+        metrics = Metrics(tmp_path)
+        for step in (2, 4, 6):
+            metrics.write(step, {"loss": 0.5})
+            metrics.write(step, {"val_top1": 0.5})
+        metrics.close()
+        truncate_metrics(tmp_path, step=4, evaluated=evaluated)
+        path = tmp_path / "metrics.jsonl"
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == kept
+        path.unlink()
+
+
 def test_a_run_without_metrics_so_far(tmp_path: Path) -> None:
-    truncate_metrics(tmp_path, step=2)
+    truncate_metrics(tmp_path, step=2, evaluated=0)
     assert (tmp_path / "metrics.jsonl").read_text() == ""

@@ -147,7 +147,7 @@ def test_the_same_call_begins_a_run_and_goes_on_with_it(tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run", train={"steps": 6}, resume="auto")
     for other in ({"optim": {"name": "adamw", "lr": 5e-4}}, {"model": TINY | {"depth": 1}}, {"train": {"steps": 7}}):
-        with pytest.raises(ValueError, match=r'run ".*run" was begun with other settings; say the same ones, or choose'):
+        with pytest.raises(ValueError, match=r'run ".*run" was begun by another command; say the same again, or choose'):
             train(tmp_path / "run", resume="auto", **{"train": {"steps": 6}, **other})
     with pytest.raises(ValueError, match="exists and is never overwritten"):
         train(tmp_path / "run", train={"steps": 6})
@@ -177,6 +177,10 @@ def test_a_run_that_came_to_no_checkpoint_begins_anew(tmp_path: Path, monkeypatc
             train(tmp_path / "run")
     with pytest.raises(ValueError, match="the run stopped before the first one: train again"):
         vitrail.resume(tmp_path / "run", console=quiet())
+    (tmp_path / "run" / "checkpoints" / "mine").mkdir()
+    with pytest.raises(ValueError, match='run" holds no checkpoint, but mine besides; take it away'):
+        train(tmp_path / "run", resume="auto")
+    (tmp_path / "run" / "checkpoints" / "mine").rmdir()
     assert train(tmp_path / "run", resume="auto").steps == 3
 
 
@@ -184,7 +188,7 @@ def test_a_run_that_came_to_no_checkpoint_begins_anew(tmp_path: Path, monkeypatc
 def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields: dict[str, Any] = {"train": {"steps": 12, "eval_every": 1.0}}
+    fields: dict[str, Any] = {"train": {"steps": 12, "eval_every": 1.0}, "data": {"val_fraction": 0.2}}
     straight = train(tmp_path / "straight", **fields)
     first = next(line for line in lines(straight.folder) if "val_top1" in line)
     asked = []
@@ -212,7 +216,7 @@ def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(
 def test_the_best_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.2, 0.6, 0.4, 0.5])
     monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, next(scores)))
-    train(tmp_path / "run", train={"steps": 20, "eval_every": 0.6, "keep": 1, "keep_best": True})
+    train(tmp_path / "run", train={"steps": 10, "eval_every": 0.6, "keep": 1, "keep_best": True}, data={"val_fraction": 0.2})
     found = [json.loads((path / "state.json").read_text()) for path in checkpoint.complete(tmp_path / "run" / "checkpoints")]
     assert [state["score"] for state in found] == [0.6, None], "the best, and the last"
 
@@ -411,3 +415,38 @@ def test_repeated_and_balanced_runs_resume_bit_for_bit(tmp_path: Path, monkeypat
             train(tmp_path / "broken", **fields)
     resumed = vitrail.resume(tmp_path / "broken", console=quiet())
     assert (resumed.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_signal_in_the_last_save_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind it come the model's file and the scores, which may take longer than a scheduler waits."""
+    straight, save = train(tmp_path / "straight"), checkpoint.save
+
+    def asked(*args: Any, **kwargs: Any) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", asked)
+        with pytest.raises(KeyboardInterrupt, match=r"^step 3 is saved; go on with `vitrail resume"):
+            train(tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    resumed = vitrail.resume(tmp_path / "run", console=quiet())
+    assert (resumed.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_the_best_evaluation_is_kept_where_a_signal_came_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        CtrlC(patched, at=2)
+        with pytest.raises(KeyboardInterrupt, match="step 2 is saved"):
+            train(
+                tmp_path / "run",
+                train={"steps": 8, "eval_every": 0.6, "keep": 1, "keep_best": True},
+                data={"val_fraction": 0.2},
+            )
+    scores = iter([0.6, 0.2, 0.4])
+    monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, next(scores)))
+    vitrail.resume(tmp_path / "run", console=quiet())
+    found = [json.loads((path / "state.json").read_text()) for path in checkpoint.complete(tmp_path / "run" / "checkpoints")]
+    assert [state["score"] for state in found] == [0.6, None], "the best, and the last"

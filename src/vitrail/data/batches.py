@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -91,8 +94,8 @@ def train_batches(
     steps sees a part of the images, the next one another (as DeiT's: Touvron et al. 2021). With `balanced` an epoch draws
     every class equally often, give or take one, however many images it has.
 
-    With `part`, every batch is its own rows only, and one none of whose images can be read is given as it is, empty: those
-    who read the other parts are at the same step. Raises ValueError for a batch with fewer images than parts.
+    A batch none of whose images can be read is given as it is, empty: it has its step. With `part`, every batch is its own rows
+    only. Raises ValueError for a batch with fewer images than parts.
     """
     if part.count > min(batch_size, len(split) * augment.repeats):
         few = min(batch_size, len(split) * augment.repeats)
@@ -114,7 +117,7 @@ def train_batches(
                 yield Job(epoch, order[at], None if turns is None else turns[at])
             epoch, step = epoch + 1, 0
 
-    return _read(_Reader(split, seed, augment), jobs(), keep_empty=part.count > 1)
+    return _read(_Reader(split, seed, augment), jobs(), keep_empty=True)
 
 
 def _drawn(
@@ -179,6 +182,7 @@ def _read(reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False) -> 
                 worker_init_fn=_leave_signals_to_the_parent,
             )
         )
+        DEATHS.take_over()
     else:
         loader = (reader[job] for job in jobs)
     lost_in_a_row = 0
@@ -193,25 +197,71 @@ def _read(reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False) -> 
             )
 
 
+class Deaths:
+    """Tells that a loader process died when the next batch is asked for, and not before.
+
+    torch tells it by an error out of a signal's handler, at whatever the main thread is doing: half-way through a step, of
+    which nothing could be saved, or in a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._tell: Callable[[int, FrameType | None], Any] = lambda number, frame: None
+        self._asked = self._untold = False
+
+    def take_over(self) -> None:
+        """Takes the place of torch's handler, which the first loader sets, in the main thread only."""
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            now = signal.getsignal(signal.SIGCHLD)
+            if callable(now) and now != self._hear:
+                self._tell = now
+                signal.signal(signal.SIGCHLD, self._hear)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Deaths raise RuntimeError in here, those of before as well."""
+        self._asked = True
+        try:
+            if self._untold:
+                self._untold = False
+                self._tell(signal.SIGCHLD, None)
+            yield
+        finally:
+            self._asked = False
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            self._tell(number, frame)
+        else:
+            self._untold = True
+
+
+DEATHS = Deaths()
+
+
 class LoaderLost(ValueError):
     """A loader process is gone; what it was to read can be read again."""
 
 
 def _watched(loader: Iterator[R]) -> Iterator[R]:
     """What the loader gives. Raises LoaderLost, in one line, where one of its processes died or ran out of shared memory."""
-    try:
-        yield from loader
-    except RuntimeError as error:
-        text = str(error)
-        if "Bus error" in text or "shared memory" in text or ("/torch_" in text and "No space left" in text):
-            raise LoaderLost(
-                "the loader processes ran out of shared memory (/dev/shm); make it larger, or use data.workers 0"
-            ) from error
-        if re.search(r"DataLoader worker \(pid.*\) (exited|is killed)", text):
-            raise LoaderLost(
-                "a loader process was killed, as happens where memory runs out; use fewer data.workers, or 0 for none"
-            ) from error
-        raise
+    while True:
+        try:
+            with DEATHS.told():
+                item = next(loader)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            text = str(error)
+            if "Bus error" in text or "shared memory" in text or ("/torch_" in text and "No space left" in text):
+                raise LoaderLost(
+                    "the loader processes ran out of shared memory (/dev/shm); make it larger, or use data.workers 0"
+                ) from error
+            if re.search(r"DataLoader worker \(pid.*\) (exited|is killed)", text):
+                raise LoaderLost(
+                    "a loader process was killed, as happens where memory runs out; use fewer data.workers, or 0 for none"
+                ) from error
+            raise
+        yield item
 
 
 def _as_it_is(item: Any) -> Any:
@@ -219,6 +269,9 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):  # the parent still wants its batch, and a checkpoint
+    """The parent still wants its batch, and a checkpoint; SIGTERM, which is also how it ends a loader, has half a minute."""
+    for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))

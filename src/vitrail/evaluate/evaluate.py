@@ -61,7 +61,7 @@ def evaluate(
         raise ValueError("an image of this split may have several labels, so there is no accuracy; use evaluate_labels")
 
     def take(logits: Tensor, raw: RawBatch) -> tuple[Judged, Tensor]:
-        return judge(logits, raw.labels), raw.labels
+        return Judged(*(value.cpu() for value in judge(logits, raw.labels))), raw.labels.cpu()
 
     own = _of_batches(take, model, split, preprocessing, batch_size, torch.device(device), autocast_dtype, among)
     judged = [one for part in among.gather(own) for one in part]

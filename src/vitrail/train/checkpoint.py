@@ -82,6 +82,10 @@ def save(
                 save_file({name: value.contiguous() for name, value in own.items()}, draft / f"{part}.safetensors")
 
     def end() -> None:
+        if is_sharded(model):
+            from vitrail.train import parts
+
+            parts.require_all(draft)
         (draft / STATE).write_text(json.dumps(state))
         (draft / SUMS).write_bytes(sums(draft))
         for path in (*draft.iterdir(), draft):
@@ -96,6 +100,9 @@ def save(
 
     try:
         if is_sharded(model):
+            world.same_buffers(model)  # whose copies the parts may take from any process
+            if ema is not None:
+                world.same_buffers(ema.mean)
             world.on_first(begin)
             from vitrail.train import parts  # a second of imports that others do without
 

@@ -22,7 +22,7 @@ from vitrail.models import ViT
 
 Result = TypeVar("Result")
 
-TIMEOUT_S = 600.0
+TIMEOUT_S = 1800.0
 """Seconds that a process waits for the others before it gives up; $VITRAIL_TIMEOUT_S says otherwise."""
 
 
@@ -110,14 +110,14 @@ def world(device: torch.device) -> Iterator[World]:
 
     A process group that somebody set up is used as it is, and left.
     """
+    if device.type == "cuda" and "RANK" in os.environ:
+        torch.cuda.set_device(device)
     if dist.is_available() and dist.is_initialized():
         yield current()
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield ALONE
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     seconds = float(os.environ.get("VITRAIL_TIMEOUT_S", TIMEOUT_S))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
@@ -134,8 +134,10 @@ def current() -> World:
 
 def own_device(device: torch.device) -> torch.device:
     """The device of this process: with several GPUs, the one that torchrun counts it to."""
-    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+    if device.type != "cuda" or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
         return device
+    if device.index is not None:
+        raise ValueError(f"train.device {device} is one GPU for all processes; use cuda, and each has its own")
     local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= count:
         raise ValueError(f"--nproc-per-node is more than the {count} GPUs of this machine; use {count}, or --train.device cpu")

@@ -34,6 +34,8 @@ from vitrail.train.sizes import patch_at, side_unit, size_at
 from vitrail.train.step import Ema, Step
 from vitrail.weights.run_folder import SETTINGS, sha256
 
+PATIENCE_S = 1.0
+"""Seconds after which a second Ctrl-C is one of its own."""
 LOG_EVERY_S = 1.0
 """Seconds between two lines of metrics.jsonl."""
 
@@ -60,6 +62,8 @@ class Loop:
     """None in the processes that do not write."""
     display: Display
     world: World = ALONE
+    images_are: str = ""
+    """A hash of the names of all images in their order, which every draw depends on."""
     stopped_at_probe: bool = False
     """Whether the model is the probe of its frozen features, and is not to be trained."""
     step: int = 0
@@ -89,8 +93,9 @@ class Loop:
         rate, logged = Rate(), 0.0
         self.move.model.train()
         with self.display, Interrupt() as interrupt, self.saved_if_lost():
-            if self.step and self.evaluation_is_due() and self.evaluated != self.step:  # it was interrupted there
-                self.validate(interrupt)
+            missed = self.step > 0 and self.evaluation_is_due() and self.evaluated != self.step  # it was interrupted there
+            if missed and self.validate(interrupt) and cfg.train.keep_best:
+                self.save()
             for epoch, batch in self.batches():
                 torch.manual_seed(step_seed(cfg.train.seed, self.step, rank=self.world.rank))
                 lr = self.lr_factor()
@@ -110,6 +115,8 @@ class Loop:
                     self.log(epoch, losses, lr=lr, images_per_s=images_per_s)
                 if last:
                     self.save()
+                    if asked := self.world.greatest(interrupt.number)[0]:  # while it was written
+                        self.leave(asked, saved=True)
                     return
                 long_ago = now - saved >= 60 * cfg.train.checkpoint_every
                 asked, due = self.world.greatest(interrupt.number, long_ago)
@@ -120,9 +127,10 @@ class Loop:
                     self.save()
                     saved = time.perf_counter()
 
-    def leave(self, number: float) -> NoReturn:
-        """Saves, and ends the run as a signal asked."""
-        self.save()
+    def leave(self, number: float, *, saved: bool = False) -> NoReturn:
+        """Saves, if that is not done, and ends the run as a signal asked."""
+        if not saved:
+            self.save()
         raise Interrupted(f"step {self.step} is saved; go on with `vitrail resume {self.folder}`", number=int(number))
 
     @contextmanager
@@ -275,7 +283,7 @@ class Loop:
 
     def save(self) -> Path:
         """A checkpoint of all that the run needs to go on."""
-        state = {"pace": self.pace.state(), "evaluated": self.evaluated, "best": self.best}
+        state = {"pace": self.pace.state(), "evaluated": self.evaluated, "best": self.best, "images": self.images_are}
         return checkpoint.save(
             self.folder / "checkpoints",
             step=self.step,
@@ -290,7 +298,12 @@ class Loop:
         )
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
-        """Goes back to a checkpoint."""
+        """Goes back to a checkpoint. Raises ValueError where the images are others, or in another order, than they were."""
+        if state["images"] != self.images_are:
+            raise ValueError(
+                f"the images of {self.settings.data.path} are not those that the run began with, so it can't go on as it would "
+                "have; put them back, or train again"
+            )
         move = self.move
         checkpoint.restore(path, state, model=move.model, ema=self.ema, optimizers=move.optimizers, scaler=move.scaler)
         self.step, self.pace = state["step"], Pace.from_state(state["pace"])
@@ -311,9 +324,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Turns the first Ctrl-C, SIGTERM or SIGUSR1 into a wish that is granted between two steps; a second is not held back.
+    """Turns Ctrl-C, SIGTERM and SIGUSR1 into a wish that is granted between two steps; a second Ctrl-C is not held back.
 
-    Schedulers send the latter two some time before they kill: SLURM what `--signal` says, Kubernetes SIGTERM.
+    Schedulers send the latter two some time before they kill: SLURM what `--signal` says, Kubernetes SIGTERM. One signal may
+    come twice, from the scheduler and from torchrun, which hands on what it gets: that is no second wish.
     """
 
     SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -321,6 +335,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.number = 0
         """The signal that asked; 0 for none."""
+        self.since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -333,6 +348,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.since > PATIENCE_S:
             raise KeyboardInterrupt
-        self.number = number

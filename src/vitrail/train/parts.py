@@ -85,6 +85,13 @@ def read(path: Path, targets: dict[str, Tensor]) -> None:
         load(dict(targets), storage_reader=PartsReader(path), no_dist=True)
 
 
+def require_all(draft: Path) -> None:
+    """Raises OSError where a process's parts are not beside the others': machines that do not share a file system."""
+    for place in (PartsReader(draft).read_metadata().storage_data or {}).values():
+        if not (draft / place.relative_path).exists():
+            raise OSError(f"{place.relative_path} is not there: the run folder has to be on a disk that all processes share")
+
+
 def own(like: Tensor, value: Tensor) -> Tensor:
     """A whole tensor as one in parts, split as another is: this process's part of it."""
     assert isinstance(like, DTensor)

@@ -60,13 +60,17 @@ def tensorboard(folder: Path) -> Writer | None:
     return SummaryWriter(folder / "tensorboard")
 
 
-def truncate_metrics(folder: Path, *, step: int) -> None:
-    """Drops the lines behind `step`: a resumed run writes them again. A line cut short by a crash goes too."""
+def truncate_metrics(folder: Path, *, step: int, evaluated: int) -> None:
+    """Drops the lines behind `step`, and the scores behind step `evaluated`: a resumed run writes them again.
+
+    A line cut short by a crash goes too.
+    """
     path = folder / "metrics.jsonl"
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            if json.loads(line)["step"] <= step:
+            told = json.loads(line)
+            if told["step"] <= (evaluated if any(name.startswith("val_") for name in told) else step):
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue

@@ -6,18 +6,33 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
-from vitrail.config import SCRATCH, ModelConfig, Preprocessing, Settings, ViTConfig, is_baseline, name_of, pair, parse_name
+from vitrail.config import (
+    SCRATCH,
+    DataConfig,
+    ModelConfig,
+    Preprocessing,
+    Settings,
+    TrainConfig,
+    ViTConfig,
+    is_baseline,
+    name_of,
+    pair,
+    parse_name,
+)
 from vitrail.data.batches import Part, steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import NAMES, open_source
@@ -28,11 +43,11 @@ from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import advice, checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World, is_sharded, own_device, shard, whole, world
-from vitrail.train.ladder import Ladder, apply_probe, climb, has_linear_head
+from vitrail.train.ladder import apply_probe, climb, has_linear_head
 from vitrail.train.loop import Interrupt, Interrupted, Loop
 from vitrail.train.notes import unused
 from vitrail.train.objectives import build_objective
-from vitrail.train.optim import build_optimizers
+from vitrail.train.optim import build_optimizers, group_table
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, duration, truncate_metrics
 from vitrail.train.sizes import check_sizes
@@ -42,6 +57,11 @@ from vitrail.weights import save_model
 from vitrail.weights.run_folder import SETTINGS, sha256
 
 DEFAULT_EPOCHS = 100.0
+CALL = "call.json"
+"""What was asked for when a run began; `resume="auto"` compares it."""
+BEGUN = frozenset({CALL, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json"})
+"""Files that a run has written when it comes to its first checkpoint."""
+OUTCOMES = ("model.safetensors", "evaluation.json")
 PHOTO_SIZE = 224
 """Side in pixels for photographs, where no setting says another."""
 
@@ -100,8 +120,11 @@ def train(
     with world(own_device(pick_device(asked.get("train", {}).get("device", "auto")))) as processes:
         display = Display(console if processes.first else Console(quiet=True))
         where = asked.get("data", {}).get("path", "fashion-sample")
-        if resume is not None and processes.on_first(lambda: goes_on(Path(str(out)), asked)):
-            return _resume(Path(str(out)), processes, display)
+        call = json.loads(json.dumps({"asked": asked, "recipe": recipe}, default=str))
+        if resume is not None:
+            if processes.on_first(lambda: goes_on(Path(str(out)), call)):
+                return _resume(Path(str(out)), processes, display)
+            processes.on_first(lambda: clear(Path(str(out))))
         folder = processes.on_first(lambda: free_folder(out, where))
         settings = processes.on_first(
             lambda: settled(where, recipe=recipe, from_file=config is not None, written=written, said=said, display=display)
@@ -109,6 +132,7 @@ def train(
         source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
         with new_folder(folder, processes):
             if processes.first:
+                write_whole(folder / CALL, json.dumps(call, indent=2) + "\n")
                 write_whole(folder / SETTINGS, layers.to_yaml(settings))
             loop = prepare(settings, source, folder, display, processes, begin=True)
             if loop.stopped_at_probe:
@@ -251,27 +275,36 @@ def resume(folder: str | Path, *, console: Console | None = None) -> Run:
 
 
 def _resume(folder: Path, processes: World, display: Display) -> Run:
-    if (folder / "evaluation.json").exists():
-        raise ValueError(
-            f'run "{folder}" is finished; `vitrail evaluate {folder}` scores it, `vitrail train --out` starts another'
-        )
-    settings = settings_of(folder)
-    source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
-    path, state, damaged = processes.on_first(lambda: checkpoint.newest(folder / "checkpoints"))
+    """`resume`, in the processes of a run."""
+    path, state, damaged = processes.on_first(lambda: found(folder))
     for line in damaged:
         display.say(f"passed over: {line}")
-    if state["settings"] != sha256(folder / SETTINGS):
-        file = folder / SETTINGS
-        raise ValueError(
-            f"{file} was changed since the checkpoint; put it back, or begin anew: `vitrail train --config {file}`"
-        )
-    if processes.first:
-        truncate_metrics(folder, step=state["step"])  # before the loop opens the file, or it would write into the old one
+    settings = settings_of(folder)
+    source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
+    if processes.first:  # before the loop opens the file, or it would write into the old one
+        truncate_metrics(folder, step=state["step"], evaluated=state["evaluated"])
     processes.barrier()
     loop = prepare(settings, source, folder, display, processes, begin=False)
     loop.restore(path, state)
     display.say(f"going on at step {loop.step:,}")
     return finish(loop, source)
+
+
+def found(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint that a run goes on from, as `checkpoint.newest` gives it. Raises ValueError where it does not go on."""
+    if (folder / "evaluation.json").exists():
+        raise ValueError(
+            f'run "{folder}" is finished; `vitrail evaluate {folder}` scores it, `vitrail train --out` starts another'
+        )
+    if (folder / "model.safetensors").exists() and not checkpoint.complete(folder / "checkpoints"):
+        raise ValueError(f'run "{folder}" stopped at the probe, and is not scored yet; `vitrail evaluate {folder}` scores it')
+    path, state, damaged = checkpoint.newest(folder / "checkpoints")
+    if state["settings"] != sha256(folder / SETTINGS):
+        file = folder / SETTINGS
+        raise ValueError(
+            f"{file} was changed since the checkpoint; put it back, or begin anew: `vitrail train --config {file}`"
+        )
+    return path, state, damaged
 
 
 def settings_of(folder: Path) -> Settings:
@@ -281,38 +314,33 @@ def settings_of(folder: Path) -> Settings:
     return layers.from_yaml((folder / SETTINGS).read_text(encoding="utf-8"))
 
 
-def goes_on(folder: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether a call that may resume finds a run to go on with; one that never came to a checkpoint is cleared away.
+def goes_on(folder: Path, call: Mapping[str, Any]) -> bool:
+    """Whether a call that may resume finds a run to go on with.
 
-    Raises ValueError for a folder that is no run, and for a run that was begun with other settings.
+    Raises ValueError for a folder that is no run, and for a run that another call began.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    settings_of(folder)
+    begun = folder / CALL
+    if not begun.exists() or json.loads(begun.read_text(encoding="utf-8")) != call:
+        raise ValueError(f'run "{folder}" was begun by another command; say the same again, or choose another --out')
+    return bool(checkpoint.complete(folder / "checkpoints")) or any((folder / name).exists() for name in OUTCOMES)
+
+
+def clear(folder: Path) -> None:
+    """Takes away what a run has left that came to no checkpoint: its first files, and drafts.
+
+    Raises ValueError, and takes nothing, where anything else is there.
     """
     if not folder.exists():
-        return False
-    begun = {path.name for path in folder.iterdir() if path.suffix != ".part"} <= BEGUN
-    if (folder / SETTINGS).exists() or not begun:
-        require_same(folder, asked)
-        begun = begun and not checkpoint.complete(folder / "checkpoints")
-    if begun:
-        shutil.rmtree(folder)
-    return not begun
-
-
-def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Raises ValueError where what is asked for now would have begun another run than the one in the folder."""
-    known = settings_of(folder)
-    now = {section: dict(fields) for section, fields in nameless(asked).items()}
-    name = asked.get("model", {}).get("name")
-    if name is not None:
-        now["model"] = {**parse_name(name), **now["model"]}
-    for section, key in (("data", "path"), ("distill", "teacher")):  # as `resolved` keeps them
-        value = now.get(section, {}).get(key)
-        if value is not None and value not in NAMES and Path(value).exists():
-            now[section][key] = str(Path(value).resolve())
-    if now.get("train", {}).get("precision") == "auto":
-        del now["train"]["precision"]
-    other_cnn = name is not None and is_baseline(name) and name != known.model.name
-    if other_cnn or layers.build([dataclasses.asdict(known), now]) != known:
-        raise ValueError(f'run "{folder}" was begun with other settings; say the same ones, or choose another --out')
+        return
+    own = BEGUN | {f"{name}.part" for name in BEGUN} | {"checkpoints", "tensorboard"}
+    others = [path.name for path in folder.iterdir() if path.name not in own]
+    others += [path.name for path in folder.glob("checkpoints/*") if not re.fullmatch(r"step_\d+\.part", path.name)]
+    if others:
+        raise ValueError(f'"{folder}" holds no checkpoint, but {min(others)} besides; take it away, or choose another --out')
+    shutil.rmtree(folder)
 
 
 def resolved(settings: Settings, source: Source, given: Preprocessing | None) -> Settings:
@@ -349,11 +377,7 @@ def prepare(
     dtype = autocast_dtype(cfg.precision, device)
     images = preprocessing_for(source, settings)
     data = shared_by(settings.data, processes.neighbours)
-    split = source.load("train", preprocessing=images, cfg=data, augment=settings.augment)
-    if not len(split):
-        raise ValueError(f"{source.name} has no training images; lower data.val_fraction {settings.data.val_fraction}")
-    others: list[SplitName] = [name for name in source.splits if name != "train"]
-    views: dict[str, Split] = {name: source.load(name, preprocessing=images, cfg=data) for name in others}
+    split, views, images_are = images_of(source, settings, images, data, processes)
     skipped = write_skipped(folder, split, *views.values()) if processes.first else 0
 
     torch.manual_seed(cfg.seed)
@@ -362,38 +386,40 @@ def prepare(
         display.say(str(model.receipt))
     model.preprocessing, model.classes, model.multi_label = images, source.classes, source.multi_label
     model.checkpointing = cfg.checkpointing
-    parameters = sum(p.numel() for p in model.parameters())
     together = f" · {processes.size} processes" if processes.size > 1 else ""
     display.say(
         f"{source.name}: {len(split):,} training images, {len(source.classes)} classes · "
-        f"{settings.model.weights or settings.model.name}: {parameters:,} parameters, "
+        f"{settings.model.weights or settings.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{images.img_size[0]}x{images.img_size[1]} px · "
         f"{device.type}, {cfg.precision}{together}"
     )
     if skipped:
         display.say(f"left out: {skipped:,} files that can't be read, named in {folder / 'skipped.txt'}")
+    group_table(model, settings.optim)  # what can't be says so before the ladder
+    objective = build_objective(
+        settings,
+        split=split,
+        preprocessing=images,
+        classes=source.classes,
+        device=device,
+        dtype=dtype,
+        multi_label=source.multi_label,
+    )
     stop = False
     if begin and settings.model.weights not in (None, SCRATCH) and cfg.ladder and not source.multi_label:
         known = {**views, "train": source.load("train", preprocessing=images, cfg=data)}
-        rungs = climb_first(model, known, device=device, dtype=dtype, seed=cfg.seed, display=display)
-        if processes.first:
-            write_whole(folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2) + "\n")
-        stop = cfg.stop_early and not rungs.advice.finetune
-        if stop or (cfg.probe_head and has_linear_head(model)):
-            apply_probe(model, rungs.probe)
-        elif cfg.probe_head:
-            display.say("the head is not one linear layer, so it can't start as the probe; it starts from random weights")
+        stop = climb_first(model, known, cfg, folder, display, processes, device=device, dtype=dtype)
     mean = copy.deepcopy(model) if cfg.ema_decay else None
+    if cfg.compile:  # blocks before they are in parts, as torch has it
+        # all blocks share one list of graphs: learning, frozen or scored, at one size or any; the default of 8 is too short
+        torch.compiler.config.recompile_limit = 32
+        for part in model.blocks if isinstance(model, ViT) else [model]:
+            part.compile()
     if cfg.shard and processes.size == 1 and not begin:
         display.say("train.shard: this one process has all of every weight")
     elif cfg.shard:
         for one in [model] if mean is None else [model, mean]:
             shard(one, processes, device=device, dtype=dtype)
-    if cfg.compile:
-        # all blocks share one list of graphs: learning, frozen or scored, at one size or any; the default of 8 is too short
-        torch.compiler.config.recompile_limit = 32
-        for part in model.blocks if isinstance(model, ViT) else [model]:
-            part.compile()
     optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size)
     score = None
     if len(views.get("val", ())):
@@ -408,15 +434,7 @@ def prepare(
         move=Step(
             model,
             optimizers,
-            build_objective(
-                settings,
-                split=split,
-                preprocessing=images,
-                classes=source.classes,
-                device=device,
-                dtype=dtype,
-                multi_label=source.multi_label,
-            ),
+            objective,
             autocast_dtype=dtype,
             clip_norm=settings.optim.clip_norm,
             accumulate=cfg.accumulate,
@@ -430,7 +448,27 @@ def prepare(
         display=display,
         world=processes,
         stopped_at_probe=stop,
+        images_are=images_are,
     )
+
+
+def images_of(
+    source: Source, settings: Settings, images: Preprocessing, data: DataConfig, processes: World
+) -> tuple[Split, dict[str, Split], str]:
+    """The training images, the evaluation views of the others, and a hash of the names of all in their order.
+
+    Raises ValueError where there is nothing to train on, and where the processes do not see the same images.
+    """
+    split = source.load("train", preprocessing=images, cfg=data, augment=settings.augment)
+    if not len(split):
+        raise ValueError(f"{source.name} has no training images; lower data.val_fraction {settings.data.val_fraction}")
+    others: list[SplitName] = [name for name in source.splits if name != "train"]
+    views: dict[str, Split] = {name: source.load(name, preprocessing=images, cfg=data) for name in others}
+    names = "\0".join(chain(split.names, *(view.names for view in views.values())))
+    digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+    if len(set(processes.gather(digest))) > 1:
+        raise ValueError(f"the processes do not read the same images of {source.name}; let all machines see the same files")
+    return split, views, digest
 
 
 def shared_by(data: DataConfig, processes: int) -> DataConfig:
@@ -456,13 +494,18 @@ def finish(loop: Loop, source: Source) -> Run:
 def climb_first(
     model: ViT | Baseline,
     splits: Mapping[str, Split],
+    cfg: TrainConfig,
+    folder: Path,
+    display: Display,
+    processes: World,
     *,
     device: torch.device,
     dtype: torch.dtype | None,
-    seed: int,
-    display: Display,
-) -> Ladder:
-    """k-NN and a linear probe on what the weights give before they are trained, told line by line."""
+) -> bool:
+    """k-NN and a linear probe on what the weights give before they are trained; the probe becomes the head.
+
+    Says, and ladder.json keeps, what they reach. Returns whether the run is to stop there.
+    """
     display.say("first k-NN and a linear probe on frozen features (train.ladder false leaves them out):")
     assert model.preprocessing is not None
     rungs = climb(
@@ -472,11 +515,19 @@ def climb_first(
         num_classes=len(model.classes),
         device=device,
         autocast_dtype=dtype,
-        seed=seed,
+        seed=cfg.seed,
     )
+    rungs = processes.on_first(lambda: rungs)  # the others' may differ in the last bits, and what follows may not
     for line in rungs.lines():
         display.say(f"  {line}")
-    return rungs
+    if processes.first:
+        write_whole(folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2) + "\n")
+    stop = cfg.stop_early and not rungs.advice.finetune
+    if stop or (cfg.probe_head and has_linear_head(model)):
+        apply_probe(model, rungs.probe)
+    elif cfg.probe_head:
+        display.say("the head is not one linear layer, so it can't start as the probe; it starts from random weights")
+    return stop
 
 
 def conclude(loop: Loop, source: Source) -> Run:
@@ -497,6 +548,8 @@ def conclude(loop: Loop, source: Source) -> Run:
 
         scores = score_model(model, watch, split=split, device=loop.device, dtype=loop.move.autocast_dtype, processes=processes)
     name, value, (low, high) = scores.headline
+    for lost in processes.gather([split.skipped for split in (loop.split, *loop.views.values())]):
+        loop.split.record([item for part in lost for item in part])
     if processes.first:
         write_skipped(loop.folder, loop.split, *loop.views.values())
         save_evaluation(scores, loop.folder, data=source.name, split=which)

@@ -65,9 +65,9 @@ class Step:
 
     def weight(self, batch: Batch) -> float:
         """What this process's mean weighs: the mean over the processes is then the mean over all images that could be read."""
-        if self.world.size == 1:
-            return 1.0
         own = 0 if batch.stands_in else len(batch)
+        if self.world.size == 1:
+            return float(own > 0)
         images = int(self.world.sum(torch.tensor(own)).item())
         return self.world.size * own / max(1, images)
 
