@@ -67,6 +67,14 @@ def test_what_is_said_of_the_augmentation_holds_above_the_recipe(images: int) ->
     assert bool(augment.mixup_alpha) == ("mixup" in words)
 
 
+def test_small_images_keep_nearly_all_of_themselves() -> None:
+    small = dataclasses.replace(TI, img_size=(32, 32))
+    given = advise(dataclasses.replace(SOME, images=500, class_counts=(50,) * 10, model=small))
+    assert given.layer["augment"]["crop_scale"] == [0.7, 1.0]
+    assert any("32 px are all subject" in reason.text for reason in given.reasons)
+    assert advise(SOME).layer["augment"]["crop_scale"][0] < 0.5
+
+
 def test_five_images_learn_at_the_rate_of_the_tables_batch() -> None:
     layer = advise(dataclasses.replace(SOME, images=5, class_counts=(1,) * 5)).layer
     assert layer["train"]["batch_size"] * layer["optim"]["lr"] == pytest.approx(TABLE[0].batch_size * TABLE[0].lr)
@@ -124,7 +132,10 @@ def test_a_run_from_weights_has_their_shape_and_preprocessing(
     assert written.data.crop_pct == 0.9
 
 
-def test_stop_early_ends_at_the_probe(weights: Path, image_folder: ImageFolder, tmp_path: Path) -> None:
+def test_stop_early_ends_at_the_probe(
+    weights: Path, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrail.train.ladder.LEFT", 2.0)  # nothing is left to win, whatever the probe reaches
     photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 3, "dog": 3}})
     run = vitrail.train(photos, weights=weights, out=tmp_path / "run", train={**SHORT, "stop_early": True})
     assert run.steps == 0
@@ -134,7 +145,10 @@ def test_stop_early_ends_at_the_probe(weights: Path, image_folder: ImageFolder, 
     assert run.evaluation.top1 == pytest.approx(ladder["probe"]["test"]["accuracy"])
 
 
-def test_fine_tuning_starts_at_the_probe(weights: Path, image_folder: ImageFolder, tmp_path: Path) -> None:
+def test_fine_tuning_starts_at_the_probe(
+    weights: Path, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrail.train.ladder.LEFT", 2.0)  # so that `stop_early` gives the probe
     photos = image_folder({"train": {"cat": 8, "dog": 8}, "test": {"cat": 9, "dog": 9}})
     still = {"optim": {"lr": 1e-12, "weight_decay": 0.0}, "train": SHORT | {"ema_decay": 0.9}}
     run = vitrail.train(photos, weights=weights, out=tmp_path / "run", **still)

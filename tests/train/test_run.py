@@ -30,6 +30,10 @@ TINY = {"name": "Ti/14", "embed_dim": 12, "num_heads": 2, "depth": 2}
 LENGTH = {"steps": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}
 
 
+ONCE_IN_TWO = {"eval_every": 0.6, "keep": 1, "keep_best": True}
+"""Steps, for the fixture's images."""
+
+
 def quiet() -> Console:
     return Console(file=io.StringIO(), force_terminal=False)
 
@@ -185,6 +189,16 @@ def test_a_run_that_came_to_no_checkpoint_begins_anew(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.usefixtures("idx_set")
+@pytest.mark.parametrize("left", [(), ("call.json.part",), ("call.json", "config.yaml.part"), ("metrics.jsonl",)])
+def test_a_run_killed_as_it_began_begins_anew(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """Or as what was left of it was cleared away: there are no settings yet, or no more."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in left:
+        (tmp_path / "run" / name).write_text("{")
+    assert train(tmp_path / "run", train={"steps": 1}, resume="auto").steps == 1
+
+
+@pytest.mark.usefixtures("idx_set")
 def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +230,7 @@ def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(
 def test_the_best_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.2, 0.6, 0.4, 0.5])
     monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, next(scores)))
-    train(tmp_path / "run", train={"steps": 10, "eval_every": 0.6, "keep": 1, "keep_best": True}, data={"val_fraction": 0.2})
+    train(tmp_path / "run", train={**ONCE_IN_TWO, "steps": 10}, data={"val_fraction": 0.2})
     found = [json.loads((path / "state.json").read_text()) for path in checkpoint.complete(tmp_path / "run" / "checkpoints")]
     assert [state["score"] for state in found] == [0.6, None], "the best, and the last"
 

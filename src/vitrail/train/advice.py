@@ -3,7 +3,8 @@
 One table, one row for each order of magnitude of images. Where the numbers come from: the fewer the images, the more the
 weights have to stay where they are (layer decay, low rate) and the longer an epoch count has to be to give enough steps
 (Steiner et al. 2021, section 4.5; Touvron et al. 2022, table 9; Bao et al. 2022 and He et al. 2022, both table 9).
-Mixing and RandAugment help from some thousand images on and cost accuracy below (Steiner et al. 2021, figure 4).
+Mixing and RandAugment help from some thousand images on and cost accuracy below (Steiner et al. 2021, figure 4). What crops
+cost small images, and that the head starts at the probe, is our own measurement (dev/LOG.md, benchmarks/transfer.py).
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ TABLE = (  #  images  epochs batch  lr at 1024  decay  drop path
     Row(100_000, 12, 128, 2e-3, 0.75, 0.1, STRONG, "RandAugment, mixup, cutmix and erasing"),
     Row(float("inf"), 6, 256, 2e-3, 0.8, 0.1, STRONG, "RandAugment, mixup, cutmix and erasing"),
 )
+
+SMALL = 64
+"""Side in pixels up to which images are all subject: small crops and jittered colours cost them accuracy."""
+SMALL_CROPS: dict[str, Any] = {"crop_scale": [0.7, 1.0], "color_jitter": 0.0}
 
 PRETRAINED = {  # what is fetched where no weights are named: a size that the device trains in reasonable time
     "cpu": "timm/vit_tiny_patch16_224.augreg_in21k",
@@ -113,10 +118,11 @@ def advise(facts: Facts) -> Advice:
     batch, parts, why_batch = batch_for(replace(facts.model, img_size=size), facts, row.batch_size)
     lr = row.lr * row.batch_size / batch  # a batch made small by lack of images learns at the rate of the table's
     epochs = max(row.epochs, -(-LEAST_STEPS // max(1, facts.images // batch)))
+    small = max(size) <= SMALL
     length: dict[str, Any] = {"epochs": epochs} if facts.minutes is None else {"minutes": facts.minutes}
     layer: dict[str, dict[str, Any]] = {
         "model": {"img_size": list(size), "drop_path_rate": row.drop_path_rate},
-        "augment": dict(row.augment),
+        "augment": row.augment | (SMALL_CROPS if small else {}),
         "optim": {"name": "adamw", "lr": lr, "layer_decay": row.layer_decay, "weight_decay": 0.05, "warmup": 0.1},
         "train": {**length, "batch_size": batch, "accumulate": parts, "eval_every": max(1, epochs // 10)},
     }
@@ -131,7 +137,10 @@ def advise(facts: Facts) -> Advice:
             f"learning rate {lr:g} at batch 1024, {row.layer_decay:g} of it for each block further down: {counted}",
         ),
         Reason(("train.batch_size",), f"batch {batch}" + (f" in {parts} parts" if parts > 1 else "") + f": {why_batch}"),
-        Reason(("augment.rand_augment", "augment.crop_scale"), f"augmentation: {row.words}"),
+        Reason(
+            ("augment.rand_augment", "augment.crop_scale"),
+            f"augmentation: {row.words}" + (f"; crops of 0.7 at least, for {max(size)} px are all subject" if small else ""),
+        ),
     ]
     if facts.minutes is None:
         text = f"{epochs} epochs: {steps:,} steps are enough for weights that only have to adapt"

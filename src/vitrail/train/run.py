@@ -319,7 +319,7 @@ def goes_on(folder: Path, call: Mapping[str, Any]) -> bool:
 
     Raises ValueError for a folder that is no run, and for a run that another call began.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or not ((folder / SETTINGS).exists() or others(folder)):  # killed as it began, or was cleared away
         return False
     settings_of(folder)
     begun = folder / CALL
@@ -335,12 +335,17 @@ def clear(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    own = BEGUN | {f"{name}.part" for name in BEGUN} | {"checkpoints", "tensorboard"}
-    others = [path.name for path in folder.iterdir() if path.name not in own]
-    others += [path.name for path in folder.glob("checkpoints/*") if not re.fullmatch(r"step_\d+\.part", path.name)]
-    if others:
-        raise ValueError(f'"{folder}" holds no checkpoint, but {min(others)} besides; take it away, or choose another --out')
+    if found := others(folder):
+        raise ValueError(f'"{folder}" holds no checkpoint, but {min(found)} besides; take it away, or choose another --out')
     shutil.rmtree(folder)
+
+
+def others(folder: Path) -> list[str]:
+    """What is in a folder besides the first files of a run, and drafts."""
+    own = BEGUN | {f"{name}.part" for name in BEGUN} | {"checkpoints", "tensorboard"}
+    drafts = re.compile(r"step_\d+\.part")
+    found = [path.name for path in folder.iterdir() if path.name not in own]
+    return found + [path.name for path in folder.glob("checkpoints/*") if not drafts.fullmatch(path.name)]
 
 
 def resolved(settings: Settings, source: Source, given: Preprocessing | None) -> Settings:
