@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import multiprocessing.reduction
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.augment import augment, crop_boxes
 from vitrail.data.batch import RawBatch
-from vitrail.data.batches import LoaderLost, class_weights, eval_batches, steps_per_epoch, train_batches
+from vitrail.data.batches import Job, LoaderLost, class_weights, eval_batches, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
 from vitrail.data.draws import Draws
 from vitrail.data.folder import open_folder
@@ -328,3 +330,29 @@ def test_a_lost_loader_is_told_of_when_a_batch_is_asked_for(image_folder: ImageF
     time.sleep(0.01)  # in which the signal's handler runs
     with pytest.raises(LoaderLost, match=r"a loader process was killed, .*; use fewer data\.workers"):
         next(batches)
+
+
+def test_a_lack_of_shared_memory_is_told(image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not left to the queue's thread, which would drop the batch that is waited for."""
+    root, augment = image_folder({"train": {"a": 8, "b": 8}}), AugmentConfig()
+
+    def full(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # in the loader, which is a copy of this process
+    batches = train_batches(file_split(root, 1, augment), batch_size=4, seed=0, augment=augment)
+    with pytest.raises(
+        LoaderLost, match=r"^the loader processes ran out of shared memory \(/dev/shm\); make it larger, or use"
+    ):
+        next(batches)
+
+
+def test_what_a_loader_is_asked_for_goes_to_it_by_value() -> None:
+    order = torch.arange(1000).view(100, 10)
+    for turns in (None, order[4]):
+        sent = bytes(multiprocessing.reduction.ForkingPickler.dumps(Job(2, order[3], turns)))
+        assert len(sent) < 600, "the row, not the tensor that it is a part of"
+        there = pickle.loads(sent)
+        assert there.epoch == 2
+        assert torch.equal(there.indexes, order[3])
+        assert there.turns is None if turns is None else torch.equal(there.turns, turns)

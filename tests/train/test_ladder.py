@@ -81,7 +81,7 @@ def test_without_other_images_the_training_images_are_held_out_in_turn() -> None
     assert climbed.to_dict()["probe"]["test"] is None
     one_each = climb(tiny(), {"train": shades(3, seed=0)}, **whole)  # type: ignore[arg-type]
     assert one_each.lines()[1].startswith("linear probe: no images to score")
-    assert climb(tiny(), alone, **whole).advice.finetune  # type: ignore[arg-type]
+    assert one_each.advice.finetune
 
 
 def test_mistakes_are_one_line() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -48,6 +49,14 @@ class Job(NamedTuple):
     epoch: int
     indexes: Int64[Tensor, " B"]
     turns: Int64[Tensor, " B"] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To a loader process by value, for tensors go through shared memory: of that the batches need all there is."""
+        return _job, (self.epoch, self.indexes.numpy(), None if self.turns is None else self.turns.numpy())
+
+
+def _job(epoch: int, indexes: np.ndarray, turns: np.ndarray | None) -> Job:
+    return Job(epoch, torch.from_numpy(indexes), None if turns is None else torch.from_numpy(turns))
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ def _read(reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False) -> 
                 sampler=jobs,
                 batch_size=None,  # a job is a batch already
                 num_workers=reader.split.workers,
-                collate_fn=_as_it_is,
+                collate_fn=_shared,
                 worker_init_fn=_leave_signals_to_the_parent,
             )
         )
@@ -264,7 +273,14 @@ def _watched(loader: Iterator[R]) -> Iterator[R]:
         yield item
 
 
-def _as_it_is(item: Any) -> Any:
+def _shared(item: tuple[int, RawBatch, tuple[Skipped, ...]]) -> tuple[int, RawBatch, tuple[Skipped, ...]]:
+    """The same, its tensors in shared memory, through which it goes.
+
+    The queue would move them there in a thread of its own, where a failure is told to nobody and the batch never comes.
+    """
+    for value in vars(item[1]).values():
+        if isinstance(value, Tensor) and value.numel():
+            value.share_memory_()
     return item
 
 
