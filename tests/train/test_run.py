@@ -22,6 +22,7 @@ from vitrail.data.batch import Batch
 from vitrail.evaluate import MultiLabelEvaluation
 from vitrail.train import checkpoint
 from vitrail.train import run as run_module
+from vitrail.train.folder import free_folder
 from vitrail.train.loop import Loop
 from vitrail.train.run import Run
 from vitrail.weights import read_run
@@ -280,9 +281,9 @@ def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("idx_set")
 def test_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_module.free_folder(None, "data/photos") == Path("runs/photos-1")
+    assert free_folder(None, "data/photos") == Path("runs/photos-1")
     Path("runs/photos-1").mkdir(parents=True)
-    assert run_module.free_folder(None, "data/photos") == Path("runs/photos-2")
+    assert free_folder(None, "data/photos") == Path("runs/photos-2")
 
 
 @pytest.mark.usefixtures("idx_set")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,50 +17,30 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from vitrail.config import (
-    SCRATCH,
-    DataConfig,
-    ModelConfig,
-    Preprocessing,
-    Settings,
-    TrainConfig,
-    ViTConfig,
-    is_baseline,
-    name_of,
-    pair,
-    parse_name,
-)
+from vitrail.config import SCRATCH, DataConfig, ModelConfig, Preprocessing, Settings, TrainConfig, is_baseline
 from vitrail.data.batches import Part, steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
-from vitrail.data.sources import NAMES, open_source
+from vitrail.data.sources import open_source
 from vitrail.evaluate import Evaluation, MultiLabelEvaluation, evaluate, evaluate_labels, save_evaluation
 from vitrail.evaluate.evaluate import Among
-from vitrail.models import Baseline, ViT, baseline_fields, build_model, check_model
+from vitrail.models import Baseline, ViT, baseline_fields, build_model
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
-from vitrail.train import advice, checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World, is_sharded, own_device, shard, whole, world
+from vitrail.train.folder import CALL, clear, found, free_folder, goes_on, new_folder, settings_of, write_skipped, write_whole
 from vitrail.train.ladder import apply_probe, climb, has_linear_head
 from vitrail.train.loop import Interrupt, Interrupted, Loop
-from vitrail.train.notes import unused
 from vitrail.train.objectives import build_objective
 from vitrail.train.optim import build_optimizers, group_table
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, duration, truncate_metrics
-from vitrail.train.sizes import check_sizes
+from vitrail.train.settle import preprocessing_for, settled, shallow
 from vitrail.train.step import Ema, Step, loss_scaler
 from vitrail.weights import load as load_weights
 from vitrail.weights import save_model
-from vitrail.weights.run_folder import SETTINGS, sha256
+from vitrail.weights.run_folder import SETTINGS
 
 DEFAULT_EPOCHS = 100.0
-CALL = "call.json"
-"""What was asked for when a run began; `resume="auto"` compares it."""
-BEGUN = frozenset({CALL, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json"})
-"""Files that a run has written when it comes to its first checkpoint."""
-OUTCOMES = ("model.safetensors", "evaluation.json")
-PHOTO_SIZE = 224
-"""Side in pixels for photographs, where no setting says another."""
 
 
 @dataclass(frozen=True)
@@ -141,132 +118,6 @@ def train(
             return finish(loop, source)
 
 
-def settled(
-    where: str,
-    *,
-    recipe: str | None,
-    from_file: bool,
-    written: Mapping[str, Any],
-    said: Mapping[str, Any],
-    display: Display,
-) -> Settings:
-    """Every setting of a run on the data at `where`: what was said, what is written, a recipe's, and what the data say."""
-    asked = layers.merge(written, said)
-    unchecked = layers.build([asked])
-    source = open_source(where, val_fraction=unchecked.data.val_fraction)
-    told = recipe is not None or from_file  # then it says what is to be done, and nothing is fitted
-    start = asked.get("model", {}).get("weights") or (None if told else within_reach(source, asked, display))
-    if start in (None, SCRATCH):
-        known = layers.read_recipe(recipe or layers.default_recipe(where)) if recipe or not from_file else {}
-        settings, images = layers.build([facts(source), known, written, said]), None
-    else:
-        settings, images = fine_tuning(start, source, recipe=recipe, fitted=not told, said=asked, display=display)
-    if settings.data.val_fraction != unchecked.data.val_fraction:  # the recipe's, which a resumed run takes as well
-        source = open_source(where, val_fraction=settings.data.val_fraction)
-    settings = resolved(settings, source, images)
-    if settings.model.num_classes != len(source.classes):
-        raise ValueError(
-            f"model.num_classes {settings.model.num_classes} does not fit {source.name}, "
-            f"which has {len(source.classes)} classes; leave the setting out"
-        )
-    check_model(settings.model)  # what can't be built says so before the images are read
-    check_sizes(settings)
-    for line in unused(settings, said=said, multi_label=source.multi_label):
-        display.say(f"note: {line}")
-    return settings
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Settings
-
-
-def within_reach(source: Source, asked: Mapping[str, Any], display: Display) -> str | None:
-    """The weights to start from where somebody trains on photographs and names neither weights nor a model."""
-    if source.img_size is not None or asked.get("model"):
-        return None
-    name = advice.PRETRAINED[pick_device(asked.get("train", {}).get("device", "auto")).type]
-    try:
-        load_weights(name)
-    except ValueError as error:
-        display.say(f"no pretrained weights are within reach ({name}: {str(error).partition(';')[0]}); training from scratch")
-        return None
-    return name
-
-
-def fine_tuning(
-    start: str, source: Source, *, recipe: str | None, fitted: bool, said: Mapping[str, Any], display: Display
-) -> tuple[Settings, Preprocessing]:
-    """The settings to fine-tune weights with: the recipe's, or those fitted to the facts, below what was said.
-
-    The model's shape is the weights'. Also gives what the weights say of their images.
-    """
-    name = said.get("model", {}).get("name")
-    named = parse_name(name) if name else {}  # what the name says of the shape is compared with the weights below
-    fields = {key: value for key, value in layers.model_fields(said).items() if key != "weights" and named.get(key) != value}
-    model = load_weights(start, **{"num_classes": len(source.classes), "in_channels": source.channels, **fields})
-    shape = dataclasses.asdict(model.config)
-    if not isinstance(model, Baseline):
-        shape["name"] = name_of(model.config)
-    if name and (isinstance(model, Baseline) or is_baseline(name)) and name != shape["name"]:
-        raise ValueError(f'model.name "{name}" is not what the weights {start} are of, {shape["name"]}; leave --model out')
-    for key, value in named.items():
-        if not (key in fields or key == "img_size") and pair_or(shape[key]) != pair_or(value):
-            raise ValueError(
-                f'model.name "{name}" has {key} {value}, and the weights {start} have {shape[key]}; leave --model out'
-            )
-    below = layers.read_recipe(recipe or "finetune")
-    if "name" in below.get("model", {}):
-        raise ValueError(
-            f'recipe "{recipe}" has a model of its own, and the weights {start} have theirs; use --recipe finetune'
-        )
-    stack = [{"model": shape}, below]
-    if isinstance(model, Baseline):
-        stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # nobody asked for the recipe's
-    elif fitted:
-        stack.append(fit(model, source, nameless(said), display))
-    if model.classes == source.classes:
-        display.say(
-            "the weights know these classes: their head is where training starts (train.probe_head true takes the probe)"
-        )
-        stack.append({"train": {"probe_head": False}})
-    assert model.preprocessing is not None
-    return layers.build([*stack, nameless(said)]), model.preprocessing
-
-
-def fit(model: ViT, source: Source, said: Mapping[str, Any], display: Display) -> dict[str, Any]:
-    """The settings that follow from the facts, printed with their reasons and, beside what was said, as they are typed."""
-    lengths, counts = said.get("train", {}), source.class_counts()
-    device = pick_device(lengths.get("device", "auto"))
-    given = advice.advise(
-        advice.Facts(
-            images=source.train_images(),
-            class_counts=counts,
-            side=None if source.img_size is None else min(source.img_size),
-            device=device.type,
-            memory_bytes=advice.memory_of(device),
-            minutes=lengths.get("minutes"),
-            model=model.config,
-            multi_label=source.multi_label,
-        )
-    )
-    display.say("fitted to the data, the device and the time:")
-    for reason in given.said_of([f"{section}.{key}" for section, fields in said.items() for key in fields]):
-        display.say(f"  {reason}")
-    together = layers.merge(given.layer, {section: fields for section, fields in said.items() if section != "data"})
-    display.say(f"the same as: vitrail train {source.name} {layers.command('finetune', together)}")
-    return given.layer
-
-
-def nameless(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """A layer without the model's name, which would start its shape afresh."""
-    return {**layer, "model": {key: value for key, value in layer.get("model", {}).items() if key != "name"}}
-
-
-def pair_or(value: Any) -> Any:
-    """Sides as pairs, anything else as it is."""
-    return tuple(value) if isinstance(value, list) else (value, value) if isinstance(value, int) else value
-
-
 def resume(folder: str | Path, *, console: Console | None = None) -> Run:
     """Goes on with a run from its newest checkpoint. Raises ValueError where it is finished, or holds no checkpoint."""
     settings = settings_of(Path(folder))
@@ -288,88 +139,6 @@ def _resume(folder: Path, processes: World, display: Display) -> Run:
     loop.restore(path, state)
     display.say(f"going on at step {loop.step:,}")
     return finish(loop, source)
-
-
-def found(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The checkpoint that a run goes on from, as `checkpoint.newest` gives it. Raises ValueError where it does not go on."""
-    if (folder / "evaluation.json").exists():
-        raise ValueError(
-            f'run "{folder}" is finished; `vitrail evaluate {folder}` scores it, `vitrail train --out` starts another'
-        )
-    if (folder / "model.safetensors").exists() and not checkpoint.complete(folder / "checkpoints"):
-        raise ValueError(f'run "{folder}" stopped at the probe, and is not scored yet; `vitrail evaluate {folder}` scores it')
-    path, state, damaged = checkpoint.newest(folder / "checkpoints")
-    if state["settings"] != sha256(folder / SETTINGS):
-        file = folder / SETTINGS
-        raise ValueError(
-            f"{file} was changed since the checkpoint; put it back, or begin anew: `vitrail train --config {file}`"
-        )
-    return path, state, damaged
-
-
-def settings_of(folder: Path) -> Settings:
-    """The settings that a run was begun with. Raises ValueError for a folder that is none."""
-    if not (folder / SETTINGS).exists():
-        raise ValueError(f'"{folder}" holds no {SETTINGS}, so it is no run folder; `vitrail train` makes one')
-    return layers.from_yaml((folder / SETTINGS).read_text(encoding="utf-8"))
-
-
-def goes_on(folder: Path, call: Mapping[str, Any]) -> bool:
-    """Whether a call that may resume finds a run to go on with.
-
-    Raises ValueError for a folder that is no run, and for a run that another call began.
-    """
-    if not folder.exists() or not ((folder / SETTINGS).exists() or others(folder)):  # killed as it began, or was cleared away
-        return False
-    settings_of(folder)
-    begun = folder / CALL
-    if not begun.exists() or json.loads(begun.read_text(encoding="utf-8")) != call:
-        raise ValueError(f'run "{folder}" was begun by another command; say the same again, or choose another --out')
-    return bool(checkpoint.complete(folder / "checkpoints")) or any((folder / name).exists() for name in OUTCOMES)
-
-
-def clear(folder: Path) -> None:
-    """Takes away what a run has left that came to no checkpoint: its first files, and drafts.
-
-    Raises ValueError, and takes nothing, where anything else is there.
-    """
-    if not folder.exists():
-        return
-    if found := others(folder):
-        raise ValueError(f'"{folder}" holds no checkpoint, but {min(found)} besides; take it away, or choose another --out')
-    shutil.rmtree(folder)
-
-
-def others(folder: Path) -> list[str]:
-    """What is in a folder besides the first files of a run, and drafts."""
-    own = BEGUN | {f"{name}.part" for name in BEGUN} | {"checkpoints", "tensorboard"}
-    drafts = re.compile(r"step_\d+\.part")
-    found = [path.name for path in folder.iterdir() if path.name not in own]
-    return found + [path.name for path in folder.glob("checkpoints/*") if not drafts.fullmatch(path.name)]
-
-
-def resolved(settings: Settings, source: Source, given: Preprocessing | None) -> Settings:
-    """The settings with nothing left to find out: a run goes on, and is scored, as it began, wherever it is."""
-    dtype = autocast_dtype(settings.train.precision, pick_device(settings.train.device))
-    path = settings.data.path if settings.data.path in NAMES else str(Path(settings.data.path).resolve())
-    images = preprocessing_for(source, settings, given)
-    data = {"path": path, **{name: getattr(images, name) for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation")}}
-    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
-    teacher = settings.distill.teacher
-    if teacher is not None and Path(teacher).exists():
-        teacher = str(Path(teacher).resolve())
-    return dataclasses.replace(
-        settings,
-        data=dataclasses.replace(settings.data, **data),
-        distill=dataclasses.replace(settings.distill, teacher=teacher),
-        train=dataclasses.replace(settings.train, precision=precision),  # type: ignore[arg-type]
-    )
-
-
-def facts(source: Source) -> dict[str, Any]:
-    """What the data says of the model, below everything that somebody says."""
-    size = PHOTO_SIZE if source.img_size is None else source.img_size
-    return {"model": {"img_size": size, "in_channels": source.channels, "num_classes": len(source.classes)}}
 
 
 def prepare(
@@ -608,41 +377,6 @@ def score_model(
     )
 
 
-def preprocessing_for(source: Source, settings: Settings, given: Preprocessing | None = None) -> Preprocessing:
-    """What happens to images before the model: as the settings say, else the weights (`given`), else the data set."""
-    cfg, data = settings.model, settings.data
-    own = 0.875 if source.img_size is None else 1.0  # small images are all subject, photographs have margins
-    known = given or Preprocessing(
-        img_size=pair(cfg.img_size), in_channels=source.channels, mean=source.mean, std=source.std, crop_pct=own
-    )
-    mean, std = (in_channels_of(values, cfg.in_channels) for values in (data.mean or known.mean, data.std or known.std))
-    if len(mean) != cfg.in_channels or len(std) != cfg.in_channels or cfg.in_channels not in (1, 3):
-        raise ValueError(
-            f"model.in_channels {cfg.in_channels} does not fit {source.name}, whose images have {source.channels}; use 1 or 3"
-        )
-    return Preprocessing(
-        img_size=pair(cfg.img_size),
-        in_channels=cfg.in_channels,
-        mean=mean,
-        std=std,
-        crop_pct=data.crop_pct or known.crop_pct,
-        crop_mode=data.crop_mode or known.crop_mode,
-        interpolation=data.interpolation or known.interpolation,
-    )
-
-
-def in_channels_of(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Means or deviations of RGB for grey images, and of grey ones for RGB."""
-    if channels == 1:
-        return (sum(values) / len(values),)
-    return values * channels if len(values) == 1 else values
-
-
-def shallow(config: ViTConfig) -> dict[str, Any]:
-    """The fields of a config, by name."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-
 def pace_for(settings: Settings, split: Split) -> Pace:
     """The run's length in steps, or in seconds to which the steps are fitted."""
     cfg = settings.train
@@ -652,44 +386,3 @@ def pace_for(settings: Settings, split: Split) -> Pace:
         return Pace(cfg.steps)
     epochs = DEFAULT_EPOCHS if cfg.epochs is None else cfg.epochs
     return Pace(max(1, round(epochs * steps_per_epoch(split, batch_size=cfg.batch_size))))
-
-
-def free_folder(out: str | Path | None, data: str) -> Path:
-    """Where the run goes: `out`, or the next free folder under runs/. Raises ValueError for one that exists."""
-    if out is not None:
-        if Path(out).exists():
-            raise ValueError(f'run folder "{out}" exists and is never overwritten; choose another --out, or resume it')
-        return Path(out)
-    name, number = Path(data).resolve().name or "run", 1
-    while Path("runs", f"{name}-{number}").exists():
-        number += 1
-    return Path("runs", f"{name}-{number}")
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path, processes: World = ALONE) -> Iterator[None]:
-    """Makes the run's folder; it goes again if training fails before anything of worth came into it."""
-    processes.on_first(lambda: folder.mkdir(parents=True))
-    try:
-        yield
-    except BaseException:
-        if processes.first and not any(
-            (folder / name).exists() for name in ("checkpoints", "model.safetensors", "bad_batch.txt")
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def write_skipped(folder: Path, *splits: Split) -> int:
-    """skipped.txt: each file that was left out, and why; no file where none was. Returns how many there are."""
-    items = {item.path: item.reason for split in splits for item in split.skipped}
-    if items:
-        write_whole(folder / "skipped.txt", "".join(f"{path}\t{reason}\n" for path, reason in sorted(items.items())))
-    return len(items)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
-    os.replace(draft, path)

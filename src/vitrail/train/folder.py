@@ -1,0 +1,124 @@
+"""A run's folder: begun, found again, cleared away, and its files written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrail.config import Settings
+from vitrail.data.dataset import Split
+from vitrail.train import checkpoint
+from vitrail.train import settings as layers
+from vitrail.train.distributed import ALONE, World
+from vitrail.weights.run_folder import SETTINGS, sha256
+
+CALL = "call.json"
+"""What was asked for when a run began; `resume="auto"` compares it."""
+BEGUN = frozenset({CALL, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json"})
+"""Files that a run has written when it comes to its first checkpoint."""
+OUTCOMES = ("model.safetensors", "evaluation.json")
+
+
+def free_folder(out: str | Path | None, data: str) -> Path:
+    """Where the run goes: `out`, or the next free folder under runs/. Raises ValueError for one that exists."""
+    if out is not None:
+        if Path(out).exists():
+            raise ValueError(f'run folder "{out}" exists and is never overwritten; choose another --out, or resume it')
+        return Path(out)
+    name, number = Path(data).resolve().name or "run", 1
+    while Path("runs", f"{name}-{number}").exists():
+        number += 1
+    return Path("runs", f"{name}-{number}")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, processes: World = ALONE) -> Iterator[None]:
+    """Makes the run's folder; it goes again if training fails before anything of worth came into it."""
+    processes.on_first(lambda: folder.mkdir(parents=True))
+    try:
+        yield
+    except BaseException:
+        if processes.first and not any(
+            (folder / name).exists() for name in ("checkpoints", "model.safetensors", "bad_batch.txt")
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def goes_on(folder: Path, call: Mapping[str, Any]) -> bool:
+    """Whether a call that may resume finds a run to go on with.
+
+    Raises ValueError for a folder that is no run, and for a run that another call began.
+    """
+    if not folder.exists() or not ((folder / SETTINGS).exists() or others(folder)):  # killed as it began, or was cleared away
+        return False
+    settings_of(folder)
+    begun = folder / CALL
+    if not begun.exists() or json.loads(begun.read_text(encoding="utf-8")) != call:
+        raise ValueError(f'run "{folder}" was begun by another command; say the same again, or choose another --out')
+    return bool(checkpoint.complete(folder / "checkpoints")) or any((folder / name).exists() for name in OUTCOMES)
+
+
+def clear(folder: Path) -> None:
+    """Takes away what a run has left that came to no checkpoint: its first files, and drafts.
+
+    Raises ValueError, and takes nothing, where anything else is there.
+    """
+    if not folder.exists():
+        return
+    if found := others(folder):
+        raise ValueError(f'"{folder}" holds no checkpoint, but {min(found)} besides; take it away, or choose another --out')
+    shutil.rmtree(folder)
+
+
+def others(folder: Path) -> list[str]:
+    """What is in a folder besides the first files of a run, and drafts."""
+    own = BEGUN | {f"{name}.part" for name in BEGUN} | {"checkpoints", "tensorboard"}
+    drafts = re.compile(r"step_\d+\.part")
+    found = [path.name for path in folder.iterdir() if path.name not in own]
+    return found + [path.name for path in folder.glob("checkpoints/*") if not drafts.fullmatch(path.name)]
+
+
+def found(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint that a run goes on from, as `checkpoint.newest` gives it. Raises ValueError where it does not go on."""
+    if (folder / "evaluation.json").exists():
+        raise ValueError(
+            f'run "{folder}" is finished; `vitrail evaluate {folder}` scores it, `vitrail train --out` starts another'
+        )
+    if (folder / "model.safetensors").exists() and not checkpoint.complete(folder / "checkpoints"):
+        raise ValueError(f'run "{folder}" stopped at the probe, and is not scored yet; `vitrail evaluate {folder}` scores it')
+    path, state, damaged = checkpoint.newest(folder / "checkpoints")
+    if state["settings"] != sha256(folder / SETTINGS):
+        file = folder / SETTINGS
+        raise ValueError(
+            f"{file} was changed since the checkpoint; put it back, or begin anew: `vitrail train --config {file}`"
+        )
+    return path, state, damaged
+
+
+def settings_of(folder: Path) -> Settings:
+    """The settings that a run was begun with. Raises ValueError for a folder that is none."""
+    if not (folder / SETTINGS).exists():
+        raise ValueError(f'"{folder}" holds no {SETTINGS}, so it is no run folder; `vitrail train` makes one')
+    return layers.from_yaml((folder / SETTINGS).read_text(encoding="utf-8"))
+
+
+def write_skipped(folder: Path, *splits: Split) -> int:
+    """skipped.txt: each file that was left out, and why; no file where none was. Returns how many there are."""
+    items = {item.path: item.reason for split in splits for item in split.skipped}
+    if items:
+        write_whole(folder / "skipped.txt", "".join(f"{path}\t{reason}\n" for path, reason in sorted(items.items())))
+    return len(items)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
+    os.replace(draft, path)
