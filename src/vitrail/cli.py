@@ -228,22 +228,23 @@ def train(words: list[str]) -> int:
     )
     settings.add_settings(parser)
     parsed = terminal.parse_settings(parser, words)
-    out = parsed.get("out")
-    if parsed.get("resume") and out and (Path(out) / "evaluation.json").exists():
-        if in_front():
-            print(f"run {out} is finished; `vitrail evaluate {out}` scores it")
-        return OK
 
+    from vitrail.train.folder import Finished
     from vitrail.train.run import train as start
 
-    done = start(
-        parsed.get("path"),
-        recipe=parsed.get("recipe"),
-        config=parsed.get("config"),
-        out=out,
-        resume=parsed.get("resume"),
-        **settings.layer_of(parsed),
-    )
+    try:
+        done = start(
+            parsed.get("path"),
+            recipe=parsed.get("recipe"),
+            config=parsed.get("config"),
+            out=parsed.get("out"),
+            resume=parsed.get("resume"),
+            **settings.layer_of(parsed),
+        )
+    except Finished as finished:  # all that --resume auto asks for
+        if in_front():
+            print(finished)
+        return OK
     if in_front():
         terminal.print_what_is_next(done.folder)
     return OK

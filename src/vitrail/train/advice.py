@@ -139,7 +139,8 @@ def advise(facts: Facts) -> Advice:
         Reason(("train.batch_size",), f"batch {batch}" + (f" in {parts} parts" if parts > 1 else "") + f": {why_batch}"),
         Reason(
             ("augment.rand_augment", "augment.crop_scale"),
-            f"augmentation: {row.words}" + (f"; crops of 0.7 at least, for {max(size)} px are all subject" if small else ""),
+            f"augmentation: {row.words}"
+            + (f"; crops keep 0.7, and colours stay: {max(size)} px are all subject" if small else ""),
         ),
     ]
     if facts.minutes is None:

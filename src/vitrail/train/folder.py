@@ -25,6 +25,10 @@ BEGUN = frozenset({CALL, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json"
 OUTCOMES = ("model.safetensors", "evaluation.json")
 
 
+class Finished(ValueError):
+    """There is nothing to go on with: the run came to its end."""
+
+
 def free_folder(out: str | Path | None, data: str) -> Path:
     """Where the run goes: `out`, or the next free folder under runs/. Raises ValueError for one that exists."""
     if out is not None:
@@ -85,12 +89,16 @@ def others(folder: Path) -> list[str]:
     return found + [path.name for path in folder.glob("checkpoints/*") if not drafts.fullmatch(path.name)]
 
 
-def found(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The checkpoint that a run goes on from, as `checkpoint.newest` gives it. Raises ValueError where it does not go on."""
+def require_unfinished(folder: Path) -> None:
+    """Raises Finished for a run that came to its end."""
     if (folder / "evaluation.json").exists():
-        raise ValueError(
+        raise Finished(
             f'run "{folder}" is finished; `vitrail evaluate {folder}` scores it, `vitrail train --out` starts another'
         )
+
+
+def found(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint that a run goes on from, as `checkpoint.newest` gives it. Raises ValueError where it does not go on."""
     if (folder / "model.safetensors").exists() and not checkpoint.complete(folder / "checkpoints"):
         raise ValueError(f'run "{folder}" stopped at the probe, and is not scored yet; `vitrail evaluate {folder}` scores it')
     path, state, damaged = checkpoint.newest(folder / "checkpoints")

@@ -27,7 +27,18 @@ from vitrail.models import Baseline, ViT, baseline_fields, build_model
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World, is_sharded, own_device, shard, whole, world
-from vitrail.train.folder import CALL, clear, found, free_folder, goes_on, new_folder, settings_of, write_skipped, write_whole
+from vitrail.train.folder import (
+    CALL,
+    clear,
+    found,
+    free_folder,
+    goes_on,
+    new_folder,
+    require_unfinished,
+    settings_of,
+    write_skipped,
+    write_whole,
+)
 from vitrail.train.ladder import apply_probe, climb, has_linear_head
 from vitrail.train.loop import Interrupt, Interrupted, Loop
 from vitrail.train.objectives import build_objective
@@ -127,6 +138,7 @@ def resume(folder: str | Path, *, console: Console | None = None) -> Run:
 
 def _resume(folder: Path, processes: World, display: Display) -> Run:
     """`resume`, in the processes of a run."""
+    require_unfinished(folder)  # in every process: none of them has failed
     path, state, damaged = processes.on_first(lambda: found(folder))
     for line in damaged:
         display.say(f"passed over: {line}")
