@@ -92,6 +92,10 @@ class Try:
             self.wrong.append(otherwise)
 
 
+Done = list[tuple[Path, Try]]
+"""The run folder of each try, and the try."""
+
+
 @dataclass
 class Started:
     """A command that runs, and the file that it prints into."""
@@ -229,7 +233,7 @@ class Ground:
     def shown(self, text: str, out: Path) -> str:
         """A line without the names of these folders and without figures that change from try to try."""
         text = text.replace(str(out), "RUN").replace(str(self.photos), "PHOTOS").replace(str(self.folder), "")
-        text = re.sub(r"\x1b\[[\d;]*m", "", text)
+        text = re.sub(r"\(epoch \d+, images [^;]*;", "(epoch …, images …;", re.sub(r"\x1b\[[\d;]*m", "", text))
         return re.sub(r"\bstep_\d+", "step_…", re.sub(r"\bstep [\d,]+", "step …", text))
 
     def close(self) -> None:
@@ -301,8 +305,8 @@ def left_out(fault: str, why: str) -> dict[str, Any]:
 
 def killed(ground: Ground, tries: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """SIGKILL at a moment drawn from the whole length of the run, its start included; and with one half's chance again."""
-    done, kills, saved = [], 0, 0
-    length = ground.whole().seconds
+    done: Done = []
+    kills, saved, length = 0, 0, ground.whole().seconds
     while len(done) < tries:
         out, tried, cut = ground.path("killed"), Try(), 0
         while not cut or rng.random() < 0.5:
@@ -472,7 +476,8 @@ def signalled(ground: Ground, tries: int, rng: random.Random, *, name: str, plac
 
 def signalled_at_random(ground: Ground, tries: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """SIGTERM at a moment drawn from the whole length of the run, its start included."""
-    length, done = ground.whole().seconds, []
+    length = ground.whole().seconds
+    done: Done = []
     while len(done) < tries:
         out, tried = ground.path("signalled"), Try()
         started = ground.start(ground.words(out))
@@ -556,7 +561,7 @@ def shared_memory(ground: Ground, tries: int, rng: random.Random) -> Iterator[di
 
 def loader(ground: Ground, tries: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """A loader process is killed."""
-    done = []
+    done: Done = []
     ground.whole(LOADERS)
     while len(done) < tries:
         out, tried = ground.path("loader"), Try()

@@ -273,12 +273,13 @@ def _watched(loader: Iterator[R]) -> Iterator[R]:
         yield item
 
 
-def _shared(item: tuple[int, RawBatch, tuple[Skipped, ...]]) -> tuple[int, RawBatch, tuple[Skipped, ...]]:
+def _shared(item: Any) -> Any:
     """The same, its tensors in shared memory, through which it goes.
 
     The queue would move them there in a thread of its own, where a failure is told to nobody and the batch never comes.
     """
-    for value in vars(item[1]).values():
+    _, batch, _ = item
+    for value in vars(batch).values():
         if isinstance(value, Tensor) and value.numel():
             value.share_memory_()
     return item
