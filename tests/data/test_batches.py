@@ -332,6 +332,22 @@ def test_a_lost_loader_is_told_of_when_a_batch_is_asked_for(image_folder: ImageF
         next(batches)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), FileNotFoundError()])
+def test_a_loader_lost_while_it_hands_a_batch_over(
+    image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """torch asks whether it is alive, and it still is: its end has only begun."""
+
+    def dying(*_: Any, **__: Any) -> Iterator[Any]:
+        raise error
+        yield
+
+    monkeypatch.setattr("vitrail.data.batches.DataLoader", dying)
+    root, augment = image_folder({"train": {"a": 8, "b": 8}}), AugmentConfig()
+    with pytest.raises(LoaderLost, match="a loader process was killed"):
+        next(train_batches(file_split(root, 1, augment), batch_size=4, seed=0, augment=augment))
+
+
 def test_a_lack_of_shared_memory_is_told(image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not left to the queue's thread, which would drop the batch that is waited for."""
     root, augment = image_folder({"train": {"a": 8, "b": 8}}), AugmentConfig()

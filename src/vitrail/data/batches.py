@@ -247,6 +247,9 @@ class Deaths:
 DEATHS = Deaths()
 
 
+KILLED = "a loader process was killed, as happens where memory runs out; use fewer data.workers, or 0 for none"
+
+
 class LoaderLost(ValueError):
     """A loader process is gone; what it was to read can be read again."""
 
@@ -266,10 +269,10 @@ def _watched(loader: Iterator[R]) -> Iterator[R]:
                     "the loader processes ran out of shared memory (/dev/shm); make it larger, or use data.workers 0"
                 ) from error
             if re.search(r"DataLoader worker \(pid.*\) (exited|is killed)", text):
-                raise LoaderLost(
-                    "a loader process was killed, as happens where memory runs out; use fewer data.workers, or 0 for none"
-                ) from error
+                raise LoaderLost(KILLED) from error
             raise
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it handed a batch over
+            raise LoaderLost(KILLED) from error
         yield item
 
 
