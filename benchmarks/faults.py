@@ -517,7 +517,7 @@ def small_disk(folder: Path, *, size: str) -> Iterator[Callable[[str], None]]:
 
 def disk(ground: Ground, tries: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """A disk of 4 MB, on which all checkpoints are kept."""
-    fault, keep = "the disk is full (4 MB)", "--train.keep 1000"
+    fault, keep = "the disk is full (4 MB)", "--train.keep 1000 --train.checkpoint_every 0.0001"
     if not is_root():
         yield left_out(fault, "not tried: mounting a file system takes root")
         return
@@ -533,7 +533,7 @@ def disk(ground: Ground, tries: int, rng: random.Random) -> Iterator[dict[str, A
             tried.expect(full or "the disk is full" in tried.said, f"it said {tried.said}")
             again = ground.start(["resume", str(out)])  # while it is still full
             tried.expect(again.end() == 2 and "Traceback" not in again.text(), f"still full, it said {again.line()}")
-            enlarge("64m")
+            enlarge("2g")
             ground.go_on(tried, out, words=["resume", str(out)])
         done.append((out, tried))
     yield row(ground, fault, done)
