@@ -20,6 +20,7 @@ could have waited. It does so with all cores, and with one left to the loaders. 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -125,7 +126,7 @@ def read(folder: Path, *, interpolation: Literal["bicubic", "bilinear"], rounds:
             assert batch.dtype == torch.uint8
         return batches * BATCH / (time.perf_counter() - start)
 
-    speeds = in_turns({name: lambda name=name: turn(name) for name in contenders}, rounds=rounds)
+    speeds = in_turns({name: functools.partial(turn, name) for name in contenders}, rounds=rounds)
     return {"images_per_s": {name: summary(values) for name, values in speeds.items()}} | {
         "ratios": {name: ratio(speeds["vitrail"], speeds[name]) for name in THEIRS}
     }

@@ -79,7 +79,8 @@ def speeds(rounds: int, seconds: float) -> dict[str, Any]:
     """Both ways in turn."""
     result: dict[str, Any] = {}
     for title, options in CASES.items():
-        one, two = [], []
+        one: list[float] = []
+        two: list[float] = []
         for number in range(rounds):
             with tempfile.TemporaryDirectory() as name:
                 for processes in (1, 2) if number % 2 == 0 else (2, 1):

@@ -72,7 +72,7 @@ def pretrain(place: Path, *, epochs: float) -> vitrail.Run:
         chosen = labels < len(FIRST)
         write(place / "first" / split, images[chosen], labels[chosen])
     data = place / "first"
-    length = {"epochs": epochs, "minutes": None}
+    length: dict[str, Any] = {"epochs": epochs, "minutes": None}
     return vitrail.train(data, out=place / "base", recipe="fashion-mnist", model=SHAPE, data=VIEW, train=length, console=QUIET)
 
 
@@ -82,12 +82,12 @@ def one_cell(place: Path, weights: Path, *, shots: int, seed: int) -> dict[str, 
     write(folder / "train", *(values[draw(labels, shots=shots, seed=seed)] for values in (images, labels)))
     (folder / "test").symlink_to(place / "others")
     common: dict[str, Any] = {"data": VIEW, "console": QUIET}
-    length = {"eval_every": 0, "seed": seed}
+    length: dict[str, Any] = {"eval_every": 0, "seed": seed}
     tuned = vitrail.train(folder, weights=weights, out=folder / "tuned", train=length, **common)
     length |= {"steps": tuned.steps, "minutes": None, "batch_size": batch_size(tuned)}
     scratch = vitrail.train(folder, recipe="fashion-mnist", model=SHAPE, out=folder / "scratch", train=length, **common)
     rungs = json.loads((tuned.folder / "ladder.json").read_text())
-    cell = {"shots": shots, "seed": seed, "steps": tuned.steps}
+    cell: dict[str, Any] = {"shots": shots, "seed": seed, "steps": tuned.steps}
     cell |= {rung: rungs[rung]["test"]["accuracy"] for rung in ("knn", "probe")}
     assert isinstance(tuned.evaluation, Evaluation)
     assert isinstance(scratch.evaluation, Evaluation)
@@ -120,13 +120,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "transfer.json")
     parser.add_argument("--again", action="store_true", help="train nothing: ask today's rules on the facts of --out")
     args = parser.parse_args()
+    cells: list[dict[str, Any]] = []
     if args.again:
         before = json.loads(args.out.read_text())
         cells = [judged(cell) for cell in before["cells"]]
         args.out.write_text(json.dumps(before | {"cells": cells, "advice_right": share_right(cells)}, indent=1) + "\n")
         print(f"the advice agrees with what won in {share_right(cells):.0%} of {len(cells)} cells")
         return
-    cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         weights = args.weights or pretrain(place, epochs=args.epochs).folder

@@ -228,6 +228,23 @@ def test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_made_up_for(
 
 
 @pytest.mark.usefixtures("idx_set")
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their step had a loss still, and a signal asks for a checkpoint before the next one has none."""
+    log = Loop.log
+
+    def spoil(loop: Loop, *args: Any, **numbers: Any) -> None:
+        log(loop, *args, **numbers)
+        if loop.step == 2:
+            next(loop.move.model.parameters()).data.view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(Loop, "log", spoil)
+    CtrlC(monkeypatch, at=2)
+    with pytest.raises(ValueError, match="the weights are no numbers after step 2, and are not saved"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("idx_set")
 def test_the_best_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.2, 0.6, 0.4, 0.5])
     monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, next(scores)))

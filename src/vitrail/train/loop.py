@@ -25,7 +25,7 @@ from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.models import Baseline, ViT
 from vitrail.train import checkpoint
-from vitrail.train.distributed import ALONE, Ended, World
+from vitrail.train.distributed import ALONE, Ended, World, own_part
 from vitrail.train.objectives import target_smoothing
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
@@ -282,7 +282,18 @@ class Loop:
         return best
 
     def save(self) -> Path:
-        """A checkpoint of all that the run needs to go on."""
+        """A checkpoint of all that the run needs to go on. Raises ValueError for weights that are no numbers.
+
+        A gradient can make them so in a step whose loss is a number still.
+        """
+        broken = any(not bool(own_part(weight).isfinite().all()) for weight in self.move.model.parameters())
+        if self.world.greatest(broken)[0]:
+            if not self.world.first:
+                raise Ended("the weights are no numbers")
+            raise ValueError(
+                f"the weights are no numbers after step {self.step}, and are not saved: "
+                "lower optim.lr, lengthen optim.warmup or set optim.clip_norm; checkpoints up to here are good"
+            )
         state = {"pace": self.pace.state(), "evaluated": self.evaluated, "best": self.best, "images": self.images_are}
         return checkpoint.save(
             self.folder / "checkpoints",
