@@ -140,8 +140,8 @@ def ladder(seen: Mapping[str, Features], *, num_classes: int, device: torch.devi
 def advise(facts: Facts) -> Advice:
     """Whether fine-tuning can be expected to beat the probe, and why, in one sentence.
 
-    It starts at the probe, with features that are as good, and from there it won at any number of images in our runs
-    (benchmarks/transfer.py: from one image a class on) and in the papers (Kumar et al. 2022; with whole training sets
+    It starts at the probe, with features that are as good, and from there it won in the few draws that we have tried
+    (dev/LOG.md: single ones, and this rule was made by them) and in the papers (Kumar et al. 2022; with whole training sets
     Kornblith et al. 2019). So the one reason against it is that nothing is left to win: the probe gets all but `LEFT` of the
     held-out images right. The reason for it is, of these, the first that holds: the probe misses images that it was fitted to
     (`TOLD_APART`), or neighbours beat it; the frozen features are the limit then. Else there is what images there are.
