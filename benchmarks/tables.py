@@ -223,9 +223,10 @@ def transfer(result: dict[str, Any]) -> str:
     return (
         f"{_grid(['images a class', *titles.values()], cells)}\n\n"
         f"Percent of {result['test_images']:,} test images of five classes, by weights that know five others "
-        f"({_percent(result['pretraining_accuracy'])} % of those): mean of {draws} draws and its 95 % interval. The ladder's "
-        f"advice agreed with what won, fine-tuning or the probe, in {result['advice_right']:.0%} of "
-        f"{len(result['cells'])} cells. {_machines([result['machine']])}\n"
+        f"({_percent(result['pretraining_accuracy'])} % of those): mean of {draws} draws and its 95 % interval. The rules "
+        f"were made on other draws of training images, scored on these test images. The ladder's advice agreed with what won, "
+        f"fine-tuning or the probe, in {result['advice_right']:.0%} of {len(result['cells'])} cells. "
+        f"{_machines([result['machine']])}\n"
     )
 
 
@@ -238,7 +239,7 @@ def distillation(result: dict[str, Any]) -> str:
     gains = [result["taught"][seed]["top1"] - row["top1"] for seed, row in result["alone"].items()]
     return (
         f"{_grid(['Fashion-MNIST', 'alone', 'with the teacher'], cells)}\n\n"
-        f"{result['minutes']:g} minutes each, the teacher's forward passes in them. The teacher: "
+        f"{result['minutes']:g} minutes each, what the teacher took in them. The teacher: "
         f"`{result['teacher_options']}`, {_percent(result['teacher']['top1'])} % after "
         f"{result['teacher']['minutes']:g} minutes; "
         f"`{result['options']}`. Gain: {100 * min(gains):+.1f} to {100 * max(gains):+.1f} points. "

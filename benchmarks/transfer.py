@@ -1,11 +1,12 @@
 """Does transfer transfer? Weights from Fashion-MNIST's first five classes learn the other five from few images.
 
-    python benchmarks/transfer.py [--draws 5] [--epochs 6] [--shots 1 5 10 100] [--weights RUN] [--out FILE]
+    python benchmarks/transfer.py [--draws 5] [--first-draw 5] [--epochs 6] [--shots 1 5 10 100] [--weights RUN] [--out FILE]
     python benchmarks/transfer.py --again          only the advice, by the rules of today on the facts that were measured
 
 A small ViT is trained on the first five classes. Then, for every number of images a class and every draw of them: k-NN and a
 linear probe on its frozen features, fine-tuning with the settings that `vitrail train --weights` fits to the data, and
-training from random weights for as many steps, each scored on all test images of the other five classes. The ladder's
+training from random weights for as many steps, each scored on all test images of the other five classes. The draws begin with
+number 5, for those before it were looked at when the rules of fine-tuning and of the advice were made. The ladder's
 advice is right where fine-tuning beat the probe and it said so, or did not and it said so. Writes
 benchmarks/results/transfer.json, after each cell.
 """
@@ -113,6 +114,7 @@ def batch_size(run: vitrail.Run) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--first-draw", type=int, default=5)
     parser.add_argument("--epochs", type=float, default=6.0, help="of pre-training")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10, 100])
     parser.add_argument("--weights", type=Path, help="a run of this script's pre-training, instead of a new one")
@@ -138,7 +140,7 @@ def main() -> None:
         others = labels >= len(FIRST)
         write(place / "others", images[others], labels[others])
         for shots in args.shots:
-            for seed in range(args.draws):
+            for seed in range(args.first_draw, args.first_draw + args.draws):
                 cells.append(one_cell(place, weights, shots=shots, seed=seed))
                 print(cells[-1], flush=True)
                 args.out.write_text(json.dumps(result(cells, learned, int(others.sum())), indent=1) + "\n")

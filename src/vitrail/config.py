@@ -407,6 +407,12 @@ class DistillConfig:
     """The teacher's share of the loss."""
     tau: float = 3.0
     """Temperature of soft distillation."""
+    once: bool = False
+    """Ask the teacher about each image once, as it is, and mix its answers as the labels are (cf. Shen & Xing 2022).
+
+    It then costs one pass over the images instead of a forward pass at every step, but does not see what crops, colours and
+    erasing did to them. The answers take two bytes an image and class, and the pass is part of `train.minutes`.
+    """
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:

@@ -267,6 +267,22 @@ def test_probabilities_of_mixing_and_switching(prob: float, switch: float) -> No
     assert float(touched.float().mean()) <= prob + 0.05
 
 
+def test_what_a_teacher_said_is_mixed_as_the_labels() -> None:
+    """Answers that are the labels come out as the labels do; and each image gets its own, wherever it stands in the set."""
+    cfg = dataclasses.replace(PLAIN, mixup_alpha=0.8, cutmix_alpha=1.0)
+    raw, pre = raw_batch(33, 12, 12), preprocessing(12, 12, 3)
+    said = torch.zeros(60, 5, dtype=torch.float16)
+    said[raw.indexes] = torch.eye(5, dtype=torch.float16)[raw.labels]
+    batch = augment(raw, cfg=cfg, preprocessing=pre, num_classes=5, seed=0, epoch=0, taught=said)
+    assert batch.taught is not None
+    torch.testing.assert_close(batch.taught, batch.targets)
+    assert (batch.taught.amax(1) < 1).any()
+    torch.testing.assert_close(batch.part(1, 2).taught, batch.taught[16:])
+    without = augment(raw, cfg=cfg, preprocessing=pre, num_classes=5, seed=0, epoch=0)
+    torch.testing.assert_close(without.images, batch.images, atol=0, rtol=0)
+    torch.testing.assert_close(without.targets, batch.targets, atol=1e-6, rtol=0)
+
+
 def test_mixing_is_off_by_default() -> None:
     images, targets = torch.rand(3, 1, 4, 4), torch.eye(3)
     ours, mixed = mix(images, targets, draws(3), AugmentConfig())

@@ -25,12 +25,16 @@ from vitrail.config import (
     Settings,
     TrainConfig,
 )
-from vitrail.data.augment import augment
+from vitrail.data.augment import augment, normalise
 from vitrail.data.batch import Batch, RawBatch
+from vitrail.data.batches import Part
 from vitrail.data.dataset import Split
+from vitrail.data.memory import FixedSplit
+from vitrail.evaluate.evaluate import Among
 from vitrail.models import ViT
 from vitrail.train.objectives import (
     Objective,
+    answers,
     balanced_weights,
     build_objective,
     classify,
@@ -38,6 +42,7 @@ from vitrail.train.objectives import (
     label_loss,
     target_smoothing,
     teacher_loss,
+    teacher_targets,
 )
 from vitrail.train.optim import build_optimizers
 from vitrail.train.step import Step
@@ -261,7 +266,8 @@ def test_hard_distillation_by_hand(seed: int, tau: float) -> None:
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
     logits = logits_of(0)
-    assert teacher_loss(logits, logits, kind="soft", tau=3.0).item() == pytest.approx(0, abs=1e-6)
+    targets = teacher_targets(logits, kind="soft", tau=3.0)
+    assert teacher_loss(logits, targets, kind="soft", tau=3.0).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
@@ -273,7 +279,7 @@ def test_the_distillation_head_learns_the_teacher_and_the_class_head_the_labels(
     losses = distill(model, data, alpha=0.3, **objective)
     labels, taught = (
         label_loss(outputs.logits, data.targets, loss="ce"),
-        teacher_loss(outputs.dist_logits, teacher, kind=kind, tau=2.0),
+        teacher_loss(outputs.dist_logits, teacher_targets(teacher, kind=kind, tau=2.0), kind=kind, tau=2.0),
     )
     torch.testing.assert_close(losses["loss"], 0.7 * labels + 0.3 * taught)
     right = outputs.logits.argmax(1) == data.targets.argmax(1)
@@ -282,6 +288,16 @@ def test_the_distillation_head_learns_the_teacher_and_the_class_head_the_labels(
         model.zero_grad()
         distill(model, data, alpha=0.3, **objective)[name].backward()
         assert model.get_submodule(other).get_parameter("weight").grad is None, "nothing comes from there"
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_what_was_said_before_teaches_as_what_is_said_now(kind: Any) -> None:
+    student, data, teacher = Fixed(logits_of(0)), batch(), logits_of(5)
+    now = distill(student, data, ask=lambda _: teacher, kind=kind, alpha=0.3, tau=2.0)
+    data = dataclasses.replace(data, taught=teacher_targets(teacher, kind=kind, tau=2.0))
+    before = distill(student, data, ask=None, kind=kind, alpha=0.3, tau=2.0)
+    assert before.keys() == now.keys()
+    assert all(torch.equal(value, now[name]) for name, value in before.items())
 
 
 def test_one_head_learns_both() -> None:
@@ -357,6 +373,31 @@ def test_settings_bring_a_teacher(run: str, kind: Any) -> None:
     assert losses.keys() == expected.keys()
     for name, value in losses.items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_teacher_is_asked_once_about_every_image(run: str, kind: Any) -> None:
+    images = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    split = FixedSplit(images, labels=torch.zeros(300, dtype=torch.long), names=[""] * 300)
+    told = DistillConfig(teacher=run, kind=kind, tau=2.0, once=True)
+    said = answers(told, split, preprocessing=IMAGES, classes=CLASSES, device=CPU, dtype=None)
+    with torch.no_grad():
+        logits = load(run)(normalise(images, IMAGES))
+    expected = F.one_hot(logits.argmax(1), 3) if kind == "hard" else F.softmax(logits / 2, dim=1)
+    assert said.dtype == torch.float16
+    torch.testing.assert_close(said.float(), expected.float(), atol=1e-3, rtol=0)
+    halves = [
+        answers(told, split, preprocessing=IMAGES, classes=CLASSES, device=CPU, dtype=None, among=Among(Part(index, 2)))
+        for index in range(2)
+    ]
+    assert not halves[0][1::2].any(), "the other process asks about these"
+    torch.testing.assert_close(halves[0] + halves[1], said, atol=1e-3, rtol=0)
+
+
+def test_with_answers_at_hand_no_teacher_is_in_the_objective() -> None:
+    objective = built(distill=DistillConfig(teacher="runs/not/there", once=True))
+    data = dataclasses.replace(batch(), taught=batch().targets)
+    assert objective(vit(), data)["teacher_loss"] > 0
 
 
 def test_the_teacher_speaks_in_the_type_of_the_run(run: str) -> None:

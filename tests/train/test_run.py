@@ -113,8 +113,15 @@ TAUGHT: dict[str, Any] = {
 }
 
 
+ONCE: dict[str, Any] = {
+    "augment": {"crop": "pad", "mixup_alpha": 0.8, "cutmix_alpha": 1.0},
+    "distill": {"teacher": "teacher", "once": True},
+    "train": {"steps": 12, "ema_decay": 0.9, "eval_every": 1.0, "accumulate": 4},
+}
+
+
 @pytest.mark.usefixtures("idx_set")
-@pytest.mark.parametrize("fields", [RANDOM, TAUGHT], ids=["random", "taught"])
+@pytest.mark.parametrize("fields", [RANDOM, TAUGHT, ONCE], ids=["random", "taught", "taught once"])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:

@@ -1,6 +1,6 @@
 """From raw pixels to what the model sees: every augmentation, batched, on the batch's device, a fresh draw for every sample."""
 
-# B batch · C channels · H W image · K classes
+# N images · B batch · C channels · H W image · K classes
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ def augment(
     seed: int,
     epoch: int,
     label_smoothing: float = 0.0,
+    taught: Float[Tensor, "N K"] | None = None,
 ) -> Batch:
     """The batch as the model sees it in training.
 
     Order: crop, flip and the geometric part of RandAugment in one resampling; the colours of RandAugment, three-augment
     and colour jitter; normalisation; random erasing; mixup or cutmix. All draws are keyed by (seed, epoch, index), and by the
     turn where an image comes more than once: a sample comes out the same in any batch, but for the neighbour it is mixed with.
+    `taught` are further targets of all images of the split, of which the batch gets its own, mixed as the labels are.
     """
     draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
     pixels = _coloured(_placed(raw, draws, cfg, preprocessing), draws, cfg)
@@ -45,8 +47,13 @@ def augment(
     targets = raw.targets
     if targets is None:
         targets = F.one_hot(raw.labels, num_classes).float() * (1 - label_smoothing) + label_smoothing / num_classes
-    images, targets = mix(images, targets, draws, cfg)
-    return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes)
+    if taught is None:
+        images, targets = mix(images, targets, draws, cfg)
+        return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes)
+    told = taught[raw.indexes.to(taught.device)].to(targets)
+    images, both = mix(images, torch.cat([targets, told], dim=1), draws, cfg)
+    targets, told = both.chunk(2, dim=1)
+    return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes, taught=told)
 
 
 def _placed(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessing: Preprocessing) -> Tensor:

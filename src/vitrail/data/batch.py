@@ -51,6 +51,8 @@ class Batch:
     indexes: Int64[Tensor, " B"]
     patch_size: int | None = None
     """The patch that the model cuts these images into; None is its own."""
+    taught: Float[Tensor, "B K"] | None = None
+    """What a teacher says of the images, where it was asked before: targets beside the labels, mixed as they are."""
     stands_in: bool = False
     """Whether the images stand in for some that can't be read, so that a process keeps step with others: they don't count."""
 
@@ -63,5 +65,5 @@ class Batch:
 
     def rows(self, rows: slice) -> Batch:
         """Some of the images."""
-        tensors = {name: getattr(self, name)[rows] for name in ("images", "targets", "labels", "indexes")}
+        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)

@@ -63,7 +63,16 @@ def evaluate(
     def take(logits: Tensor, raw: RawBatch) -> tuple[Judged, Tensor]:
         return Judged(*(value.cpu() for value in judge(logits, raw.labels))), raw.labels.cpu()
 
-    own = _of_batches(take, model, split, preprocessing, batch_size, torch.device(device), autocast_dtype, among)
+    own = over_batches(
+        take,
+        model,
+        split,
+        preprocessing,
+        batch_size=batch_size,
+        device=torch.device(device),
+        autocast_dtype=autocast_dtype,
+        among=among,
+    )
     judged = [one for part in among.gather(own) for one in part]
     if not judged:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
@@ -90,7 +99,16 @@ def evaluate_labels(
         assert raw.targets is not None
         return logits.float().cpu(), raw.targets.cpu()
 
-    own = _of_batches(take, model, split, preprocessing, batch_size, torch.device(device), autocast_dtype, among)
+    own = over_batches(
+        take,
+        model,
+        split,
+        preprocessing,
+        batch_size=batch_size,
+        device=torch.device(device),
+        autocast_dtype=autocast_dtype,
+        among=among,
+    )
     nothing = torch.empty(0, len(classes))
     logits, targets = zip((nothing, nothing), *(one for part in among.gather(own) for one in part), strict=True)
     return score_labels(torch.cat(logits), torch.cat(targets) > 0, classes=classes)
@@ -106,22 +124,23 @@ def save_evaluation(scores: Scores, folder: Path, *, data: str, split: str) -> t
     return (path, *pictures)
 
 
-def _of_batches(
+def over_batches(
     take: Callable[[Tensor, RawBatch], Taken],
     model: nn.Module,
     split: Split,
     preprocessing: Preprocessing,
-    batch_size: int,
+    *,
+    batch_size: int = 256,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
-    among: Among,
+    among: Among = ALONE,
 ) -> list[Taken]:
     """What is taken of the logits (B, K) of each batch, the images as the model sees them; what can't be read is left out."""
     height, width = preprocessing.img_size
     nothing = torch.zeros(1, preprocessing.in_channels, height, width, device=device)
     taken = []
     with (
-        _in_eval_mode(model),
+        in_eval_mode(model),
         torch.no_grad(),
     ):  # no inference mode: weights in parts are laid out anew here, and learn after it
         for raw in eval_batches(split, batch_size=batch_size, part=among.part):
@@ -142,7 +161,7 @@ def _of_batches(
 
 
 @contextlib.contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode for a while, then each as it was: parts of a model may have been frozen."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -26,7 +26,7 @@ from vitrail.data.augment import normalise
 from vitrail.data.batches import eval_batches
 from vitrail.data.dataset import Split
 from vitrail.data.named import cache_home
-from vitrail.evaluate.evaluate import _in_eval_mode
+from vitrail.evaluate.evaluate import in_eval_mode
 from vitrail.models import ViT
 from vitrail.models.baseline import Baseline, BaselineConfig
 
@@ -111,7 +111,7 @@ def _computed(
     console, batches = Console(stderr=True), -(-len(split) // batch_size)
     hidden = not console.is_terminal or len(split) < _SHOWN
     embeddings, labels = [], []
-    with _in_eval_mode(model), torch.no_grad():  # no inference mode: what is learned from these may need gradients
+    with in_eval_mode(model), torch.no_grad():  # no inference mode: what is learned from these may need gradients
         raws = eval_batches(split, batch_size=batch_size)
         for raw in track(raws, "features", total=batches, console=console, transient=True, disable=hidden):
             if tuple(raw.images.shape[-2:]) != preprocessing.img_size:

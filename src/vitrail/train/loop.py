@@ -64,6 +64,8 @@ class Loop:
     world: World = ALONE
     images_are: str = ""
     """A hash of the names of all images in their order, which every draw depends on."""
+    taught: Tensor | None = None
+    """(N, K): what a teacher said of every training image, where it is asked once."""
     stopped_at_probe: bool = False
     """Whether the model is the probe of its frozen features, and is not to be trained."""
     step: int = 0
@@ -170,6 +172,7 @@ class Loop:
                 seed=cfg.train.seed,
                 epoch=epoch,
                 label_smoothing=target_smoothing(cfg.optim),
+                taught=self.taught,
             )
             yield epoch, dataclasses.replace(batch, patch_size=self.patch_size())
 
@@ -179,7 +182,8 @@ class Loop:
         images = torch.zeros(1, cfg.in_channels, *self.img_size(), device=self.device)
         targets = torch.zeros(1, cfg.num_classes, device=self.device)
         none = torch.full((1,), -1, device=self.device)
-        return Batch(images, targets, labels=none, indexes=none, patch_size=self.patch_size(), stands_in=True)
+        taught = None if self.taught is None else targets
+        return Batch(images, targets, none, none, patch_size=self.patch_size(), taught=taught, stands_in=True)
 
     def img_size(self) -> Pair:
         """(height, width) of the images of this step: a function of the progress, which a resumed run walks again."""

@@ -1,6 +1,6 @@
 """What is learned: the labels, or the labels and a teacher."""
 
-# B batch · K classes
+# N images · B batch · K classes
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import OptimConfig, Preprocessing, Settings
-from vitrail.data.batch import Batch
+from vitrail.config import DistillConfig, OptimConfig, Preprocessing, Settings
+from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import class_weights
 from vitrail.data.dataset import Split
+from vitrail.evaluate.evaluate import ALONE, Among, over_batches
 from vitrail.models import ViT
 from vitrail.models.device import autocast
 from vitrail.train.teacher import load_teacher
@@ -57,8 +58,12 @@ def build_objective(
             "distill.alpha 1.0 leaves the class head unlearned, and it counts in the prediction; "
             "use an alpha below 1, or model.dist_token false"
         )
-    teacher = load_teacher(told.teacher, num_classes=len(classes), classes=classes, preprocessing=preprocessing, device=device)
-    ask = functools.partial(ask_teacher, teacher, device=device, dtype=dtype)
+    ask = None
+    if not told.once:
+        teacher = load_teacher(
+            told.teacher, num_classes=len(classes), classes=classes, preprocessing=preprocessing, device=device
+        )
+        ask = functools.partial(ask_teacher, teacher, device=device, dtype=dtype)
     return functools.partial(distill, ask=ask, kind=told.kind, alpha=told.alpha, tau=told.tau, loss=loss, weights=weights)
 
 
@@ -128,7 +133,7 @@ def distill(
     model: nn.Module,
     batch: Batch,
     *,
-    ask: Callable[[Tensor], Tensor],
+    ask: Callable[[Tensor], Tensor] | None,
     kind: Kind,
     alpha: float,
     tau: float,
@@ -137,14 +142,17 @@ def distill(
 ) -> dict[str, Tensor]:
     """(1 - alpha) of the labels' loss and alpha of the teacher's (Touvron et al. 2021, equations 2 and 3).
 
-    `ask` gives the teacher's logits for the images, which it sees as the student does: augmented and mixed. With a
-    distillation token, its head learns from the teacher and the class head from the labels; else one head learns both.
+    `ask` gives the teacher's logits for the images, which it sees as the student does: augmented and mixed. Without, the batch
+    brings what it said before. With a distillation token, its head learns from the teacher and the class head from the labels;
+    else one head learns both.
     The accuracy is the head's that learns the labels.
     """
     logits, dist_logits = heads(model, batch)
     taught = logits if dist_logits is None else dist_logits
     label = label_loss(logits, batch.targets, loss=loss, weights=weights)
-    teacher = teacher_loss(taught, ask(batch.images), kind=kind, tau=tau)
+    targets = batch.taught if ask is None else teacher_targets(ask(batch.images), kind=kind, tau=tau)
+    assert targets is not None
+    teacher = teacher_loss(taught, targets, kind=kind, tau=tau)
     return {
         "loss": (1 - alpha) * label + alpha * teacher,
         "accuracy": accuracy(logits, batch),
@@ -153,16 +161,22 @@ def distill(
     }
 
 
-def teacher_loss(logits: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], *, kind: Kind, tau: float) -> Float[Tensor, ""]:
+def teacher_targets(logits: Float[Tensor, "B K"], *, kind: Kind, tau: float) -> Float[Tensor, "B K"]:
+    """Hard: one for the teacher's decision. Soft: its probabilities at temperature τ."""
+    if kind == "hard":
+        return F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+    return F.softmax(logits / tau, dim=1)
+
+
+def teacher_loss(logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], *, kind: Kind, tau: float) -> Float[Tensor, ""]:
     """Hard: cross-entropy with the teacher's decision. Soft: τ² KL(teacher ‖ student) of both at temperature τ.
 
     The divergence is summed over the classes, as Hinton et al. 2015 have it; DeiT's code takes their mean, which makes the
     teacher's part K times smaller than its equation 2.
     """
     if kind == "hard":
-        return F.cross_entropy(logits, teacher.argmax(dim=1))
-    ours, theirs = F.log_softmax(logits / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
-    return tau**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        return F.cross_entropy(logits, targets)
+    return tau**2 * F.kl_div(F.log_softmax(logits / tau, dim=1), targets, reduction="batchmean")
 
 
 def ask_teacher(
@@ -171,6 +185,33 @@ def ask_teacher(
     """The teacher's logits, in the number type of the run, without gradients."""
     with torch.no_grad(), autocast(device, dtype):  # no inference mode: what comes out goes into a backward pass
         return teacher(images).float()
+
+
+def answers(
+    told: DistillConfig,
+    split: Split,
+    *,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    among: Among = ALONE,
+) -> Float[Tensor, "N K"]:
+    """What the teacher says of every image of a split in evaluation view, on the CPU in float16: targets beside the labels.
+
+    An image that can't be read has zeros, and teaches nothing. Raises ValueError for a teacher that does not fit.
+    """
+    assert told.teacher is not None
+    teacher = load_teacher(told.teacher, num_classes=len(classes), classes=classes, preprocessing=preprocessing, device=device)
+
+    def take(logits: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor]:
+        return raw.indexes.cpu(), teacher_targets(logits.float(), kind=told.kind, tau=told.tau).half().cpu()
+
+    own = over_batches(take, teacher, split, preprocessing, device=device, autocast_dtype=dtype, among=among)
+    said = torch.zeros(len(split), len(classes), dtype=torch.float16)
+    for indexes, targets in (pair for part in among.gather(own) for pair in part):
+        said[indexes] = targets
+    return said
 
 
 # --------------------------------------------------------------------------------------------------------------------

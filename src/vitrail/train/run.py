@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -16,8 +17,9 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from vitrail.config import SCRATCH, DataConfig, ModelConfig, Preprocessing, Settings, TrainConfig, is_baseline
+from vitrail.config import SCRATCH, DataConfig, DistillConfig, ModelConfig, Preprocessing, Settings, TrainConfig, is_baseline
 from vitrail.data.batches import Part, steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import open_source
@@ -41,7 +43,7 @@ from vitrail.train.folder import (
 )
 from vitrail.train.ladder import apply_probe, climb, has_linear_head
 from vitrail.train.loop import Interrupt, Interrupted, Loop
-from vitrail.train.objectives import build_objective
+from vitrail.train.objectives import answers, build_objective
 from vitrail.train.optim import build_optimizers, group_table
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, duration, truncate_metrics
@@ -191,6 +193,12 @@ def prepare(
         dtype=dtype,
         multi_label=source.multi_label,
     )
+    taught, asked_s = None, 0.0
+    if settings.distill.once and settings.distill.teacher is not None and settings.distill.alpha:
+        display.say(f"asking the teacher about {len(split):,} images once (distill.once)")
+        start, view = time.perf_counter(), source.load("train", preprocessing=images, cfg=data)
+        taught = ask_once(settings.distill, view, split, source, processes, preprocessing=images, device=device, dtype=dtype)
+        asked_s = processes.greatest(time.perf_counter() - start)[0]
     stop = False
     if begin and settings.model.weights not in (None, SCRATCH) and cfg.ladder and not source.multi_label:
         known = {**views, "train": source.load("train", preprocessing=images, cfg=data)}
@@ -228,14 +236,33 @@ def prepare(
             world=processes,
         ),
         ema=None if mean is None else Ema(model, mean, cfg.ema_decay),
-        pace=pace_for(settings, split),
+        pace=pace_for(settings, split, asked_s=asked_s),
         evaluate=score,
         metrics=Metrics(folder) if processes.first else None,
         display=display,
         world=processes,
+        taught=taught,
         stopped_at_probe=stop,
         images_are=images_are,
     )
+
+
+def ask_once(
+    told: DistillConfig,
+    view: Split,
+    split: Split,
+    source: Source,
+    processes: World,
+    *,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """The teacher's answers (N, K) about the training images, of which each process asks about its part."""
+    if tuple(view.names) != tuple(split.names):
+        raise ValueError(f"the images of {source.name} changed while they were read; start again")
+    among = Among(Part(processes.rank, processes.size), gather=processes.gather)
+    return answers(told, view, preprocessing=preprocessing, classes=source.classes, device=device, dtype=dtype, among=among)
 
 
 def images_of(
@@ -389,11 +416,11 @@ def score_model(
     )
 
 
-def pace_for(settings: Settings, split: Split) -> Pace:
-    """The run's length in steps, or in seconds to which the steps are fitted."""
+def pace_for(settings: Settings, split: Split, *, asked_s: float = 0.0) -> Pace:
+    """The run's length in steps, or in seconds to which the steps are fitted; a teacher's answers are part of these."""
     cfg = settings.train
     if cfg.minutes is not None:
-        return Pace(None, seconds=60 * cfg.minutes)
+        return Pace(None, seconds=max(60 * cfg.minutes - asked_s, 1.0))
     if cfg.steps is not None:
         return Pace(cfg.steps)
     epochs = DEFAULT_EPOCHS if cfg.epochs is None else cfg.epochs
