@@ -328,7 +328,7 @@ def test_a_lost_loader_is_told_of_when_a_batch_is_asked_for(image_folder: ImageF
     os.kill(loader.pid, signal.SIGKILL)
     os.waitid(os.P_PID, loader.pid, os.WEXITED | os.WNOWAIT)
     time.sleep(0.01)  # in which the signal's handler runs
-    with pytest.raises(LoaderLost, match=r"a loader process was killed, .*; use fewer data\.workers"):
+    with pytest.raises(LoaderLost, match=r"a loader process was killed, .*; use fewer \(data\.workers, "):
         next(batches)
 
 

@@ -247,7 +247,7 @@ class Deaths:
 DEATHS = Deaths()
 
 
-KILLED = "a loader process was killed, as happens where memory runs out; use fewer data.workers, or 0 for none"
+KILLED = "a loader process was killed, as happens where memory runs out; use fewer (data.workers, `vitrail resume --workers`)"
 
 
 class LoaderLost(ValueError):
@@ -266,7 +266,8 @@ def _watched(loader: Iterator[R]) -> Iterator[R]:
             text = str(error)
             if "Bus error" in text or "shared memory" in text or ("/torch_" in text and "No space left" in text):
                 raise LoaderLost(
-                    "the loader processes ran out of shared memory (/dev/shm); make it larger, or use data.workers 0"
+                    "the loader processes ran out of shared memory (/dev/shm); make it larger, or use none of them "
+                    "(data.workers 0, `vitrail resume --workers 0`)"
                 ) from error
             if re.search(r"DataLoader worker \(pid.*\) (exited|is killed)", text):
                 raise LoaderLost(KILLED) from error

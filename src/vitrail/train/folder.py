@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -20,7 +21,9 @@ from vitrail.weights.run_folder import SETTINGS, sha256
 
 CALL = "call.json"
 """What was asked for when a run began; `resume="auto"` compares it."""
-BEGUN = frozenset({CALL, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json"})
+LOCK = ".lock"
+"""Locked by the process that trains in the folder; the system unlocks it however that ends."""
+BEGUN = frozenset({CALL, LOCK, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json"})
 """Files that a run has written when it comes to its first checkpoint."""
 OUTCOMES = ("model.safetensors", "evaluation.json")
 
@@ -46,13 +49,42 @@ def new_folder(folder: Path, processes: World = ALONE) -> Iterator[None]:
     """Makes the run's folder; it goes again if training fails before anything of worth came into it."""
     processes.on_first(lambda: folder.mkdir(parents=True))
     try:
-        yield
+        with locked(folder, processes):
+            yield
     except BaseException:
         if processes.first and not any(
             (folder / name).exists() for name in ("checkpoints", "model.safetensors", "bad_batch.txt")
         ):
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path, processes: World = ALONE) -> Iterator[None]:
+    """Keeps others from training in a folder meanwhile. Raises ValueError where somebody does already."""
+    held: list[int] = []
+    processes.on_first(lambda: held.append(lock(folder)))
+    try:
+        yield
+    finally:
+        for file in held:
+            (folder / LOCK).unlink(missing_ok=True)
+            os.close(file)
+
+
+def lock(folder: Path) -> int:
+    """The descriptor of the folder's lock, held until it is closed. Raises ValueError where another process holds it."""
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: loader processes would go on holding it
+    except (BlockingIOError, PermissionError):
+        os.close(file)
+        raise ValueError(
+            f'another process is training in "{folder}"; wait until it ends, or stop it, or choose another --out'
+        ) from None
+    except OSError:
+        pass  # a file system without locks: nobody can be kept out
+    return file
 
 
 def goes_on(folder: Path, call: Mapping[str, Any]) -> bool:
@@ -63,6 +95,7 @@ def goes_on(folder: Path, call: Mapping[str, Any]) -> bool:
     if not folder.exists() or not ((folder / SETTINGS).exists() or others(folder)):  # killed as it began, or was cleared away
         return False
     settings_of(folder)
+    os.close(lock(folder))
     begun = folder / CALL
     if not begun.exists() or json.loads(begun.read_text(encoding="utf-8")) != call:
         raise ValueError(f'run "{folder}" was begun by another command; say the same again, or choose another --out')
@@ -78,6 +111,7 @@ def clear(folder: Path) -> None:
         return
     if found := others(folder):
         raise ValueError(f'"{folder}" holds no checkpoint, but {min(found)} besides; take it away, or choose another --out')
+    os.close(lock(folder))
     shutil.rmtree(folder)
 
 

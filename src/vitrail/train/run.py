@@ -35,6 +35,7 @@ from vitrail.train.folder import (
     found,
     free_folder,
     goes_on,
+    locked,
     new_folder,
     require_unfinished,
     settings_of,
@@ -131,20 +132,31 @@ def train(
             return finish(loop, source)
 
 
-def resume(folder: str | Path, *, console: Console | None = None) -> Run:
-    """Goes on with a run from its newest checkpoint. Raises ValueError where it is finished, or holds no checkpoint."""
+def resume(folder: str | Path, *, workers: int | None = None, console: Console | None = None) -> Run:
+    """Goes on with a run from its newest checkpoint. Raises ValueError where it is finished, or holds no checkpoint.
+
+    `workers` are other loader processes than `data.workers` says, for these change nothing of what is learned.
+    """
     settings = settings_of(Path(folder))
     with world(own_device(pick_device(settings.train.device))) as processes:
-        return _resume(Path(folder), processes, Display(console if processes.first else Console(quiet=True)))
+        display = Display(console if processes.first else Console(quiet=True))
+        return _resume(Path(folder), processes, display, workers=workers)
 
 
-def _resume(folder: Path, processes: World, display: Display) -> Run:
+def _resume(folder: Path, processes: World, display: Display, *, workers: int | None = None) -> Run:
     """`resume`, in the processes of a run."""
+    with locked(folder, processes):
+        return _go_on(folder, processes, display, workers=workers)
+
+
+def _go_on(folder: Path, processes: World, display: Display, *, workers: int | None) -> Run:
     require_unfinished(folder)  # in every process: none of them has failed
     path, state, damaged = processes.on_first(lambda: found(folder))
     for line in damaged:
         display.say(f"passed over: {line}")
     settings = settings_of(folder)
+    if workers is not None:
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, workers=workers))
     source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
     if processes.first:  # before the loop opens the file, or it would write into the old one
         truncate_metrics(folder, step=state["step"], evaluated=state["evaluated"])
