@@ -1,4 +1,4 @@
-# make demo: train and measure on the sample that comes with the package.   make test: all checks and tests.
+# make demo: train and measure on the sample that comes with the package.   make test: all checks and tests but the slowest.
 # Both make .venv first. No root, no network beyond the package index. make PYTHON=python3.12 … takes another Python.
 
 PYTHON ?= python3
@@ -16,14 +16,15 @@ export PIP_PROGRESS_BAR ?= $(if $(CI),off,on)
 # Tests run in up to 4 processes of one thread each: two threads bring a tiny model nothing, a second process halves the wait.
 PYTEST_FLAGS ?= -n auto --maxprocesses 4 $(if $(CI),--durations 15,)
 
-.PHONY: help venv demo check test tables clean
+.PHONY: help venv demo check test test-slow tables clean
 .NOTPARALLEL:
 
 help:
 	@echo "make venv     .venv with the package, the pinned versions and the tools of the tests"
 	@echo "make demo     trains a Vision Transformer on the embedded sample (2 minutes), evaluates it, says what to run next"
 	@echo "make check    style, types and the order of the rooms"
-	@echo "make test     make check, then all tests"
+	@echo "make test     make check, then the tests, but for the slowest"
+	@echo "make test-slow   the slowest: faults done to real trainings, several processes (some 5 minutes)"
 	@echo "make tables   writes the measured figures of benchmarks/results into README, docs and recipes"
 	@echo "make clean    removes what builds and checks leave behind; keeps .venv and runs"
 
@@ -64,7 +65,10 @@ check: venv
 
 # Types are checked with the pinned versions only: NumPy's and Pillow's annotations change from version to version.
 test: $(if $(filter constraints.txt,$(CONSTRAINTS)),check,venv)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) -m 'not slow'
+
+test-slow: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow
 
 tables: venv
 	$(BIN)/python benchmarks/tables.py
