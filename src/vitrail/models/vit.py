@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +148,18 @@ def resize_positions(pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair,
 # The block and its parts
 
 
+class Attended(NamedTuple):
+    """What one attention took and gave: enough for any row of its weights, softmax(q kᵀ / √d), and for their gradient."""
+
+    tokens: Tokens
+    """As it sees them: behind the norm."""
+    queries: Float[Tensor, "B h Q d"]
+    keys: Float[Tensor, "B h N d"]
+    values: Float[Tensor, "B h N d"]
+    out: Float[Tensor, "B h Q d"]
+    """Before the projection."""
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q kᵀ / √d) v, with q, k and v from one projection (appendix A)."""
 
@@ -163,9 +175,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(inner, dim)
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
-    def forward(self, x: Tokens, mask: KeyMask | None = None) -> Tokens:
-        q, k, v = self.queries_keys_values(x)
+    def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Tokens:
+        tokens, (q, k, v) = x, self.queries_keys_values(x)
         x = attend(q, k, v, mask, dropout=self.attn_drop_rate if self.training else 0.0)  # (B, h, N, d)
+        if kept is not None:
+            kept.append(Attended(tokens, q, k, v, x))
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, N, D)
 
     def queries_keys_values(self, x: Tokens) -> tuple[Tensor, Tensor, Tensor]:
@@ -288,8 +302,9 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if cfg.init_values is None else LayerScale(dim, cfg.init_values)
         self.drop_path2 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
 
-    def forward(self, x: Tokens, mask: KeyMask | None = None) -> Tokens:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask)))  # z' = γ₁·MSA(LN(z)) + z
+    def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Tokens:
+        """With `kept`, what the attention took and gave is put there."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask, kept)))  # z' = γ₁·MSA(LN(z)) + z
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # z  = γ₂·MLP(LN(z')) + z'
 
 
@@ -311,10 +326,13 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.mlp = Mlp(cfg)
 
-    def forward(self, x: Tokens, mask: KeyMask | None = None) -> Float[Tensor, "B D"]:
+    def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B D"]:
         q = self.q(self.latent).expand(len(x), -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
         k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
-        x = self.proj(attend(q, k, v, mask, dropout=0.0).transpose(1, 2).flatten(2))  # (B, 1, D)
+        out = attend(q, k, v, mask, dropout=0.0)
+        if kept is not None:
+            kept.append(Attended(x, q, k, v, out))
+        x = self.proj(out.transpose(1, 2).flatten(2))  # (B, 1, D)
         return (x + self.mlp(self.norm(x)))[:, 0]
 
 
@@ -491,11 +509,7 @@ class ViT(nn.Module):
         x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
         for block in self.blocks:
             x = self.run(block, x, mask)
-        x = self.norm(x)
-        logits = self.head(self.head_drop(self.pool(x, mask)))
-        if self.head_dist is None:
-            return logits
-        return (logits + self.head_dist(self.head_drop(x[:, 1]))) / 2
+        return self.read(x, mask)
 
     def forward_features(
         self,
@@ -651,13 +665,21 @@ class ViT(nn.Module):
             return checkpoint(block, x, mask, use_reentrant=False)
         return block(x, mask)
 
-    def pool(self, x: Tokens, mask: KeyMask | None = None) -> Float[Tensor, "B E"]:
+    def read(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B K"]:
+        """Logits from the tokens behind the last block. With `kept`, what attention pooling took and gave is put there."""
+        x = self.norm(x)
+        logits = self.head(self.head_drop(self.pool(x, mask, kept)))
+        if self.head_dist is None:
+            return logits
+        return (logits + self.head_dist(self.head_drop(x[:, 1]))) / 2
+
+    def pool(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B E"]:
         """What the head sees: the class token, the mean of the patch tokens, both, or attention pooling."""
         cfg = self.config
         start = 0 if cfg.pool_include_prefix else self.prefix_tokens
         seen, there = x[:, start:], None if mask is None else mask[:, start:]
         if self.attn_pool is not None:
-            x = self.attn_pool(seen, there)
+            x = self.attn_pool(seen, there, kept)
         elif cfg.pool == "cls":
             x = x[:, 0]
         else:
