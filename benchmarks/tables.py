@@ -280,6 +280,62 @@ def faults(result: dict[str, Any]) -> str:
     return f"{_grid(head, cells)}\n\n{_machines([result['machine']])}\n"
 
 
+def explain_scores(result: dict[str, Any]) -> str:
+    """Insertion and deletion of every method, on two models."""
+    cells, said = [], []
+    for name, title in (("demo", "the demo's run"), ("clothing", "clothing photographs")):
+        one = result[name]
+        for row in one["rows"]:
+            shuffled, correlation = row["shuffled_gap"], row["rank_correlation"]
+            cells.append(
+                [
+                    f"{title}, {row['method'].replace('_', ' ')}",
+                    f"{row['insertion']:.3f}",
+                    f"{row['deletion']:.3f}",
+                    f"**{row['gap']:.3f}**" if row["method"] == one["best"] else f"{row['gap']:.3f}",
+                    "" if shuffled is None else f"{shuffled:.3f}",
+                    "" if correlation is None else f"{correlation:.2f}",
+                ]
+            )
+        said.append(f"{title[0].upper()}{title[1:]} ({_percent(one['top1'])} % of its test images right): {one['verdict']}")
+    head = ["model, method", "insertion", "deletion", "gap", "gap with shuffled weights", "rank correlation with those"]
+    return f"{_grid(head, cells)}\n\n{' '.join(said)} {_machines([result['machine']])}\n"
+
+
+def pointing(result: dict[str, Any]) -> str:
+    """Hits of every method on images whose class is a small square's colour."""
+    names = [key for key in next(iter(result["rows"].values())) if key not in ("accuracy", "chance")]
+    cells = [
+        [title, *(" ".join((_percent(row[name]["median"]), _range(row[name]))) for name in names)]
+        for title, row in result["rows"].items()
+    ]
+    chance = max(row["chance"]["median"] for row in result["rows"].values())
+    least = min(row["accuracy"]["min"] for row in result["rows"].values())
+    return (
+        f"{_grid(['the head reads', *(name.replace('_', ' ') for name in names)], cells)}\n\n"
+        f"Percent of {result['images']} images, median of three trainings and their spread; chance is {_percent(chance)} %. "
+        f"The models name at least {_percent(least)} % of the squares. {_machines([result['machine']])}\n"
+    )
+
+
+def explaining(result: dict[str, Any]) -> str:
+    """Time and memory of the class token's rows, and memory of every method on a long image."""
+    cells = [
+        [f"{batch} image{'s' if batch != '1' else ''}", *(_ratio(row[name]) for name in ("ours", "transformers", "timm"))]
+        for batch, row in result["time"].items()
+    ]
+    memory, long = result["memory"], {name: mb for name, mb in result["long_mb"].items() if name != "forward"}
+    each = ", ".join(f"{name.replace('_', ' ')} {mb:,}" for name, mb in long.items())
+    return (
+        f"{_grid(['ViT-B/16, 224 px, fp32', 'ours', 'transformers', 'timm'], cells)}\n\n"
+        f"Time for the class token's attention of one layer over a plain forward pass of the same library, in the same round: "
+        f"median of {result['rounds']} and their spread. Ours stops behind the layer asked for; transformers gives all layers, "
+        f"with eager attention; timm's pass goes on with fused attention off. Memory of ours: {memory['rows_mb']} MB for 8 "
+        f"images, {memory['ratio']:.2f} of a forward pass. One image of 1,024 px (4,096 patches), MB beyond the model: {each}; "
+        f"a forward pass {result['long_mb']['forward']:,}. {_machines([result['machine']])}\n"
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
@@ -295,6 +351,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "photographs": ("photographs", photographs),
     "transfer": ("transfer", transfer),
     "distillation": ("distillation", distillation),
+    "explain": ("explain", explaining),
+    "explain-scores": ("pictures", explain_scores),
+    "pointing": ("pointing", pointing),
 }
 
 
@@ -367,6 +426,10 @@ def _percent(share: float) -> str:
 
 def _ratio(value: dict[str, float]) -> str:
     return f"**{value['median']:.2f}** ({value['min']:.2f} to {value['max']:.2f})"
+
+
+def _range(value: dict[str, float]) -> str:
+    return f"({_percent(value['min'])} to {_percent(value['max'])})"
 
 
 def _machine(facts: dict[str, Any]) -> str:

@@ -92,7 +92,9 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(vitrail, "train", train_what_is_there)  # the one that Python blocks call
     monkeypatch.setattr(run, "train", train_what_is_there)  # and the command line
-    monkeypatch.setattr(run, "resume", lambda folder: Parsed() if Path(folder).is_dir() else pytest.fail(f"no {folder}"))
+    monkeypatch.setattr(
+        run, "resume", lambda folder, workers=None: Parsed() if Path(folder).is_dir() else pytest.fail(f"no {folder}")
+    )
     return tmp_path
 
 

@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vitrail import explain
     from vitrail.config import ViTConfig
     from vitrail.deploy import Predictor
     from vitrail.models import ViT, create_model
     from vitrail.train import Run, resume, train
     from vitrail.weights import load
 
-__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "load", "resume", "train"]
+__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "explain", "load", "resume", "train"]
 
 _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for torch
     "Predictor": "deploy",
@@ -27,6 +28,8 @@ _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for tor
 
 
 def __getattr__(name: str) -> object:
+    if name == "explain":
+        return importlib.import_module("vitrail.explain")
     if name not in _ROOMS:
         raise AttributeError(f"module 'vitrail' has no attribute '{name}'")
     return getattr(importlib.import_module(f"vitrail.{_ROOMS[name]}"), name)

@@ -5,6 +5,7 @@ What is heavy is imported inside the functions, so that `vitrail --help` answers
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -31,6 +32,7 @@ OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained,
   vitrail resume RUN              goes on where a run stopped
   vitrail evaluate RUN [DATA]     accuracy with 95 % intervals, per class, and the confusion matrix
   vitrail predict RUN IMAGES…     labels and probabilities of images
+  vitrail explain RUN IMAGES…     what the model looks at, and what speaks for a class: pictures, with a score beside each
   vitrail probe WEIGHTS DATA      what frozen features are worth: k-NN, a linear probe, a few images a class
 
   vitrail models                  the sizes there are
@@ -165,6 +167,22 @@ PROBE_HELP = """What a model's features are worth on DATA without any training o
 
 Features are kept: a second look takes seconds. The last line says whether fine-tuning can be expected to do better."""
 
+EXPLAIN_HELP = """What a model looks at, and what speaks for a class: a PNG for each image, with a number beside each map.
+
+  vitrail explain runs/first photo.jpg                        what speaks for the class that it predicts
+  vitrail explain runs/first photo.jpg --query cat            … for a class of your choice
+  vitrail explain runs/first photo.jpg --compare              all methods side by side, with their scores
+  vitrail explain runs/first photo.jpg --method attention --layers all --heads all
+  vitrail explain W photo.jpg --method similarity --query 120,80 --img-size 448
+  vitrail explain runs/first --model                          the model as a whole: a table, a picture, what to conclude
+
+Methods: relevance (gradient-weighted attention), gradcam, integrated-gradients: what speaks for a class; attention,
+rollout: where tokens look; pca, similarity: which patches are alike.
+
+The score: patches are put into a blurred image (insertion) and taken from the image (deletion) in the order of the
+map, and the numbers are areas under the class's probability. A map that tells what the model goes by has a high
+insertion and a low deletion; a random map stands beside it."""
+
 CONVERT_HELP = """Writes a checkpoint that another library loads strictly, with equal outputs; what it can't hold is refused.
 
   vitrail convert runs/first first-timm --to timm      a folder: timm.create_model("local-dir:first-timm", …)
@@ -254,11 +272,14 @@ def resume(words: list[str]) -> int:
     """`vitrail resume RUN`."""
     parser = terminal.make_parser("resume", "Goes on from the last checkpoint of a run that was stopped.")
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote")
+    parser.add_argument("--workers", type=int, metavar="N", help="other loader processes than data.workers says; 0 for none")
     args = terminal.parse(parser, words)
+    if args.workers is not None and args.workers < 0:
+        raise ValueError(f"--workers {args.workers} must be at least 0")
 
     from vitrail.train.run import resume as go_on
 
-    done = go_on(args.run)
+    done = go_on(args.run, workers=args.workers)
     if in_front():
         terminal.print_what_is_next(done.folder)
     return OK
@@ -448,6 +469,170 @@ def probe(words: list[str]) -> int:
     return OK
 
 
+def explain(words: list[str]) -> int:
+    """`vitrail explain RUN|WEIGHTS IMAGES…`."""
+    parser = terminal.make_parser(
+        "explain", EXPLAIN_HELP, "Exit code: 0, or 1 when some images could not be read; the others are done all the same."
+    )
+    parser.add_argument("run", metavar="RUN|WEIGHTS", help="a run; a Hub id, a file or a folder of any origin")
+    parser.add_argument("images", metavar="IMAGES", nargs="*", help="files, or folders with all that is in them")
+    parser.add_argument(
+        "--method", type=terminal.method, metavar="NAME", help="see above [relevance; without a head attention]"
+    )
+    parser.add_argument("--layers", type=terminal.layers, metavar="0,-1", help="layers, from 0 or from the end, or all [-1]")
+    parser.add_argument("--heads", type=terminal.heads, metavar="0,3", help="heads, or mean, max, min of them, or all [mean]")
+    parser.add_argument(
+        "--query",
+        type=terminal.query,
+        default="cls",
+        metavar="Q",
+        help="cls; x,y in pixels of what the model sees; or a class [cls]",
+    )
+    parser.add_argument("--discard-ratio", type=float, default=0.0, metavar="R", help="rollout: smallest weights left out [0]")
+    parser.add_argument("--img-size", type=terminal.size, metavar="N|HxW", help="look at the images at another size")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--compare", action="store_true", help="all methods that are evidence, side by side")
+    what.add_argument("--model", action="store_true", help="statistics of all layers and heads, on IMAGES or on the run's data")
+    parser.add_argument(
+        "--steps", type=int, default=20, metavar="N", help="steps of insertion and deletion; 0 for no scores [20]"
+    )
+    parser.add_argument("--grid", action="store_true", help="draw the patches")
+    parser.add_argument("--arrays", action="store_true", help="also write the maps as .npy, (maps, images, rows, columns)")
+    parser.add_argument("--svg", action="store_true", help="with --model: also write the picture as SVG")
+    parser.add_argument("--limit", type=terminal.count, default=64, metavar="N", help="with --model: images at most [64]")
+    parser.add_argument("--out", default="explained", metavar="FOLDER", help="where the pictures go [explained]")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
+    args = terminal.parse(parser, terminal.with_negative_numbers(words, "--layers"))
+    if not args.images and not args.model:
+        raise ValueError("there is no image to explain; name one, or add --model for the model as a whole")
+    if args.steps < (1 if args.compare else 0):
+        raise ValueError(f"--steps {args.steps} must be at least {1 if args.compare else 0}")
+    for option in ("method", "layers", "heads"):
+        if (args.compare or args.model) and getattr(args, option) is not None:
+            raise ValueError(
+                f"--{option} chooses one picture, and --{'compare' if args.compare else 'model'} makes its own; leave it out"
+            )
+    if args.model and args.query != "cls":
+        raise ValueError("--query asks about an image, and --model about none; leave it out")
+
+    from vitrail import weights
+    from vitrail.deploy.predict import find_images
+    from vitrail.explain.inputs import unwrapped
+    from vitrail.explain.sheets import Ask
+    from vitrail.models.device import pick_device
+    from vitrail.weights.load import is_name
+
+    if is_name(args.run):
+        raise ValueError(f'"{args.run}" is a shape with random weights; give a run or a checkpoint')
+    at_pixel = isinstance(args.query, tuple)
+    ask = Ask(
+        method=args.method,
+        layers=args.layers,
+        heads=args.heads,
+        query=args.query if at_pixel else "cls",
+        target=None if at_pixel or args.query == "cls" else args.query,
+        discard_ratio=args.discard_ratio,
+        img_size=args.img_size,
+        steps=args.steps,
+        grid=args.grid,
+    )
+    model = weights.load(args.run, revision=args.revision).to(pick_device(args.device)).eval()
+    unwrapped(model)  # another family is refused before anything is read
+    config = Path(args.run, "config.yaml")
+    if not config.is_file() and model.receipt is not None:  # somebody else's weights: what was assumed of them is said
+        print(model.receipt, file=sys.stderr)
+    images = list(find_images(args.images))
+    folder = Path(args.out)
+    if args.model:
+        return _explain_model(args, model, images, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _explain_images(args, model, images, folder, ask)
+
+
+def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], folder: Path, ask: Any) -> int:
+    """A sheet for each image, or with `pca`, whose components are those of all, for all of them."""
+    from vitrail.data.decode import BadImage, eval_view
+    from vitrail.explain import draw
+    from vitrail.explain.sheets import explain, side_by_side, unique_names
+
+    good = []
+    for path in images:
+        try:
+            eval_view(path, model.preprocessing)
+            good.append(path)
+        except BadImage as error:
+            print(f"vitrail: {path}: {error}", file=sys.stderr)
+    together = ask.method == "pca" and bool(good)  # its components are those of all images
+    named = [("pca", good)] if together else [(name, [path]) for name, path in zip(unique_names(good), good, strict=True)]
+    rows = []
+    for name, paths in named:
+        made = side_by_side(model, paths, ask)[0] if args.compare else explain(model, paths, ask)
+        method = "compare" if args.compare else made.maps[0].method
+        path = draw.save(made.figure, folder / (f"{name}.png" if together else f"{name}-{method}.png"))
+        if args.arrays:
+            made.save_arrays(path.with_suffix(".npy"))
+        rows += [row | {"file": str(path)} for row in made.rows]
+        if not args.json:
+            terminal.print_explained(made.rows, path=path, verdict=made.verdict)
+    if args.json:
+        terminal.print_json(rows)
+    if len(good) < len(images):
+        print(
+            f"vitrail: {len(images) - len(good)} of {len(images)} images could not be read; the others are done",
+            file=sys.stderr,
+        )
+    return OK if len(good) == len(images) else SOME_FAILED
+
+
+def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], folder: Path) -> int:
+    """Statistics of all layers and heads."""
+    from vitrail import weights
+    from vitrail.data.augment import normalise
+    from vitrail.data.sources import open_source
+    from vitrail.explain import head_statistics, plots
+    from vitrail.train import settings
+
+    config = Path(args.run, "config.yaml")
+    if images:
+        seen: Any = images[: args.limit]
+        said = f"{len(seen)} images"
+    elif not config.is_file():
+        raise ValueError(f"{args.run} is no folder of `vitrail train`, so it does not say its data; name images to look at")
+    elif args.img_size is not None:
+        raise ValueError("--img-size is for IMAGES that are named; name some, or leave it out")
+    else:
+        import torch
+
+        data = settings.build([settings.read_config(config)]).data
+        source = open_source(weights.read_run(args.run).data, val_fraction=data.val_fraction)
+        which = next((name for name in ("test", "val", "train") if name in source.splits), "train")
+        split = source.load(which, preprocessing=model.preprocessing, cfg=data)  # type: ignore[arg-type]
+        chosen = torch.linspace(0, len(split) - 1, min(args.limit, len(split))).round().long()
+        raw, _ = split.read(chosen)
+        seen = normalise(raw.images, model.preprocessing)
+        said = f"{len(seen)} {which} images of {source.name}"
+    options = {"img_size": args.img_size} if images and args.img_size is not None else {}
+    found = head_statistics(model, seen, **options)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [plots.save(plots.overview(found), folder / f"model.{kind}") for kind in (["png", "svg"] if args.svg else ["png"])]
+    early_and_late = found.early_and_late().sentences if model.config.depth > 1 else ()
+    if args.json:
+        terminal.print_json(
+            {
+                "images": said,
+                "layers": found.table(),
+                "early_and_late": list(early_and_late),
+                "notes": list(found.notes),
+                "files": [str(file) for file in files],
+            }
+        )
+    else:
+        terminal.print_statistics(found.table(), early_and_late, found.notes, title=said, files=files)
+    return OK
+
+
 def models(words: list[str]) -> int:
     """`vitrail models`."""
     parser = terminal.make_parser("models", "The sizes there are, each with the patches in common use.", MEMORY_HELP)
@@ -602,6 +787,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume,
     "evaluate": evaluate,
     "predict": predict,
+    "explain": explain,
     "probe": probe,
     "models": models,
     "show": show,

@@ -6,6 +6,7 @@ import argparse
 import csv
 import difflib
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -89,6 +90,56 @@ def counts(text: str) -> tuple[int, ...]:
         return tuple(count(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f'"{text}": give whole numbers of at least 1, as in 1,5,10') from None
+
+
+def method(text: str) -> str:
+    """A method's name, with - or _."""
+    return text.replace("-", "_")
+
+
+def layers(text: str) -> tuple[int, ...] | str:
+    """Layers with commas between, or "all"."""
+    if text == "all":
+        return text
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}": give layers as in 0,5,-1, or all') from None
+
+
+def with_negative_numbers(words: Sequence[str], *options: str) -> list[str]:
+    """The words, -2,-1 behind one of the options tied to it: argparse takes that for an option of its own."""
+    tied: list[str] = []
+    for word in words:
+        if tied and tied[-1] in options and re.match(r"-\d", word):
+            tied[-1] = f"{tied[-1]}={word}"
+        else:
+            tied.append(word)
+    return tied
+
+
+def heads(text: str) -> tuple[int | str, ...] | str:
+    """Heads, or what is made of all of them, with commas between; or "all"."""
+    if text == "all":
+        return text
+    parts = text.split(",")
+    if not all(part in ("mean", "max", "min") or part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f'"{text}": give heads as in 0,3, or mean, max, min, or all')
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
+def query(text: str) -> str | tuple[int, int]:
+    """A pixel, as x,y; or any word."""
+    numbers = re.fullmatch(r"(-?\d+),(-?\d+)", text)
+    return (int(numbers[1]), int(numbers[2])) if numbers else text
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """A side in pixels, or height x width."""
+    numbers = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not numbers or 0 in map(int, filter(None, numbers.groups())):
+        raise argparse.ArgumentTypeError(f'"{text}": give a side as in 448, or height and width as in 224x448')
+    return int(numbers[1]) if numbers[2] is None else (int(numbers[1]), int(numbers[2]))
 
 
 def add_device(parser: Parser, *, batch_size: int) -> None:
@@ -208,6 +259,7 @@ def print_what_is_next(folder: Path) -> None:
     print(f"\nThe run is in {folder}. What to run next:")
     print(f"  vitrail evaluate {run}")
     print(f"  vitrail predict {run} IMAGE.png")
+    print(f"  vitrail explain {run} IMAGE.png")
 
 
 def print_evaluation(result: Evaluation, *, title: str) -> None:
@@ -380,6 +432,63 @@ def print_groups(rows: Sequence[Row]) -> None:
 
 def _interval(ends: tuple[float, float]) -> str:
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+def print_explained(rows: Sequence[Mapping[str, Any]], *, path: Path, verdict: str = "") -> None:
+    """The maps of one sheet with their scores, and where the sheet is."""
+    console = make_console()
+    table = make_table("image", "class", "map", "insertion", "deletion", "of a random map", words=("class", "map"))
+    for row in rows:
+        has = row["insertion"] is not None
+        called = row["class"] or "-"
+        if row.get("probability") is not None:
+            called += f" ({percent(row['probability'])})"
+        table.add_row(
+            Path(row["image"]).name,
+            called,
+            f"{row['method'].replace('_', ' ')}: {row['label']}"
+            if row["method"] in ("attention", "similarity")
+            else row["method"],
+            f"{row['insertion']:.3f}" if has else "-",
+            f"{row['deletion']:.3f}" if has else "-",
+            f"{row['random_insertion']:.3f}, {row['random_deletion']:.3f}" if has else "-",
+        )
+    console.print(table)
+    if verdict:
+        console.print(verdict)
+    console.print(f"-> {path}\n", soft_wrap=True)
+
+
+def print_statistics(
+    rows: Sequence[Mapping[str, Any]],
+    sentences: Sequence[str],
+    notes: Sequence[str],
+    *,
+    title: str,
+    files: Sequence[Path],
+) -> None:
+    """What each layer's heads do, what to conclude of early and late layers, and where the picture is."""
+    console = make_console()
+    console.print(f"On {title}. Means over heads; in brackets the least and the greatest head.\n")
+    table = make_table("layer", "looks, px", "patches", "entropy, bits", "to patches", "alike", "norm", "greatest", "outliers")
+    for row in rows:
+        alike = row["redundancy"]
+        table.add_row(
+            f"{row['layer']}",
+            f"{row['distance_px']:.1f} ({row['distance_px_min']:.1f} to {row['distance_px_max']:.1f})",
+            f"{row['distance_patches']:.2f}",
+            f"{row['entropy_bits']:.2f} ({row['entropy_bits_min']:.2f} to {row['entropy_bits_max']:.2f})",
+            percent(row["cls_to_patch"]),
+            "-" if alike is None else f"{alike:.2f}",
+            f"{row['norm_median']:.1f}",
+            f"{row['norm_max']:.1f}",
+            percent(row["outlier_share"]),
+        )
+    console.print(table)
+    for line in [*sentences, *notes]:
+        console.print(f"- {line}", soft_wrap=False)
+    for file in files:
+        console.print(f"-> {file}", soft_wrap=True)
 
 
 def print_predictions(done: Sequence[Prediction]) -> None:

@@ -1,0 +1,156 @@
+"""Through the blocks with open eyes: what every attention took and gave, and on the way back the gradient of a class.
+
+The pass is the model's own, by its fast kernels. Weights of attention are computed afterwards, from the queries and keys that
+were kept: only the rows that somebody asks for, and a part of the rows at a time.
+"""
+
+# B batch · h heads · Q queries · N tokens · D width · K classes
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vitrail.explain.inputs import Scene
+from vitrail.models.vit import Attended, attention_weights
+
+CHUNK_BYTES = 64e6
+"""Of attention weights that are in memory at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """One pass through a model."""
+
+    scene: Scene
+    inputs: tuple[Float[Tensor, "B N D"], ...]
+    """The tokens before each block, and those behind the last."""
+    attended: dict[int, Attended]
+    """Of the layers asked for."""
+    mask: Tensor | None
+    """(B, N), true where a token is there; None: everywhere."""
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.inputs[0].shape[1]
+
+
+@torch.no_grad()
+def walk(scene: Scene, *, layers: Collection[int] = (), to_the_end: bool = True) -> Walk:
+    """A pass that keeps what the attention of some layers took and gave; not `to_the_end`, up to the last of them."""
+    x, mask = scene.embed()
+    inputs, attended = [x], {}
+    for index, block in enumerate(scene.model.blocks):
+        if not to_the_end and index > max(layers, default=-1):
+            break
+        kept: list[Attended] | None = [] if index in layers else None
+        x = block.forward(x, mask, kept)  # not block(): a compiled block has no place for what is kept
+        inputs.append(x)
+        if kept is not None:
+            attended[index] = kept[0]
+    return Walk(scene, tuple(inputs), attended, mask)
+
+
+def weights(seen: Attended, rows: Tensor | slice, mask: Tensor | None) -> Float[Tensor, "B h Q N"]:
+    """The attention weights of some queries, in float32."""
+    return attention_weights(seen.queries[:, :, rows].float(), seen.keys.float(), mask)
+
+
+def in_chunks(seen: Attended) -> Iterator[slice]:
+    """All queries of a layer, some rows at a time."""
+    batch, heads, queries, _ = seen.queries.shape
+    step = max(1, int(CHUNK_BYTES / (4 * batch * heads * seen.keys.shape[2])))
+    return (slice(start, min(start + step, queries)) for start in range(0, queries, step))
+
+
+@dataclass(frozen=True, eq=False)
+class Back:
+    """One layer on the way back from a class's logit."""
+
+    layer: int
+    attended: Attended
+    out_grad: Float[Tensor, "B h N d"]
+    """The logit's gradient at what the attention gave, before its projection."""
+    tokens_grad: Float[Tensor, "B N D"]
+    """The logit's gradient at the tokens that the attention saw."""
+
+
+def walk_back(there: Walk, grad: Float[Tensor, "B N D"]) -> Iterator[Back]:
+    """From the last layer to the first, given the logit's gradient behind the last block.
+
+    Each block is computed once more with its graph, and forgotten before the next: the memory is one block's.
+    """
+    blocks = there.scene.model.blocks
+    for layer in reversed(range(len(blocks))):
+        with torch.enable_grad():
+            x = there.inputs[layer].detach().requires_grad_()
+            kept: list[Attended] = []
+            out = blocks[layer].forward(x, there.mask, kept)
+            grad, out_grad, tokens_grad = torch.autograd.grad(out, [x, kept[0].out, kept[0].tokens], grad)
+        seen = Attended(*(tensor.detach() for tensor in kept[0]))
+        del out, kept
+        yield Back(layer, seen, out_grad, tokens_grad)
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What the head makes of the tokens behind the last block."""
+
+    targets: Int64[Tensor, " B"]
+    """The class that is meant, of each image."""
+    logits: Float[Tensor, "B K"]
+    grad: Float[Tensor, "B N D"]
+    """The target's gradient at those tokens."""
+    pooled: tuple[Attended, Tensor] | None
+    """What attention pooling took and gave, and the gradient at what it gave; None where the model has none."""
+
+
+def decide(there: Walk, target: object) -> Decision:
+    """Logits, the class that is meant, and its gradient. Raises ValueError for a model without a head."""
+    scene = there.scene
+    if not scene.model.config.num_classes:
+        raise ValueError("this model has no head, so there is no class to explain; rollout and attention need none")
+    with torch.enable_grad():
+        x = there.inputs[-1].detach().requires_grad_()
+        kept: list[Attended] = []
+        logits = scene.model.read(x, there.mask, kept)
+        targets = scene.targets(target, logits.detach().float())  # type: ignore[arg-type]
+        meant = logits.gather(1, targets[:, None]).sum()
+        grad, *pool_grad = torch.autograd.grad(meant, [x, *(seen.out for seen in kept)])
+    pooled = (Attended(*(tensor.detach() for tensor in kept[0])), pool_grad[0]) if kept else None
+    return Decision(targets, logits.detach().float(), grad, pooled)
+
+
+@torch.no_grad()
+def reader(there: Walk) -> tuple[Float[Tensor, "B N"], str]:
+    """How much the head reads of each token behind the last block, a row that sums to one; and a note."""
+    model, (batch, tokens) = there.scene.model, there.inputs[-1].shape[:2]
+    cfg, rows = model.config, torch.zeros(batch, tokens, device=there.inputs[-1].device)
+    start = 0 if cfg.pool_include_prefix else model.prefix_tokens
+    here = torch.ones_like(rows) if there.mask is None else there.mask.to(rows.dtype)
+    mean = here.clone()
+    mean[:, :start] = 0
+    mean /= mean.sum(dim=1, keepdim=True)
+    if model.attn_pool is not None:
+        kept: list[Attended] = []
+        model.pool(model.norm(there.inputs[-1]), there.mask, kept)
+        seen = None if there.mask is None else there.mask[:, start:]
+        rows[:, start:] = weights(kept[0], slice(None), seen).mean(dim=1)[:, 0]
+        return rows, "no class token: tokens weigh what attention pooling gives them, the mean of its heads"
+    if cfg.pool == "avg":
+        rows, note = mean, "no class token is read: the mean over the tokens that the head averages"
+    elif cfg.pool == "cls+avg":
+        rows[:, 0] = 0.5
+        rows, note = rows + mean / 2, "the head reads the class token and the mean of the patches: half of each"
+    else:
+        rows[:, 0], note = 1.0, ""
+    if model.head_dist is not None:
+        rows = rows / 2
+        rows[:, 1] += 0.5
+        note = "the head reads the class token and the distillation token: half of each"
+    return rows, note
