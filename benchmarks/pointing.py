@@ -24,7 +24,7 @@ import machine
 from vitrail.explain import Maps, attention, gradcam, integrated_gradients, relevance, rollout
 from vitrail.models import ViT
 
-SIDE, PATCH, SQUARE = 32, 4, 5
+SIDE, PATCH, SQUARE, NOISE = 32, 4, 5, 0.3
 COLORS = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]]) * 1.5
 SHAPE = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": len(COLORS)}
 METHODS: dict[str, Callable[[ViT, Tensor], Maps]] = {
@@ -49,7 +49,7 @@ class Squares(NamedTuple):
 def squares(count: int, *, seed: int) -> Squares:
     """Noise with a square in it."""
     random = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, 3, SIDE, SIDE, generator=random)
+    images = NOISE * torch.randn(count, 3, SIDE, SIDE, generator=random)
     labels = torch.randint(len(COLORS), (count,), generator=random)
     corners = torch.randint(SIDE - SQUARE + 1, (count, 2), generator=random)
     for image, label, (top, left) in zip(images, labels, corners.tolist(), strict=True):

@@ -341,7 +341,7 @@ def test_where_the_truth_is_known_the_numbers_find_it() -> None:
     found = compare(mean_of_pixels(), image, methods="integrated_gradients", draws=4)
     assert list(found.methods) == ["integrated_gradients"]
     assert found.beats_random("integrated_gradients")
-    assert found.verdict.startswith("The numbers favour integrated_gradients on 1 image: a gap of ")
+    assert found.verdict.startswith("The numbers favour integrated gradients on 1 image: a gap of ")
 
 
 def flat_scores(gap: float) -> Scores:

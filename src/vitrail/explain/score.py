@@ -355,10 +355,11 @@ class Comparison:
         chance = f"where random orders have {self.random_gap:.3f} ({low:.3f} to {high:.3f} in {len(self.random)} draws)"
         over = f"on {count} image{'s' if count != 1 else ''}"
         if self.beats_random(self.best):
-            said = f"The numbers favour {self.best} {over}: {numbers}, {chance}"
+            said = f"The numbers favour {spoken(self.best)} {over}: {numbers}, {chance}"
         else:
-            said = f"No method beats every random order {over}: the best, {self.best}, has {numbers}, {chance}"
-        blind = [f"{name} ({value:.2f})" for name in self.methods if (value := self.correlation(name) or 0.0) >= HARDLY_CHANGES]
+            said = f"No method beats every random order {over}: the best, {spoken(self.best)}, has {numbers}, {chance}"
+        alike = {name: self.correlation(name) or 0.0 for name in self.methods}
+        blind = [f"{spoken(name)} ({value:.2f})" for name, value in alike.items() if value >= HARDLY_CHANGES]
         if blind:
             named = " and ".join(blind)
             said += f"; hardly changed by shuffled weights (rank correlation), so saying little of what was learned: {named}"
@@ -366,6 +367,11 @@ class Comparison:
 
     def _random_gaps(self) -> Float[Tensor, " draws"]:
         return torch.stack([draw.gap.mean() for draw in self.random])
+
+
+def spoken(method: str) -> str:
+    """A method's name in a sentence."""
+    return method.replace("_", " ")
 
 
 def compare(
