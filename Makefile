@@ -54,6 +54,7 @@ demo: venv
 	echo; \
 	echo "The trained model, its settings and its figures are in $$run. What to run next:"; \
 	echo "  $(BIN)/vitrail predict $$run IMAGE.png     # labels of images"; \
+	echo "  $(BIN)/vitrail explain $$run IMAGE.png     # what the model looks at, as a picture"; \
 	echo "  $(BIN)/vitrail train PHOTOS               # your own folder, with one folder per class"; \
 	echo "  $(BIN)/vitrail models                     # the sizes there are"
 
