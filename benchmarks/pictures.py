@@ -89,7 +89,8 @@ def main() -> None:
         if name == "clothing":
             ask = Ask(method="attention", layers=(-1,), heads="all", steps=0)
             draw.save(explain(model, [one], ask).figure, PICTURES / "clothing-attention.png")
-            draw.save(explain(model, pictures[:4], Ask(method="pca")).figure, PICTURES / "clothing-pca.png")
+            alike = [picture for picture, label in zip(pictures, labels, strict=True) if model.classes[label] == chosen][:4]
+            draw.save(explain(model, alike, Ask(method="pca")).figure, PICTURES / "clothing-pca.png")
             found = head_statistics(model, images)
             plots.save(plots.overview(found), PICTURES / "clothing-model.png")
             result[name]["early_and_late"] = list(found.early_and_late().sentences)

@@ -36,6 +36,9 @@ METHODS: dict[str, Callable[[ViT, Tensor], Maps]] = {
 }
 
 
+HEADS: dict[str, dict[str, Any]] = {"mean of the patches": {"class_token": False, "pool": "avg"}, "class token": {}}
+
+
 class Squares(NamedTuple):
     """Images, and where what decides is in them."""
 
@@ -100,9 +103,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "pointing.json")
     args = parser.parse_args()
-    models: dict[str, dict[str, Any]] = {"class token": {}, "mean of the patches": {"class_token": False, "pool": "avg"}}
     result: dict[str, Any] = {"machine": machine.facts(), "images": args.images, "rows": {}}
-    for name, fields in models.items():
+    for name, fields in HEADS.items():
         seen: dict[str, list[float]] = {key: [] for key in ("accuracy", "chance", *METHODS)}
         for seed in args.seeds:
             model, data = trained(seed=seed, **fields), squares(args.images, seed=7 + seed)

