@@ -161,8 +161,8 @@ def decode(result: dict[str, Any]) -> str:
     trained = [f"training {result['model']}, images/s", "from memory", "from files", "ratio"]
     return (
         f"{_grid(head, cells)}\n\n"
-        f"{_grid(trained, runs)}\n\n"
-        f"Random resized crops to 224 px from files of quality 90 ({size_kb}), in batches of {result['batch_size']}, "
+        + (f"{_grid(trained, runs)}\n\n" if runs else "")
+        + f"Random resized crops to 224 px from files of quality 90 ({size_kb}), in batches of {result['batch_size']}, "
         f"in interleaved rounds. {_machines([result['machine']])}\n"
     )
 
