@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vitrail.train import Run, resume, train
     from vitrail.weights import load
 
-__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "explain", "load", "resume", "train"]
+__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "load", "resume", "train"]
 
 _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for torch
     "Predictor": "deploy",
@@ -36,4 +36,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "explain"})
