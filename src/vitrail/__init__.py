@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitrail import explain
+    from vitrail import explain as explain
     from vitrail.config import ViTConfig
     from vitrail.deploy import Predictor
     from vitrail.models import ViT, create_model
