@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = run(words)
         sys.stdout.flush()  # a pipe that nobody reads shows here, not at exit
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes, all of whose work is done and written
+            sys.stderr.flush()
+            os._exit(code)  # torch's threads abort now and then as the interpreter is taken down, and the run would have failed
         return code
     except SystemExit as leave:  # argparse, after --help
         return int(leave.code or 0)
