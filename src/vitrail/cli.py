@@ -19,9 +19,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitrail import terminal
+
+if TYPE_CHECKING:
+    from vitrail.config import Settings
+    from vitrail.data.sources import Source
 
 OK, SOME_FAILED, MISTAKE = 0, 1, 2
 
@@ -306,27 +310,21 @@ def evaluate(words: list[str]) -> int:
     args = terminal.parse(parser, words)
 
     from vitrail import weights
-    from vitrail.data.sources import open_source
     from vitrail.evaluate import MultiLabelEvaluation, evaluate_labels, save_evaluation
     from vitrail.evaluate import evaluate as measure
     from vitrail.models.device import autocast_dtype, pick_device
-    from vitrail.train import settings
 
-    device, config = pick_device(args.device), Path(args.run, "config.yaml")
+    device, run = pick_device(args.device), Path(args.run, "config.yaml").is_file()
     model = weights.load(args.run).to(device)
     assert model.preprocessing is not None
-    run = weights.read_run(args.run) if config.is_file() else None
-    if run is None and args.data is None:
-        raise ValueError(f"{args.run} is no folder of `vitrail train`, so it does not say its data; name DATA")
-    cfg = settings.build([settings.read_config(config)] if run else [])
-    source = open_source(args.data or (run.data if run else ""), val_fraction=cfg.data.val_fraction)
+    cfg, source = open_data(args.run, args.data)
     if source.classes != model.classes:
         theirs, ours = terminal.listed(source.classes), terminal.listed(model.classes) or "no names"
-        if run is not None or len(source.classes) != model.config.num_classes:
+        if run or len(source.classes) != model.config.num_classes:
             says = f"{source.name} has the classes {theirs}, and the model {model.config.num_classes:,}: {ours}"
             raise ValueError(f"{says}; give data of the model's classes")
         print(f"vitrail: the checkpoint calls its classes {ours}; taken in the order of {theirs}", file=sys.stderr)
-    if run is not None and source.multi_label != model.multi_label:
+    if run and source.multi_label != model.multi_label:
         kinds = ("one class an image", "any number of labels an image")
         says = f"{source.name} has {kinds[source.multi_label]}, and the model was trained on {kinds[model.multi_label]}"
         raise ValueError(f"{says}; give data of its kind")
@@ -360,6 +358,25 @@ def evaluate(words: list[str]) -> int:
     return OK
 
 
+def open_data(run: str, data: str | None, *, way_out: str = "name DATA") -> tuple[Settings, Source]:
+    """A run's settings, or the defaults for another checkpoint, and the data: without a name those of the run."""
+    from vitrail import weights
+    from vitrail.data.sources import open_source
+    from vitrail.train import settings
+
+    config = Path(run, "config.yaml")
+    if data is None and not config.is_file():
+        raise ValueError(f"{run} is no folder of `vitrail train`, so it does not say its data; {way_out}")
+    cfg = settings.build([settings.read_config(config)] if config.is_file() else [])
+    return cfg, open_source(data or weights.read_run(run).data, val_fraction=cfg.data.val_fraction)
+
+
+def say_receipt(model: Any, source: str) -> None:
+    """Of somebody else's weights, what was assumed of them; of a run nothing, for it says all."""
+    if not Path(source, "config.yaml").is_file() and model.receipt is not None:
+        print(model.receipt, file=sys.stderr)
+
+
 def predict(words: list[str]) -> int:
     """`vitrail predict RUN IMAGES…`."""
     parser = terminal.make_parser(
@@ -387,8 +404,7 @@ def predict(words: list[str]) -> int:
     if not images:
         raise ValueError("stdin named no image; write one path a line")
     predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size)
-    if not Path(args.run, "config.yaml").is_file():  # somebody else's weights: what was assumed of them is said
-        print(predictor.model.receipt, file=sys.stderr)
+    say_receipt(predictor.model, args.run)
     done = list(predictor.predict(images, top=args.top))
 
     if args.json:
@@ -424,23 +440,19 @@ def probe(words: list[str]) -> int:
         raise ValueError(f"--draws {args.draws} is for few images a class; add --shots 1,5,10, or leave it out")
 
     from vitrail import weights
-    from vitrail.data.sources import open_source
     from vitrail.evaluate.few_shot import few_shot
     from vitrail.models.device import autocast_dtype, pick_device
-    from vitrail.train import ladder, settings
+    from vitrail.train import ladder
     from vitrail.weights.load import is_name
 
     if is_name(args.weights):
         raise ValueError(f'"{args.weights}" is a shape with random weights; give a run or a checkpoint')
-    device, config = pick_device(args.device), Path(args.weights, "config.yaml")
+    device = pick_device(args.device)
     dtype = autocast_dtype(args.precision, device)
     model = weights.load(args.weights, revision=args.revision).to(device)
     assert model.preprocessing is not None
-    if args.data is None and not config.is_file():
-        raise ValueError(f"{args.weights} is no folder of `vitrail train`, so it does not say its data; name DATA")
-    data = settings.build([settings.read_config(config)] if config.is_file() else []).data
-    source = open_source(args.data or weights.read_run(args.weights).data, val_fraction=data.val_fraction)
-    views = ladder.views(source, preprocessing=model.preprocessing, cfg=data)
+    cfg, source = open_data(args.weights, args.data)
+    views = ladder.views(source, preprocessing=model.preprocessing, cfg=cfg.data)
     seen = ladder.features(
         model, views, preprocessing=model.preprocessing, batch_size=args.batch_size, device=device, autocast_dtype=dtype
     )
@@ -466,8 +478,7 @@ def probe(words: list[str]) -> int:
         ]
         terminal.print_json({"data": source.name, "images": images, "classes": classes, **rungs.to_dict(), "few_shot": shots})
     else:
-        if not config.is_file() and model.receipt is not None:  # somebody else's weights: what was assumed of them is said
-            print(model.receipt, file=sys.stderr)
+        say_receipt(model, args.weights)
         terminal.print_probe(rungs, few, name=source.name, images=images, classes=source.classes)
     return OK
 
@@ -512,13 +523,7 @@ def explain(words: list[str]) -> int:
         raise ValueError("there is no image to explain; name one, or add --model for the model as a whole")
     if args.steps < (1 if args.compare else 0):
         raise ValueError(f"--steps {args.steps} must be at least {1 if args.compare else 0}")
-    for option in ("method", "layers", "heads"):
-        if (args.compare or args.model) and getattr(args, option) is not None:
-            raise ValueError(
-                f"--{option} chooses one picture, and --{'compare' if args.compare else 'model'} makes its own; leave it out"
-            )
-    if args.model and args.query != "cls":
-        raise ValueError("--query asks about an image, and --model about none; leave it out")
+    refuse_without_effect(args, parser)
 
     from vitrail import weights
     from vitrail.deploy.predict import find_images
@@ -543,15 +548,30 @@ def explain(words: list[str]) -> int:
     )
     model = weights.load(args.run, revision=args.revision).to(pick_device(args.device)).eval()
     unwrapped(model)  # another family is refused before anything is read
-    config = Path(args.run, "config.yaml")
-    if not config.is_file() and model.receipt is not None:  # somebody else's weights: what was assumed of them is said
-        print(model.receipt, file=sys.stderr)
+    say_receipt(model, args.run)
     images = list(find_images(args.images))
     folder = Path(args.out)
     if args.model:
         return _explain_model(args, model, images, folder)
     folder.mkdir(parents=True, exist_ok=True)
     return _explain_images(args, model, images, folder, ask)
+
+
+def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> None:
+    """Raises ValueError for an option of `explain` that changes nothing beside the others."""
+    of_one, of_model = ["method", "layers", "heads", "discard_ratio"], ["svg", "limit"]
+    if args.compare:
+        way, idle = "--compare", of_one + of_model
+    elif args.model:
+        way, idle = "--model", [*of_one, "query", "steps", "grid", "arrays"]
+    else:
+        way, idle = "one method", of_model
+    for name in idle:
+        if getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')} has no effect with {way}; leave it out")
+    if args.compare and isinstance(args.query, tuple):
+        x, y = args.query
+        raise ValueError(f"--query {x},{y} asks about a patch, and --compare about a class; leave it out, or name a class")
 
 
 def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], folder: Path, ask: Any) -> int:
@@ -591,27 +611,20 @@ def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], fo
 
 def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], folder: Path) -> int:
     """Statistics of all layers and heads."""
-    from vitrail import weights
     from vitrail.data.augment import normalise
-    from vitrail.data.sources import open_source
     from vitrail.explain import head_statistics, plots
-    from vitrail.train import settings
 
-    config = Path(args.run, "config.yaml")
     if images:
         seen: Any = images[: args.limit]
         said = f"{len(seen)} images"
-    elif not config.is_file():
-        raise ValueError(f"{args.run} is no folder of `vitrail train`, so it does not say its data; name images to look at")
     elif args.img_size is not None:
         raise ValueError("--img-size is for IMAGES that are named; name some, or leave it out")
     else:
         import torch
 
-        data = settings.build([settings.read_config(config)]).data
-        source = open_source(weights.read_run(args.run).data, val_fraction=data.val_fraction)
+        cfg, source = open_data(args.run, None, way_out="name images to look at")
         which = next((name for name in ("test", "val", "train") if name in source.splits), "train")
-        split = source.load(which, preprocessing=model.preprocessing, cfg=data)  # type: ignore[arg-type]
+        split = source.load(which, preprocessing=model.preprocessing, cfg=cfg.data)  # type: ignore[arg-type]
         chosen = torch.linspace(0, len(split) - 1, min(args.limit, len(split))).round().long()
         raw, _ = split.read(chosen)
         seen = normalise(raw.images, model.preprocessing)

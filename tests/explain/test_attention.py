@@ -116,8 +116,6 @@ def test_padding_and_masked_patches() -> None:
     assert not found.maps[1, 1:].any()
     expected = whole(model, images(), sizes=sizes)[-1].mean(1)[:, 0, 1:]
     torch.testing.assert_close(found.maps.flatten(1), expected, atol=1e-6, rtol=1e-5)
-    alone = attention(model, images()[:1, :, :16, :8])
-    torch.testing.assert_close(alone.maps.sum(), alone.maps[0].sum())
 
 
 def test_another_patch_size() -> None:
@@ -144,7 +142,7 @@ def test_a_pass_in_bf16_is_near(layers: Any) -> None:
         torch.testing.assert_close(ours.maps, theirs.maps, atol=0.02, rtol=0.1)
 
 
-def test_a_compiled_model_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_model_gives_the_same() -> None:
     """In blocks or as a whole; what is compiled has no place for what a map needs, so the plain pass is taken."""
     model, x = vit(), images()
     plain = attention(model, x)

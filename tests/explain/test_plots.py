@@ -149,6 +149,11 @@ def test_filters_of_any_channels(channels: int, said: str) -> None:
     assert (picture <= 1).all()
 
 
+def test_filters_are_called_what_they_are() -> None:
+    assert "of the patch filters (8x8 px)" in words(single(made(patch=(8, 8)), "filters"))
+    assert "of the first convolution's filters (8x8 px)" in words(single(made(patch=(16, 16)), "filters"))
+
+
 def test_what_is_not_there_is_said() -> None:
     stats = made(1, 1, positions=None, cka=torch.full((2, 2), torch.nan))
     stats = replace(stats, filters=torch.empty(0, 3, 4, 4), filter_shares=torch.empty(0))

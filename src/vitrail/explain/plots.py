@@ -226,11 +226,12 @@ def _stage(index: int) -> str:
 
 def _filters(figure: FigureBase, stats: ModelStatistics) -> None:
     filters, shares = stats.filters.numpy(), stats.filter_shares.numpy()  # (k, C, h, w)
-    title = "Principal components of the patch filters"
-    if not len(filters):
+    count, channels, height, width = filters.shape
+    whose = "patch filters" if (height, width) == stats.patch else "first convolution's filters"
+    title = f"Principal components of the {whose}"
+    if not count:
         _instead(figure, title, "all filters are the same")
         return
-    count, channels, height, width = filters.shape
     tiles = filters if channels == 3 else filters.mean(1, keepdims=True)
     tiles = tiles / np.maximum(np.abs(tiles).max((1, 2, 3), keepdims=True), 1e-12)
     tiles = np.broadcast_to(tiles, (count, 3, height, width)).transpose(0, 2, 3, 1) / 2 + 0.5  # (k, h, w, 3): 0 is mid-grey

@@ -126,15 +126,12 @@ def explain(model: nn.Module, images: Picture | Sequence[Picture], ask: Ask) -> 
             row["class"], row["probability"] = said.get(index, (None, None))
         sheets = [
             draw.Row(
-                maps_of_one[0].seen(index),
-                _short(maps_of_one[0].names[index]),
-                [
-                    maps.panel(index, line=_line(scores[place], index) if scores else "")
-                    for place, maps in enumerate(maps_of_one)
-                ],
+                found[0].seen(index),
+                _short(found[0].names[index]),
+                [maps.panel(index, line=_line(scores[place], index) if scores else "") for place, maps in enumerate(found)],
                 label=f"{said[index][0]} ({said[index][1]:.1%})" if index in said else "",
             )
-            for index, maps_of_one in ((index, found) for index in range(len(found[0])))
+            for index in range(len(found[0]))
         ]
     return Explained(draw.sheet(sheets, note=note, grid=ask.grid), tuple(found), rows)
 
