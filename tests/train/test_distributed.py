@@ -107,6 +107,19 @@ def test_two_processes_learn_what_one_learns(photos: Path, tmp_path: Path, more:
         assert scores["nll"] == pytest.approx(json.loads((tmp_path / "one" / "evaluation.json").read_text())["nll"], abs=1e-5)
 
 
+def test_a_convolutional_stem_learns_in_two_processes(photos: Path, tmp_path: Path) -> None:
+    """Its weights lie in channels_last; its batch norms see the rows of their own process, and all evaluate with the same."""
+    words = ["--model.stem", "conv", "--train.steps", "4", "--train.ema_decay", "0.5", "--train.eval_every", "2"]
+    for name, option in (("ddp", "false"), ("fsdp", "true")):
+        said = run(train_words(photos, name, *words, "--train.shard", option), processes=2, folder=tmp_path)
+        assert "strides" not in said, "what nobody can mend is not told"
+        scores = json.loads((tmp_path / name / "evaluation.json").read_text())
+        said = run(["evaluate", name, "--json"], processes=1, folder=tmp_path)
+        assert json.loads(said)["nll"] == pytest.approx(scores["nll"], abs=1e-5)
+    assert metrics(tmp_path / "fsdp", "loss") == pytest.approx(metrics(tmp_path / "ddp", "loss"), abs=1e-5)
+    assert farthest(tmp_path / "ddp", tmp_path / "fsdp") < 1e-3
+
+
 @pytest.mark.parametrize("option", ["false", "true"], ids=["ddp", "fsdp"])
 def test_what_two_began_one_ends_and_the_other_way_round(photos: Path, tmp_path: Path, option: str) -> None:
     words = ["--train.steps", "40", "--train.ema_decay", "0.9", "--optim.name", "adamw", "--train.shard", option]

@@ -165,6 +165,8 @@ def shard(model: nn.Module, processes: World, *, device: torch.device, dtype: to
 
     mesh = init_device_mesh(device.type, (processes.size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype is not None else None)
+    for weight in model.parameters():  # FSDP2 takes no others: a convolutional stem computes more slowly then
+        weight.data = weight.data.contiguous()
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # Kept together behind a pass, as the outermost part is by default, a running mean would be evaluated as it was before.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class Step:
         """The objective of a batch; with the whole model in several processes, their gradients are averaged behind it."""
         if self.world.size == 1 or is_sharded(self.model):
             return functools.partial(self.objective, self.model)
+        # Of a 1x1 convolution in channels_last, whose strides can be written in two ways: the bytes are the same.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(Learner(self.model, self.objective), gradient_as_bucket_view=True)
 
     @contextmanager
