@@ -122,6 +122,12 @@ class Optimizers:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
+    def forget(self) -> None:
+        """Forgets gradients and state: behind the last step, saving and scoring need the room."""
+        self.zero_grad()
+        for part in self.parts:
+            part.state.clear()
+
     def groups(self) -> Iterable[dict[str, Any]]:
         """All parameter groups, each with its `peak_lr`."""
         return (group for part in self.parts for group in part.param_groups)

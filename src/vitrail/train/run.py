@@ -25,7 +25,7 @@ from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import open_source
 from vitrail.evaluate import Evaluation, MultiLabelEvaluation, evaluate, evaluate_labels, save_evaluation
 from vitrail.evaluate.evaluate import Among
-from vitrail.models import Baseline, ViT, baseline_fields, build_model
+from vitrail.models import Baseline, ViT, baseline_fields, build_model, meta_model
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World, is_sharded, own_device, shard, whole, world
@@ -173,7 +173,7 @@ def prepare(
     """Everything a training is made of, at step 0; to `begin`, with the weights that it starts from, and the ladder."""
     cfg = settings.train
     device = own_device(pick_device(cfg.device))
-    keep_freed_memory(not cfg.checkpointing)
+    keep_freed_memory(not (cfg.checkpointing or cfg.shard))  # these are there to save memory
     dtype = autocast_dtype(cfg.precision, device)
     images = preprocessing_for(source, settings)
     data = shared_by(settings.data, processes.neighbours)
@@ -358,10 +358,12 @@ def climb_first(
 def conclude(loop: Loop, source: Source) -> Run:
     """Saves the model and scores it."""
     model, processes = loop.trained.eval(), loop.world
+    loop.move.optimizers.forget()
     processes.same_buffers(model)
-    complete = put_together(model, loop.settings.model)  # by all processes
-    if processes.first:
+    complete = put_together(model, loop.settings.model, processes)
+    if complete is not None:
         save_model(complete, loop.folder, data=loop.settings.data.path)
+    del complete
     which = next((name for name in ("test", "val") if len(loop.views.get(name, ()))), "train")
     split = loop.views.get(which) or source.load("train", preprocessing=loop.preprocessing, cfg=loop.settings.data)
     with Interrupt() as interrupt:
@@ -386,14 +388,21 @@ def conclude(loop: Loop, source: Source) -> Run:
     return Run(folder=loop.folder, evaluation=scores, split=which, seconds=loop.pace.elapsed, steps=loop.step)
 
 
-def put_together(model: ViT | Baseline, cfg: ModelConfig) -> ViT | Baseline:
-    """The model with whole weights, where every process has only its part of them."""
+def put_together(model: ViT | Baseline, cfg: ModelConfig, processes: World) -> ViT | Baseline | None:
+    """The model with whole weights in the first process, None in the others, all of which give their parts."""
     if not is_sharded(model):
-        return model
-    state = {name: whole(value).cpu() for name, value in model.state_dict().items()}
-    complete = build_model(cfg)
-    complete.load_state_dict(state)
-    complete.preprocessing, complete.classes, complete.multi_label = model.preprocessing, model.classes, model.multi_label
+        return model if processes.first else None
+    state = {}
+    for name, value in model.state_dict().items():
+        full = whole(value)
+        if processes.first:
+            state[name] = full.cpu()
+    if not processes.first:
+        return None
+    complete = meta_model(cfg)
+    complete.load_state_dict(state, assign=True)
+    complete.preprocessing, complete.receipt = model.preprocessing, model.receipt
+    complete.classes, complete.multi_label = model.classes, model.multi_label
     return complete.eval()
 
 
