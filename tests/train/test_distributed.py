@@ -18,9 +18,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from vitrail.config import AugmentConfig
+from vitrail.config import AugmentConfig, ModelConfig, Preprocessing
 from vitrail.data.batches import Part, eval_batches, train_batches
 from vitrail.data.memory import FixedSplit
+from vitrail.models import build_model
+from vitrail.train import run as run_module
 from vitrail.train.distributed import ALONE, World, own_device, shard, world
 
 ImageFolder = Callable[..., Path]
@@ -177,6 +179,25 @@ def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     with world(torch.device("cpu")) as processes:
         assert processes == World()
+
+
+def test_what_is_put_together_is_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it was told and where it comes from; the other processes keep nothing of it."""
+    shape: dict[str, Any] = {"img_size": (32, 32), "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
+    cfg = ModelConfig(name="Ti/16", **shape, stem="conv", pos_embed="sincos2d")
+    model = build_model(cfg)
+    model.classes, model.receipt, model.multi_label = ("a", "b", "c"), object(), True
+    model.preprocessing = Preprocessing(img_size=(32, 32), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert run_module.put_together(model, cfg, World(rank=0, size=2)) is model
+    monkeypatch.setattr(run_module, "is_sharded", lambda model: True)
+    complete = run_module.put_together(model, cfg, World(rank=0, size=2))
+    assert complete is not None
+    assert complete is not model
+    assert (complete.classes, complete.receipt, complete.multi_label) == (model.classes, model.receipt, True)
+    assert complete.preprocessing == model.preprocessing
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(complete(images), model.eval()(images))
+    assert run_module.put_together(model, cfg, World(rank=1, size=2)) is None
 
 
 def test_parts_need_processes_blocks_and_another_number_type() -> None:
