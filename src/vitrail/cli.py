@@ -616,7 +616,7 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
 
     if images:
         seen: Any = images[: args.limit]
-        said = f"{len(seen)} images"
+        said = f"{len(seen)} image{'s' * (len(seen) > 1)}"
     elif args.img_size is not None:
         raise ValueError("--img-size is for IMAGES that are named; name some, or leave it out")
     else:
