@@ -38,6 +38,8 @@ def test_images(run: Path, data: str, count: int) -> tuple[list[Image.Image], li
     split = source.load("test", preprocessing=model.preprocessing, cfg=vitrail.config.DataConfig())
     raw, _ = split.read(torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
     pictures = [draw.picture(image) for image in raw.images]
+    for place, picture in enumerate(pictures):
+        picture.filename = f"test image {place}"  # type: ignore[attr-defined]
     return pictures, raw.labels.tolist(), normalise(raw.images, model.preprocessing)
 
 
@@ -46,9 +48,7 @@ def first_right(model: ViT, pictures: list[Image.Image], labels: list[int], imag
     with torch.no_grad():
         said = model(images).argmax(1).tolist()
     place = next(place for place, label in enumerate(labels) if model.classes[label] == name and said[place] == label)
-    picture = pictures[place]
-    picture.filename = "a test image"  # type: ignore[attr-defined]
-    return picture
+    return pictures[place]
 
 
 def scores(model: ViT, images: torch.Tensor) -> dict[str, Any]:
