@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,7 +25,7 @@ from vitrail.data.batches import Part, eval_batches, train_batches
 from vitrail.data.memory import FixedSplit
 from vitrail.models import build_model
 from vitrail.train import run as run_module
-from vitrail.train.distributed import ALONE, World, own_device, shard, world
+from vitrail.train.distributed import ALONE, World, anew, own_device, shard, world
 
 ImageFolder = Callable[..., Path]
 
@@ -172,6 +174,30 @@ def test_alone_nothing_is_sent() -> None:
     assert ALONE.on_first(lambda: 7) == 7
     ALONE.barrier()
     ALONE.same_buffers(nn.BatchNorm2d(2))
+
+
+def test_processes_that_start_anew_do_not_meet_those_before() -> None:
+    """One store for several starts, as torchrun has it: what the first ones wrote is still there."""
+    store = dist.HashStore()
+    names = []
+    for late in (0, 1, 2):
+        with ThreadPoolExecutor(3) as together:
+            asked = {}
+            for rank in sorted(range(3), key=lambda rank: rank == late):  # that one comes last
+                asked[rank] = together.submit(anew, store, rank, 3, seconds=10)
+                time.sleep(0.05)
+            given = {rank: answer.result(timeout=10) for rank, answer in asked.items()}
+        given[0].set("address", str(late))
+        assert {other.get("address") for other in given.values()} == {str(late).encode()}
+        names.append(given[0])
+    assert names[0].get("address") == b"0", "each start has a part of its own"
+
+
+def test_a_process_that_does_not_come_is_named() -> None:
+    store = dist.HashStore()
+    store.set("vitrail/asks/1", "one of those before")
+    with pytest.raises(TimeoutError, match=r"^process 1 did not start within 0\.2 s; see why in its own messages$"):
+        anew(store, 0, 2, seconds=0.2)
 
 
 def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

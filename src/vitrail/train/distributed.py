@@ -9,6 +9,8 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from vitrail.models import ViT
 
@@ -120,11 +123,47 @@ def world(device: torch.device) -> Iterator[World]:
         return
     seconds = float(os.environ.get("VITRAIL_TIMEOUT_S", TIMEOUT_S))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+    timeout = datetime.timedelta(seconds=seconds)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    store = anew(store, rank, size, seconds=seconds)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield current()
     finally:
         dist.destroy_process_group()
+
+
+def anew(store: dist.Store, rank: int, size: int, *, seconds: float) -> dist.Store:
+    """A part of the store that only the processes know that start now. Raises TimeoutError where one does not come.
+
+    torchrun starts processes again with the store of those before (torch 2.14, --standalone and c10d). One that asks for the
+    address of another before that has written its own finds the dead one's, and waits for it: every third restart failed so.
+    So the first process names a part, and hands the name to each of the others under a word that nobody wrote before.
+    """
+    if rank:
+        word = uuid.uuid4().hex
+        store.set(f"vitrail/asks/{rank}", word)
+        name = written(store, f"vitrail/told/{word}")
+        store.set(f"vitrail/{name}/{rank}", "here")
+        return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+    name, told, until = uuid.uuid4().hex, dict.fromkeys(range(1, size), ""), time.monotonic() + seconds
+    while told:
+        for other, before in list(told.items()):
+            if store.check([f"vitrail/{name}/{other}"]):
+                del told[other]
+            elif store.check([f"vitrail/asks/{other}"]) and (word := written(store, f"vitrail/asks/{other}")) != before:
+                store.set(f"vitrail/told/{word}", name)
+                told[other] = word  # of a process that is gone, perhaps: another one may ask in its place
+        if told and time.monotonic() > until:
+            raise TimeoutError(f"process {min(told)} did not start within {seconds:g} s; see why in its own messages")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+
+
+def written(store: dist.Store, key: str) -> str:
+    """What stands under a key; waits until something does."""
+    value: str | bytes = store.get(key)  # bytes, whatever torch's annotations say
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def current() -> World:
