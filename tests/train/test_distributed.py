@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -191,6 +192,18 @@ def test_processes_that_start_anew_do_not_meet_those_before() -> None:
         assert {other.get("address") for other in given.values()} == {str(late).encode()}
         names.append(given[0])
     assert names[0].get("address") == b"0", "each start has a part of its own"
+
+
+def test_a_process_that_waits_in_vain_says_so(photos: Path, tmp_path: Path) -> None:
+    """As one does that a scheduler's variables were left to."""
+    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    alone = start(train_words(photos, "alone"), processes=1, folder=tmp_path, env={**env, "VITRAIL_TIMEOUT_S": "2"})
+    said, _ = alone.communicate(timeout=120)
+    assert alone.returncode == 2
+    assert re.fullmatch(
+        r"vitrail: process 0 of 2 did not meet the others at localhost:0 \(.*\); start them by torchrun, .*\n", said
+    )
+    assert not (tmp_path / "alone").exists()
 
 
 def test_a_process_that_does_not_come_is_named() -> None:

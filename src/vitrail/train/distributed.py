@@ -111,7 +111,8 @@ class Ended(Exception):
 def world(device: torch.device) -> Iterator[World]:
     """The processes that torchrun started, for as long as a run takes; a world of one where it did not.
 
-    A process group that somebody set up is used as it is, and left.
+    A process group that somebody set up is used as it is, and left. Raises ConnectionError where they do not meet, and
+    ValueError where the environment does not say where.
     """
     if device.type == "cuda" and "RANK" in os.environ:
         torch.cuda.set_device(device)
@@ -124,9 +125,17 @@ def world(device: torch.device) -> Iterator[World]:
     seconds = float(os.environ.get("VITRAIL_TIMEOUT_S", TIMEOUT_S))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=seconds)
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
-    store = anew(store, rank, size, seconds=seconds)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        store = anew(store, rank, size, seconds=seconds)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except RuntimeError as error:  # as torch's DistError is
+        told, _, _ = str(error).partition("\n")
+        raise ConnectionError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({told.rstrip('.')}); start them by torchrun, or "
+            "unset WORLD_SIZE to train alone"
+        ) from error
     try:
         yield current()
     finally:
