@@ -60,6 +60,7 @@ def ways() -> dict[str, tuple[Callable[[Tensor], object], Callable[[Tensor], obj
     hooked.blocks[LAYER].attn.attn_drop.register_forward_hook(lambda module, taken, given: kept.update({0: given[:, :, :1]}))
     return {
         "ours": (model, lambda x: attention(model, x, layer=LAYER)),
+        "ours, last layer": (model, lambda x: attention(model, x)),
         "transformers": (fused, lambda x: eager(x, output_attentions=True).attentions[LAYER][:, :, 0]),
         "timm": (plain, hooked),
     }

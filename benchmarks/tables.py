@@ -321,14 +321,15 @@ def pointing(result: dict[str, Any]) -> str:
 def explaining(result: dict[str, Any]) -> str:
     """Time and memory of the class token's rows, and memory of every method on a long image."""
     cells = [
-        [f"{batch} image{'s' if batch != '1' else ''}", *(_ratio(row[name]) for name in ("ours", "transformers", "timm"))]
+        [f"{batch} image{'s' if batch != '1' else ''}", *(_ratio(value) for value in row.values())]
         for batch, row in result["time"].items()
     ]
+    names = list(next(iter(result["time"].values())))
     memory, long = result["memory"], {name: mb for name, mb in result["long_mb"].items() if name != "forward"}
     each = ", ".join(f"{name.replace('_', ' ')} {mb:,}" for name, mb in long.items())
     return (
-        f"{_grid(['ViT-B/16, 224 px, fp32', 'ours', 'transformers', 'timm'], cells)}\n\n"
-        f"Time for the class token's attention of one layer over a plain forward pass of the same library, in the same round: "
+        f"{_grid(['ViT-B/16, 224 px, fp32', *names], cells)}\n\n"
+        f"Time for the class token's attention of layer 6, or of the last, over a plain forward pass of the same library, in the same round: "
         f"median of {result['rounds']} and their spread. Ours stops behind the layer asked for; transformers gives all layers, "
         f"with eager attention; timm's pass goes on with fused attention off. Memory of ours: {memory['rows_mb']} MB for 8 "
         f"images, {memory['ratio']:.2f} of a forward pass. One image of 1,024 px (4,096 patches), MB beyond the model: {each}; "
