@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from vitrail.config import Pair
 from vitrail.explain.inputs import Images, Query, require_head, require_layer, scene
 from vitrail.explain.maps import Maps, maps_of
-from vitrail.explain.walk import Walk, in_chunks, reader, walk, weights
-from vitrail.models.vit import Attended
+from vitrail.explain.walk import Asked, Walk, in_chunks, reader, walk, weights
 
 Fusion = Literal["mean", "max", "min"]
 Heads = Fusion | int
@@ -91,12 +90,12 @@ def attention_sheet(
 def token_rows(there: Walk, layer: int, token: int | None) -> Float[Tensor, "B h N"]:
     """One token's attention, head by head."""
     assert token is not None
-    return weights(there.attended[layer], torch.tensor([token], device=there.inputs[0].device), there.mask)[:, :, 0]
+    return weights(there.asked(layer), torch.tensor([token], device=there.last.device), there.mask)[:, :, 0]
 
 
 def mixed_rows(there: Walk, layer: int, row: Float[Tensor, "B N"]) -> Float[Tensor, "B h N"]:
     """The attention of all tokens, weighted by a row, head by head."""
-    seen = there.attended[layer]
+    seen = there.asked(layer)
     parts = (torch.einsum("bq,bhqn->bhn", row[:, part], weights(seen, part, there.mask)) for part in in_chunks(seen))
     return torch.stack(list(parts)).sum(dim=0)
 
@@ -132,7 +131,7 @@ def rollout(
         there = walk(seen, layers=range(seen.model.config.depth))
         row, note = starting_row(there, query)
         for layer in reversed(range(seen.model.config.depth)):
-            row = through(there.attended[layer], row, there.mask, heads=heads, discard_ratio=discard_ratio)
+            row = through(there.asked(layer), row, there.mask, heads=heads, discard_ratio=discard_ratio)
         kept = f", smallest {discard_ratio:.0%} left out" if discard_ratio else ""
         return maps_of(seen, row, method="rollout", labels=f"all layers, {heads} of heads{kept}", notes=(note,))
 
@@ -141,13 +140,13 @@ def starting_row(there: Walk, query: Query) -> tuple[Float[Tensor, "B N"], str]:
     """The tokens that ask: what the head reads, or one patch."""
     if query == "cls":
         return reader(there)
-    row = torch.zeros(there.inputs[-1].shape[:2], device=there.inputs[-1].device)
+    row = torch.zeros(there.last.shape[:2], device=there.last.device)
     row[:, there.scene.token(query)] = 1.0
     return row, ""
 
 
 def through(
-    seen: Attended, row: Float[Tensor, "B N"], mask: Tensor | None, *, heads: Fusion, discard_ratio: float
+    seen: Asked, row: Float[Tensor, "B N"], mask: Tensor | None, *, heads: Fusion, discard_ratio: float
 ) -> Float[Tensor, "B N"]:
     """A row times one layer's ½ (A + 1), its rows scaled to sum to one; a part of the matrix at a time."""
     threshold = None

@@ -36,7 +36,7 @@ def relevance(
     the first. Raises ValueError for a class that the model has not.
     """
     with scene(model, images, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as seen:
-        there = walk(seen)
+        there = walk(seen, layers=range(seen.model.config.depth))
         made = decide(there, target)
         start, note = starting_row(there, query)
         row = start
@@ -51,7 +51,7 @@ def pooled_row(there: Walk, made: Decision) -> Float[Tensor, "B N"]:
     """What attention pooling reads of each token for the class: its own gradient-weighted attention."""
     assert made.pooled is not None
     attended, out_grad = made.pooled
-    start = there.tokens - attended.keys.shape[2]
+    start = there.last.shape[1] - attended.keys.shape[2]
     mask = None if there.mask is None else there.mask[:, start:]
     row = toward_class(attended, out_grad, torch.ones(len(out_grad), 1, device=out_grad.device), mask)
     return nn.functional.pad(row, (start, 0))
@@ -88,7 +88,7 @@ def gradcam(
     """
     with scene(model, images, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as seen:
         index, first = require_layer(seen.model, layer), seen.model.prefix_tokens
-        there = walk(seen)
+        there = walk(seen, layers=range(index, seen.model.config.depth))
         made = decide(there, target)
         back = next(one for one in walk_back(there, made.grad) if one.layer == index)
         tokens, grad = back.attended.tokens[:, first:].float(), back.tokens_grad[:, first:].float()  # (B, L, D)

@@ -426,7 +426,7 @@ class Tally:
         row = torch.zeros_like(share)
         row[:, :1] = 1
         if not self.model.config.class_token:
-            row, self.note = reader(Walk(seen, (x,), {}, mask))
+            row, self.note = reader(Walk(seen, {}, x, mask))
         self.cls_to_patch += _summed(torch.einsum("bn,lbhn->blh", row, torch.stack(onto)))
         for count, shape in zip(there.sum(dim=1).tolist(), _shapes(there.unflatten(1, seen.grid)), strict=True):
             self.even_distance += even_distance(shape, seen.patch)

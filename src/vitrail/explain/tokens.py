@@ -126,7 +126,7 @@ def similarity(
 
 def tokens_behind(seen: Scene, layer: int) -> Float[Tensor, "B N D"]:
     """The tokens behind a block, in float32; behind the last one, after the last norm."""
-    x = walk(seen, layers=[layer], to_the_end=False).inputs[layer + 1]
+    x = walk(seen, layers=[layer + 1], to_the_end=False).last
     return (seen.model.norm(x) if layer == seen.model.config.depth - 1 else x).float()
 
 

@@ -1,7 +1,7 @@
-"""Through the blocks with open eyes: what every attention took and gave, and on the way back the gradient of a class.
+"""Through the blocks with open eyes: the tokens before every layer, and on the way back the gradient of a class.
 
-The pass is the model's own, by its fast kernels. Weights of attention are computed afterwards, from the queries and keys that
-were kept: only the rows that somebody asks for, and a part of the rows at a time.
+The pass is the model's own, by its fast kernels. Weights of attention are computed afterwards, from queries and keys that are
+made once more from the tokens: only the rows that somebody asks for, and a part of the rows at a time.
 """
 
 # B batch · h heads · Q queries · N tokens · D width · K classes
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vitrail.explain.inputs import Scene
-from vitrail.models.vit import Attended, attention_weights
+from vitrail.models.vit import Attended, Block, attention_weights
 
 CHUNK_BYTES = 64e6
 """Of attention weights that are in memory at a time."""
@@ -27,41 +28,48 @@ class Walk:
     """One pass through a model."""
 
     scene: Scene
-    inputs: tuple[Float[Tensor, "B N D"], ...]
-    """The tokens before each block, and those behind the last."""
-    attended: dict[int, Attended]
-    """Of the layers asked for."""
+    inputs: dict[int, Float[Tensor, "B N D"]]
+    """The tokens before each layer asked for."""
+    last: Float[Tensor, "B N D"]
+    """The tokens where the pass ended."""
     mask: Tensor | None
     """(B, N), true where a token is there; None: everywhere."""
 
-    @property
-    def tokens(self) -> int:
-        """N."""
-        return self.inputs[0].shape[1]
+    @torch.no_grad()
+    def asked(self, layer: int) -> Asked:
+        """The queries and keys of a layer asked for, made once more: kept on the way, they would be its largest tensors."""
+        block = cast(Block, self.scene.model.blocks[layer])
+        queries, keys, _ = block.attn.queries_keys_values(block.norm1(self.inputs[layer]))
+        return Asked(queries, keys)
+
+
+class Asked(NamedTuple):
+    """What any row of a layer's attention weights is made of."""
+
+    queries: Float[Tensor, "B h Q d"]
+    keys: Float[Tensor, "B h N d"]
 
 
 @torch.no_grad()
 def walk(scene: Scene, *, layers: Collection[int] = (), to_the_end: bool = True) -> Walk:
-    """A pass that keeps what the attention of some layers took and gave; not `to_the_end`, up to the last of them."""
+    """A pass that keeps the tokens before some layers; not `to_the_end`, it ends where the last of them begins."""
     x, mask = scene.embed()
-    inputs, attended = [x], {}
+    inputs = {}
     for index, block in enumerate(scene.model.blocks):
-        if not to_the_end and index > max(layers, default=-1):
+        if index in layers:
+            inputs[index] = x
+        if not to_the_end and index >= max(layers, default=0):
             break
-        kept: list[Attended] | None = [] if index in layers else None
-        x = block.forward(x, mask, kept)  # not block(): a compiled block has no place for what is kept
-        inputs.append(x)
-        if kept is not None:
-            attended[index] = kept[0]
-    return Walk(scene, tuple(inputs), attended, mask)
+        x = block.forward(x, mask)  # not block(): a compiled one would be compiled again for this size
+    return Walk(scene, inputs, x, mask)
 
 
-def weights(seen: Attended, rows: Tensor | slice, mask: Tensor | None) -> Float[Tensor, "B h Q N"]:
+def weights(seen: Asked | Attended, rows: Tensor | slice, mask: Tensor | None) -> Float[Tensor, "B h Q N"]:
     """The attention weights of some queries, in float32."""
     return attention_weights(seen.queries[:, :, rows].float(), seen.keys.float(), mask)
 
 
-def in_chunks(seen: Attended) -> Iterator[slice]:
+def in_chunks(seen: Asked | Attended) -> Iterator[slice]:
     """All queries of a layer, some rows at a time."""
     batch, heads, queries, _ = seen.queries.shape
     step = max(1, int(CHUNK_BYTES / (4 * batch * heads * seen.keys.shape[2])))
@@ -81,12 +89,12 @@ class Back:
 
 
 def walk_back(there: Walk, grad: Float[Tensor, "B N D"]) -> Iterator[Back]:
-    """From the last layer to the first, given the logit's gradient behind the last block.
+    """From the last layer to the first of those asked for, given the logit's gradient behind the last block.
 
     Each block is computed once more with its graph, and forgotten before the next: the memory is one block's.
     """
     blocks = there.scene.model.blocks
-    for layer in reversed(range(len(blocks))):
+    for layer in sorted(there.inputs, reverse=True):
         with torch.enable_grad():
             x = there.inputs[layer].detach().requires_grad_()
             kept: list[Attended] = []
@@ -116,7 +124,7 @@ def decide(there: Walk, target: object) -> Decision:
     if not scene.model.config.num_classes:
         raise ValueError("this model has no head, so there is no class to explain; rollout and attention need none")
     with torch.enable_grad():
-        x = there.inputs[-1].detach().requires_grad_()
+        x = there.last.detach().requires_grad_()
         kept: list[Attended] = []
         logits = scene.model.read(x, there.mask, kept)
         targets = scene.targets(target, logits.detach().float())  # type: ignore[arg-type]
@@ -129,8 +137,8 @@ def decide(there: Walk, target: object) -> Decision:
 @torch.no_grad()
 def reader(there: Walk) -> tuple[Float[Tensor, "B N"], str]:
     """How much the head reads of each token behind the last block, a row that sums to one; and a note."""
-    model, (batch, tokens) = there.scene.model, there.inputs[-1].shape[:2]
-    cfg, rows = model.config, torch.zeros(batch, tokens, device=there.inputs[-1].device)
+    model, (batch, tokens) = there.scene.model, there.last.shape[:2]
+    cfg, rows = model.config, torch.zeros(batch, tokens, device=there.last.device)
     start = 0 if cfg.pool_include_prefix else model.prefix_tokens
     here = torch.ones_like(rows) if there.mask is None else there.mask.to(rows.dtype)
     mean = here.clone()
@@ -138,7 +146,7 @@ def reader(there: Walk) -> tuple[Float[Tensor, "B N"], str]:
     mean /= mean.sum(dim=1, keepdim=True)
     if model.attn_pool is not None:
         kept: list[Attended] = []
-        model.pool(model.norm(there.inputs[-1]), there.mask, kept)
+        model.pool(model.norm(there.last), there.mask, kept)
         seen = None if there.mask is None else there.mask[:, start:]
         rows[:, start:] = weights(kept[0], slice(None), seen).mean(dim=1)[:, 0]
         return rows, "no class token: tokens weigh what attention pooling gives them, the mean of its heads"
