@@ -102,7 +102,7 @@ def peak(what: str, batch: int, img_size: int) -> int:
     small = torch.randn(1, 3, 32, 32)
     calls: dict[str, Callable[[Tensor], object]] = {
         "forward": model,
-        "rows": lambda x: explain.attention(model, x, layer=LAYER),
+        "rows": lambda x: explain.attention(model, x),  # of the last layer, the longest way
         **{name: (lambda x, name=name: getattr(explain, name)(model, x)) for name in METHODS},  # type: ignore[misc]
         "similarity": lambda x: explain.similarity(model, x, query=(0, 0)),
         "integrated_gradients": lambda x: explain.integrated_gradients(model, x, steps=2),  # as many steps, one at a time
