@@ -330,8 +330,9 @@ def explaining(result: dict[str, Any]) -> str:
     return (
         f"{_grid(['ViT-B/16, 224 px, fp32', *names], cells)}\n\n"
         f"Time for the class token's attention of layer 6, or of the last, over a plain forward pass of the same library, in "
-        f"the same round: median of {result['rounds']} and their spread. Ours stops behind the layer asked for; transformers gives all layers, "
-        f"with eager attention; timm's pass goes on with fused attention off. Memory of ours: {memory['rows_mb']} MB for 8 "
+        f"the same round: median of {result['rounds']} and their spread. Ours stops where the layer asked for begins; "
+        f"transformers gives all layers, with eager attention; timm's pass goes on with fused attention off. Memory of ours, "
+        f"for the last layer: {memory['rows_mb']} MB for 8 "
         f"images, {memory['ratio']:.2f} of a forward pass. One image of 1,024 px (4,096 patches), MB beyond the model: {each}; "
         f"a forward pass {result['long_mb']['forward']:,}. {_machines([result['machine']])}\n"
     )
