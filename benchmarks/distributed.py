@@ -141,11 +141,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "distributed.json")
     args = parser.parse_args()
     result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    result["machine"] = machine.facts()
+    machines = result.setdefault("machines", {})
     if args.only != "memory":
-        result["speed"] = speeds(args.rounds, args.seconds)
+        result["speed"], machines["speed"] = speeds(args.rounds, args.seconds), machine.facts()
     if args.only != "speed":
-        result["memory"] = memory()
+        result["memory"], machines["memory"] = memory(), machine.facts()
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

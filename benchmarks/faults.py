@@ -803,8 +803,10 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is mounted goes, and what runs
 
-    result: dict[str, Any] = json.loads(args.out.read_text()) if args.only and args.out.exists() else {"faults": {}}
-    result |= {"machine": machine.facts(), "seed": args.seed}
+    result: dict[str, Any] = {"faults": {}, "machines": {}}
+    if args.only and args.out.exists():
+        result = json.loads(args.out.read_text())
+    result["seed"] = args.seed
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         ground = Ground(Path(folder), epochs=args.epochs)
         try:
@@ -817,7 +819,7 @@ def main() -> None:
                     print(f"{made['fault']}: {made['held']} of {made['tries']} held; {made['said']}", flush=True)
                     for wrong in made["wrong"]:
                         print(f"  {wrong}", flush=True)
-                result["faults"][name] = rows
+                result["faults"][name], result["machines"][name] = rows, machine.facts()
                 print(f"  ({name}: {math.ceil(time.monotonic() - begun)} s)", file=sys.stderr)
                 result["faults"] = {name: result["faults"][name] for name in FAULTS if name in result["faults"]}
                 args.out.parent.mkdir(parents=True, exist_ok=True)

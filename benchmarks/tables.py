@@ -262,7 +262,7 @@ def distributed(result: dict[str, Any]) -> str:
         f"{_grid(head, speeds)}\n\n"
         f"A ViT with 12 blocks of width 1024 and AdamW, least memory for data in each process: {'; '.join(least)}. With "
         f"{memory['limit_gb']} GB for each, one process: `{alone}`; two with `train.shard` {parts}. "
-        f"{_machines([result['machine']])}\n"
+        f"{_machines(result['machines'].values())}\n"
     )
 
 
@@ -277,7 +277,7 @@ def faults(result: dict[str, Any]) -> str:
         said = f"`{row['said'].replace('`', chr(39))}`" if row["said"] and row["tries"] else row["said"]
         cells.append([row["fault"], tries, codes, said.replace("|", "/"), ends, seconds])
     head = ["fault", "tries that held", "exit code", "what it says", "the run that went on", "s at most"]
-    return f"{_grid(head, cells)}\n\n{_machines([result['machine']])}\n"
+    return f"{_grid(head, cells)}\n\n{_machines(result['machines'].values())}\n"
 
 
 def explain_scores(result: dict[str, Any]) -> str:
