@@ -605,7 +605,7 @@ def test_explain_the_model_as_a_whole(vitrail: Typed, run: Path, images: Path, e
         (["RUN", "IMAGE", "--compare", "--query", "3,3"], "--query 3,3 asks about a patch, and --compare about a class; .*"),
         (["RUN", "--model", "--query", "1"], "--query has no effect with --model; leave it out"),
         (["RUN", "--model", "--arrays"], "--arrays has no effect with --model; leave it out"),
-        (["RUN", "IMAGE", "--svg"], "--svg has no effect with one method; leave it out"),
+        (["RUN", "IMAGE", "--svg"], "--svg has no effect without --model; add that, or leave it out"),
         (["RUN", "IMAGE", "--img-size", "2"], "an image of 2x2 px is smaller than one patch of 4x4; use a larger one, .*"),
         (["RUN", "IMAGE", "--img-size", "30"], "image side 30 is not a multiple of patch 4; use 32, or .*"),
         (["B/16", "IMAGE"], '"B/16" is a shape with random weights; give a run or a checkpoint'),

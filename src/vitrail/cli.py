@@ -561,14 +561,14 @@ def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> 
     """Raises ValueError for an option of `explain` that changes nothing beside the others."""
     of_one, of_model = ["method", "layers", "heads", "discard_ratio"], ["svg", "limit"]
     if args.compare:
-        way, idle = "--compare", of_one + of_model
+        says, idle = "with --compare; leave it out", of_one + of_model
     elif args.model:
-        way, idle = "--model", [*of_one, "query", "steps", "grid", "arrays"]
+        says, idle = "with --model; leave it out", [*of_one, "query", "steps", "grid", "arrays"]
     else:
-        way, idle = "one method", of_model
+        says, idle = "without --model; add that, or leave it out", of_model
     for name in idle:
         if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')} has no effect with {way}; leave it out")
+            raise ValueError(f"--{name.replace('_', '-')} has no effect {says}")
     if args.compare and isinstance(args.query, tuple):
         x, y = args.query
         raise ValueError(f"--query {x},{y} asks about a patch, and --compare about a class; leave it out, or name a class")

@@ -146,7 +146,7 @@ def anew(store: dist.Store, rank: int, size: int, *, seconds: float) -> dist.Sto
     """A part of the store that only the processes know that start now. Raises TimeoutError where one does not come.
 
     torchrun starts processes again with the store of those before (torch 2.14, --standalone and c10d). One that asks for the
-    address of another before that has written its own finds the dead one's, and waits for it: every third restart failed so.
+    address of another before that has written its own finds the dead one's, and waits for it (dev/LOG.md).
     So the first process names a part, and hands the name to each of the others under a word that nobody wrote before.
     """
     if rank:
