@@ -90,7 +90,7 @@ def test_what_did_not_hold_is_told(faults: ModuleType, tmp_path: Path) -> None:
     table = importlib.import_module("tables").faults(
         {
             "faults": {"one": [made, faults.left_out("another", "not tried: takes root")]},
-            "machine": {"cpu": "CPU", "cores": 2, "torch": "2.14.1", "date": "2026-01-01", "commit": "abc"},
+            "machines": {"one": {"cpu": "CPU", "cores": 2, "torch": "2.14.1", "date": "2026-01-01", "commit": "abc"}},
         }
     )
     said = "`vitrail: step … is saved; 'vitrail resume RUN'`"
