@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -200,6 +201,14 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         decode(tmp_path / "gone.jpg", channels=3)
     with pytest.raises(BadImage, match="can't be read"):
         decode(tmp_path, channels=3)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nobody_writes_to_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for look in (read_header, lambda path: decode(path, channels=3)):
+        with pytest.raises(BadImage, match=r"^a pipe or a device, and no file$"):
+            look(tmp_path / "pipe.jpg")
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,6 +8,7 @@ Training's evaluation and `predict` both go through `eval_view`, so they see the
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -252,7 +253,12 @@ def _cut_below(contents: bytes, rows: int, *, size: Pair) -> bytes:
 @contextmanager
 def _opened(source: File) -> Iterator[tuple[Image.Image, bytes]]:
     """The image behind a path or bytes, header read and size checked, and the last bytes of the file."""
-    with _faults_are_bad_images(), BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    with (
+        _faults_are_bad_images(),
+        BytesIO(source) if isinstance(source, bytes) else open(source, "rb", opener=_at_once) as file,
+    ):
+        if not file.seekable():
+            raise BadImage("a pipe or a device, and no file")
         file.seek(max(0, file.seek(0, 2) - 64))
         end = file.read()
         if not end:
@@ -263,6 +269,11 @@ def _opened(source: File) -> Iterator[tuple[Image.Image, bytes]]:
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
         yield image, end
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file, or a named pipe that nobody writes to, without waiting for one who does."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
