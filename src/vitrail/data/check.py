@@ -54,7 +54,8 @@ class Report:
         classes = list(self.counts[splits[0]])
         noun, several = ("class", "classes") if self.labels is None else ("label", "labels")
         wide = max(len(noun), *(len(name) for name in classes))
-        lines = [f"{self.name}: {self.images} images, {len(classes)} {several}, {len(self.bad)} unreadable files", ""]
+        unreadable = f"{len(self.bad)} unreadable file{'s' * (len(self.bad) != 1)}"
+        lines = [f"{self.name}: {self.images} images, {len(classes)} {several}, {unreadable}", ""]
         lines += ["  ".join([f"{noun:{wide}}", *(f"{split:>7}" for split in splits)])]
         lines += ["  ".join([f"{k:{wide}}", *(f"{self.counts[split][k]:7}" for split in splits)]) for k in classes]
         lines += ["  ".join([f"{'all':{wide}}", *(f"{self.totals[split]:7}" for split in splits)]), ""]

@@ -194,7 +194,8 @@ def prepare(
         f"{device.type}, {cfg.precision}{together}"
     )
     if skipped:
-        display.say(f"left out: {skipped:,} files that can't be read, named in {folder / 'skipped.txt'}")
+        files = f"{skipped:,} file{'s' * (skipped != 1)}"
+        display.say(f"left out: {files} that can't be read, named in {folder / 'skipped.txt'}")
     group_table(model, settings.optim)  # what can't be says so before the ladder
     objective = build_objective(
         settings,
