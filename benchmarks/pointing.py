@@ -10,6 +10,7 @@ images that the model names right. Chance is the share of patches that touch it.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 from collections.abc import Callable
@@ -29,7 +30,9 @@ COLORS = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]]) * 1
 SHAPE = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": len(COLORS)}
 METHODS: dict[str, Callable[[ViT, Tensor], Maps]] = {
     "relevance": relevance,
+    "relevance, norms held": functools.partial(relevance, hold_norms=True),
     "gradcam": gradcam,
+    "gradcam, norms held": functools.partial(gradcam, hold_norms=True),
     "integrated_gradients": integrated_gradients,
     "rollout": rollout,
     "attention": attention,

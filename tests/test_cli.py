@@ -290,8 +290,8 @@ def test_traceback_shows_where_a_mistake_came_from() -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a"), "runs/a: the disk is full; free some space, or "),
-        (RuntimeError("Error serializing: No space left on device (os error 28)"), "the disk is full; free some space, or "),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a"), "runs/a: the disk is full; make room there, or "),
+        (RuntimeError("Error serializing: No space left on device (os error 28)"), "the disk is full; make room there, or "),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "runs/a"), "runs/a: permission denied"),
         (ValueError("two\n  lines"), "two lines"),
         (
@@ -539,13 +539,14 @@ def test_explain_as_json_in_all_its_ways(vitrail: Typed, run: Path, images: Path
         (): ("relevance",),
         ("--query", "1"): ("relevance",),
         ("--query", "13,20"): ("relevance",),
+        ("--hold-norms", "--method", "gradcam"): ("gradcam",),
         ("--method", "attention", "--layers", "all", "--heads", "all"): ("attention",) * 2,
         ("--method", "attention", "--layers", "-1,0", "--heads", "mean,max", "--query", "3,3"): ("attention",) * 4,
         ("--method", "rollout", "--discard-ratio", "0.5", "--heads", "max"): ("rollout",),
         ("--method", "integrated-gradients"): ("integrated_gradients",),
         ("--method", "similarity", "--query", "13,20", "--grid"): ("similarity",),
         ("--method", "pca", "--img-size", "56x28"): ("pca",),
-        ("--compare",): ("attention", "rollout", "relevance", "gradcam", "integrated_gradients"),
+        ("--compare", "--hold-norms"): ("attention", "rollout", "relevance", "gradcam", "integrated_gradients"),
     }
     for words, methods in ways.items():
         said = vitrail(

@@ -130,7 +130,7 @@ def one_line(error: Exception) -> str | None:
         return text
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
         where = getattr(error, "filename", None)
-        return f"{f'{where}: ' if where else ''}the disk is full; free some space, or write elsewhere with --out"
+        return f"{f'{where}: ' if where else ''}the disk is full; make room there, or write elsewhere"
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return ": ".join([*names[:1], (error.strerror or "").lower() or text or type(error).__name__])
@@ -417,8 +417,14 @@ def predict(words: list[str]) -> int:
     for prediction in bad:
         print(f"vitrail: {prediction.path}: {prediction.error}", file=sys.stderr)
     if bad:
-        print(f"vitrail: {len(bad)} of {len(done)} images could not be read; the others are done", file=sys.stderr)
+        say_unread(len(bad), len(done))
     return SOME_FAILED if bad else OK
+
+
+def say_unread(bad: int, images: int) -> None:
+    """How many of the images could not be read, behind the reasons."""
+    others = "; the others are done" if bad < images else ""
+    print(f"vitrail: {bad} of {images} image{'s' * (images > 1)} could not be read{others}", file=sys.stderr)
 
 
 def probe(words: list[str]) -> int:
@@ -503,6 +509,9 @@ def explain(words: list[str]) -> int:
         help="cls; x,y in pixels of what the model sees; or a class [cls]",
     )
     parser.add_argument("--discard-ratio", type=float, default=0.0, metavar="R", help="rollout: smallest weights left out [0]")
+    parser.add_argument(
+        "--hold-norms", action="store_true", help="relevance, gradcam: a gradient that takes the norms' scales for constants"
+    )
     parser.add_argument("--img-size", type=terminal.size, metavar="N|HxW", help="look at the images at another size")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--compare", action="store_true", help="all methods that are evidence, side by side")
@@ -542,6 +551,7 @@ def explain(words: list[str]) -> int:
         query=args.query if at_pixel else "cls",
         target=None if at_pixel or args.query == "cls" else args.query,
         discard_ratio=args.discard_ratio,
+        hold_norms=args.hold_norms,
         img_size=args.img_size,
         steps=args.steps,
         grid=args.grid,
@@ -563,7 +573,7 @@ def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> 
     if args.compare:
         says, idle = "with --compare; leave it out", of_one + of_model
     elif args.model:
-        says, idle = "with --model; leave it out", [*of_one, "query", "steps", "grid", "arrays"]
+        says, idle = "with --model; leave it out", [*of_one, "hold_norms", "query", "steps", "grid", "arrays"]
     else:
         says, idle = "without --model; add that, or leave it out", of_model
     for name in idle:
@@ -602,10 +612,7 @@ def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], fo
     if args.json:
         terminal.print_json(rows)
     if len(good) < len(images):
-        print(
-            f"vitrail: {len(images) - len(good)} of {len(images)} images could not be read; the others are done",
-            file=sys.stderr,
-        )
+        say_unread(len(images) - len(good), len(images))
     return OK if len(good) == len(images) else SOME_FAILED
 
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.explain import gradcam, integrated_gradients, relevance
+from vitrail.explain.inputs import scene
+from vitrail.explain.walk import decide, held_norms, walk
 from vitrail.models import ViT
 from vitrail.models import vit as vit_module
 
@@ -128,6 +130,54 @@ def test_relevance_is_what_autograd_gives_with_plain_attention(fields: dict[str,
     assert bool(found.note) == (model.config.pool != "cls" or model.head_dist is not None)
 
 
+class Held(torch.nn.Module):
+    """A LayerNorm whose scale is a constant, written down."""
+
+    def __init__(self, norm: torch.nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (x.var(-1, unbiased=False, keepdim=True) + self.norm.eps).sqrt().detach()
+        return (x - x.mean(-1, keepdim=True)) / scale * self.norm.weight + self.norm.bias
+
+
+@pytest.mark.parametrize("method", [relevance, gradcam])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"class_token": False, "pool": "avg", "fc_norm": True, "qk_norm": True}, {"class_token": False, "pool": "map"}],
+    ids=["class token", "mean", "pooling"],
+)
+def test_held_norms_are_constants_to_the_gradient(fields: dict[str, Any], method: Any) -> None:
+    model, x = vit(**fields), images(8, 12)
+    free, found = method(model, x, target=1), method(model, x, target=1, hold_norms=True)
+    assert "held" not in free.note
+    assert "the scales of all norms are held" in found.note
+    assert found.labels == free.labels, "the pass is the same, and so is the class's probability"
+    assert torch.equal(method(model, x, target=1).maps, free.maps), "and nothing is left behind"
+    held = vit(**fields)
+    for name, norm in list(held.named_modules()):
+        if isinstance(norm, torch.nn.LayerNorm) and name.rpartition(".")[2] not in ("q_norm", "k_norm"):
+            held.set_submodule(name, Held(norm))
+    torch.testing.assert_close(found.maps, method(held, x, target=1).maps, rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(found.maps, free.maps, rtol=0.05, atol=0.05 * free.maps.max().item())
+
+
+def test_with_held_norms_the_logit_is_shared_out() -> None:
+    """At a constant scale the last norm and the head are straight: gradient times token sums to the logit, less the biases."""
+    model, x = vit(), images()
+    with scene(model, x) as seen, held_norms(seen.model):
+        there = walk(seen)
+        made = decide(there, 2)
+    assert isinstance(model.head, torch.nn.Linear)
+    assert isinstance(model.norm, torch.nn.LayerNorm)
+    with torch.no_grad():
+        biases = model.head.bias[2] + model.head.weight[2] @ model.norm.bias
+    shares = (made.grad * there.last).sum(dim=(1, 2))
+    torch.testing.assert_close(shares, (made.logits[:, 2] - biases), rtol=1e-4, atol=1e-4)
+    assert decide(there, 2).grad.mul(there.last).sum().abs() < 1e-3, "the true gradient has nothing along a token"
+
+
 def test_relevance_in_parts_and_over_masked_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sizes = vit(), torch.tensor([[16, 5], [3, 16]])
     whole = relevance(model, images(), target=0, sizes=sizes)
@@ -238,5 +288,8 @@ def test_in_inference_mode_and_with_frozen_weights() -> None:
 def test_in_bf16_it_is_near() -> None:
     model, x = vit(), images()
     exact = relevance(model, x, target=1).maps
-    rounded = relevance(model.to(torch.bfloat16), x, target=1).maps
-    assert torch.nn.functional.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.95
+    held = relevance(model, x, target=1, hold_norms=True).maps
+    model.to(torch.bfloat16)
+    for expected, fields in ((exact, {}), (held, {"hold_norms": True})):
+        rounded = relevance(model, x, target=1, **fields).maps  # type: ignore[arg-type]
+        assert torch.nn.functional.cosine_similarity(expected.flatten(), rounded.flatten(), dim=0) > 0.95

@@ -29,7 +29,7 @@ def pointing() -> Any:
 
 @pytest.mark.parametrize(("head", "least"), [("mean of the patches", 0.95), ("class token", 0.6)])
 def test_relevance_finds_what_decides(pointing: Any, head: str, least: float, record_property: Any) -> None:
-    """Of a class token it finds less: what the token holds of the square already, the last norm takes out of the gradient."""
+    """Of a class token it finds less: what the token is full of has no gradient, unless the norms' scales are held."""
     model = pointing.trained(**pointing.HEADS[head])
     right = pointing.named_right(model, pointing.squares(200, seed=7))
     assert len(right.labels) >= 190, "the model has to know the colours first"
@@ -42,6 +42,7 @@ def test_relevance_finds_what_decides(pointing: Any, head: str, least: float, re
     chance = pointing.touched(right.corners).float().mean().item()
     assert chance < 0.1
     assert scores["relevance"] >= least
+    assert scores["relevance, norms held"] >= 0.95
 
 
 def test_a_hit_is_a_patch_that_touches_the_square(pointing: Any) -> None:

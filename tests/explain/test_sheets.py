@@ -107,6 +107,7 @@ def test_side_by_side_has_every_method_and_a_verdict(model: ViT, photo: Path) ->
             r"^gradcam has no heads to choose; leave them out, or use attention or rollout$",
         ),
         ({"method": "attention", "discard_ratio": 0.5}, r"^discard_ratio is for rollout, not for attention; leave it out$"),
+        ({"method": "rollout", "hold_norms": True}, r"^hold_norms is for gradcam or relevance, not for rollout; leave it out$"),
         ({"method": "pca", "query": (1, 2)}, r"^pca does not ask for a patch; leave 1,2 out, or use attention, "),
         ({"method": "attention", "target": "bee"}, r'^attention knows no class, so "bee" changes nothing; use gradcam, '),
     ],

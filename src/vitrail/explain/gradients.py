@@ -13,7 +13,7 @@ from vitrail.config import Pair
 from vitrail.explain.attention import starting_row
 from vitrail.explain.inputs import Images, Query, Scene, Target, require_layer, scene
 from vitrail.explain.maps import Maps, maps_of
-from vitrail.explain.walk import Decision, Walk, decide, in_chunks, walk, walk_back, weights
+from vitrail.explain.walk import Decision, Walk, decide, held_norms, in_chunks, walk, walk_back, weights
 from vitrail.models.vit import Attended
 
 
@@ -23,6 +23,7 @@ def relevance(
     *,
     target: Target = None,
     query: Query = "cls",
+    hold_norms: bool = False,
     pad: bool = False,
     sizes: Int64[Tensor, "B 2"] | None = None,
     patch_size: int | Pair | None = None,
@@ -33,9 +34,13 @@ def relevance(
     Ā = mean over the heads of (∇A ⊙ A)⁺, with ∇A the gradient of the class's logit, and R ← R + Ā R from the first layer to
     the last; the map is what the head reads of R's rows, without the 1 that R starts from. The attention stays fused:
     ∇A = ∇O Vᵀ, from the gradient at what the attention gave, and the one row of R that counts is walked from the last layer to
-    the first. Raises ValueError for a class that the model has not.
+    the first. With `hold_norms` the gradient takes the scale of every LayerNorm for a constant (Ali et al. 2022), and finds
+    what a class token is full of already. Raises ValueError for a class that the model has not.
     """
-    with scene(model, images, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as seen:
+    with (
+        scene(model, images, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as seen,
+        held_norms(seen.model, hold=hold_norms),
+    ):
         there = walk(seen, layers=range(seen.model.config.depth))
         made = decide(there, target)
         start, note = starting_row(there, query)
@@ -44,7 +49,7 @@ def relevance(
             row, start = pooled_row(there, made), torch.zeros_like(start)
         for back in walk_back(there, made.grad):
             row = row + toward_class(back.attended, back.out_grad, row, there.mask)
-        return maps_of(seen, row - start, method="relevance", labels=called(seen, made), notes=(note,))
+        return maps_of(seen, row - start, method="relevance", labels=called(seen, made), notes=(note, held(hold_norms)))
 
 
 def pooled_row(there: Walk, made: Decision) -> Float[Tensor, "B N"]:
@@ -76,6 +81,7 @@ def gradcam(
     *,
     layer: int = -1,
     target: Target = None,
+    hold_norms: bool = False,
     pad: bool = False,
     sizes: Int64[Tensor, "B 2"] | None = None,
     patch_size: int | Pair | None = None,
@@ -84,9 +90,12 @@ def gradcam(
     """Grad-CAM (Selvaraju et al. 2017) on the patch tokens that a layer's attention sees: (Σ_d α_d x_d)⁺.
 
     α_d is the mean over the patches of the class's gradient at channel d. Behind the last layer there is nothing to see where
-    the head reads a class token: no patch has a gradient there.
+    the head reads a class token: no patch has a gradient there. `hold_norms` is as `relevance` takes it.
     """
-    with scene(model, images, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as seen:
+    with (
+        scene(model, images, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as seen,
+        held_norms(seen.model, hold=hold_norms),
+    ):
         index, first = require_layer(seen.model, layer), seen.model.prefix_tokens
         there = walk(seen, layers=range(index, seen.model.config.depth))
         made = decide(there, target)
@@ -96,7 +105,7 @@ def gradcam(
         if there.mask is not None:
             cam = cam * there.mask[:, first:]
         labels = tuple(f"layer {index}, {label}" for label in called(seen, made))
-        return maps_of(seen, nn.functional.pad(cam, (first, 0)), method="gradcam", labels=labels)
+        return maps_of(seen, nn.functional.pad(cam, (first, 0)), method="gradcam", labels=labels, notes=(held(hold_norms),))
 
 
 def integrated_gradients(
@@ -148,6 +157,11 @@ def checkpointed(seen: Scene, images: Float[Tensor, "B C H W"]) -> Float[Tensor,
     for block in model.blocks:
         x = checkpoint(block.forward, x, mask, use_reentrant=False)
     return model.read(x, mask)
+
+
+def held(norms: bool) -> str:
+    """What is said of a gradient that is not the model's own."""
+    return "the scales of all norms are held (Ali et al. 2022)" if norms else ""
 
 
 def called(seen: Scene, made: Decision) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ METHODS: dict[str, Callable[..., Maps]] = {
 """Those whose maps are meant as evidence; of `pca` and `similarity` nothing follows for a class."""
 OF_A_CLASS = frozenset({"relevance", "gradcam", "integrated_gradients"})
 """Those that take a class."""
+OF_A_GRADIENT = frozenset({"relevance", "gradcam"})
+"""Those that take `hold_norms`."""
 
 Baseline = Literal["mean", "blur"]
 
@@ -380,6 +382,7 @@ def compare(
     *,
     methods: str | Sequence[str] = tuple(METHODS),
     target: Target = None,
+    hold_norms: bool = False,
     steps: int = 20,
     baseline: Baseline = "mean",
     draws: int = 9,
@@ -392,8 +395,9 @@ def compare(
     """Methods side by side: insertion and deletion of each, of the same with shuffled weights, and of random maps.
 
     The class of an image is the same for all: the one that the model predicts, unless given. `steps` and `baseline` are as
-    `faithfulness` takes them. One method beats all `draws` of random maps by chance with probability 1 / (draws + 1), the
-    best of several more often; more images or draws say more. Raises ValueError for a method that is none of `METHODS`.
+    `faithfulness` takes them, `hold_norms` as `relevance` and `gradcam` do. One method beats all `draws` of random maps by
+    chance with probability 1 / (draws + 1), the best of several more often; more images or draws say more. Raises ValueError
+    for a method that is none of `METHODS`.
     """
     chosen = [methods] if isinstance(methods, str) else list(methods)
     if not chosen:
@@ -411,6 +415,7 @@ def compare(
         found = {}
         for name in chosen:
             given = how | ({"target": numbers} if name in OF_A_CLASS else {})
+            given |= {"hold_norms": hold_norms} if name in OF_A_GRADIENT else {}
             maps, blind = METHODS[name](seen.model, images, **given), METHODS[name](blank, images, **given)
             found[name] = Compared(
                 maps, trial.scores(maps, seed=seed), blind, trial.scores(blind, seed=seed), rank_correlation(maps, blind)

@@ -20,7 +20,7 @@ from vitrail.explain.gradients import gradcam, integrated_gradients, relevance
 from vitrail.explain.inputs import Query, require_layer, scene, unwrapped
 from vitrail.explain.maps import Maps
 from vitrail.explain.score import METHODS as EVIDENCE
-from vitrail.explain.score import OF_A_CLASS, Comparison, Scores, Trial, compare, logits_of, random_maps
+from vitrail.explain.score import OF_A_CLASS, OF_A_GRADIENT, Comparison, Scores, Trial, compare, logits_of, random_maps
 from vitrail.explain.tokens import pca, similarity
 
 METHODS = ("relevance", "attention", "rollout", "gradcam", "integrated_gradients", "pca", "similarity")
@@ -44,6 +44,8 @@ class Ask:
     target: int | str | None = None
     """The class that is meant; None is the one that the model predicts."""
     discard_ratio: float = 0.0
+    hold_norms: bool = False
+    """Of the gradient of relevance and Grad-CAM, the scales of all norms for constants."""
     img_size: int | Pair | None = None
     steps: int = 20
     """Of insertion and deletion; 0 leaves the scores out."""
@@ -61,6 +63,8 @@ class Ask:
             raise ValueError(f"{name} has no heads to choose; leave them out, or use attention or rollout")
         if self.discard_ratio and name != "rollout":
             raise ValueError(f"discard_ratio is for rollout, not for {name}; leave it out")
+        if self.hold_norms and name not in OF_A_GRADIENT:
+            raise ValueError(f"hold_norms is for {_either(OF_A_GRADIENT)}, not for {name}; leave it out")
         if self.query != "cls" and name not in WITH_TOKENS:
             raise ValueError(
                 f"{name} does not ask for a patch; leave {self.query[0]},{self.query[1]} out, or use {_either(WITH_TOKENS)}"
@@ -154,9 +158,10 @@ def made(model: nn.Module, images: Picture | Sequence[Picture], ask: Ask) -> lis
             for heads in fusions
         ]
     if name == "relevance":
-        return [relevance(model, images, target=ask.target, query=ask.query, img_size=size)]
+        return [relevance(model, images, target=ask.target, query=ask.query, hold_norms=ask.hold_norms, img_size=size)]
     if name == "gradcam":
-        return [gradcam(model, images, layer=layer, target=ask.target, img_size=size) for layer in layers]
+        held = ask.hold_norms
+        return [gradcam(model, images, layer=layer, target=ask.target, hold_norms=held, img_size=size) for layer in layers]
     if name == "integrated_gradients":
         return [integrated_gradients(model, images, target=ask.target, img_size=size)]
     if name == "pca":
@@ -168,7 +173,15 @@ def side_by_side(
     model: nn.Module, images: Picture | Sequence[Picture], ask: Ask, *, methods: Sequence[str] = tuple(EVIDENCE)
 ) -> tuple[Explained, Comparison]:
     """All methods on the same images and class, with their scores, and what shuffled weights make of each."""
-    found = compare(model, images, methods=methods, target=ask.target, steps=ask.steps, img_size=ask.img_size)
+    found = compare(
+        model,
+        images,
+        methods=methods,
+        target=ask.target,
+        hold_norms=ask.hold_norms,
+        steps=ask.steps,
+        img_size=ask.img_size,
+    )
     rows, sheets = [], []
     first = next(iter(found.methods.values())).maps
     for index, called in enumerate(found.classes):
@@ -182,6 +195,8 @@ def side_by_side(
             rows.append(row)
         sheets.append(draw.Row(first.seen(index), _short(first.names[index]), panels, label=called))
     note = f"{found.verdict} {_of_chance(list(found.random)).capitalize()}."
+    if ask.hold_norms:
+        note += f" {' and '.join(sorted(OF_A_GRADIENT)).capitalize()} hold the scales of all norms."
     figure = draw.sheet(sheets, note=note, grid=ask.grid)
     return Explained(figure, tuple(one.maps for one in found.methods.values()), rows, found.verdict), found
 

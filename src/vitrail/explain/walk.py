@@ -9,14 +9,16 @@ made once more from the tokens: only the rows that somebody asks for, and a part
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.explain.inputs import Scene
+from vitrail.models import ViT
 from vitrail.models.vit import Attended, Block, attention_weights
 
 CHUNK_BYTES = 64e6
@@ -74,6 +76,31 @@ def in_chunks(seen: Asked | Attended) -> Iterator[slice]:
     batch, heads, queries, _ = seen.queries.shape
     step = max(1, int(CHUNK_BYTES / (4 * batch * heads * seen.keys.shape[2])))
     return (slice(start, min(start + step, queries)) for start in range(0, queries, step))
+
+
+@contextmanager
+def held_norms(model: ViT, *, hold: bool = True) -> Iterator[None]:
+    """As long as this lasts, gradients take the scale of every norm of tokens for a constant, where that is asked for.
+
+    The LayerNorm rule of Ali et al. 2022 (XAI for Transformers: Better Explanations through Conservative Propagation). The
+    true gradient has nothing along a token's own direction: what made the token what it is, and would make more of it, gets
+    none. Norms of queries and keys keep theirs: they are about where a token looks, not about what it holds.
+    """
+    with ExitStack() as hooks:
+        for name, norm in model.named_modules():
+            if hold and isinstance(norm, nn.LayerNorm) and not name.endswith(("q_norm", "k_norm")):
+                hooks.enter_context(norm.register_forward_hook(with_held_scale))
+        yield
+
+
+def with_held_scale(norm: nn.LayerNorm, taken: tuple[Tensor], given: Tensor) -> Tensor:
+    """What a norm gives, with the gradient of (x - mean) · weight / scale at a constant scale."""
+    if not torch.is_grad_enabled():
+        return given
+    x = taken[0].to(torch.promote_types(given.dtype, torch.float32))
+    centred = x - x.mean(dim=-1, keepdim=True)
+    held = centred * (centred.detach().square().mean(dim=-1, keepdim=True) + norm.eps).rsqrt()
+    return (held * norm.weight + norm.bias).to(given.dtype)
 
 
 @dataclass(frozen=True, eq=False)
