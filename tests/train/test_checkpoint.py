@@ -376,7 +376,7 @@ def test_where_none_is_whole_it_is_said(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no checkpoint; the run stopped before the first one: train again$"):
+    with pytest.raises(ValueError, match=r"holds no checkpoint: the run stopped before the first one; delete .*, or say"):
         checkpoint.newest(tmp_path / "checkpoints")
 
 

@@ -26,7 +26,7 @@ from vitrail.data.batches import Part, eval_batches, train_batches
 from vitrail.data.memory import FixedSplit
 from vitrail.models import build_model
 from vitrail.train import run as run_module
-from vitrail.train.distributed import ALONE, World, anew, own_device, shard, world
+from vitrail.train.distributed import ALONE, Ended, World, anew, own_device, shard, world
 
 ImageFolder = Callable[..., Path]
 
@@ -192,6 +192,7 @@ def test_a_mistake_is_told_once(photos: Path, tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert said.count("vitrail: ") == 1
+    assert "vitrail, process" not in said
     assert "image side 32 is not a multiple of patch 5" in said
     assert not (tmp_path / "no").exists()
 
@@ -208,6 +209,35 @@ def test_alone_nothing_is_sent() -> None:
     assert ALONE.on_first(lambda: 7) == 7
     ALONE.barrier()
     ALONE.same_buffers(nn.BatchNorm2d(2))
+
+
+@pytest.mark.parametrize(
+    ("said", "rank", "raises"),
+    [
+        ((None, None), 0, None),
+        (("no", "no"), 0, "^no$"),
+        (("no", "no"), 1, "another process tells"),
+        (("no", "none"), 1, "^none$"),
+        ((None, "no"), 1, "^no$"),
+        ((None, "no"), 0, "another process tells"),
+    ],
+)
+def test_a_mistake_of_all_is_told_by_the_first(
+    monkeypatch: pytest.MonkeyPatch, said: tuple[str | None, ...], rank: int, raises: str | None
+) -> None:
+    monkeypatch.setattr(World, "gather", lambda world, value: list(said))
+
+    def do() -> int:
+        if said[rank] is not None:
+            raise ValueError(said[rank])
+        return 7
+
+    if raises is None:
+        assert World(rank, 2).told_once(do) == 7
+        assert ALONE.told_once(do) == 7
+        return
+    with pytest.raises((ValueError, Ended), match=raises):
+        World(rank, 2).told_once(do)
 
 
 def test_processes_that_start_anew_do_not_meet_those_before() -> None:
@@ -278,6 +308,9 @@ def test_parts_need_processes_blocks_and_another_number_type() -> None:
         shard(nn.Linear(2, 2), ALONE, device=cpu, dtype=None)
     with pytest.raises(ValueError, match="Linear has none"):
         shard(nn.Linear(2, 2), World(0, 2), device=cpu, dtype=None)
+    model = build_model(ModelConfig(name="Ti/16", img_size=(32, 32), depth=1, embed_dim=32, num_heads=2, num_classes=3))
+    with pytest.raises(ValueError, match=r"does not go with fp16.*; use --train\.precision bf16$"):
+        shard(model, World(0, 2), device=cpu, dtype=torch.float16)
 
 
 def test_a_cpu_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rich.console import Console
 import vitrail
 import vitrail.train.loop
 from vitrail.data.batch import Batch
+from vitrail.data.batches import LoaderLost
 from vitrail.evaluate import MultiLabelEvaluation
 from vitrail.train import checkpoint
 from vitrail.train import run as run_module
@@ -181,19 +184,38 @@ def test_a_run_that_came_to_no_checkpoint_begins_anew(tmp_path: Path, monkeypatc
 
     def kill(loop: Loop) -> None:
         (loop.folder / "checkpoints" / "step_00000003.part").mkdir(parents=True)
+        shutil.copytree(loop.folder, tmp_path / "left")  # as a SIGKILL leaves it, which no code of ours runs after
         raise Killed
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "save", kill)
         with pytest.raises(Killed):
             train(tmp_path / "run")
-    with pytest.raises(ValueError, match="the run stopped before the first one: train again"):
+    (tmp_path / "left").rename(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the run stopped before the first one; delete .* with --resume auto$"):
         vitrail.resume(tmp_path / "run", console=quiet())
     (tmp_path / "run" / "checkpoints" / "mine").mkdir()
     with pytest.raises(ValueError, match='run" holds no checkpoint, but mine besides; take it away'):
         train(tmp_path / "run", resume="auto")
     (tmp_path / "run" / "checkpoints" / "mine").rmdir()
     assert train(tmp_path / "run", resume="auto").steps == 3
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says to do, to train again, is done by the same words."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", full)
+        with pytest.raises(OSError, match=r"No space left on device\); make room, then train again$"):
+            train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train(tmp_path / "run").steps == 3
 
 
 @pytest.mark.usefixtures("idx_set")
@@ -258,6 +280,32 @@ def test_the_best_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     train(tmp_path / "run", train={**ONCE_IN_TWO, "steps": 10}, data={"val_fraction": 0.2})
     found = [json.loads((path / "state.json").read_text()) for path in checkpoint.complete(tmp_path / "run" / "checkpoints")]
     assert [state["score"] for state in found] == [0.6, None], "the best, and the last"
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_the_best_keeps_its_score_where_a_resumed_run_saves_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the loader processes are lost before the first step; with keep 1, one without a score would go."""
+
+    def die(loop: Loop, *_: Any, **__: Any) -> None:
+        if loop.step == 3:
+            raise RuntimeError("as a SIGKILL")
+
+    def lost(loop: Loop) -> Iterator[tuple[int, Batch]]:
+        raise LoaderLost("a loader process was killed")
+        yield
+
+    monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, 0.6))
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "log", die)
+        with pytest.raises(RuntimeError, match="as a SIGKILL"):
+            train(tmp_path / "run", train={**ONCE_IN_TWO, "steps": 10}, data={"val_fraction": 0.2})
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "batches", lost)
+        with pytest.raises(LoaderLost, match="step 2 is saved"):
+            vitrail.resume(tmp_path / "run", console=quiet())
+    (only,) = checkpoint.complete(tmp_path / "run" / "checkpoints")
+    assert json.loads((only / "state.json").read_text())["score"] == 0.6
 
 
 def judged(loop: Loop, score: float) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from vitrail.data.dataset import Split
 from vitrail.evaluate.confusion import save_confusion
 from vitrail.evaluate.metrics import Evaluation, Judged, Scores, judge, summarise
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
+from vitrail.weights.run_folder import put
 
 Taken = TypeVar("Taken")
 
@@ -120,7 +120,7 @@ def save_evaluation(scores: Scores, folder: Path, *, data: str, split: str) -> t
     path, draft = folder / "evaluation.json", folder / "evaluation.json.part"
     pictures = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
     draft.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    put(draft, path)
     return (path, *pictures)
 
 

@@ -33,7 +33,7 @@ from torch.amp import GradScaler
 from vitrail.train.distributed import ALONE, Ended, World, in_parts, is_sharded
 from vitrail.train.optim import Optimizers
 from vitrail.train.step import Ema
-from vitrail.weights.run_folder import sha256
+from vitrail.weights.run_folder import sha256, sync
 
 STATE, SUMS, PARTS = "state.json", "SHA256SUMS", ".metadata"
 HASHING_THREADS = 4
@@ -193,15 +193,6 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Finding
 
@@ -230,7 +221,10 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
         except ValueError as error:
             faults.append((path, error))
     if not faults:
-        raise ValueError(f"{folder} holds no checkpoint; the run stopped before the first one: train again")
+        raise ValueError(
+            f"{folder} holds no checkpoint: the run stopped before the first one; delete {folder.parent}, or say its "
+            "`vitrail train` again with --resume auto"
+        )
     others = "there is no other" if len(faults) == 1 else "none of the others is whole"
     raise ValueError(f"checkpoint {faults[0][0]}: {faults[0][1]}, and {others}; put one back from a copy, or train again")
 

@@ -87,6 +87,27 @@ class World:
         result: Result = outcome[0]
         return result
 
+    def told_once(self, do: Callable[[], Result]) -> Result:
+        """What the call returns in each process; a mistake that they all make is told by the first of them alone.
+
+        The others of one that fails end with it, instead of waiting for it.
+        """
+        if self.size == 1:
+            return do()
+        result: Any = None
+        error: ValueError | None = None
+        try:
+            result = do()
+        except ValueError as raised:
+            error = raised
+        said = self.gather(None if error is None else str(error))
+        if error is not None and said.index(str(error)) == self.rank:
+            raise error
+        if any(words is not None for words in said):
+            raise Ended("a mistake that another process tells")
+        own: Result = result
+        return own
+
     def same_buffers(self, model: nn.Module) -> None:
         """Gives all processes the first one's buffers: a batch norm's statistics are of the rows that a process has seen."""
         if self.size > 1:
@@ -196,18 +217,24 @@ def own_device(device: torch.device) -> torch.device:
 # A model in parts
 
 
-def shard(model: nn.Module, processes: World, *, device: torch.device, dtype: torch.dtype | None) -> None:
-    """FSDP2: every process keeps its part of each weight, and a block is put together only while it computes.
-
-    With `dtype` the blocks are sent and computed in it, and gradients are summed in fp32; the parts stay in fp32.
-    Raises ValueError for a model without blocks, for a single process, and for fp16.
-    """
+def require_shardable(model: nn.Module, processes: World, *, dtype: torch.dtype | None) -> None:
+    """Raises ValueError for a single process, for a model without blocks, and for fp16."""
     if processes.size == 1:
         raise ValueError("train.shard needs several processes; start them by `torchrun --nproc-per-node N -m vitrail train …`")
     if not isinstance(model, ViT):
         raise ValueError(f"train.shard needs a model with blocks, and {type(model).__name__} has none; leave it out")
     if dtype == torch.float16:
         raise ValueError("train.shard does not go with fp16, whose loss is scaled in each process; use --train.precision bf16")
+
+
+def shard(model: nn.Module, processes: World, *, device: torch.device, dtype: torch.dtype | None) -> None:
+    """FSDP2: every process keeps its part of each weight, and a block is put together only while it computes.
+
+    With `dtype` the blocks are sent and computed in it, and gradients are summed in fp32; the parts stay in fp32.
+    Raises ValueError for what `require_shardable` refuses.
+    """
+    require_shardable(model, processes, dtype=dtype)
+    assert isinstance(model, ViT)
     from torch.distributed.device_mesh import init_device_mesh  # a second of imports that others do without
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 

@@ -17,7 +17,7 @@ from vitrail.data.dataset import Split
 from vitrail.train import checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World
-from vitrail.weights.run_folder import SETTINGS, sha256
+from vitrail.weights.run_folder import SETTINGS, put, sha256
 
 CALL = "call.json"
 """What was asked for when a run began; `resume="auto"` compares it."""
@@ -26,6 +26,8 @@ LOCK = ".lock"
 BEGUN = frozenset({CALL, LOCK, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json"})
 """Files that a run has written when it comes to its first checkpoint."""
 OUTCOMES = ("model.safetensors", "evaluation.json")
+WORTH = ("model.safetensors", "bad_batch.txt")
+"""What keeps the folder of a run that failed before its first checkpoint."""
 
 
 class Finished(ValueError):
@@ -52,9 +54,8 @@ def new_folder(folder: Path, processes: World = ALONE) -> Iterator[None]:
         with locked(folder, processes):
             yield
     except BaseException:
-        if processes.first and not any(
-            (folder / name).exists() for name in ("checkpoints", "model.safetensors", "bad_batch.txt")
-        ):
+        worth = checkpoint.complete(folder / "checkpoints") or any(map(Path.exists, map(folder.joinpath, WORTH)))
+        if processes.first and not worth:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -163,4 +164,4 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     draft = path.with_name(f"{path.name}.part")
     draft.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
-    os.replace(draft, path)
+    put(draft, path)

@@ -322,7 +322,7 @@ class Loop:
         move = self.move
         checkpoint.restore(path, state, model=move.model, ema=self.ema, optimizers=move.optimizers, scaler=move.scaler)
         self.step, self.pace = state["step"], Pace.from_state(state["pace"])
-        self.evaluated, self.best = state["evaluated"], state["best"]
+        self.evaluated, self.score, self.best = state["evaluated"], state["score"], state["best"]
 
 
 def step_seed(seed: int, step: int, *, rank: int = 0) -> int:

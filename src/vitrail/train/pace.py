@@ -19,7 +19,7 @@ class Pace:
 
     With `seconds`, the steps that fit into them are estimated from a short calibration, and again every tenth of what
     is left, so that a machine that slows down or an evaluation that takes long still ends on time and annealed. Each fit
-    continues the progress where it stood. Fits are part of the state: a resumed run walks the same schedule.
+    continues the progress where it stood. Fits are part of the state: a resumed run goes on with its schedule.
     """
 
     steps: int | None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from rich.console import Console
@@ -28,7 +28,7 @@ from vitrail.evaluate.evaluate import Among
 from vitrail.models import Baseline, ViT, baseline_fields, build_model, meta_model
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.train import settings as layers
-from vitrail.train.distributed import ALONE, World, is_sharded, own_device, shard, whole, world
+from vitrail.train.distributed import ALONE, World, is_sharded, own_device, require_shardable, shard, whole, world
 from vitrail.train.folder import (
     CALL,
     clear,
@@ -157,12 +157,12 @@ def _go_on(folder: Path, processes: World, display: Display, *, workers: int | N
     settings = settings_of(folder)
     if workers is not None:
         settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, workers=workers))
-    source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
+    source = processes.told_once(lambda: open_source(settings.data.path, val_fraction=settings.data.val_fraction))
     if processes.first:  # before the loop opens the file, or it would write into the old one
         truncate_metrics(folder, step=state["step"], evaluated=state["evaluated"])
     processes.barrier()
     loop = prepare(settings, source, folder, display, processes, begin=False)
-    loop.restore(path, state)
+    processes.told_once(lambda: loop.restore(path, state))
     display.say(f"going on at step {loop.step:,}")
     return finish(loop, source)
 
@@ -177,7 +177,9 @@ def prepare(
     dtype = autocast_dtype(cfg.precision, device)
     images = preprocessing_for(source, settings)
     data = shared_by(settings.data, processes.neighbours)
-    split, views, images_are = images_of(source, settings, images, data, processes)
+    split, views, images_are = processes.told_once(lambda: images_of(source, settings, images, data))
+    if len(set(processes.gather(images_are))) > 1:
+        processes.told_once(lambda: refuse_other_images(source))
     skipped = write_skipped(folder, split, *views.values()) if processes.first else 0
 
     torch.manual_seed(cfg.seed)
@@ -197,6 +199,9 @@ def prepare(
         files = f"{skipped:,} file{'s' * (skipped != 1)}"
         display.say(f"left out: {files} that can't be read, named in {folder / 'skipped.txt'}")
     group_table(model, settings.optim)  # what can't be says so before the ladder
+    in_parts = cfg.shard and (begin or processes.size > 1)
+    if in_parts:
+        processes.told_once(lambda: require_shardable(model, processes, dtype=dtype))
     objective = build_objective(
         settings,
         split=split,
@@ -222,9 +227,9 @@ def prepare(
         torch.compiler.config.recompile_limit = 32
         for part in model.blocks if isinstance(model, ViT) else [model]:
             part.compile()
-    if cfg.shard and processes.size == 1 and not begin:
+    if cfg.shard and not in_parts:
         display.say("train.shard: this one process has all of every weight")
-    elif cfg.shard:
+    elif in_parts:
         for one in [model] if mean is None else [model, mean]:
             shard(one, processes, device=device, dtype=dtype)
     optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size)
@@ -279,11 +284,11 @@ def ask_once(
 
 
 def images_of(
-    source: Source, settings: Settings, images: Preprocessing, data: DataConfig, processes: World
+    source: Source, settings: Settings, images: Preprocessing, data: DataConfig
 ) -> tuple[Split, dict[str, Split], str]:
     """The training images, the evaluation views of the others, and a hash of the names of all in their order.
 
-    Raises ValueError where there is nothing to train on, and where the processes do not see the same images.
+    Raises ValueError where there is nothing to train on.
     """
     split = source.load("train", preprocessing=images, cfg=data, augment=settings.augment)
     if not len(split):
@@ -291,10 +296,12 @@ def images_of(
     others: list[SplitName] = [name for name in source.splits if name != "train"]
     views: dict[str, Split] = {name: source.load(name, preprocessing=images, cfg=data) for name in others}
     names = "\0".join(chain(split.names, *(view.names for view in views.values())))
-    digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
-    if len(set(processes.gather(digest))) > 1:
-        raise ValueError(f"the processes do not read the same images of {source.name}; let all machines see the same files")
-    return split, views, digest
+    return split, views, hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def refuse_other_images(source: Source) -> NoReturn:
+    """Raises ValueError for processes that do not see the same images."""
+    raise ValueError(f"the processes do not read the same images of {source.name}; let all machines see the same files")
 
 
 def shared_by(data: DataConfig, processes: int) -> DataConfig:
@@ -366,7 +373,8 @@ def conclude(loop: Loop, source: Source) -> Run:
         save_model(complete, loop.folder, data=loop.settings.data.path)
     del complete
     which = next((name for name in ("test", "val") if len(loop.views.get(name, ()))), "train")
-    split = loop.views.get(which) or source.load("train", preprocessing=loop.preprocessing, cfg=loop.settings.data)
+    data = shared_by(loop.settings.data, processes.neighbours)
+    split = loop.views.get(which) or source.load("train", preprocessing=loop.preprocessing, cfg=data)
     with Interrupt() as interrupt:
 
         def watch() -> None:

@@ -57,7 +57,7 @@ def save_model(model: ViT | Baseline, folder: Path, *, data: str) -> None:
     draft = folder / f"{WEIGHTS}.part"
     save_file({name: value.contiguous() for name, value in state.items()}, draft, metadata={"format": "pt"})
     digest = sha256(draft)
-    os.replace(draft, folder / WEIGHTS)
+    put(draft, folder / WEIGHTS)
     preprocessing = dataclasses.asdict(model.preprocessing)
     config = {
         "vitrail": {
@@ -74,7 +74,23 @@ def save_model(model: ViT | Baseline, folder: Path, *, data: str) -> None:
     }
     part = folder / f"{CONFIG}.part"
     part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / CONFIG)
+    put(part, folder / CONFIG)
+
+
+def put(draft: Path, path: Path) -> None:
+    """Renames a draft that is written, and waits until both are on the disk: whole or not at all, also where power fails."""
+    sync(draft)
+    os.replace(draft, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def come_from(model: ViT | Baseline) -> dict[str, Any]:
