@@ -21,7 +21,7 @@ import machine
 import vitrail
 from vitrail.data.augment import normalise
 from vitrail.data.sources import open_source
-from vitrail.explain import compare, draw, head_statistics, plots
+from vitrail.explain import Comparison, compare, draw, head_statistics
 from vitrail.explain.sheets import Ask, explain, side_by_side
 from vitrail.models import ViT
 from vitrail.train import settings
@@ -51,9 +51,8 @@ def first_right(model: ViT, pictures: list[Image.Image], labels: list[int], imag
     return pictures[place]
 
 
-def scores(model: ViT, images: torch.Tensor) -> dict[str, Any]:
+def scores(found: Comparison, images: torch.Tensor) -> dict[str, Any]:
     """Every method on all images, and what the numbers favour."""
-    found = compare(model, images)
     return {
         "rows": found.table(),
         "random_range": list(found.random_range),
@@ -82,7 +81,9 @@ def main() -> None:
         model = vitrail.load(run)
         assert isinstance(model, ViT)
         pictures, labels, images = test_images(run, data, args.images)
-        result[name] = scores(model, images)
+        found = compare(model, images)
+        found.save(PICTURES / f"{name}-curves.png")
+        result[name] = scores(found, images)
         print(name, result[name]["verdict"], flush=True)
         one = first_right(model, pictures, labels, images, chosen)
         draw.save(side_by_side(model, [one], Ask())[0].figure, PICTURES / f"{name}-compare.png")
@@ -91,9 +92,9 @@ def main() -> None:
             draw.save(explain(model, [one], ask).figure, PICTURES / "clothing-attention.png")
             alike = [picture for picture, label in zip(pictures, labels, strict=True) if model.classes[label] == chosen][:4]
             draw.save(explain(model, alike, Ask(method="pca")).figure, PICTURES / "clothing-pca.png")
-            found = head_statistics(model, images)
-            plots.save(plots.overview(found), PICTURES / "clothing-model.png")
-            result[name]["early_and_late"] = list(found.early_and_late().sentences)
+            statistics = head_statistics(model, images)
+            statistics.save(PICTURES / "clothing-model.png")
+            result[name]["early_and_late"] = list(statistics.early_and_late().sentences)
         learned = json.loads((run / "evaluation.json").read_text())
         result[name]["top1"] = learned["top1"]
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -530,7 +530,7 @@ def test_explain_draws_each_image_and_scores_it(vitrail: Typed, run: Path, image
     assert len(lines) == 1
     assert "relevance" in lines[0]
     numbers = [float(word.rstrip(",")) for word in lines[0] if re.fullmatch(r"[01]\.\d{3},?", word)]
-    assert len(numbers) == 4, "insertion, deletion, and both of a random map"
+    assert len(numbers) == 6, "insertion, deletion, both of a random map, and both with shuffled weights"
 
 
 def test_explain_as_json_in_all_its_ways(vitrail: Typed, run: Path, images: Path, explained: Path) -> None:
@@ -549,16 +549,18 @@ def test_explain_as_json_in_all_its_ways(vitrail: Typed, run: Path, images: Path
         ("--compare", "--hold-norms"): ("attention", "rollout", "relevance", "gradcam", "integrated_gradients"),
     }
     for words, methods in ways.items():
-        said = vitrail(
-            "explain", run, picture, *words, "--steps", "2", "--json", "--arrays", "--out", explained / str(len(words))
-        )
+        steps = () if {"pca", "similarity"} & set(words) else ("--steps", "2")
+        said = vitrail("explain", run, picture, *words, *steps, "--json", "--arrays", "--out", explained / str(len(words)))
         assert said.code == 0, said.err
         rows = json.loads(said.out)
         assert tuple(row["method"] for row in rows) == methods
         for row in rows:
             assert Path(row["file"]).is_file()
             scored = row["method"] not in ("pca", "similarity")
-            assert all((row[key] is not None) == scored for key in ("insertion", "deletion", "random_insertion"))
+            assert all((row[key] is not None) == scored for key in ("insertion", "random_insertion", "shuffled_insertion"))
+            assert ("--hold-norms" in words and row["method"] in ("gradcam", "relevance")) == ("held" in str(row["note"]))
+            assert ("--compare" in words) == ("curves" in row)
+            assert "curves" not in row or Path(row["curves"]).is_file()
             assert row["class"] in map(str, range(10)) or row["class"] in settings_classes(run)
         arrays = np.load(Path(rows[0]["file"]).with_suffix(".npy"))
         assert arrays.shape[:2] == (len(methods), 1)
@@ -576,6 +578,13 @@ def test_explain_the_model_as_a_whole(vitrail: Typed, run: Path, images: Path, e
     assert {path.name for path in explained.iterdir()} == {"model.png", "model.svg"}
     said = vitrail("explain", run, images / "a.png", images / "more", "--model", "--json")
     assert json.loads(said.out)["images"] == "2 images"
+    said = vitrail("explain", run, images / "broken.png", images / "a.png", "--model", "--json")
+    assert (said.code, json.loads(said.out)["images"]) == (1, "1 image")
+    assert said.err.endswith("vitrail: 1 of 2 images could not be read; the others are done\n")
+    said = vitrail("explain", run, images / "broken.png", "--model")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.endswith("vitrail: 1 of 1 image could not be read\n")
+    said = vitrail("explain", run, images / "a.png", images / "more", "--model", "--json")
     assert len(json.loads(said.out)["layers"]) == 1
 
 
@@ -595,6 +604,14 @@ def test_explain_the_model_as_a_whole(vitrail: Typed, run: Path, images: Path, e
         (
             ["RUN", "IMAGE", "--query", "28,3"],
             "query 28,3 is outside the image of 28x28 px; use x from 0 to 27, y from 0 to 27",
+        ),
+        (
+            ["RUN", "IMAGE", "--query", "-1,5"],
+            "query -1,5 is outside the image of 28x28 px; use x from 0 to 27, y from 0 to 27",
+        ),
+        (
+            ["RUN", "IMAGE", "--method", "pca", "--steps", "5"],
+            "--steps has no effect with --method pca, which has no scores; leave it out",
         ),
         (["RUN", "IMAGE", "--query", "walrus"], 'class "walrus" is none of this model\'s; .*'),
         (

@@ -188,7 +188,7 @@ rollout: where tokens look; pca, similarity: which patches are alike.
 
 The score: patches are put into a blurred image (insertion) and taken from the image (deletion) in the order of the
 map, and the numbers are areas under the class's probability. A map that tells what the model goes by has a high
-insertion and a low deletion; a random map stands beside it."""
+insertion and a low deletion. Beside it stand random maps, and the map that shuffled weights make."""
 
 CONVERT_HELP = """Writes a checkpoint that another library loads strictly, with equal outputs; what it can't hold is refused.
 
@@ -416,15 +416,16 @@ def predict(words: list[str]) -> int:
     bad = [prediction for prediction in done if prediction.error is not None]
     for prediction in bad:
         print(f"vitrail: {prediction.path}: {prediction.error}", file=sys.stderr)
-    if bad:
-        say_unread(len(bad), len(done))
-    return SOME_FAILED if bad else OK
+    return say_unread(len(bad), len(done))
 
 
-def say_unread(bad: int, images: int) -> None:
-    """How many of the images could not be read, behind the reasons."""
+def say_unread(bad: int, images: int) -> int:
+    """How many of the images could not be read, behind the reasons. Returns the exit code."""
+    if not bad:
+        return OK
     others = "; the others are done" if bad < images else ""
     print(f"vitrail: {bad} of {images} image{'s' * (images > 1)} could not be read{others}", file=sys.stderr)
+    return SOME_FAILED
 
 
 def probe(words: list[str]) -> int:
@@ -527,7 +528,7 @@ def explain(words: list[str]) -> int:
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
-    args = terminal.parse(parser, terminal.with_negative_numbers(words, "--layers"))
+    args = terminal.parse(parser, terminal.with_negative_numbers(words, "--layers", "--query"))
     if not args.images and not args.model:
         raise ValueError("there is no image to explain; name one, or add --model for the model as a whole")
     if args.steps < (1 if args.compare else 0):
@@ -579,6 +580,8 @@ def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> 
     for name in idle:
         if getattr(args, name) != parser.get_default(name):
             raise ValueError(f"--{name.replace('_', '-')} has no effect {says}")
+    if args.method in ("pca", "similarity") and args.steps != parser.get_default("steps"):
+        raise ValueError(f"--steps has no effect with --method {args.method}, which has no scores; leave it out")
     if args.compare and isinstance(args.query, tuple):
         x, y = args.query
         raise ValueError(f"--query {x},{y} asks about a patch, and --compare about a class; leave it out, or name a class")
@@ -586,9 +589,34 @@ def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> 
 
 def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], folder: Path, ask: Any) -> int:
     """A sheet for each image, or with `pca`, whose components are those of all, for all of them."""
-    from vitrail.data.decode import BadImage, eval_view
     from vitrail.explain import draw
     from vitrail.explain.sheets import explain, side_by_side, unique_names
+
+    good = readable(images, model)
+    together = ask.method == "pca" and bool(good)  # its components are those of all images
+    named = [("pca", good)] if together else [(name, [path]) for name, path in zip(unique_names(good), good, strict=True)]
+    rows = []
+    for name, paths in named:
+        if args.compare:
+            made, found = side_by_side(model, paths, ask)
+            curves = [found.save(folder / f"{name}-curves.png")]
+        else:
+            made, curves = explain(model, paths, ask), []
+        method = "compare" if args.compare else made.maps[0].method
+        path = draw.save(made.figure, folder / (f"{name}.png" if together else f"{name}-{method}.png"))
+        if args.arrays:
+            made.save_arrays(path.with_suffix(".npy"))
+        rows += [row | {"file": str(path)} | ({"curves": str(*curves)} if curves else {}) for row in made.rows]
+        if not args.json:
+            terminal.print_explained(made.rows, files=[path, *curves], verdict=made.verdict)
+    if args.json:
+        terminal.print_json(rows)
+    return say_unread(len(images) - len(good), len(images))
+
+
+def readable(images: list[Path], model: Any) -> list[Path]:
+    """The images that can be read; of each other one it is said why not."""
+    from vitrail.data.decode import BadImage, eval_view
 
     good = []
     for path in images:
@@ -597,23 +625,7 @@ def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], fo
             good.append(path)
         except BadImage as error:
             print(f"vitrail: {path}: {error}", file=sys.stderr)
-    together = ask.method == "pca" and bool(good)  # its components are those of all images
-    named = [("pca", good)] if together else [(name, [path]) for name, path in zip(unique_names(good), good, strict=True)]
-    rows = []
-    for name, paths in named:
-        made = side_by_side(model, paths, ask)[0] if args.compare else explain(model, paths, ask)
-        method = "compare" if args.compare else made.maps[0].method
-        path = draw.save(made.figure, folder / (f"{name}.png" if together else f"{name}-{method}.png"))
-        if args.arrays:
-            made.save_arrays(path.with_suffix(".npy"))
-        rows += [row | {"file": str(path)} for row in made.rows]
-        if not args.json:
-            terminal.print_explained(made.rows, path=path, verdict=made.verdict)
-    if args.json:
-        terminal.print_json(rows)
-    if len(good) < len(images):
-        say_unread(len(images) - len(good), len(images))
-    return OK if len(good) == len(images) else SOME_FAILED
+    return good
 
 
 def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], folder: Path) -> int:
@@ -621,9 +633,12 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
     from vitrail.data.augment import normalise
     from vitrail.explain import head_statistics, plots
 
+    bad, tried = 0, len(images[: args.limit])
     if images:
-        seen: Any = images[: args.limit]
-        said = f"{len(seen)} image{'s' * (len(seen) > 1)}"
+        seen: Any = readable(images[: args.limit], model)
+        if not seen:
+            return say_unread(tried, tried)
+        bad, said = tried - len(seen), f"{len(seen)} image{'s' * (len(seen) > 1)}"
     elif args.img_size is not None:
         raise ValueError("--img-size is for IMAGES that are named; name some, or leave it out")
     else:
@@ -633,8 +648,10 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
         which = next((name for name in ("test", "val", "train") if name in source.splits), "train")
         split = source.load(which, preprocessing=model.preprocessing, cfg=cfg.data)  # type: ignore[arg-type]
         chosen = torch.linspace(0, len(split) - 1, min(args.limit, len(split))).round().long()
-        raw, _ = split.read(chosen)
-        seen = normalise(raw.images, model.preprocessing)
+        raw, lost = split.read(chosen)
+        for one in lost:
+            print(f"vitrail: {one.path}: {one.reason}", file=sys.stderr)
+        seen, bad, tried = normalise(raw.images, model.preprocessing), len(lost), len(chosen)
         said = f"{len(seen)} {which} images of {source.name}"
     options = {"img_size": args.img_size} if images and args.img_size is not None else {}
     found = head_statistics(model, seen, **options)
@@ -653,7 +670,7 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
         )
     else:
         terminal.print_statistics(found.table(), early_and_late, found.notes, title=said, files=files)
-    return OK
+    return say_unread(bad, tried)
 
 
 def models(words: list[str]) -> int:

@@ -434,10 +434,11 @@ def _interval(ends: tuple[float, float]) -> str:
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
-def print_explained(rows: Sequence[Mapping[str, Any]], *, path: Path, verdict: str = "") -> None:
-    """The maps of one sheet with their scores, and where the sheet is."""
+def print_explained(rows: Sequence[Mapping[str, Any]], *, files: Sequence[Path], verdict: str = "") -> None:
+    """The maps of one sheet with their scores, and where the pictures are."""
     console = make_console()
-    table = make_table("image", "class", "map", "insertion", "deletion", "of a random map", words=("class", "map"))
+    numbers = ("insertion", "deletion", "random map", "shuffled weights", "correlation")
+    table = make_table("image", "class", "map", *numbers, words=("class", "map"))
     for row in rows:
         has = row["insertion"] is not None
         called = row["class"] or "-"
@@ -452,11 +453,21 @@ def print_explained(rows: Sequence[Mapping[str, Any]], *, path: Path, verdict: s
             f"{row['insertion']:.3f}" if has else "-",
             f"{row['deletion']:.3f}" if has else "-",
             f"{row['random_insertion']:.3f}, {row['random_deletion']:.3f}" if has else "-",
+            f"{row['shuffled_insertion']:.3f}, {row['shuffled_deletion']:.3f}" if has else "-",
+            "-" if row["rank_correlation"] is None else f"{row['rank_correlation']:.2f}",
         )
     console.print(table)
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            notes.setdefault(row["note"], []).append(row["method"].replace("_", " "))
+    for note, methods in notes.items():
+        console.print(f"{', '.join(dict.fromkeys(methods))}: {note}")
     if verdict:
         console.print(verdict)
-    console.print(f"-> {path}\n", soft_wrap=True)
+    for file in files:
+        console.print(f"-> {file}", soft_wrap=True)
+    console.print()
 
 
 def print_statistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from transformers import ViTConfig as TheirConfig
 from transformers import ViTModel
 
 import vitrail
-from vitrail.explain import attention, attention_sheet, rollout
+from vitrail.explain import attention, attention_sheet, faithfulness, gradcam, relevance, rollout
+from vitrail.explain.score import METHODS
 from vitrail.models import ViT
 
 DEPTH, HEADS, DIM = 3, 2, 16
@@ -142,17 +144,36 @@ def test_a_pass_in_bf16_is_near(layers: Any) -> None:
         torch.testing.assert_close(ours.maps, theirs.maps, atol=0.02, rtol=0.1)
 
 
-def test_a_compiled_model_gives_the_same() -> None:
+@pytest.mark.parametrize("hold", [False, True], ids=["free", "held"])
+def test_a_compiled_model_gives_the_same(hold: bool) -> None:
     """In blocks or as a whole; what is compiled has no place for what a map needs, so the plain pass is taken."""
     model, x = vit(), images()
-    plain = attention(model, x)
+    methods = {**METHODS, "relevance": partial(relevance, hold_norms=hold), "gradcam": partial(gradcam, hold_norms=hold)}
+    plain = {name: method(model, x) for name, method in methods.items()}
+    scores = {name: faithfulness(model, x, maps, steps=2).insertion_curves for name, maps in plain.items()}
     compiled = torch.compile(model, backend="eager")
     assert not isinstance(compiled, ViT)
-    torch.testing.assert_close(attention(compiled, x).maps, plain.maps)
+    for name, method in methods.items():
+        torch.testing.assert_close(method(compiled, x).maps, plain[name].maps)
     for block in model.blocks:
         block.compile(backend="eager")
-    torch.testing.assert_close(attention(model, x).maps, plain.maps)
-    torch.testing.assert_close(rollout(model, x).maps, rollout(vit(), x).maps)
+    with torch.no_grad():
+        model(x)
+    for name, method in methods.items():
+        torch.testing.assert_close(method(model, x).maps, plain[name].maps)
+        torch.testing.assert_close(faithfulness(model, x, plain[name], steps=2).insertion_curves, scores[name])
+
+
+def test_sizes_are_those_of_images_on_the_canvas() -> None:
+    for sizes, said in (([[20, 16], [3, 16]], "sizes from 3 to 20 px"), ([[0, 16], [3, 16]], "sizes from 0 to 16 px")):
+        with pytest.raises(ValueError, match=rf"^{said} are not those of images on a canvas of 16x16$"):
+            attention(vit(), images(), sizes=torch.tensor(sizes))
+
+
+def test_a_patch_is_called_by_its_pixel_where_it_is_the_first_token() -> None:
+    model = vit(class_token=False, pool="avg")
+    assert attention(model, images(), query=(0, 0)).labels[0].endswith("patch at 0,0")
+    assert attention(model, images()).labels[0].endswith("head's view")
 
 
 def test_asking_does_not_write_on_the_model() -> None:

@@ -328,6 +328,13 @@ def test_wrapped_lines_fit_and_lose_no_letter(width: int) -> None:
     assert len(lines) >= 2
 
 
+def test_a_name_that_is_no_text_is_drawn(tmp_path: Path) -> None:
+    """As Python gives a file's name that is not UTF-8."""
+    assert wrapped("a\udcffb", width=100) == ["a?b"]
+    name = "b\udcffd.png"
+    save(sheet([Row(photo(28, 28), name, [panel(name)], label=name)], note=name), tmp_path / "sheet.png")
+
+
 def test_too_many_lines_end_in_dots() -> None:
     lines = wrapped("one two three four five six seven eight nine ten", width=60, most=2)
     assert len(lines) == 2

@@ -152,7 +152,7 @@ def test_held_norms_are_constants_to_the_gradient(fields: dict[str, Any], method
     model, x = vit(**fields), images(8, 12)
     free, found = method(model, x, target=1), method(model, x, target=1, hold_norms=True)
     assert "held" not in free.note
-    assert "the scales of all norms are held" in found.note
+    assert "the scales of the tokens' norms are held" in found.note
     assert found.labels == free.labels, "the pass is the same, and so is the class's probability"
     assert torch.equal(method(model, x, target=1).maps, free.maps), "and nothing is left behind"
     held = vit(**fields)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vitrail.config import Preprocessing
-from vitrail.explain import attention_sheet, faithfulness, random_maps, relevance
+from vitrail.explain import attention_sheet, faithfulness, random_maps, rank_correlation, relevance, shuffled
 from vitrail.explain.sheets import DRAWS, METHODS, Ask, explain, side_by_side, unique_names
 from vitrail.models import ViT
 
@@ -54,6 +54,11 @@ def test_the_numbers_are_those_of_the_map(model: ViT, photo: Path) -> None:
     assert row["class"] == "bee"
     assert row["insertion"] == pytest.approx(scores.insertion.item(), abs=1e-6)
     assert row["deletion"] == pytest.approx(scores.deletion.item(), abs=1e-6)
+    blind = relevance(shuffled(model), photo, target=1)
+    without = faithfulness(model, photo, blind, target=1, steps=3)
+    assert row["shuffled_insertion"] == pytest.approx(without.insertion.item(), abs=1e-6)
+    assert row["shuffled_deletion"] == pytest.approx(without.deletion.item(), abs=1e-6)
+    assert row["rank_correlation"] == pytest.approx(rank_correlation(maps, blind).item(), abs=1e-6)
     assert row["random_insertion"] == pytest.approx(torch.stack([one.insertion for one in chance]).mean().item(), abs=1e-6)
     assert torch.equal(made.maps[0].maps, maps.maps)
 
@@ -92,6 +97,16 @@ def test_side_by_side_has_every_method_and_a_verdict(model: ViT, photo: Path) ->
     assert made.rows[0]["random_deletion"] == pytest.approx(
         torch.stack([one.deletion[0] for one in comparison.random]).mean().item(), abs=1e-6
     )
+
+
+def test_side_by_side_says_what_each_method_says(photo: Path) -> None:
+    vit = ViT(img_size=(16, 24), patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=3, class_token=False, pool="avg")
+    vit.preprocessing = IMAGES
+    made, _ = side_by_side(vit, photo, Ask(steps=1, hold_norms=True), methods=["attention", "rollout", "gradcam"])
+    words = " ".join(" ".join(text.get_text() for text in made.figure.axes[0].texts).split())
+    assert "Attention, rollout: no class token is read" in words
+    assert "Gradcam: the scales of the tokens' norms are held (Ali et al. 2022)." in words
+    assert [row["note"] for row in made.rows][2] == "the scales of the tokens' norms are held (Ali et al. 2022)"
 
 
 @pytest.mark.parametrize(

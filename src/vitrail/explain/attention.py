@@ -77,7 +77,7 @@ def attention_sheet(
             token = 0
         there = walk(seen, layers=chosen, to_the_end=token is None)
         row, note = reader(there) if token is None else (None, "")
-        asks = "class token" if query == "cls" and token == 0 else f"patch at {query[0]},{query[1]}" if token else "head's view"
+        asks = f"patch at {query[0]},{query[1]}" if query != "cls" else "class token" if token == 0 else "head's view"
         found = []
         for layer in chosen:
             each = token_rows(there, layer, token) if row is None else mixed_rows(there, layer, row)  # (B, h, N)

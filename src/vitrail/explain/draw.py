@@ -39,7 +39,7 @@ _NARROW = 168  # pixels that a column takes at least, for its words
 _ACROSS = 6  # maps side by side, at most
 _MARGIN, _GAP, _LINE = 20, 14, 17  # pixels
 _LETTERS = 8.5  # points
-_MOST_LINES = 4  # of words above or below a picture
+_MOST_LINES = 6  # of words above or below a picture
 _BAR = (140, 14)  # the legend's, in pixels
 _LONGEST = 2**16 - 1  # pixels a side that matplotlib draws
 
@@ -347,8 +347,9 @@ def _bar(*, signed: bool, alpha: float) -> Image.Image:
 def wrapped(text: str, *, width: int, most: int | None = None, weight: str = "normal") -> list[str]:
     """A text in lines of at most `width` pixels, broken between words, and inside those that are too long.
 
-    Of more than `most` lines, the last that stays ends in "…".
+    Of more than `most` lines, the last that stays ends in "…". A file's name may hold what no letter is: "?" stands for it.
     """
+    text = text.encode("utf-8", "replace").decode()
     lines: list[str] = []
     for paragraph in text.splitlines():
         line = ""

@@ -34,8 +34,8 @@ def relevance(
     Ā = mean over the heads of (∇A ⊙ A)⁺, with ∇A the gradient of the class's logit, and R ← R + Ā R from the first layer to
     the last; the map is what the head reads of R's rows, without the 1 that R starts from. The attention stays fused:
     ∇A = ∇O Vᵀ, from the gradient at what the attention gave, and the one row of R that counts is walked from the last layer to
-    the first. With `hold_norms` the gradient takes the scale of every LayerNorm for a constant (Ali et al. 2022), and finds
-    what a class token is full of already. Raises ValueError for a class that the model has not.
+    the first. With `hold_norms` the gradient takes the scales of the tokens' LayerNorms for constants (Ali et al. 2022), and
+    finds what a class token is full of already. Raises ValueError for a class that the model has not.
     """
     with (
         scene(model, images, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as seen,
@@ -161,7 +161,7 @@ def checkpointed(seen: Scene, images: Float[Tensor, "B C H W"]) -> Float[Tensor,
 
 def held(norms: bool) -> str:
     """What is said of a gradient that is not the model's own."""
-    return "the scales of all norms are held (Ali et al. 2022)" if norms else ""
+    return "the scales of the tokens' norms are held (Ali et al. 2022)" if norms else ""
 
 
 def called(seen: Scene, made: Decision) -> tuple[str, ...]:

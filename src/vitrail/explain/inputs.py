@@ -143,7 +143,11 @@ def scene(
     own = torch.tensor([height, width]).expand(len(images), 2) if sizes is None else sizes.cpu()
     if pad:
         images = nn.functional.pad(images, (0, -width % patch[1], 0, -height % patch[0]))
-    grid = grid_of((images.shape[-2], images.shape[-1]), patch, or_else="pad=True")
+    if sizes is not None and bool(((own < 1) | (own > torch.tensor([height, width]))).any()):
+        raise ValueError(
+            f"sizes from {own.min().item()} to {own.max().item()} px are not those of images on a canvas of {width}x{height}"
+        )
+    grid = grid_of((images.shape[-2], images.shape[-1]), patch, or_else="pad=True" if img_size is None else "another img_size")
     sizes = None if sizes is None else sizes.to(images.device)
     with torch.inference_mode(False), torch.no_grad(), in_eval_mode(vit):  # gradients need what inference mode leaves out
         yield Scene(vit, images, sizes, own, patch, grid, shown(images, vit.preprocessing), names)

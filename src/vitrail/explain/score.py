@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -151,6 +152,11 @@ class Trial:
             insertion_curves=self.curves(ranks, before=self.blurred, after=images),
             deletion_curves=self.curves(ranks, before=images, after=self.removed),
         )
+
+    def beside(self, maps: Maps, shuffled: Maps, *, seed: int = 0) -> Compared:
+        """Maps, and those that the same method makes of shuffled weights, both scored on the model itself."""
+        scores, blind = (self.scores(one, seed=seed) for one in (maps, shuffled))
+        return Compared(maps, scores, shuffled, blind, rank_correlation(maps, shuffled))
 
     @torch.no_grad()
     def curves(
@@ -318,6 +324,13 @@ class Comparison:
         """A method's mean gap over the images."""
         return self.methods[method].scores.gap.mean().item()
 
+    def save(self, path: str | Path, *, index: int | None = None) -> Path:
+        """Writes the curves of one image, or their means over all, as PNG or SVG. Returns the path."""
+        from vitrail.explain import plots  # which draws what is defined here
+        from vitrail.explain.curves import curves
+
+        return plots.save(curves(self, index=index), path)
+
     def beats_random(self, method: str) -> bool:
         """Whether a method's mean gap is above that of every draw of random maps: by chance, 1 in draws + 1."""
         return self.gap(method) > self.random_range[1]
@@ -417,9 +430,7 @@ def compare(
             given = how | ({"target": numbers} if name in OF_A_CLASS else {})
             given |= {"hold_norms": hold_norms} if name in OF_A_GRADIENT else {}
             maps, blind = METHODS[name](seen.model, images, **given), METHODS[name](blank, images, **given)
-            found[name] = Compared(
-                maps, trial.scores(maps, seed=seed), blind, trial.scores(blind, seed=seed), rank_correlation(maps, blind)
-            )
+            found[name] = trial.beside(maps, blind, seed=seed)
         chance = (random_maps(maps, seed=seed + draw) for draw in range(draws))
         return Comparison(
             methods=found,

@@ -17,15 +17,28 @@ from vitrail.data.decode import Picture
 from vitrail.explain import draw
 from vitrail.explain.attention import Heads, attention_sheet, rollout
 from vitrail.explain.gradients import gradcam, integrated_gradients, relevance
-from vitrail.explain.inputs import Query, require_layer, scene, unwrapped
+from vitrail.explain.inputs import Query, Target, require_layer, scene, unwrapped
 from vitrail.explain.maps import Maps
 from vitrail.explain.score import METHODS as EVIDENCE
-from vitrail.explain.score import OF_A_CLASS, OF_A_GRADIENT, Comparison, Scores, Trial, compare, logits_of, random_maps
+from vitrail.explain.score import (
+    OF_A_CLASS,
+    OF_A_GRADIENT,
+    Compared,
+    Comparison,
+    Scores,
+    Trial,
+    compare,
+    logits_of,
+    random_maps,
+    shuffled,
+    spoken,
+)
 from vitrail.explain.tokens import pca, similarity
 
 METHODS = ("relevance", "attention", "rollout", "gradcam", "integrated_gradients", "pca", "similarity")
 WITH_LAYERS = frozenset({"attention", "gradcam", "pca", "similarity"})
 WITH_TOKENS = frozenset({"relevance", "attention", "rollout", "similarity"})
+SIDES = ("insertion", "deletion")
 SCORED = 12
 """Maps of one sheet that get scores: each takes as many passes as `steps` says, twice."""
 DRAWS = 8
@@ -45,7 +58,7 @@ class Ask:
     """The class that is meant; None is the one that the model predicts."""
     discard_ratio: float = 0.0
     hold_norms: bool = False
-    """Of the gradient of relevance and Grad-CAM, the scales of all norms for constants."""
+    """Of the gradient of relevance and Grad-CAM, the scales of the tokens' norms for constants."""
     img_size: int | Pair | None = None
     steps: int = 20
     """Of insertion and deletion; 0 leaves the scores out."""
@@ -89,7 +102,8 @@ class Explained:
     figure: Figure
     maps: tuple[Maps, ...]
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """A row for each map and image: method, label, class, and insertion and deletion with those of random maps, or None."""
+    """A row for each map and image: method, label, note, class, and insertion and deletion, those of random maps and those of
+    the same method with shuffled weights, or None."""
     verdict: str = ""
     """A sentence from the numbers."""
 
@@ -103,11 +117,12 @@ class Explained:
 def explain(model: nn.Module, images: Picture | Sequence[Picture], ask: Ask) -> Explained:
     """The maps of one method, each over what the model saw. Raises ValueError for what can't be."""
     name = ask.of(model)
-    found = made(model, images, replace(ask, method=name))
+    ask = replace(ask, method=name)
+    found = made(model, images, ask, target=ask.target)
     note = found[0].note
     with scene(model, images, img_size=ask.img_size) as seen:
         rows = [_row(maps, index) for index in range(len(found[0])) for maps in found]
-        scores: list[Scores] = []
+        scores: list[Compared] = []
         said = {}
         if not seen.model.config.num_classes:
             note = _and(note, "no scores: the model has no head")
@@ -122,9 +137,11 @@ def explain(model: nn.Module, images: Picture | Sequence[Picture], ask: Ask) -> 
                 note = _and(note, f"no scores: {len(found)} maps, and at most {SCORED} are scored")
             elif ask.steps:
                 trial = Trial.of(seen, target=numbers.tolist(), steps=ask.steps, baseline="mean")
-                scores = [trial.scores(maps) for maps in found]
+                blind = made(shuffled(model), images, ask, target=numbers.tolist())
+                scores = [trial.beside(*both) for both in zip(found, blind, strict=True)]
                 chance = [trial.scores(random_maps(found[0], seed=seed)) for seed in range(DRAWS)]
-                _add(rows, scores, chance)
+                for place, row in enumerate(rows):
+                    _add(row, scores[place % len(scores)], chance, index=place // len(scores))
                 note = _and(note, _of_chance(chance))
         for row, index in zip(rows, (index for index in range(len(found[0])) for _ in found), strict=True):
             row["class"], row["probability"] = said.get(index, (None, None))
@@ -140,8 +157,8 @@ def explain(model: nn.Module, images: Picture | Sequence[Picture], ask: Ask) -> 
     return Explained(draw.sheet(sheets, note=note, grid=ask.grid), tuple(found), rows)
 
 
-def made(model: nn.Module, images: Picture | Sequence[Picture], ask: Ask) -> list[Maps]:
-    """The maps that are asked for: layer by layer, head by head."""
+def made(model: nn.Module, images: Picture | Sequence[Picture], ask: Ask, *, target: Target) -> list[Maps]:
+    """The maps that are asked for, of a class if the method takes one: layer by layer, head by head."""
     name, size = ask.method, ask.img_size
     layers = range(unwrapped(model).config.depth) if ask.layers == "all" else ask.layers or (-1,)
     for layer in layers:
@@ -158,12 +175,12 @@ def made(model: nn.Module, images: Picture | Sequence[Picture], ask: Ask) -> lis
             for heads in fusions
         ]
     if name == "relevance":
-        return [relevance(model, images, target=ask.target, query=ask.query, hold_norms=ask.hold_norms, img_size=size)]
+        return [relevance(model, images, target=target, query=ask.query, hold_norms=ask.hold_norms, img_size=size)]
     if name == "gradcam":
         held = ask.hold_norms
-        return [gradcam(model, images, layer=layer, target=ask.target, hold_norms=held, img_size=size) for layer in layers]
+        return [gradcam(model, images, layer=layer, target=target, hold_norms=held, img_size=size) for layer in layers]
     if name == "integrated_gradients":
-        return [integrated_gradients(model, images, target=ask.target, img_size=size)]
+        return [integrated_gradients(model, images, target=target, img_size=size)]
     if name == "pca":
         return [pca(model, images, layer=layer, img_size=size) for layer in layers]
     return [similarity(model, images, query=ask.query, layer=layer, img_size=size) for layer in layers]
@@ -187,37 +204,43 @@ def side_by_side(
     for index, called in enumerate(found.classes):
         panels = []
         for name, one in found.methods.items():
-            correlation = one.correlation[index].item()
-            shuffled = "" if np.isnan(correlation) else f"\nshuffled weights: rank correlation {correlation:.2f}"
-            panels.append(one.maps.panel(index, label=name.replace("_", " "), line=_line(one.scores, index) + shuffled))
-            row = _row(one.maps, index) | {"class": called, "rank_correlation": None if np.isnan(correlation) else correlation}
-            _add([row], [one.scores], list(found.random), index=index)
-            rows.append(row)
+            panels.append(one.maps.panel(index, label=spoken(name), line=_line(one, index)))
+            rows.append(_row(one.maps, index) | {"class": called})
+            _add(rows[-1], one, list(found.random), index=index)
         sheets.append(draw.Row(first.seen(index), _short(first.names[index]), panels, label=called))
     note = f"{found.verdict} {_of_chance(list(found.random)).capitalize()}."
-    if ask.hold_norms:
-        note += f" {' and '.join(sorted(OF_A_GRADIENT)).capitalize()} hold the scales of all norms."
+    notes = {one.maps.note for one in found.methods.values() if one.maps.note}
+    for said in sorted(notes):
+        of = (spoken(name) for name, one in found.methods.items() if one.maps.note == said)
+        note += f" {', '.join(of).capitalize()}: {said}."
     figure = draw.sheet(sheets, note=note, grid=ask.grid)
     return Explained(figure, tuple(one.maps for one in found.methods.values()), rows, found.verdict), found
 
 
 def _row(maps: Maps, index: int) -> dict[str, Any]:
-    none = dict.fromkeys(("insertion", "deletion", "random_insertion", "random_deletion"))
-    return {"image": maps.names[index], "method": maps.method, "label": maps.labels[index], **none}
+    none = dict.fromkeys((*(f"{of}{side}" for of in ("", "random_", "shuffled_") for side in SIDES), "rank_correlation"))
+    label, note = maps.labels[index], maps.note or None
+    return {"image": maps.names[index], "method": maps.method, "label": label, "note": note, **none}
 
 
-def _add(rows: list[dict[str, Any]], scores: list[Scores], chance: list[Scores], *, index: int | None = None) -> None:
-    """Puts the scores into rows that go image by image, map by map."""
-    for place, row in enumerate(rows):
-        image, number = divmod(place, len(scores)) if index is None else (index, 0)
-        row["insertion"] = scores[number].insertion[image].item()
-        row["deletion"] = scores[number].deletion[image].item()
-        for side in ("insertion", "deletion"):
-            row[f"random_{side}"] = torch.stack([getattr(one, side)[image] for one in chance]).mean().item()
+def _add(row: dict[str, Any], one: Compared, chance: list[Scores], *, index: int) -> None:
+    """Puts the scores of an image's map into its row."""
+    for side in SIDES:
+        row[side] = getattr(one.scores, side)[index].item()
+        row[f"random_{side}"] = torch.stack([getattr(draw, side)[index] for draw in chance]).mean().item()
+        row[f"shuffled_{side}"] = getattr(one.shuffled_scores, side)[index].item()
+    correlation = one.correlation[index].item()
+    row["rank_correlation"] = None if np.isnan(correlation) else correlation
 
 
-def _line(scores: Scores, index: int) -> str:
-    return f"insertion {scores.insertion[index]:.2f} · deletion {scores.deletion[index]:.2f}"
+def _line(one: Compared, index: int) -> str:
+    """What stands below a map."""
+    scores, blind, correlation = one.scores, one.shuffled_scores, one.correlation[index].item()
+    like = "" if np.isnan(correlation) else f",\nrank correlation {correlation:.2f}"
+    return (
+        f"insertion {scores.insertion[index]:.2f} · deletion {scores.deletion[index]:.2f}\n"
+        f"shuffled weights: {blind.insertion[index]:.2f} · {blind.deletion[index]:.2f}{like}"
+    )
 
 
 def _of_chance(chance: list[Scores]) -> str:

@@ -126,6 +126,12 @@ class ModelStatistics:
         different = ~torch.eye(heads, dtype=torch.bool)
         return self.head_similarity[:, different].mean(dim=1)
 
+    def save(self, path: str | Path) -> Path:
+        """Writes all plots on one page, as PNG or SVG. Returns the path. Raises ValueError for another ending."""
+        from vitrail.explain import plots  # which draws what is defined here
+
+        return plots.save(plots.overview(self), path)
+
     def table(self) -> list[dict[str, int | float | None]]:
         """A row of plain numbers for each layer, None where there is none: mean, least and greatest head."""
         norms, redundancy = self.token_norms, self.redundancy
