@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vitrail.explain.draw import legible
 from vitrail.explain.score import Comparison, Scores, spoken
 
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00")  # told apart by colour-blind eyes too (Okabe & Ito 2008)
@@ -28,7 +29,7 @@ def curves(found: Comparison, *, index: int | None = None) -> Figure:
         _side(axes, found, side, chosen)
         axes.set_title(f"{side.capitalize()}: {wanted}", fontsize=10, loc="left")
         axes.set_xlabel("patches put in" if side == "insertion" else "patches taken out", fontsize=9)
-    left.set_ylabel(f"probability, {about}".encode("utf-8", "replace").decode(), fontsize=9, parse_math=False)
+    left.set_ylabel(legible(f"probability, {about}"), fontsize=9, parse_math=False)
     return figure
 
 

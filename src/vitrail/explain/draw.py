@@ -347,11 +347,10 @@ def _bar(*, signed: bool, alpha: float) -> Image.Image:
 def wrapped(text: str, *, width: int, most: int | None = None, weight: str = "normal") -> list[str]:
     """A text in lines of at most `width` pixels, broken between words, and inside those that are too long.
 
-    Of more than `most` lines, the last that stays ends in "…". A file's name may hold what no letter is: "?" stands for it.
+    Of more than `most` lines, the last that stays ends in "…".
     """
-    text = text.encode("utf-8", "replace").decode()
     lines: list[str] = []
-    for paragraph in text.splitlines():
+    for paragraph in legible(text).splitlines():
         line = ""
         for word in paragraph.split():
             if _measured(f"{line} {word}".strip(), weight) <= width:
@@ -367,6 +366,11 @@ def wrapped(text: str, *, width: int, most: int | None = None, weight: str = "no
             last = last[:-1]
         lines = [*lines[: most - 1], last + "…"]
     return lines
+
+
+def legible(text: str) -> str:
+    """Words that can be drawn: a file's name may hold bytes that are no letters, and "?" stands for each."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _broken(word: str, width: int, weight: str) -> Iterator[str]:

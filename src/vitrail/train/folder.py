@@ -54,7 +54,7 @@ def new_folder(folder: Path, processes: World = ALONE) -> Iterator[None]:
         with locked(folder, processes):
             yield
     except BaseException:
-        worth = checkpoint.complete(folder / "checkpoints") or any(map(Path.exists, map(folder.joinpath, WORTH)))
+        worth = checkpoint.complete(folder / "checkpoints") or any((folder / name).exists() for name in WORTH)
         if processes.first and not worth:
             shutil.rmtree(folder, ignore_errors=True)
         raise
