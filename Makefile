@@ -1,11 +1,16 @@
 # make demo: train and measure on the sample that comes with the package.   make test: all checks and tests but the slowest.
-# Both make .venv first. No root, no network beyond the package index. make PYTHON=python3.12 … takes another Python.
+# Both make .venv first: the demo with the package alone, the tests with their tools and the libraries they compare with.
+# No root, no network beyond the package index. make PYTHON=python3.12 … takes another Python; make TORCH=torch==VERSION …
+# another build of torch than the pinned one.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 
+TORCH ?=
+
 BIN := .venv/bin
-STAMP := .venv/.complete-$(CONSTRAINTS)
+PACKAGE := .venv/.package-$(CONSTRAINTS)
+TOOLS := .venv/.tools-$(CONSTRAINTS)
 
 # A slow or broken line to the package index is retried by pip, then by the loop below.
 export PIP_RETRIES ?= 10
@@ -16,11 +21,12 @@ export PIP_PROGRESS_BAR ?= $(if $(CI),off,on)
 # Tests run in up to 4 processes of one thread each: two threads bring a tiny model nothing, a second process halves the wait.
 PYTEST_FLAGS ?= -n auto --maxprocesses 4 $(if $(CI),--durations 15,)
 
-.PHONY: help venv demo check test test-slow tables clean
+.PHONY: help venv package demo check test test-slow tables clean
 .NOTPARALLEL:
 
 help:
-	@echo "make venv     .venv with the package, the pinned versions and the tools of the tests"
+	@echo "make package  .venv with the package, at the pinned versions"
+	@echo "make venv     the same with the tools of the tests, and the libraries that they compare with"
 	@echo "make demo     trains a Vision Transformer on the embedded sample (2 minutes), evaluates it, says what to run next"
 	@echo "make check    style, types and the order of the rooms"
 	@echo "make test     make check, then the tests, but for the slowest"
@@ -28,9 +34,22 @@ help:
 	@echo "make tables   writes the measured figures of benchmarks/results into README, docs and recipes"
 	@echo "make clean    removes what builds and checks leave behind; keeps .venv and runs"
 
-venv: $(STAMP)
+# With another torch, pip chooses a torchvision that fits it.
+PINS = $(if $(TORCH),.venv/constraints-without-torch.txt,$(CONSTRAINTS))
 
-$(STAMP): pyproject.toml $(CONSTRAINTS)
+define install
+	@for try in 1 2 3; do \
+	  echo "$(BIN)/pip install -c $(PINS) $(TORCH) -e $(1)"; \
+	  $(BIN)/python -m pip install $(if $(CI),--quiet) -c $(PINS) $(TORCH) -e '$(1)' && exit 0; \
+	  echo "make: try $$try of 3 to install the packages failed" >&2; sleep $$((try * 5)); \
+	done; exit 1
+endef
+
+venv: $(TOOLS)
+
+package: $(PACKAGE)
+
+$(PACKAGE): pyproject.toml $(CONSTRAINTS)
 	@command -v $(PYTHON) >/dev/null \
 	  || { echo 'make: there is no "$(PYTHON)" here; install Python 3.11 or newer, or name one: make venv PYTHON=python3.12' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -38,15 +57,16 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	  || { echo 'make: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	@rm -f .venv/.complete-*
-	@for try in 1 2 3; do \
-	  echo "$(BIN)/pip install -c $(CONSTRAINTS) -e .[test,lint]"; \
-	  $(BIN)/python -m pip install $(if $(CI),--quiet) -c $(CONSTRAINTS) -e '.[test,lint]' && exit 0; \
-	  echo "make: try $$try of 3 to install the packages failed" >&2; sleep $$((try * 5)); \
-	done; exit 1
+	@rm -f .venv/.package-* .venv/.tools-*
+	@grep -v -E '^(torch|torchvision)==' $(CONSTRAINTS) >.venv/constraints-without-torch.txt
+	$(call install,.)
 	@touch $@
 
-demo: venv
+$(TOOLS): $(PACKAGE)
+	$(call install,.[test,lint])
+	@touch $@
+
+demo: package
 	@run=runs/demo; n=1; while [ -e $$run ]; do n=$$((n + 1)); run=runs/demo-$$n; done; \
 	set -e; \
 	$(BIN)/vitrail train --out $$run; \

@@ -25,6 +25,7 @@ from vitrail.config import AugmentConfig, ModelConfig, Preprocessing
 from vitrail.data.batches import Part, eval_batches, train_batches
 from vitrail.data.memory import FixedSplit
 from vitrail.models import build_model
+from vitrail.train import distributed
 from vitrail.train import run as run_module
 from vitrail.train.distributed import ALONE, Ended, World, anew, own_device, shard, world
 
@@ -316,6 +317,50 @@ def test_parts_need_processes_blocks_and_another_number_type() -> None:
 def test_a_cpu_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert own_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_torchrun_gives_each_process_its_gpu(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the only process of a machine: a device without an index can't be set."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(distributed, "current", lambda: ALONE)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    for rank in range(processes):
+        chosen: list[torch.device] = []
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        with world(own_device(torch.device("cuda"))):
+            assert chosen == [torch.device("cuda", rank)]
+
+
+def test_a_gpu_without_torchrun_is_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with world(own_device(torch.device("cuda"))) as alone:  # torch's current one
+        assert (chosen, alone) == ([], ALONE)
+    monkeypatch.setenv("RANK", "0")  # set by hand, without LOCAL_RANK
+    with world(own_device(torch.device("cuda"))):
+        assert chosen == []
+    with world(own_device(torch.device("cuda", 1))):
+        assert chosen == [torch.device("cuda", 1)]
+
+
+def test_processes_may_not_share_a_gpu_nor_outnumber_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert own_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"train\.device cuda:1 is one GPU for 4 processes; use cuda"):
+        own_device(torch.device("cuda", 1))
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="more than the 2 GPUs of this machine; use 2"):
+        own_device(torch.device("cuda"))
 
 
 def split_of(count: int) -> FixedSplit:

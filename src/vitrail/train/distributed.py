@@ -135,7 +135,7 @@ def world(device: torch.device) -> Iterator[World]:
     A process group that somebody set up is used as it is, and left. Raises ConnectionError where they do not meet, and
     ValueError where the environment does not say where.
     """
-    if device.type == "cuda" and "RANK" in os.environ:
+    if device.type == "cuda" and device.index is not None:  # nccl and .cuda() take the current device
         torch.cuda.set_device(device)
     if dist.is_available() and dist.is_initialized():
         yield current()
@@ -202,11 +202,18 @@ def current() -> World:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process: with several GPUs, the one that torchrun counts it to."""
-    if device.type != "cuda" or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
+    """The device of this process: `device`, and on CUDA the GPU whose number torchrun gives it (LOCAL_RANK).
+
+    One process a machine may name a GPU ("cuda:1"); several may not. Raises ValueError where they do, and where there are
+    more of them than GPUs.
+    """
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.index is not None:
-        raise ValueError(f"train.device {device} is one GPU for all processes; use cuda, and each has its own")
+        if processes > 1:
+            raise ValueError(f"train.device {device} is one GPU for {processes} processes; use cuda, and each has its own")
+        return device
     local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= count:
         raise ValueError(f"--nproc-per-node is more than the {count} GPUs of this machine; use {count}, or --train.device cpu")
