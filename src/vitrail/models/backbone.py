@@ -1,0 +1,113 @@
+"""The contract of a backbone: images to features and logits, and the stages that training acts on.
+
+A family of models is one file with a config dataclass and a `Backbone`, and one row of `families.FAMILIES`. Nothing outside
+its file asks which family a model is of.
+"""
+
+# B batch · C channels · H W image · N tokens (prefix + patches) · D width · E width of the pooled embedding · K classes
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from vitrail.config import Pair
+
+Images = Float[Tensor, "B C H W"]
+Logits = Float[Tensor, "B K"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """How one call looks at its images. A backbone raises ValueError for a view that it does not have."""
+
+    pad: bool = False
+    """Pad a side that the patch does not divide with zeros, on the right and below."""
+    sizes: Int64[Tensor, "B 2"] | None = None
+    """Height and width of each image, in pixels, in the upper left corner of its canvas; None: the whole canvas."""
+    patch_size: int | Pair | None = None
+    """Patch of this call; None is the model's own."""
+    visible: Int64[Tensor, "B L"] | None = None
+    """Positions, row by row, of the patches that the backbone sees; None: all. What is hidden is never computed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """What a backbone makes of images, before its head."""
+
+    pooled: Float[Tensor, "B E"]
+    """The embedding that the head sees."""
+    tokens: Float[Tensor, "B N D"] | None = None
+    """After the last norm: prefix tokens, then patches row by row (with `View.visible`, in its order); None: no tokens."""
+    prefix: int = 0
+    """Tokens before the patches."""
+    grid: Pair | None = None
+    """Patches down and across, of the whole image; None without tokens."""
+    pyramid: tuple[Float[Tensor, "B C h w"], ...] | None = None
+    """Feature maps from fine to coarse; None where there are none."""
+
+
+class Stage(NamedTuple):
+    """A part of a backbone, in the order of the forward pass: what freezing and layer decay count."""
+
+    name: str
+    """"stem", "blocks.3", "layers.2.blocks.0", "head"."""
+    paths: tuple[str, ...]
+    """Paths of the modules and parameters in it, relative to the backbone."""
+    block: nn.Module | None = None
+    """Of a stage that is one repeated block: what is compiled, sharded and recomputed as a unit, and what Muon moves."""
+
+    def owns(self, parameter: str) -> bool:
+        """Whether a parameter of that name belongs to the stage."""
+        return any(parameter == path or parameter.startswith(f"{path}.") for path in self.paths)
+
+
+class Backbone(nn.Module):
+    """A model of images: features, and logits where it has a head."""
+
+    config: Any
+    """The family's frozen config dataclass. It has `img_size`, `in_channels` and `num_classes`."""
+    checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+    no_decay: frozenset[str] = frozenset()
+    """Parameters with two or more dimensions that have no weight decay and are no matrices: tokens, positions, bias tables."""
+    heads: tuple[str, ...] = ("head",)
+    """Paths of the modules that a new set of classes replaces. Their outputs, on average, are the logits."""
+
+    @abstractmethod
+    def features(self, images: Images, view: View = View()) -> Features:
+        """What the head sees, and the tokens or feature maps that it is made of."""
+
+    @abstractmethod
+    def head_logits(self, images: Images, *, patch_size: int | Pair | None = None) -> tuple[Logits, ...]:
+        """Logits of each head of `heads`, in order."""
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """Parts from the images to the logits. Every parameter is in exactly one of them."""
+
+    @abstractmethod
+    def reset_head(self, num_classes: int) -> None:
+        """Put a fresh head for `num_classes` outputs in place; 0 leaves it out, and the logits are the embedding."""
+
+    @property
+    @abstractmethod
+    def side_unit(self) -> Pair:
+        """Pixels that height and width are multiples of; (1, 1) for a model that takes any size."""
+
+    def embedding(self, images: Images) -> Float[Tensor, "B E"]:
+        """What the heads see, side by side where they see different things."""
+        return self.features(images).pooled
+
+    def blocks_in_order(self) -> list[nn.Module]:
+        """The repeated blocks: what is compiled and sharded one by one."""
+        return [stage.block for stage in self.stages() if stage.block is not None]
+
+    def head_modules(self) -> Iterator[nn.Module]:
+        """The modules of `heads`."""
+        return (self.get_submodule(path) for path in self.heads)
