@@ -187,8 +187,13 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         return next((value for value in found if isinstance(value, kind)), None)
 
     made_by_timm = first(dict, "pretrained_cfg") or {}
+    grids = (getattr(part, "grid_size", None) for part in parts)  # timm's PatchEmbed, open_clip's towers
+    patches = (getattr(part, "patch_size", None) for part in parts)
+    grid, patch = (next((pair_of(value) for value in values if pair_of(value)), None) for values in (grids, patches))
+    own_size = (grid[0] * patch[0], grid[1] * patch[1]) if grid and patch else first(int, "image_size")
     tanh = any(getattr(part, "approximate", "none") == "tanh" for part in parts)  # torch's GELU
     said = {
+        "img_size": own_size,
         "num_heads": first(int, "num_heads", "heads"),
         "global_pool": first(str, "global_pool"),
         "pool_include_prefix": first(bool, "pool_include_prefix"),
@@ -202,6 +207,14 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         "pretrained_cfg": dict(made_by_timm),
         "model_args": {name: value for name, value in said.items() if value is not None},
     }
+
+
+def pair_of(value: Any) -> Pair | None:
+    """Two whole numbers of a library's attribute, or one for both; None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
+    both = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(side, int) for side in value)
+    return (value[0], value[1]) if both else None
 
 
 def is_run(folder: Path) -> bool:
@@ -438,6 +451,7 @@ def documented(
         assumed=stored.assumed,
         notes=tuple(notes),
         preprocessing=given.source,
+        grid=stored.grid_source,
     )
     model.receipt = receipt
     if receipt.backbone_share < BACKBONE_SHARE:

@@ -45,6 +45,8 @@ class Receipt:
     """Choices that were made: which of two models in the file, for example."""
     preprocessing: str = ""
     """Where mean, std, size and crop come from."""
+    grid: str = ""
+    """Grid of the file's position embedding, and what says that it is this one; "" where the config says everything."""
 
     def total(self, *statuses: Status) -> int:
         """Parameters in these states."""
@@ -67,8 +69,8 @@ class Receipt:
         for title, texts in (("assumed", self.assumed), ("note", self.notes)):
             if texts:
                 lines.append(f"  {title:<8} {'; '.join(texts)}")
-        if self.preprocessing:
-            lines.append(f"  images   {self.preprocessing}")
+        if self.preprocessing or self.grid:
+            lines.append(f"  images   {'; '.join(text for text in (self.preprocessing, self.grid) if text)}")
         return "\n".join(map(printable, lines))
 
     def _line(self, status: Status) -> list[str]:
@@ -108,6 +110,7 @@ class Receipt:
             "assumed": list(self.assumed),
             "notes": list(self.notes),
             "preprocessing": self.preprocessing,
+            "grid": self.grid,
         }
 
 
