@@ -25,8 +25,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vitrail.config import Pair, Preprocessing
+from vitrail.data.quiet import silence_decoders
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MAX_PIXELS = 50_000_000
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B")
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -42,6 +43,7 @@ _TURNS = {  # EXIF orientation -> what sets the image upright
 _TOP_DOWN, _LEFT_RIGHT, _SWAPPED = (3, 4, 7, 8), (2, 3, 6, 7), (5, 6, 7, 8)  # what setting upright does, axes swapped first
 _JPEGS, _JPEG_END = ("JPEG", "MPO"), b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")  # brands of ISO 23008-12
 _QUIET = threading.Lock()
 
 File = str | Path | bytes
@@ -264,11 +266,27 @@ def _opened(source: File) -> Iterator[tuple[Image.Image, bytes]]:
         if not end:
             raise BadImage("the file is empty")
         file.seek(0)
+        formats = _formats(file.read(64))
+        file.seek(0)
+        silence_decoders()
         with _quiet():  # of sizes above 89 megapixels: our own limit is lower
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=formats)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
         yield image, end
+
+
+def _formats(start: bytes) -> tuple[str, ...]:
+    """What the first bytes of a file may be, in Pillow's names; the reader of HEIC is registered where it is wanted."""
+    brand, box = start[8:12], start[16 : int.from_bytes(start[:4], "big")]
+    if start[4:8] != b"ftyp" or not (brand in _HEIC or (brand in (b"mif1", b"msf1") and any(name in box for name in _HEIC))):
+        return FORMATS
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise BadImage("a HEIC photograph, which needs pillow-heif: pip install 'vitrail[heif]'") from None
+    register_heif_opener()
+    return ("HEIF",)
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -298,7 +316,9 @@ def _faults_are_bad_images() -> Iterator[None]:
     except Image.DecompressionBombError:
         raise BadImage("the header claims more than 50 megapixels") from None
     except UnidentifiedImageError:
-        raise BadImage("not an image, or of a format that is not read (PNG, JPEG, WebP, BMP, TIFF, GIF are)") from None
+        raise BadImage(
+            "not an image, or of a format that is not read (PNG, JPEG, WebP, AVIF, HEIC, BMP, TIFF, GIF)"
+        ) from None
     except Exception as error:  # a parser that trips over a corrupt file may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"corrupt or truncated: {reason}") from None
