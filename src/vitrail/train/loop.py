@@ -26,6 +26,7 @@ from vitrail.evaluate import Scores
 from vitrail.models import Baseline, ViT
 from vitrail.train import checkpoint
 from vitrail.train.distributed import ALONE, Ended, World, own_part
+from vitrail.train.notes import long_warmup
 from vitrail.train.objectives import target_smoothing
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
@@ -110,7 +111,9 @@ class Loop:
 
                 now = time.perf_counter()
                 images_per_s = rate.add(len(batch) * self.world.size)
-                self.pace.advance(self.step, *self.world.greatest(now - start))
+                fitted = self.pace.advance(self.step, *self.world.greatest(now - start))
+                if fitted and len(self.pace.fits) == 1 and (line := long_warmup(cfg.optim.warmup, self.pace.total)):
+                    self.display.say(f"note: {line}")
                 last = self.pace.finished(self.step)
                 if now - logged >= LOG_EVERY_S or last:
                     logged = now

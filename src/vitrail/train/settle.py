@@ -55,6 +55,8 @@ def settled(
         )
     check_model(settings.model)  # what can't be built says so before the images are read
     check_sizes(settings)
+    for line in source.notes:
+        display.say(f"note: {line}")
     for line in unused(settings, said=said, multi_label=source.multi_label):
         display.say(f"note: {line}")
     return settings
