@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,14 +75,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Four images, one of them not readable, and a file that is no image."""
+    """Four images, one of them not readable."""
     folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b[bold].png", "more/c.png")):
         pixels = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
     (folder / "broken.png").write_bytes(b"no image")
-    (folder / "notes.txt").write_text("no image either")
     return folder
 
 
@@ -479,6 +479,71 @@ def test_predict_prints_a_table_and_reports_what_it_could_not_read(vitrail: Type
     assert said.err.endswith("vitrail: 2 of 5 images could not be read; the others are done\n")
 
 
+def test_predict_sees_what_training_sees(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    """Any suffix or none, and through links; what is no image is told, and the exit code says so."""
+    folder, picture = tmp_path / "mixed", Image.effect_noise((28, 28), 50)
+    (folder / "@eaDir").mkdir(parents=True)
+    for name, kind in (("a.jfif", "JPEG"), ("b.jpe", "JPEG"), ("c", "PNG"), ("d.AVIF", "AVIF"), ("@eaDir/a.jfif", "JPEG")):
+        picture.save(folder / name, kind)
+    (tmp_path / "elsewhere").mkdir()
+    picture.save(tmp_path / "elsewhere" / "e.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    said = vitrail("predict", run, folder, "--csv")
+    names = [Path(row["path"]).name for row in csv.DictReader(io.StringIO(said.out))]
+    assert (said.code, names) == (0, ["a.jfif", "b.jpe", "c", "d.AVIF", "e.png"])
+    (folder / "notes.txt").write_text("no image")
+    (folder / "lost.png").symlink_to(folder / "nowhere.png")
+    said = vitrail("predict", run, folder)
+    assert said.code == 1
+    assert "mixed/notes.txt: not an image" in said.err
+    assert "mixed/lost.png: the file is not there" in said.err
+    assert said.err.endswith("2 of 7 images could not be read; the others are done\n")
+
+
+def test_what_commands_write_among_the_images_is_no_data(
+    vitrail: Typed, image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cd PHOTOS`, and every command with its default folder: each reads the same photographs as the first."""
+    photos = image_folder({"cat": 20, "dog": 20}, size=(24, 24))
+    monkeypatch.chdir(photos)
+    assert vitrail("train", ".", "--recipe", "finetune", "--model.weights", "none", "--model.img_size", "16", *TINY).code == 0
+    first = json.loads(vitrail("check", ".", "--json").out)
+    assert first["images"] == 40
+    run = next(Path("runs").iterdir())
+    assert vitrail("explain", run, "cat/1.jpg", "--steps", "2").code == 0
+    assert vitrail("explain", run, "cat/2.jpg", "--steps", "2", "--out", "cat").code == 0
+    assert vitrail("explain", run, "--model", "--out", "dog/model").code == 0
+    assert vitrail("evaluate", run, ".", "--out", "scores").code == 0
+    assert vitrail("convert", run, "converted", "--to", "timm").code == 0
+    assert json.loads(vitrail("check", ".", "--json").out) == first
+    said = vitrail("predict", run, ".", "--json")
+    assert (said.code, len(json.loads(said.out))) == (0, 40)
+    assert vitrail("evaluate", run).code == 0
+    assert vitrail("train", ".", "--recipe", "finetune", "--model.weights", "none", "--model.img_size", "16", *TINY).code == 0
+
+
+def test_a_run_that_stopped_among_the_images_goes_on(
+    vitrail: Typed, image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitrail.train import loop
+
+    photos, step = image_folder({"cat": 40, "dog": 40}, size=(24, 24)), loop.Loop.log
+
+    def interrupted(self: loop.Loop, *args: object, **options: object) -> None:
+        step(self, *args, **options)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.chdir(photos)
+    monkeypatch.setattr(loop, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(loop.Loop, "log", interrupted)
+    said = vitrail("train", ".", *TINY, "--train.steps", "4", "--model.weights", "none", "--model.img_size", "16")
+    assert said.code == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(photos)
+    assert "vitrail resume runs/photos-1" in said.err
+    assert vitrail("resume", "runs/photos-1").code == 0
+
+
 def test_predict_as_json(vitrail: Typed, run: Path, images: Path) -> None:
     said = vitrail("predict", run, images, "--json", "--top", "2")
     rows = json.loads(said.out)
@@ -519,11 +584,13 @@ def test_explain_draws_each_image_and_scores_it(vitrail: Typed, run: Path, image
     said = vitrail("explain", run, images, "--steps", "3")
     assert said.code == 1
     assert said.err == (
-        f"vitrail: {images}/broken.png: not an image, or of a format that is not read (PNG, JPEG, WebP, BMP, TIFF, GIF are)\n"
+        f"vitrail: {images}/broken.png: not an image, or of a format that is not read "
+        "(PNG, JPEG, WebP, AVIF, HEIC, BMP, TIFF, GIF)\n"
         "vitrail: 1 of 4 images could not be read; the others are done\n"
     )
-    assert sorted(path.name for path in explained.iterdir()) == [f"{name}-relevance.png" for name in ("a", "b[bold]", "c")]
-    for path in explained.iterdir():
+    pictures = sorted(path for path in explained.iterdir() if path.suffix)
+    assert [path.name for path in pictures] == [f"{name}-relevance.png" for name in ("a", "b[bold]", "c")]
+    for path in pictures:
         with Image.open(path) as picture:
             assert min(picture.size) > 200
     lines = [line.split() for line in said.out.splitlines() if line.lstrip().startswith("a.png")]
@@ -575,7 +642,7 @@ def test_explain_the_model_as_a_whole(vitrail: Typed, run: Path, images: Path, e
     said = vitrail("explain", run, "--model", "--limit", "5", "--svg")
     assert said.code == 0, said.err
     assert said.out.startswith("On 5 test images of fashion-sample.")
-    assert {path.name for path in explained.iterdir()} == {"model.png", "model.svg"}
+    assert {path.name for path in explained.iterdir() if path.suffix} == {"model.png", "model.svg"}
     said = vitrail("explain", run, images / "a.png", images / "more", "--model", "--json")
     assert json.loads(said.out)["images"] == "2 images"
     said = vitrail("explain", run, images / "broken.png", images / "a.png", "--model", "--json")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail import terminal
+from vitrail.data.quiet import ignore_pillow_warnings
 
 if TYPE_CHECKING:
     from vitrail.config import Settings
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
+    ignore_pillow_warnings()
     try:
         code = run(words)
         sys.stdout.flush()  # a pipe that nobody reads shows here, not at exit
@@ -208,7 +210,7 @@ def check(words: list[str]) -> int:
     """`vitrail check DATA`."""
     parser = terminal.make_parser(
         "check",
-        "Looks through a data set before training: classes, sizes, unreadable files, images on two sides at once.",
+        "Looks through a data set before training: classes, sizes, unreadable files, images on two sides or under two classes.",
         "Exit code: 0, or 1 when files are unreadable.",
     )
     parser.add_argument("data", metavar="DATA", help="a folder, or the name of a set")
@@ -224,7 +226,8 @@ def check(words: list[str]) -> int:
         found = {"name": report.name, "images": report.images, "counts": report.counts, "sizes": sizes, "modes": report.modes}
         if report.labels is not None:
             found["labels"] = [{"labels": number, "images": images} for number, images in report.labels.items()]
-        terminal.print_json({**found, "bad": bad, "duplicates": report.duplicates})
+        alike = {"duplicates": report.duplicates, "contradictions": report.contradictions}
+        terminal.print_json({**found, "bad": bad, **alike, "notes": report.notes})
     else:
         print(report)
     return SOME_FAILED if report.bad else OK
@@ -310,6 +313,7 @@ def evaluate(words: list[str]) -> int:
     args = terminal.parse(parser, words)
 
     from vitrail import weights
+    from vitrail.data.listing import composed, mark_output
     from vitrail.evaluate import MultiLabelEvaluation, evaluate_labels, save_evaluation
     from vitrail.evaluate import evaluate as measure
     from vitrail.models.device import autocast_dtype, pick_device
@@ -318,7 +322,10 @@ def evaluate(words: list[str]) -> int:
     model = weights.load(args.run).to(device)
     assert model.preprocessing is not None
     cfg, source = open_data(args.run, args.data)
-    if source.classes != model.classes:
+    if args.data:
+        for note in source.notes:
+            print(f"vitrail: {note}", file=sys.stderr)
+    if source.classes != tuple(map(composed, model.classes)):
         theirs, ours = terminal.listed(source.classes), terminal.listed(model.classes) or "no names"
         if run or len(source.classes) != model.config.num_classes:
             says = f"{source.name} has the classes {theirs}, and the model {model.config.num_classes:,}: {ours}"
@@ -346,6 +353,7 @@ def evaluate(words: list[str]) -> int:
     folder = Path(args.out or (Path(beside, f"evaluation-{source.name}-{name}") if another or not run else args.run))
     folder.mkdir(parents=True, exist_ok=True)
     files = save_evaluation(result, folder, data=source.name, split=name)
+    mark_output(folder, files, command="evaluate")
     if args.json:
         terminal.print_json({"data": source.name, "split": name, **result.to_dict()})
     else:
@@ -589,6 +597,7 @@ def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> 
 
 def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], folder: Path, ask: Any) -> int:
     """A sheet for each image, or with `pca`, whose components are those of all, for all of them."""
+    from vitrail.data.listing import mark_output
     from vitrail.explain import draw
     from vitrail.explain.sheets import explain, side_by_side, unique_names
 
@@ -606,6 +615,7 @@ def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], fo
         path = draw.save(made.figure, folder / (f"{name}.png" if together else f"{name}-{method}.png"))
         if args.arrays:
             made.save_arrays(path.with_suffix(".npy"))
+        mark_output(folder, [path, path.with_suffix(".npy"), *curves], command="explain")
         rows += [row | {"file": str(path)} | ({"curves": str(*curves)} if curves else {}) for row in made.rows]
         if not args.json:
             terminal.print_explained(made.rows, files=[path, *curves], verdict=made.verdict)
@@ -631,6 +641,7 @@ def readable(images: list[Path], model: Any) -> list[Path]:
 def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], folder: Path) -> int:
     """Statistics of all layers and heads."""
     from vitrail.data.augment import normalise
+    from vitrail.data.listing import mark_output
     from vitrail.explain import head_statistics, plots
 
     bad, tried = 0, len(images[: args.limit])
@@ -657,6 +668,7 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
     found = head_statistics(model, seen, **options)
     folder.mkdir(parents=True, exist_ok=True)
     files = [plots.save(plots.overview(found), folder / f"model.{kind}") for kind in (["png", "svg"] if args.svg else ["png"])]
+    mark_output(folder, files, command="explain")
     early_and_late = found.early_and_late().sentences if model.config.depth > 1 else ()
     if args.json:
         terminal.print_json(

@@ -43,6 +43,10 @@ class Report:
     """Files that can't be read."""
     duplicates: tuple[tuple[str, ...], ...]
     """Groups of images with equal content that stand in more than one split."""
+    contradictions: tuple[tuple[str, ...], ...] = ()
+    """Groups of images with equal content that have different classes or labels."""
+    notes: tuple[str, ...] = ()
+    """How the folder was read: which folder serves as which split, what is not used."""
 
     @property
     def images(self) -> int:
@@ -71,6 +75,10 @@ class Report:
         lines += [f"and {len(self.bad) - _SHOWN} more unreadable files"] * (len(self.bad) > _SHOWN)
         lines += [f"the same image on two sides: {', '.join(group)}" for group in self.duplicates[:_SHOWN]]
         lines += [f"and {len(self.duplicates) - _SHOWN} more images on two sides"] * (len(self.duplicates) > _SHOWN)
+        lines += [f"the same image under two {several}: {', '.join(group)}" for group in self.contradictions[:_SHOWN]]
+        more = len(self.contradictions) - _SHOWN
+        lines += [f"and {more} more images under two {several}"] * (more > 0)
+        lines += self.notes
         return "\n".join(lines)
 
 
@@ -115,6 +123,10 @@ def _summary(source: Source, seen: Sequence[_Seen], bad: Sequence[Skipped]) -> R
         duplicates=tuple(
             tuple(image.path for image in group) for group in alike.values() if len({image.split for image in group}) > 1
         ),
+        contradictions=tuple(
+            tuple(image.path for image in group) for group in alike.values() if len({image.labels for image in group}) > 1
+        ),
+        notes=source.notes,
     )
 
 

@@ -107,6 +107,8 @@ class Source(ABC):
     """The splits that `load` gives."""
     multi_label: bool = False
     """Whether an image may have any number of labels, rather than one class."""
+    notes: tuple[str, ...] = ()
+    """How the data was read where one may not expect it: which folder serves as which split, what is not used."""
 
     @abstractmethod
     def load(

@@ -21,12 +21,11 @@ from torch import Tensor
 from vitrail import weights
 from vitrail.data.augment import normalise
 from vitrail.data.decode import BadImage, eval_view
+from vitrail.data.labelled import TABLE
+from vitrail.data.listing import files_under
 from vitrail.models.device import pick_device
 
 Picture = str | Path | Image.Image | NDArray[Any]
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-"""What counts as an image inside a folder; a file that is named is tried whatever its suffix."""
 
 THRESHOLD = 0.5
 """From this probability on an image has a label, where it may have any number of them."""
@@ -129,20 +128,19 @@ class Predictor:
 
 
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The images that paths name: a file stands for itself, a folder for every image in it and in its folders, in
-    order, but for hidden ones.
+    """The images that paths name: a file stands for itself, a folder for every file in it and in its folders.
 
-    Raises ValueError for a folder without images.
+    A folder is listed as for training: whatever its suffix a file is tried, and links are followed; hidden files and what
+    Vitrail wrote are left out, and so is the folder's labels.csv. Raises ValueError for a folder without files.
     """
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
-        inside = sorted(inner.relative_to(path) for inner in path.rglob("*") if inner.suffix.lower() in SUFFIXES)
-        found = [path / inner for inner in inside if not any(part.startswith(".") for part in inner.parts)]
+        found = [inner for inner in files_under(path) if inner != TABLE]
         if not found:
-            raise ValueError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))}); name a folder or a file that does")
-        yield from (inner for inner in found if inner.is_file())
+            raise ValueError(f"{path} holds no files; name a folder or a file that does")
+        yield from (path / inner for inner in found)
 
 
 def _name(image: Picture, position: int) -> str:
