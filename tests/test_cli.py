@@ -25,7 +25,9 @@ from safetensors.torch import load_file, save_file
 from vitrail import cli, terminal
 from vitrail.config import PATCHES, SIZES
 from vitrail.models import create_model
+from vitrail.text import is_shown
 from vitrail.train import settings
+from vitrail.weights import load, save_model
 
 ImageFolder = Callable[..., Path]  # conftest.py's
 TINY = tuple(
@@ -542,6 +544,108 @@ def test_a_run_that_stopped_among_the_images_goes_on(
     monkeypatch.chdir(photos)
     assert "vitrail resume runs/photos-1" in said.err
     assert vitrail("resume", "runs/photos-1").code == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_whose_output_is_not_finite_gives_no_label(
+    vitrail: Typed, run: Path, images: Path, tmp_path: Path, value: float
+) -> None:
+    model = load(run)
+    with torch.no_grad():
+        model.head.bias[3] = value  # type: ignore[union-attr,operator]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    save_model(model, broken, data="fashion-sample")
+    said = vitrail("predict", broken, images / "a.png", images / "broken.png", "--json")
+    first, second = json.loads(said.out, parse_constant=pytest.fail)
+    assert (said.code, first["label"], first["probability"], first["top"]) == (1, None, None, [])
+    assert first["error"].startswith("the model's output for it is not finite")
+    assert second["error"].startswith("not an image")
+    assert "a.png: the model's output for it is not finite, so it has no label" in said.err
+    assert "vitrail: 1 of 2 images got no label: the model's output is not finite\n" in said.err
+    assert said.err.endswith("vitrail: 1 of 2 images could not be read; the others are done\n")
+    assert "no label" in vitrail("predict", broken, images / "a.png").out
+    said = vitrail("evaluate", broken, "fashion-sample", "--out", tmp_path / "scores")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "the model's output is not finite for 2,000 of 2,000 images, so there is no score; use fp32" in said.err
+    assert not (tmp_path / "scores").exists()
+    said = vitrail("explain", broken, images / "a.png", "--out", tmp_path / "pictures")
+    assert (said.code, said.err.splitlines()[-1].count("not finite")) == (2, 1)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_are_for_whom_the_umask_says(image_folder: ImageFolder, tmp_path: Path, umask: int) -> None:
+    photos = image_folder({"train": {"a": 8, "b": 8}, "test": {"a": 2, "b": 2}})
+    work = tmp_path / "work"
+    work.mkdir()
+    image, model = str(photos / "test/a/0.jpg"), ["--model", "Ti/8", "--model.weights", "none", "--model.img_size", "16"]
+    made = {"timm": "timm", "hf": "hf", "tv.pth": "torchvision", "second.safetensors": "torchvision", "vit.npz": "npz"}
+    commands = [
+        ["train", str(photos), "--out", "run", *TINY, *model, "--train.ema_decay", "0.9"],
+        ["evaluate", "run", str(photos), "--split", "train"],
+        ["explain", "run", image, "--steps", "2", "--arrays"],
+        ["probe", "run", str(photos)],
+        *(["convert", "run", name, "--to", to] for name, to in made.items()),
+    ]
+    code = f"import sys; from vitrail.cli import main; sys.exit(any([main(words) for words in {commands!r}]))"
+    home = {**os.environ, "XDG_CACHE_HOME": str(work / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=work, umask=umask, env=home, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    files = {path: path.stat().st_mode & 0o777 for path in work.rglob("*") if path.is_file()}
+    assert {path.name for path in files} >= {
+        "model.safetensors",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "vit.npz",
+        "tv.pth",
+    }
+    assert {str(path): oct(mode) for path, mode in files.items() if mode != 0o666 & ~umask} == {}
+    folders = {str(path): path.stat().st_mode & 0o777 for path in work.rglob("*") if path.is_dir()}
+    assert {path: oct(mode) for path, mode in folders.items() if mode != 0o777 & ~umask} == {}
+
+
+NASTY = "a\x1b[31m[bold]:smile:\u202e$x_1$\u2028"
+
+
+def shows_as_lines(*texts: str) -> bool:
+    """Whether a terminal would obey nothing in them."""
+    return all(is_shown(c) or c == "\n" for text in texts for c in text)
+
+
+def test_names_of_files_and_classes_are_shown_and_not_obeyed(
+    vitrail: Typed, image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    photos = image_folder({"train": {NASTY: 8, "b\n": 8}, "test": {NASTY: 2, "b\n": 2}})
+    monkeypatch.chdir(tmp_path)
+    (photos / "test" / NASTY / f"{NASTY}\t\n.png").write_bytes(b"no image")
+    (photos / "test" / NASTY / os.fsdecode(b"\xff.jpg")).write_bytes((photos / "test" / NASTY / "0.jpg").read_bytes())
+    model = ["--model.weights", "none", "--model.img_size", "16", "--data.max_bad", "1", "--out", f"runs{NASTY}/one"]
+    for words in (
+        ["check", photos],
+        ["train", photos, *TINY, *model],
+        ["evaluate", f"runs{NASTY}/one"],
+        ["evaluate", f"runs{NASTY}/one", "--json", "--split", "train"],
+        ["predict", f"runs{NASTY}/one", photos / "test", "--top", "2"],
+        ["predict", f"runs{NASTY}/one", photos / "test", "--json"],
+        ["explain", f"runs{NASTY}/one", photos / "test", "--steps", "2", "--out", f"explained{NASTY}"],
+        ["probe", f"runs{NASTY}/one", "--shots", "1", "--draws", "1"],
+        ["convert", f"runs{NASTY}/one", f"converted{NASTY}", "--to", "timm"],
+        ["show", f"runs{NASTY}/one"],
+        ["train", photos, "--recipe", NASTY],
+        ["show", NASTY],
+        [NASTY],
+    ):
+        said = vitrail(*words)
+        assert shows_as_lines(said.out, said.err), words
+        assert said.out or said.err
+    assert vitrail("show", f"nowhere{NASTY}").err.count("\n") == 1
+    lines = Path(f"runs{NASTY}/one/skipped.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.count("\t") for line in lines] == [1]
+    rows = json.loads(vitrail("predict", f"runs{NASTY}/one", photos / "test", "--json").out)
+    assert f"{NASTY}\t\n.png" in {Path(row["path"]).name for row in rows}, "JSON has the names as they are"
+    assert {row["label"] for row in rows} <= {NASTY, "b\n", None}
 
 
 def test_predict_as_json(vitrail: Typed, run: Path, images: Path) -> None:

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SOME_FAILED
     except KeyboardInterrupt as stop:  # a training says what it has saved
         if in_front():
-            print(": ".join(["vitrail", "interrupted", *map(str, stop.args)]), file=sys.stderr)
+            terminal.report(": ".join(["interrupted", *map(str, stop.args)]))
         return 128 + getattr(stop, "number", signal.SIGINT)
     except Exception as error:
         if type(error).__name__ == "Ended":  # the first of several processes has said why
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = "another process ended, or stands still; its own message says why"
         if traceback or line is None:
             raise
-        print(f"vitrail: {line}" if in_front() else f"vitrail, process {os.environ['RANK']}: {line}", file=sys.stderr)
+        terminal.report(line, process="" if in_front() else f", process {os.environ['RANK']}")
         return MISTAKE
 
 
@@ -116,7 +116,7 @@ def run(words: list[str]) -> int:
         print(OVERVIEW, end="")
         return OK
     if words[0] == "--version":
-        print(f"vitrail {importlib.metadata.version('vitrail')}")
+        terminal.say(f"vitrail {importlib.metadata.version('vitrail')}")
         return OK
     if words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
@@ -271,7 +271,7 @@ def train(words: list[str]) -> int:
         )
     except Finished as finished:  # all that --resume auto asks for
         if in_front():
-            print(finished)
+            terminal.say(finished)
         return OK
     if in_front():
         terminal.print_what_is_next(done.folder)
@@ -324,13 +324,13 @@ def evaluate(words: list[str]) -> int:
     cfg, source = open_data(args.run, args.data)
     if args.data:
         for note in source.notes:
-            print(f"vitrail: {note}", file=sys.stderr)
+            terminal.report(note)
     if source.classes != tuple(map(composed, model.classes)):
         theirs, ours = terminal.listed(source.classes), terminal.listed(model.classes) or "no names"
         if run or len(source.classes) != model.config.num_classes:
             says = f"{source.name} has the classes {theirs}, and the model {model.config.num_classes:,}: {ours}"
             raise ValueError(f"{says}; give data of the model's classes")
-        print(f"vitrail: the checkpoint calls its classes {ours}; taken in the order of {theirs}", file=sys.stderr)
+        terminal.report(f"the checkpoint calls its classes {ours}; taken in the order of {theirs}")
     if run and source.multi_label != model.multi_label:
         kinds = ("one class an image", "any number of labels an image")
         says = f"{source.name} has {kinds[source.multi_label]}, and the model was trained on {kinds[model.multi_label]}"
@@ -362,7 +362,7 @@ def evaluate(words: list[str]) -> int:
             terminal.print_labels(result, title=title)
         else:
             terminal.print_evaluation(result, title=title)
-        print("Written: " + ", ".join(map(str, files)))
+        terminal.say("Written: " + ", ".join(map(str, files)))
     return OK
 
 
@@ -382,7 +382,7 @@ def open_data(run: str, data: str | None, *, way_out: str = "name DATA") -> tupl
 def say_receipt(model: Any, source: str) -> None:
     """Of somebody else's weights, what was assumed of them; of a run nothing, for it says all."""
     if not Path(source, "config.yaml").is_file() and model.receipt is not None:
-        print(model.receipt, file=sys.stderr)
+        print(model.receipt, file=sys.stderr)  # which are lines to be shown
 
 
 def predict(words: list[str]) -> int:
@@ -390,7 +390,7 @@ def predict(words: list[str]) -> int:
     parser = terminal.make_parser(
         "predict",
         "Labels and probabilities of images.",
-        "Exit code: 0, or 1 when some images could not be read; the others are done all the same.",
+        "Exit code: 0, or 1 when some images could not be read or got no label; the others are done all the same.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or any checkpoint with a head")
     parser.add_argument(
@@ -403,7 +403,7 @@ def predict(words: list[str]) -> int:
     terminal.add_device(parser, batch_size=32)
     args = terminal.parse(parser, words)
 
-    from vitrail.deploy.predict import Predictor, find_images
+    from vitrail.deploy.predict import NOT_FINITE, Predictor, find_images
 
     if args.top < 1:
         raise ValueError(f"--top {args.top} must be at least 1")
@@ -423,8 +423,11 @@ def predict(words: list[str]) -> int:
         terminal.print_predictions(done)
     bad = [prediction for prediction in done if prediction.error is not None]
     for prediction in bad:
-        print(f"vitrail: {prediction.path}: {prediction.error}", file=sys.stderr)
-    return say_unread(len(bad), len(done))
+        terminal.report(f"{prediction.path}: {prediction.error}")
+    unread = sum(prediction.error != NOT_FINITE for prediction in bad)
+    if wrong := len(bad) - unread:
+        terminal.report(f"{wrong} of {len(done)} image{'s' * (len(done) > 1)} got no label: the model's output is not finite")
+    return say_unread(unread, len(done)) or (SOME_FAILED if wrong else OK)
 
 
 def say_unread(bad: int, images: int) -> int:
@@ -432,7 +435,7 @@ def say_unread(bad: int, images: int) -> int:
     if not bad:
         return OK
     others = "; the others are done" if bad < images else ""
-    print(f"vitrail: {bad} of {images} image{'s' * (images > 1)} could not be read{others}", file=sys.stderr)
+    terminal.report(f"{bad} of {images} image{'s' * (images > 1)} could not be read{others}")
     return SOME_FAILED
 
 
@@ -634,7 +637,7 @@ def readable(images: list[Path], model: Any) -> list[Path]:
             eval_view(path, model.preprocessing)
             good.append(path)
         except BadImage as error:
-            print(f"vitrail: {path}: {error}", file=sys.stderr)
+            terminal.report(f"{path}: {error}")
     return good
 
 
@@ -661,7 +664,7 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
         chosen = torch.linspace(0, len(split) - 1, min(args.limit, len(split))).round().long()
         raw, lost = split.read(chosen)
         for one in lost:
-            print(f"vitrail: {one.path}: {one.reason}", file=sys.stderr)
+            terminal.report(f"{one.path}: {one.reason}")
         seen, bad, tried = normalise(raw.images, model.preprocessing), len(lost), len(chosen)
         said = f"{len(seen)} {which} images of {source.name}"
     options = {"img_size": args.img_size} if images and args.img_size is not None else {}
@@ -811,8 +814,9 @@ def convert(words: list[str]) -> int:
     plan = planned(model, parsed["to"])
     write(plan, path, overwrite=overwrite)
     for note in plan.notes:
-        print(f"Note: {note}.")
-    print(f"Written: {path}. It opens with\n  {plan.opens.replace('PATH', str(path))}")
+        terminal.say(f"Note: {note}.")
+    terminal.say(f"Written: {path}. It opens with")
+    terminal.say(f"  {plan.opens.replace('PATH', str(path))}")
     return OK
 
 
@@ -829,7 +833,7 @@ def push(words: list[str]) -> int:
 
     from vitrail.weights import push_to_hub
 
-    print(push_to_hub(args.run, args.repo, private=args.private, revision=args.revision))
+    terminal.say(push_to_hub(args.run, args.repo, private=args.private, revision=args.revision))
     return OK
 
 

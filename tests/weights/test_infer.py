@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peers import HEADS, timm_vit
 from torch import Tensor
@@ -280,6 +280,8 @@ CONFIGS = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(CONFIGS)
+@example({"num_attention_heads": "\x1e"})
+@example({"hidden_act": "\u2028", "architecture": "\x1b[2J"})
 def test_a_config_of_nonsense_is_one_line(config: dict[str, Any]) -> None:
     says = ""
     try:

@@ -20,6 +20,7 @@ from vitrail.data.folder import FolderSource
 from vitrail.data.labelled import LabelledSource
 from vitrail.data.named import NAMED, NamedSource, read_arrays
 from vitrail.data.sources import open_source
+from vitrail.text import printable
 
 _SHOWN = 10  # bad files and duplicates in the text
 
@@ -79,7 +80,7 @@ class Report:
         more = len(self.contradictions) - _SHOWN
         lines += [f"and {more} more images under two {several}"] * (more > 0)
         lines += self.notes
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vitrail.config import Pair, Preprocessing
 from vitrail.data.quiet import silence_decoders
+from vitrail.text import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MAX_PIXELS = 50_000_000
@@ -316,11 +317,9 @@ def _faults_are_bad_images() -> Iterator[None]:
     except Image.DecompressionBombError:
         raise BadImage("the header claims more than 50 megapixels") from None
     except UnidentifiedImageError:
-        raise BadImage(
-            "not an image, or of a format that is not read (PNG, JPEG, WebP, AVIF, HEIC, BMP, TIFF, GIF)"
-        ) from None
+        raise BadImage("not an image, or of a format that is not read (PNG, JPEG, WebP, AVIF, HEIC, BMP, TIFF, GIF)") from None
     except Exception as error:  # a parser that trips over a corrupt file may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise BadImage(f"corrupt or truncated: {reason}") from None
 
 

@@ -11,12 +11,14 @@ from vitrail.data.dataset import Skipped, Source, Split, SplitName
 from vitrail.data.folder import open_folder
 from vitrail.data.labelled import LABELS, PATH, TABLE, columns, is_labelled, open_labelled
 from vitrail.data.named import NAMED, data_folder, open_named
+from vitrail.text import printable_errors
 
 __all__ = ["NAMES", "Skipped", "Source", "Split", "SplitName", "open_source"]
 
 NAMES = (*NAMED, "imagenet")
 
 
+@printable_errors()
 def open_source(path: str, *, val_fraction: float = 0.1) -> Source:
     """The data set behind a name or a path; a named set is downloaded if it is nowhere on this machine.
 

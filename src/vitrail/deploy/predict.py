@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,10 @@ THRESHOLD = 0.5
 """From this probability on an image has a label, where it may have any number of them."""
 
 
+NOT_FINITE = "the model's output for it is not finite, so it has no label; look whether the weights are finite"
+"""Why an image that was read has no label."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the model says of one image, or why it could not be read."""
@@ -38,12 +43,12 @@ class Prediction:
     path: str
     """The path that was given; "#3" for the fourth picture that came without one."""
     label: str | None
-    """The most probable class; None for an image that could not be read."""
+    """The most probable class; None where there is an error."""
     probability: float | None
     top: tuple[tuple[str, float], ...]
     """The most probable classes with their probabilities, falling."""
     error: str | None = None
-    """Why the image could not be read."""
+    """Why there is no label: the image could not be read, or the model's output is not finite."""
     labels: tuple[tuple[str, float], ...] | None = None
     """Of a model for images with any number of labels: those whose probability is at least 0.5, falling. None of another."""
 
@@ -103,10 +108,12 @@ class Predictor:
     def probabilities(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """The probability of every class, on the CPU, for images that already are evaluation views.
 
-        They sum to one, but where an image may have any number of the classes.
+        They sum to one, but where an image may have any number of the classes. All of an image are NaN where the model's
+        output for it is not finite.
         """
-        logits: Tensor = self.model(normalise(images.to(self.device), self.preprocessing))  # (B, K)
-        return (logits.float().sigmoid() if self.multi_label else logits.float().softmax(dim=-1)).cpu()
+        logits: Tensor = self.model(normalise(images.to(self.device), self.preprocessing)).float()  # (B, K)
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
+        return probabilities.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), math.nan).cpu()
 
     def _view(self, image: Picture) -> UInt8[Tensor, "C H W"] | str:
         """The evaluation view, or the reason why there is none."""
@@ -116,6 +123,8 @@ class Predictor:
             return str(error)
 
     def _named(self, name: str, row: Float[Tensor, " K"], top: int) -> Prediction:
+        if row.isnan().any():
+            return self._unread(name, NOT_FINITE)
         values, order = row.topk(min(top, len(row)))
         best = tuple((self.classes[k], p) for k, p in zip(order.tolist(), values.tolist(), strict=True))
         if not self.multi_label:

@@ -14,6 +14,7 @@ from typing import Any
 
 from vitrail.config import Settings
 from vitrail.data.dataset import Split
+from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World
@@ -156,7 +157,10 @@ def write_skipped(folder: Path, *splits: Split) -> int:
     """skipped.txt: each file that was left out, and why; no file where none was. Returns how many there are."""
     items = {item.path: item.reason for split in splits for item in split.skipped}
     if items:
-        write_whole(folder / "skipped.txt", "".join(f"{path}\t{reason}\n" for path, reason in sorted(items.items())))
+        write_whole(
+            folder / "skipped.txt",
+            "".join(f"{printable(path)}\t{printable(reason)}\n" for path, reason in sorted(items.items())),
+        )
     return len(items)
 
 

@@ -24,6 +24,7 @@ from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batche
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.models import Baseline, ViT
+from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train.distributed import ALONE, Ended, World, own_part
 from vitrail.train.notes import long_warmup
@@ -233,7 +234,7 @@ class Loop:
         names = [name for part in self.world.gather(own) for name in part]
         if not self.world.first:
             raise Ended(f"{broken[0]} is no number")
-        (self.folder / "bad_batch.txt").write_text("\n".join(names) + "\n", encoding="utf-8", errors="surrogateescape")
+        (self.folder / "bad_batch.txt").write_text("\n".join(map(printable, names)) + "\n", encoding="utf-8")
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(
             f"{broken[0]} is {losses[broken[0]].item()} at step {self.step} "

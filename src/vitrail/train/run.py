@@ -358,7 +358,7 @@ def climb_first(
     for line in rungs.lines():
         display.say(f"  {line}")
     if processes.first:
-        write_whole(folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2) + "\n")
+        write_whole(folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2, allow_nan=False) + "\n")
     stop = cfg.stop_early and not rungs.advice.finetune
     if stop or (cfg.probe_head and has_linear_head(model)):
         apply_probe(model, rungs.probe)

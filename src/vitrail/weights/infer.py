@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.config import Pair, ViTConfig, pair
+from vitrail.text import printable_errors
 from vitrail.weights.origins import Origin, Recognised
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -453,6 +454,7 @@ def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) and inner else config
 
 
+@printable_errors()
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json of timm, transformers or open_clip says that tensors do not: fields of ViTConfig.
 
@@ -467,7 +469,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
             facts = _transformers_facts(vision_of(config))
         sides = pair(facts.get("img_size", 1))
     except (TypeError, AttributeError, ZeroDivisionError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"config.json is not as its library writes it ({reason}); mend it, or leave it out") from error
     numbers = {"img_size": min(sides), "num_heads": facts.get("num_heads", 1), "norm_eps": facts.get("norm_eps", 1)}
     for name, value in numbers.items():

@@ -21,6 +21,7 @@ from vitrail.config import Pair, ViTConfig, choices_of_a_model, is_baseline, nea
 from vitrail.models import Baseline, ViT, create_model
 from vitrail.models.baseline import BaselineConfig
 from vitrail.models.vit import check_names, configured, resize_patch, resize_positions, sincos_2d
+from vitrail.text import printable_errors
 from vitrail.weights import hub
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.baseline import published_baseline, trained_baseline
@@ -39,6 +40,7 @@ GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 """Classes of timm, torch and open_clip."""
 
 
+@printable_errors()
 def load(
     source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module,
     *,
