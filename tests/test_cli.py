@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import tifffile
 import timm
 import torch
 from PIL import Image
@@ -24,9 +25,12 @@ from safetensors.torch import load_file, save_file
 
 from vitrail import cli, terminal
 from vitrail.config import PATCHES, SIZES
+from vitrail.data.augment import normalise
+from vitrail.data.decode import eval_view
 from vitrail.models import create_model
 from vitrail.text import is_shown
 from vitrail.train import settings
+from vitrail.train.folder import settings_of as read_settings
 from vitrail.weights import load, save_model
 
 ImageFolder = Callable[..., Path]  # conftest.py's
@@ -1046,3 +1050,98 @@ def test_images_with_any_number_of_labels_from_check_to_predict(
             image_folder({side: {name: 2}}, name="classes")
     done = vitrail("evaluate", folder, tmp_path / "classes")
     assert "classes has one class an image, and the model was trained on any number of labels an image" in done.err
+
+
+SMALL = ("--model", "Ti/8", "--model.img_size", "16", "--model.weights", "none", "--train.batch_size", "8")
+
+
+def write_bands(root: Path, kind: type, bands: int, *, high: int, count: int = 12) -> Path:
+    """Two classes of TIFFs, told apart by how bright their last band is."""
+    rng = np.random.default_rng(0)
+    for name, more in (("dim", 0), ("bright", high // 2)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            values = rng.integers(0, high // 2, (24, 24, bands)).astype(kind)
+            values[:, :, -1] += kind(more)
+            colour = {"photometric": "minisblack", "planarconfig": "contig", "metadata": None} if bands > 1 else {}
+            tifffile.imwrite(root / name / f"{i}.tif", values if bands > 1 else values[:, :, 0], **colour)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "bands", "high"),
+    [(np.uint8, 5, 200), (np.uint16, 4, 10_000), (np.uint16, 13, 10_000), (np.int16, 2, 3000), (np.uint16, 1, 4095)],
+)
+def test_bands_and_depths_from_check_to_explain(vitrail: Typed, tmp_path: Path, kind: type, bands: int, high: int) -> None:
+    photos, run = write_bands(tmp_path / "scenes", kind, bands, high=high), tmp_path / "run"
+    found = json.loads(vitrail("check", photos, "--json").out)
+    assert (found["images"], found["bad"]) == (24, [])
+    deep = kind is not np.uint8
+    assert set(found["values"]) == (set(found["counts"]) if deep else set())
+    model = [
+        "--model",
+        "Ti/8",
+        "--model.img_size",
+        "16",
+        "--model.weights",
+        "none",
+        "--train.steps",
+        "2",
+        "--train.batch_size",
+        "8",
+    ]
+    said = vitrail("train", photos, *TINY, *model, "--data.memory_gb", "0", "--data.workers", "0", "--out", run)
+    assert said.code == 0, said.err
+    assert ("note: values of " in said.out) is deep
+    saved = json.loads((run / "config.json").read_text())["vitrail"]
+    assert saved["model"]["in_channels"] == bands
+    images = saved["preprocessing"]
+    assert len(images["mean"]) == len(images["std"]) == bands
+    if deep:
+        low, top = images["range"]
+        assert 0 <= low < high / 100
+        assert 0.95 * high < top <= 1.01 * high
+        assert read_settings(run).data.range == (low, top)
+    else:
+        assert images["range"] is None
+    assert vitrail("evaluate", run).code == 0
+    files = [photos / "dim" / "0.tif", photos / "bright" / "1.tif"]
+    answers = json.loads(vitrail("predict", run, *files, "--json").out)
+    loaded = load(run)
+    assert loaded.preprocessing is not None
+    assert list(loaded.preprocessing.mean) == images["mean"]
+    view = eval_view(files[0], loaded.preprocessing)
+    with torch.no_grad():
+        logits = loaded(normalise(view[None], loaded.preprocessing))
+    assert answers[0]["probability"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-4)
+    assert vitrail("explain", run, files[0], "--steps", "2", "--out", tmp_path / "pictures").code == 0
+    tuned = vitrail(
+        "train", photos, "--weights", run, "--train.steps", "1", "--train.batch_size", "8", "--out", tmp_path / "tuned"
+    )
+    assert tuned.code == 0, tuned.err
+    assert json.loads((tmp_path / "tuned/config.json").read_text())["vitrail"]["preprocessing"]["range"] == images["range"]
+
+
+def test_a_range_is_a_setting(vitrail: Typed, tmp_path: Path) -> None:
+    photos = write_bands(tmp_path / "scenes", np.uint16, 1, high=1000)
+    for given, kept in (("[100, 900]", (100, 900)), ("full", "full")):
+        assert vitrail("train", photos, *TINY, *SMALL, "--data.range", given, "--out", tmp_path / given[:4]).code == 0
+        assert read_settings(tmp_path / given[:4]).data.range == kept
+    said = vitrail("train", photos, *SMALL, "--data.range", "[9, 9]", "--out", tmp_path / "no")
+    assert (said.code, said.err) == (2, "vitrail: data.range [9.0, 9.0] must be two numbers, the smaller first\n")
+    said = vitrail("train", photos, *SMALL, "--data.range", "wide", "--out", tmp_path / "no")
+    assert (said.code, said.err) == (
+        2,
+        'vitrail: data.range "wide": it takes one of auto, full, or two numbers, as in [0.5, 1.0]\n',
+    )
+    said = vitrail("train", photos, *SMALL, "--model.in_channels", "5", "--out", tmp_path / "no")
+    assert "model.in_channels 5 does not fit scenes, whose images have 1; use 1 or 3" in said.err
+
+
+def test_bands_that_do_not_fit_are_told(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    photos = write_bands(tmp_path / "scenes", np.uint16, 5, high=1000)
+    said = vitrail("predict", run, photos / "dim" / "0.tif")
+    assert said.code == 1
+    assert "0.tif: it has 5 bands, and the model takes 1 (model.in_channels)" in said.err
+    said = vitrail("train", photos, *TINY, "--model.weights", "none", "--model.in_channels", "3", "--out", tmp_path / "no")
+    assert (said.code, said.err) == (2, "vitrail: model.in_channels 3 does not fit scenes, whose images have 5; use 5\n")

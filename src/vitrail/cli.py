@@ -227,7 +227,8 @@ def check(words: list[str]) -> int:
         if report.labels is not None:
             found["labels"] = [{"labels": number, "images": images} for number, images in report.labels.items()]
         alike = {"duplicates": report.duplicates, "contradictions": report.contradictions}
-        terminal.print_json({**found, "bad": bad, **alike, "notes": report.notes})
+        values = {split: dataclasses.asdict(used) | {"range": used.range or "full"} for split, used in report.values.items()}
+        terminal.print_json({**found, "values": values, "bad": bad, **alike, "notes": report.notes})
     else:
         print(report)
     return SOME_FAILED if report.bad else OK

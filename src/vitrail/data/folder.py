@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
+from vitrail.data.bands import ValueRange, ValuesInUse
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Source, Split, SplitName, stable_fraction, whole_images
-from vitrail.data.decode import GREY_MODES, BadImage, read_header
+from vitrail.data.decode import BadImage, read_header
 from vitrail.data.files import Listed, load_files
 from vitrail.data.listing import composed, entries, files_under, folders, is_image_name, natural
+from vitrail.data.measure import measure_bands, measure_values
 from vitrail.data.splits import find_splits
 
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1  # of a folder without splits; the rest is for the test
@@ -26,6 +28,8 @@ class FolderSource(Source):
     root: Path
     files: dict[SplitName, tuple[Listed, ...]]
     """Every file in a class folder, an image or not."""
+    deep: bool = False
+    """Whether some of the images looked at have more than 8 bits."""
 
     def load(
         self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
@@ -51,6 +55,22 @@ class FolderSource(Source):
             raise ValueError(
                 f'{self.root}: class "{self.classes[lost[0]]}" has no readable training image{why}; add some, or remove it'
             )
+
+    def takes(self, channels: int) -> bool:
+        """See Source.takes; the fourth band of colour images is their opacity."""
+        return super().takes(channels) or (channels, self.channels) == (4, 3)
+
+    def values_in_use(self, *, threads: int) -> ValuesInUse | None:
+        """See Source.values_in_use; of the training images."""
+        files = next(iter(self.files.values()))
+        return measure_values(self.root, files, threads=threads) if self.deep else None
+
+    def band_statistics(self, *, value_range: ValueRange | None, threads: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """See Source.band_statistics; of the training images, where the bands are no colours."""
+        if self.channels in (1, 3):
+            return self.mean, self.std
+        files = next(iter(self.files.values()))
+        return measure_bands(self.root, files, channels=self.channels, value_range=value_range, threads=threads)
 
     def class_counts(self) -> tuple[int, ...]:
         """See Source.class_counts; files that turn out to be unreadable are counted."""
@@ -146,10 +166,23 @@ def held_out_files(files: list[tuple[str, set[str]]], val_fraction: float) -> se
 
 
 def pixels_of(root: Path, files: list[Listed]) -> dict[str, Any]:
-    """Channels, mean and deviation of photographs, all grey or not."""
-    if _is_grey(root, files):
-        return {"channels": 1, "mean": (0.449,), "std": (0.226,)}  # the luma of ImageNet's mean and deviation
-    return {"channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    """Channels, mean and deviation of images, and whether they have more than 8 bits, judged by some that stand far apart."""
+    headers = []
+    for file in files[:: max(1, len(files) // _PEEK)][:_PEEK]:
+        try:
+            headers.append(read_header(root / file.path))
+        except BadImage:
+            continue
+    deep = any(header.bits > 8 for header in headers)
+    bands = Counter(header.bands for header in headers)
+    if bands.keys() == {1}:
+        return {"channels": 1, "mean": (0.449,), "std": (0.226,), "deep": deep}  # the luma of ImageNet's mean and deviation
+    if bands.keys() <= {1, 3}:
+        return {"channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "deep": deep}
+    channels = max(bands, key=lambda count: (bands[count], count))
+    if channels in (1, 3):
+        return {"channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "deep": deep}
+    return {"channels": channels, "mean": (0.5,) * channels, "std": (0.25,) * channels, "deep": deep}
 
 
 def _listed(root: Path) -> tuple[dict[SplitName, list[tuple[str, str]]], list[str]]:
@@ -184,14 +217,3 @@ def _in_classes(root: Path, classes: list[tuple[str, str]], *, complete: bool) -
         folder = next(folder for folder, name in classes if name in empty)
         raise ValueError(f"{root / folder} holds no files; add images of this class or remove the folder")
     return found
-
-
-def _is_grey(root: Path, files: list[Listed]) -> bool:
-    """Whether the images are grey, judged by some that stand far apart."""
-    modes = set()
-    for file in files[:: max(1, len(files) // _PEEK)][:_PEEK]:
-        try:
-            modes.add(read_header(root / file.path).mode)
-        except BadImage:
-            continue
-    return bool(modes) and modes <= set(GREY_MODES)

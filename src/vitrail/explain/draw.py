@@ -371,7 +371,7 @@ def wrapped(text: str, *, width: int, most: int | None = None, weight: str = "no
 
 def legible(text: str) -> str:
     """Words that can be drawn: what is no letter in a file's name shows as its escape."""
-    return printable(text)
+    return printable(text, lines=True)
 
 
 def _broken(word: str, width: int, weight: str) -> Iterator[str]:

@@ -123,8 +123,8 @@ class Display:
             self.console.print(f"{progress:4.0%}  {text}", soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """Lines that stay."""
-        self.console.print(printable(text, lines=True), soft_wrap=True, markup=False, emoji=False, highlight=False)
+        """A line that stays."""
+        self.console.print(printable(text), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 def figure(value: float) -> str:

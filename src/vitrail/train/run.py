@@ -186,7 +186,8 @@ def prepare(
     torch.manual_seed(cfg.seed)
     model = model_for(settings.model, begin=begin).to(device)
     if model.receipt is not None:
-        display.say(str(model.receipt))
+        for line in str(model.receipt).split("\n"):
+            display.say(line)
     model.preprocessing, model.classes, model.multi_label = images, source.classes, source.multi_label
     model.checkpointing = cfg.checkpointing
     together = f" · {processes.size} processes" if processes.size > 1 else ""
@@ -235,8 +236,8 @@ def prepare(
             shard(one, processes, device=device, dtype=dtype)
     optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size)
     pace = pace_for(settings, split, asked_s=asked_s)
-    if line := long_warmup(settings.optim.warmup, pace.total):
-        display.say(f"note: {line}")
+    if told := long_warmup(settings.optim.warmup, pace.total):
+        display.say(f"note: {told}")
     score = None
     if len(views.get("val", ())):
         score = functools.partial(score_model, split=views["val"], device=device, dtype=dtype, processes=processes)
