@@ -576,7 +576,6 @@ def explain(words: list[str]) -> int:
     folder = Path(args.out)
     if args.model:
         return _explain_model(args, model, images, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     return _explain_images(args, model, images, folder, ask)
 
 
@@ -612,9 +611,11 @@ def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], fo
     for name, paths in named:
         if args.compare:
             made, found = side_by_side(model, paths, ask)
+            folder.mkdir(parents=True, exist_ok=True)
             curves = [found.save(folder / f"{name}-curves.png")]
         else:
             made, curves = explain(model, paths, ask), []
+        folder.mkdir(parents=True, exist_ok=True)
         method = "compare" if args.compare else made.maps[0].method
         path = draw.save(made.figure, folder / (f"{name}.png" if together else f"{name}-{method}.png"))
         if args.arrays:

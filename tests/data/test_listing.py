@@ -124,6 +124,11 @@ def test_what_is_not_ours_is_data(tmp_path: Path, files: list[str]) -> None:
     assert not is_output(folder)
 
 
+def test_a_run_that_was_killed_as_it_began_is_ours(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.png", "runs/first/.lock")
+    assert folders(tmp_path) == ["cat"]
+
+
 def test_an_empty_folder_is_not_ours(tmp_path: Path) -> None:
     assert not is_output(tmp_path)
     assert not is_output(tmp_path / "nowhere")

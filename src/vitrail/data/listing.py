@@ -30,6 +30,8 @@ VENDOR = frozenset(
 """Names of files and folders that no user made, in lower case; also whatever starts with a dot, such as .ipynb_checkpoints."""
 MARKER = ".vitrail-output"
 """File that names the files which a command wrote beside it."""
+LOCK = ".lock"
+"""The first file in a run's folder: locked by the process that trains there; the system unlocks it however that ends."""
 SETTINGS_HEADER = "# Every setting of this run."
 """First words of a run folder's config.yaml."""
 _NOTES = frozenset((".md", ".txt", ".json", ".csv", ".yaml", ".yml", ".html", ".log", ".py", ".sh", ".ipynb"))
@@ -133,7 +135,9 @@ def is_output(folder: Path) -> bool:
                     others = True
                     if os.path.splitext(entry.name)[1].lower() not in _NOTES:
                         return False
-        return (bool(inner) or (bool(written) and not others)) and all(map(is_output, inner))
+        if not inner and not others:  # emptied of all but what was written, or a run that was killed as it began
+            return bool(written) or (folder / LOCK).exists()
+        return bool(inner) and all(map(is_output, inner))
     except OSError:
         return False
 
