@@ -66,7 +66,7 @@ def tiny_train(path: str | None = None, **settings: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages name: PHOTOS, PHOTO.jpg, RUN, which was trained on them, LABELLED, WEIGHTS.safetensors."""
+    """A folder with what the pages name: PHOTOS, PHOTO.jpg, RUN, which was trained on them, LABELLED, SCENES, WEIGHTS.safetensors."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
@@ -79,6 +79,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "PHOTOS" / "train", folder / "LABELLED")
     lines = [f"{k}/{i}.jpg,{k};any,{side}" for k in ("cat", "dog") for i, side in enumerate(["train"] * 8 + ["val"] * 4)]
     (folder / "LABELLED" / "labels.csv").write_text("\n".join(["path,labels,split", *lines]) + "\n")
+    for kind, more in (("field", 0), ("wood", 40)):
+        (folder / "SCENES" / kind).mkdir(parents=True)
+        for i in range(12):
+            values = rng.integers(1160, 1260, (24, 24)).astype(np.uint16) + np.uint16(more)
+            Image.fromarray(values).save(folder / "SCENES" / kind / f"{i}.tif")
     weights = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()  # somebody else's file
     save_file(weights, folder / "WEIGHTS.safetensors")
     tiny_train(str(folder / "PHOTOS"), out=str(folder / "RUN"), model={"name": "Ti/16", "img_size": 32})

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitrail.text import is_shown
 from vitrail.weights.receipt import Entry, Receipt, Status
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -117,7 +118,7 @@ def test_at_most_ten_lines_whatever_happens(
     made = receipt(*entries, file=file, sha256="f" * 64, assumed=tuple(assumed), notes=tuple(notes), preprocessing=images)
     lines = str(made).splitlines()
     assert len(lines) <= 10
-    assert all(len(line) <= 400 and line.isprintable() for line in lines)
+    assert all(len(line) <= 400 and all(map(is_shown, line)) for line in lines)
     assert len(made.verbose().splitlines()) == len(lines) + (1 + len(entries) if entries else 0)
     assert sum(made.total(status) for status in STATUSES) == sum(entry.parameters for entry in entries)
     assert 0 <= made.backbone_share <= 1

@@ -153,9 +153,16 @@ def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Ma
     if fields["pool"] == "map" and fields["reg_tokens"] and "pool_include_prefix" not in known:
         why = "whether attention pooling looks at the registers"
         questions.append(Question("pool_include_prefix", why, (False, True)))
-    positions = positions_of(shapes, fields, facts, said, questions, class_row=origin.class_row)
-    if questions:
+    positions, misfit = None, None
+    try:
+        positions = positions_of(shapes, fields, facts, said, questions, class_row=origin.class_row)
+    except ValueError as error:
+        misfit = error
+    if questions:  # first what can be answered
         raise ValueError("the tensors do not tell " + "; nor ".join(map(str, questions)))
+    if positions is None:
+        assert misfit is not None
+        raise misfit
     grid, placed, patch = positions.grid, positions.positions_for, pair(fields["patch_size"])
     fields |= {name: said[name] for name in ("norm_eps", "pool", "pool_include_prefix") if name in said}
     if "mlp" in said and not gated:
