@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.models import ViT
 from vitrail.models import vit as vit_module
-from vitrail.models.vit import DropPath, attend, attention_weights, resize_positions
+from vitrail.models.positions import resize_positions, token_mask
+from vitrail.models.vit import DropPath, attend, attention_weights
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
 
@@ -157,7 +158,7 @@ def test_a_masked_image_is_the_image_without_its_margin() -> None:
 
 
 def test_a_patch_with_one_pixel_of_the_image_is_there() -> None:
-    mask = tiny(reg_tokens=2).token_mask(torch.tensor([[5, 4]]), (3, 2), (4, 4))
+    mask = token_mask(torch.tensor([[5, 4]]), grid=(3, 2), patch=(4, 4), prefix=tiny(reg_tokens=2).prefix_tokens)
     assert mask.tolist() == [[True] * 3 + [True, False, True, False, False, False]]
 
 
