@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -16,7 +17,7 @@ class MaeConfig:
     decoder_depth: int = 8
     """Blocks of the decoder."""
     decoder_heads: int = 16
-    """Attention heads of the decoder; must divide decoder_dim."""
+    """Attention heads of the decoder; must divide decoder_dim, as 4 must."""
     norm_pixels: bool = True
     """Pixel targets with zero mean and unit variance in each patch; false: pixels as the model sees them."""
 
@@ -26,11 +27,7 @@ class MaeConfig:
         for name in ("decoder_dim", "decoder_depth", "decoder_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"mae.{name} {getattr(self, name)} must be at least 1")
-        if self.decoder_dim % 4:
-            near = max(4, round(self.decoder_dim / 4) * 4)
-            raise ValueError(f"mae.decoder_dim {self.decoder_dim} is not a multiple of 4, which its positions need; use {near}")
-        if self.decoder_dim % self.decoder_heads:
-            fits = max(1, round(self.decoder_dim / self.decoder_heads)) * self.decoder_heads
-            raise ValueError(
-                f"mae.decoder_dim {self.decoder_dim} is not a multiple of mae.decoder_heads {self.decoder_heads}; use {fits}"
-            )
+        unit = math.lcm(4, self.decoder_heads)  # the positions have four parts
+        if self.decoder_dim % unit:
+            fits = max(1, round(self.decoder_dim / unit)) * unit
+            raise ValueError(f"mae.decoder_dim {self.decoder_dim} is not a multiple of 4 and of its heads; use {fits}")
