@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from vitrail.config import AugmentConfig, Pair, Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
+from vitrail.data.batches import Part
 from vitrail.data.draws import Draws
 from vitrail.data.memory import FixedSplit, whole_boxes
+from vitrail.evaluate.evaluate import Among
 from vitrail.evaluate.features import Features as LabelledFeatures
 from vitrail.evaluate.knn import knn
 from vitrail.models import ViT
@@ -145,17 +147,13 @@ def test_same_loss_and_gradients_as_transformers(norm_pixels: bool, ratio: float
     visible = noise.argsort(dim=1)[:, : int(16 * (1 - ratio))].sort(dim=1).values
     assert torch.equal(hidden_patches(visible, 16), theirs.mask.bool())
     batch = ours.batch(raw([0, 1, 2]), epoch=0, img_size=(16, 16))
-    patches = to_patches(images, (4, 4))
-    if norm_pixels:
-        mean, std = patch_statistics(patches)
-        patches = (patches - mean) / std
     predicted = ours.predict(images, visible)
     torch.testing.assert_close(predicted, theirs.logits, rtol=1e-5, atol=1e-8)
     loss = ours(replace(batch, images=images, visible=visible))["loss"]
     torch.testing.assert_close(loss.double(), theirs.loss, rtol=1e-5, atol=0)
 
     theirs.loss.backward()
-    ((predicted - patches).square().mean(2) * hidden_patches(visible, 16)).sum().div(theirs.mask.sum()).backward()
+    loss.backward()
     expected = renamed({name: p.grad for name, p in reference.named_parameters() if p.grad is not None})
     found = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     assert expected.keys() == found.keys()
@@ -286,6 +284,19 @@ def test_a_larger_image_has_more_patches() -> None:
     assert batch.images.shape == (2, 3, 24, 16)
     assert batch.visible.shape == (2, 6)
     assert ours(batch)["loss"].isfinite()
+
+
+def test_mixed_precision_and_recomputing() -> None:
+    ours = task().train()
+    batch = ours.batch(raw([0, 1]), epoch=0, img_size=(16, 16))
+    plain = ours(batch)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = ours(batch)["loss"]
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, plain, rtol=0.02, atol=0)
+    low.backward()
+    ours.model.checkpointing = True
+    assert torch.equal(ours(batch)["loss"], plain)
 
 
 def test_parts_of_a_batch_have_their_masks() -> None:
@@ -434,6 +445,17 @@ def test_without_known_images_those_of_the_split_are_neighbours() -> None:
     assert ours.evaluate(split, model=other.model, device=torch.device("cpu")) == other.evaluate(
         split, device=torch.device("cpu")
     )
+
+
+def test_processes_that_share_a_split_have_the_same_scores() -> None:
+    ours, split, parts = task(), waves(21), []
+    for index in range(2):
+        among = Among(part=Part(index, 2), gather=lambda own: (parts.append(own), [own])[1])
+        ours.evaluate(split, device=torch.device("cpu"), among=among)
+    shared = ours.evaluate(split, device=torch.device("cpu"), among=Among(part=Part(0, 2), gather=lambda own: parts))
+    alone = ours.evaluate(split, device=torch.device("cpu"))
+    assert (shared.count, shared.knn) == (alone.count, alone.knn)
+    assert shared.effective_rank == pytest.approx(alone.effective_rank, rel=1e-5)
 
 
 def test_known_images_are_capped_and_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The plain Vision Transformer, whole, in one file.
+"""The plain Vision Transformer.
 
 An Image is Worth 16x16 Words (Dosovitskiy et al. 2021), with the parts that came after it: LayerScale, stochastic depth,
 registers, qk-norm, SwiGLU, attention pooling, a convolutional stem, and images of any size, patch and number of channels.

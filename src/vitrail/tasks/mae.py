@@ -18,7 +18,7 @@ from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
 from vitrail.data.draws import Draws, permutation
-from vitrail.data.sample import SampledSplit
+from vitrail.data.subset import Subset
 from vitrail.evaluate.effective_rank import effective_rank, effective_rank_interval
 from vitrail.evaluate.evaluate import ALONE, Among, in_eval_mode, over_batches
 from vitrail.evaluate.features import Features as LabelledFeatures
@@ -289,7 +289,7 @@ def _sample(split: Split, *, seed: int) -> Split:
     """At most `KNOWN_IMAGES` of them, drawn by the seed."""
     if len(split) <= KNOWN_IMAGES:
         return split
-    return SampledSplit(split, permutation(len(split), seed=seed, epoch=0)[:KNOWN_IMAGES].sort().values)
+    return Subset(split, permutation(len(split), seed=seed, epoch=0)[:KNOWN_IMAGES].sort().values)
 
 
 class _Pooled(nn.Module):

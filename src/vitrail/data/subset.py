@@ -14,8 +14,8 @@ from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
 
 
-class SampledSplit(Split):
-    """The images of a split at some positions, in that order. `RawBatch.indexes` are positions in this sample."""
+class Subset(Split):
+    """The images of a split at some positions, in that order. `RawBatch.indexes` are positions in this subset."""
 
     def __init__(self, split: Split, positions: Int64[Tensor, " n"]) -> None:
         super().__init__(
