@@ -367,7 +367,7 @@ def before(owner, name):
     setattr(owner, name, counted)
 
 sys.addaudithook(watch)
-torn(checkpoint, "save_file", 1)
+torn(checkpoint, "save_tensors", 1)
 torn(pathlib.Path, "write_text", 0)
 torn(pathlib.Path, "write_bytes", 0)
 before(os, "fsync")

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import tifffile
 import timm
 import torch
 from PIL import Image
@@ -23,8 +25,13 @@ from safetensors.torch import load_file, save_file
 
 from vitrail import cli, terminal
 from vitrail.config import PATCHES, SIZES
+from vitrail.data.augment import normalise
+from vitrail.data.decode import eval_view
 from vitrail.models import create_model
+from vitrail.text import is_shown
 from vitrail.train import settings
+from vitrail.train.folder import settings_of as read_settings
+from vitrail.weights import load, save_model
 
 ImageFolder = Callable[..., Path]  # conftest.py's
 TINY = tuple(
@@ -74,14 +81,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Four images, one of them not readable, and a file that is no image."""
+    """Four images, one of them not readable."""
     folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b[bold].png", "more/c.png")):
         pixels = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
     (folder / "broken.png").write_bytes(b"no image")
-    (folder / "notes.txt").write_text("no image either")
     return folder
 
 
@@ -479,6 +485,173 @@ def test_predict_prints_a_table_and_reports_what_it_could_not_read(vitrail: Type
     assert said.err.endswith("vitrail: 2 of 5 images could not be read; the others are done\n")
 
 
+def test_predict_sees_what_training_sees(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    """Any suffix or none, and through links; what is no image is told, and the exit code says so."""
+    folder, picture = tmp_path / "mixed", Image.effect_noise((28, 28), 50)
+    (folder / "@eaDir").mkdir(parents=True)
+    for name, kind in (("a.jfif", "JPEG"), ("b.jpe", "JPEG"), ("c", "PNG"), ("d.AVIF", "AVIF"), ("@eaDir/a.jfif", "JPEG")):
+        picture.save(folder / name, kind)
+    (tmp_path / "elsewhere").mkdir()
+    picture.save(tmp_path / "elsewhere" / "e.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    said = vitrail("predict", run, folder, "--csv")
+    names = [Path(row["path"]).name for row in csv.DictReader(io.StringIO(said.out))]
+    assert (said.code, names) == (0, ["a.jfif", "b.jpe", "c", "d.AVIF", "e.png"])
+    (folder / "notes.txt").write_text("no image")
+    (folder / "lost.png").symlink_to(folder / "nowhere.png")
+    said = vitrail("predict", run, folder)
+    assert said.code == 1
+    assert "mixed/notes.txt: not an image" in said.err
+    assert "mixed/lost.png: the file is not there" in said.err
+    assert said.err.endswith("2 of 7 images could not be read; the others are done\n")
+
+
+def test_what_commands_write_among_the_images_is_no_data(
+    vitrail: Typed, image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cd PHOTOS`, and every command with its default folder: each reads the same photographs as the first."""
+    photos = image_folder({"cat": 20, "dog": 20}, size=(24, 24))
+    monkeypatch.chdir(photos)
+    assert vitrail("train", ".", "--recipe", "finetune", "--model.weights", "none", "--model.img_size", "16", *TINY).code == 0
+    first = json.loads(vitrail("check", ".", "--json").out)
+    assert first["images"] == 40
+    run = next(Path("runs").iterdir())
+    assert vitrail("explain", run, "cat/1.jpg", "--steps", "2").code == 0
+    assert vitrail("explain", run, "cat/2.jpg", "--steps", "2", "--out", "cat").code == 0
+    assert vitrail("explain", run, "--model", "--out", "dog/model").code == 0
+    assert vitrail("evaluate", run, ".", "--out", "scores").code == 0
+    assert vitrail("convert", run, "converted", "--to", "timm").code == 0
+    assert json.loads(vitrail("check", ".", "--json").out) == first
+    said = vitrail("predict", run, ".", "--json")
+    assert (said.code, len(json.loads(said.out))) == (0, 40)
+    assert vitrail("evaluate", run).code == 0
+    assert vitrail("train", ".", "--recipe", "finetune", "--model.weights", "none", "--model.img_size", "16", *TINY).code == 0
+
+
+def test_a_run_that_stopped_among_the_images_goes_on(
+    vitrail: Typed, image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitrail.train import loop
+
+    photos, step = image_folder({"cat": 40, "dog": 40}, size=(24, 24)), loop.Loop.log
+
+    def interrupted(self: loop.Loop, *args: object, **options: object) -> None:
+        step(self, *args, **options)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.chdir(photos)
+    monkeypatch.setattr(loop, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(loop.Loop, "log", interrupted)
+    said = vitrail("train", ".", *TINY, "--train.steps", "4", "--model.weights", "none", "--model.img_size", "16")
+    assert said.code == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(photos)
+    assert "vitrail resume runs/photos-1" in said.err
+    assert vitrail("resume", "runs/photos-1").code == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_whose_output_is_not_finite_gives_no_label(
+    vitrail: Typed, run: Path, images: Path, tmp_path: Path, value: float
+) -> None:
+    model = load(run)
+    with torch.no_grad():
+        model.head.bias[3] = value  # type: ignore[union-attr,operator]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    save_model(model, broken, data="fashion-sample")
+    said = vitrail("predict", broken, images / "a.png", images / "broken.png", "--json")
+    first, second = json.loads(said.out, parse_constant=pytest.fail)
+    assert (said.code, first["label"], first["probability"], first["top"]) == (1, None, None, [])
+    assert first["error"].startswith("the model's output for it is not finite")
+    assert second["error"].startswith("not an image")
+    assert "a.png: the model's output for it is not finite, so it has no label" in said.err
+    assert "vitrail: 1 of 2 images got no label: the model's output is not finite\n" in said.err
+    assert said.err.endswith("vitrail: 1 of 2 images could not be read; the others are done\n")
+    assert "no label" in vitrail("predict", broken, images / "a.png").out
+    said = vitrail("evaluate", broken, "fashion-sample", "--out", tmp_path / "scores")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "the model's output is not finite for 2,000 of 2,000 images, so there is no score; use fp32" in said.err
+    assert not (tmp_path / "scores").exists()
+    said = vitrail("explain", broken, images / "a.png", "--out", tmp_path / "pictures")
+    assert (said.code, said.err.splitlines()[-1].count("not finite")) == (2, 1)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_are_for_whom_the_umask_says(image_folder: ImageFolder, tmp_path: Path, umask: int) -> None:
+    photos = image_folder({"train": {"a": 8, "b": 8}, "test": {"a": 2, "b": 2}})
+    work = tmp_path / "work"
+    work.mkdir()
+    image, model = str(photos / "test/a/0.jpg"), ["--model", "Ti/8", "--model.weights", "none", "--model.img_size", "16"]
+    made = {"timm": "timm", "hf": "hf", "tv.pth": "torchvision", "second.safetensors": "torchvision", "vit.npz": "npz"}
+    commands = [
+        ["train", str(photos), "--out", "run", *TINY, *model, "--train.ema_decay", "0.9"],
+        ["evaluate", "run", str(photos), "--split", "train"],
+        ["explain", "run", image, "--steps", "2", "--arrays"],
+        ["probe", "run", str(photos)],
+        *(["convert", "run", name, "--to", to] for name, to in made.items()),
+    ]
+    code = f"import sys; from vitrail.cli import main; sys.exit(any([main(words) for words in {commands!r}]))"
+    home = {**os.environ, "XDG_CACHE_HOME": str(work / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=work, umask=umask, env=home, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    files = {path: path.stat().st_mode & 0o777 for path in work.rglob("*") if path.is_file()}
+    assert {path.name for path in files} >= {
+        "model.safetensors",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "vit.npz",
+        "tv.pth",
+    }
+    assert {str(path): oct(mode) for path, mode in files.items() if mode != 0o666 & ~umask} == {}
+    folders = {str(path): path.stat().st_mode & 0o777 for path in work.rglob("*") if path.is_dir()}
+    assert {path: oct(mode) for path, mode in folders.items() if mode != 0o777 & ~umask} == {}
+
+
+NASTY = "a\x1b[31m[bold]:smile:\u202e$x_1$\u2028"
+
+
+def shows_as_lines(*texts: str) -> bool:
+    """Whether a terminal would obey nothing in them."""
+    return all(is_shown(c) or c == "\n" for text in texts for c in text)
+
+
+def test_names_of_files_and_classes_are_shown_and_not_obeyed(
+    vitrail: Typed, image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    photos = image_folder({"train": {NASTY: 8, "b\n": 8}, "test": {NASTY: 2, "b\n": 2}})
+    monkeypatch.chdir(tmp_path)
+    (photos / "test" / NASTY / f"{NASTY}\t\n.png").write_bytes(b"no image")
+    (photos / "test" / NASTY / os.fsdecode(b"\xff.jpg")).write_bytes((photos / "test" / NASTY / "0.jpg").read_bytes())
+    model = ["--model.weights", "none", "--model.img_size", "16", "--data.max_bad", "1", "--out", f"runs{NASTY}/one"]
+    for words in (
+        ["check", photos],
+        ["train", photos, *TINY, *model],
+        ["evaluate", f"runs{NASTY}/one"],
+        ["evaluate", f"runs{NASTY}/one", "--json", "--split", "train"],
+        ["predict", f"runs{NASTY}/one", photos / "test", "--top", "2"],
+        ["predict", f"runs{NASTY}/one", photos / "test", "--json"],
+        ["explain", f"runs{NASTY}/one", photos / "test", "--steps", "2", "--out", f"explained{NASTY}"],
+        ["probe", f"runs{NASTY}/one", "--shots", "1", "--draws", "1"],
+        ["convert", f"runs{NASTY}/one", f"converted{NASTY}", "--to", "timm"],
+        ["show", f"runs{NASTY}/one"],
+        ["train", photos, "--recipe", NASTY],
+        ["show", NASTY],
+        [NASTY],
+    ):
+        said = vitrail(*words)
+        assert shows_as_lines(said.out, said.err), words
+        assert said.out or said.err
+    assert vitrail("show", f"nowhere{NASTY}").err.count("\n") == 1
+    lines = Path(f"runs{NASTY}/one/skipped.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.count("\t") for line in lines] == [1]
+    rows = json.loads(vitrail("predict", f"runs{NASTY}/one", photos / "test", "--json").out)
+    assert f"{NASTY}\t\n.png" in {Path(row["path"]).name for row in rows}, "JSON has the names as they are"
+    assert {row["label"] for row in rows} <= {NASTY, "b\n", None}
+
+
 def test_predict_as_json(vitrail: Typed, run: Path, images: Path) -> None:
     said = vitrail("predict", run, images, "--json", "--top", "2")
     rows = json.loads(said.out)
@@ -519,11 +692,13 @@ def test_explain_draws_each_image_and_scores_it(vitrail: Typed, run: Path, image
     said = vitrail("explain", run, images, "--steps", "3")
     assert said.code == 1
     assert said.err == (
-        f"vitrail: {images}/broken.png: not an image, or of a format that is not read (PNG, JPEG, WebP, BMP, TIFF, GIF are)\n"
+        f"vitrail: {images}/broken.png: not an image, or of a format that is not read "
+        "(PNG, JPEG, WebP, AVIF, HEIC, BMP, TIFF, GIF)\n"
         "vitrail: 1 of 4 images could not be read; the others are done\n"
     )
-    assert sorted(path.name for path in explained.iterdir()) == [f"{name}-relevance.png" for name in ("a", "b[bold]", "c")]
-    for path in explained.iterdir():
+    pictures = sorted(path for path in explained.iterdir() if path.suffix)
+    assert [path.name for path in pictures] == [f"{name}-relevance.png" for name in ("a", "b[bold]", "c")]
+    for path in pictures:
         with Image.open(path) as picture:
             assert min(picture.size) > 200
     lines = [line.split() for line in said.out.splitlines() if line.lstrip().startswith("a.png")]
@@ -575,7 +750,7 @@ def test_explain_the_model_as_a_whole(vitrail: Typed, run: Path, images: Path, e
     said = vitrail("explain", run, "--model", "--limit", "5", "--svg")
     assert said.code == 0, said.err
     assert said.out.startswith("On 5 test images of fashion-sample.")
-    assert {path.name for path in explained.iterdir()} == {"model.png", "model.svg"}
+    assert {path.name for path in explained.iterdir() if path.suffix} == {"model.png", "model.svg"}
     said = vitrail("explain", run, images / "a.png", images / "more", "--model", "--json")
     assert json.loads(said.out)["images"] == "2 images"
     said = vitrail("explain", run, images / "broken.png", images / "a.png", "--model", "--json")
@@ -875,3 +1050,98 @@ def test_images_with_any_number_of_labels_from_check_to_predict(
             image_folder({side: {name: 2}}, name="classes")
     done = vitrail("evaluate", folder, tmp_path / "classes")
     assert "classes has one class an image, and the model was trained on any number of labels an image" in done.err
+
+
+SMALL = ("--model", "Ti/8", "--model.img_size", "16", "--model.weights", "none", "--train.batch_size", "8")
+
+
+def write_bands(root: Path, kind: type, bands: int, *, high: int, count: int = 12) -> Path:
+    """Two classes of TIFFs, told apart by how bright their last band is."""
+    rng = np.random.default_rng(0)
+    for name, more in (("dim", 0), ("bright", high // 2)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            values = rng.integers(0, high // 2, (24, 24, bands)).astype(kind)
+            values[:, :, -1] += kind(more)
+            colour = {"photometric": "minisblack", "planarconfig": "contig", "metadata": None} if bands > 1 else {}
+            tifffile.imwrite(root / name / f"{i}.tif", values if bands > 1 else values[:, :, 0], **colour)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "bands", "high"),
+    [(np.uint8, 5, 200), (np.uint16, 4, 10_000), (np.uint16, 13, 10_000), (np.int16, 2, 3000), (np.uint16, 1, 4095)],
+)
+def test_bands_and_depths_from_check_to_explain(vitrail: Typed, tmp_path: Path, kind: type, bands: int, high: int) -> None:
+    photos, run = write_bands(tmp_path / "scenes", kind, bands, high=high), tmp_path / "run"
+    found = json.loads(vitrail("check", photos, "--json").out)
+    assert (found["images"], found["bad"]) == (24, [])
+    deep = kind is not np.uint8
+    assert set(found["values"]) == (set(found["counts"]) if deep else set())
+    model = [
+        "--model",
+        "Ti/8",
+        "--model.img_size",
+        "16",
+        "--model.weights",
+        "none",
+        "--train.steps",
+        "2",
+        "--train.batch_size",
+        "8",
+    ]
+    said = vitrail("train", photos, *TINY, *model, "--data.memory_gb", "0", "--data.workers", "0", "--out", run)
+    assert said.code == 0, said.err
+    assert ("note: values of " in said.out) is deep
+    saved = json.loads((run / "config.json").read_text())["vitrail"]
+    assert saved["model"]["in_channels"] == bands
+    images = saved["preprocessing"]
+    assert len(images["mean"]) == len(images["std"]) == bands
+    if deep:
+        low, top = images["range"]
+        assert 0 <= low < high / 100
+        assert 0.95 * high < top <= 1.01 * high
+        assert read_settings(run).data.range == (low, top)
+    else:
+        assert images["range"] is None
+    assert vitrail("evaluate", run).code == 0
+    files = [photos / "dim" / "0.tif", photos / "bright" / "1.tif"]
+    answers = json.loads(vitrail("predict", run, *files, "--json").out)
+    loaded = load(run)
+    assert loaded.preprocessing is not None
+    assert list(loaded.preprocessing.mean) == images["mean"]
+    view = eval_view(files[0], loaded.preprocessing)
+    with torch.no_grad():
+        logits = loaded(normalise(view[None], loaded.preprocessing))
+    assert answers[0]["probability"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-4)
+    assert vitrail("explain", run, files[0], "--steps", "2", "--out", tmp_path / "pictures").code == 0
+    tuned = vitrail(
+        "train", photos, "--weights", run, "--train.steps", "1", "--train.batch_size", "8", "--out", tmp_path / "tuned"
+    )
+    assert tuned.code == 0, tuned.err
+    assert json.loads((tmp_path / "tuned/config.json").read_text())["vitrail"]["preprocessing"]["range"] == images["range"]
+
+
+def test_a_range_is_a_setting(vitrail: Typed, tmp_path: Path) -> None:
+    photos = write_bands(tmp_path / "scenes", np.uint16, 1, high=1000)
+    for given, kept in (("[100, 900]", (100, 900)), ("full", "full")):
+        assert vitrail("train", photos, *TINY, *SMALL, "--data.range", given, "--out", tmp_path / given[:4]).code == 0
+        assert read_settings(tmp_path / given[:4]).data.range == kept
+    said = vitrail("train", photos, *SMALL, "--data.range", "[9, 9]", "--out", tmp_path / "no")
+    assert (said.code, said.err) == (2, "vitrail: data.range [9.0, 9.0] must be two numbers, the smaller first\n")
+    said = vitrail("train", photos, *SMALL, "--data.range", "wide", "--out", tmp_path / "no")
+    assert (said.code, said.err) == (
+        2,
+        'vitrail: data.range "wide": it takes one of auto, full, or two numbers, as in [0.5, 1.0]\n',
+    )
+    said = vitrail("train", photos, *SMALL, "--model.in_channels", "5", "--out", tmp_path / "no")
+    assert "model.in_channels 5 does not fit scenes, whose images have 1; use 1 or 3" in said.err
+
+
+def test_bands_that_do_not_fit_are_told(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    photos = write_bands(tmp_path / "scenes", np.uint16, 5, high=1000)
+    said = vitrail("predict", run, photos / "dim" / "0.tif")
+    assert said.code == 1
+    assert "0.tif: it has 5 bands, and the model takes 1 (model.in_channels)" in said.err
+    said = vitrail("train", photos, *TINY, "--model.weights", "none", "--model.in_channels", "3", "--out", tmp_path / "no")
+    assert (said.code, said.err) == (2, "vitrail: model.in_channels 3 does not fit scenes, whose images have 5; use 5\n")

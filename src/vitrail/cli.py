@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail import terminal
+from vitrail.data.quiet import ignore_pillow_warnings
 
 if TYPE_CHECKING:
     from vitrail.config import Settings
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
+    ignore_pillow_warnings()
     try:
         code = run(words)
         sys.stdout.flush()  # a pipe that nobody reads shows here, not at exit
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SOME_FAILED
     except KeyboardInterrupt as stop:  # a training says what it has saved
         if in_front():
-            print(": ".join(["vitrail", "interrupted", *map(str, stop.args)]), file=sys.stderr)
+            terminal.report(": ".join(["interrupted", *map(str, stop.args)]))
         return 128 + getattr(stop, "number", signal.SIGINT)
     except Exception as error:
         if type(error).__name__ == "Ended":  # the first of several processes has said why
@@ -99,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = "another process ended, or stands still; its own message says why"
         if traceback or line is None:
             raise
-        print(f"vitrail: {line}" if in_front() else f"vitrail, process {os.environ['RANK']}: {line}", file=sys.stderr)
+        terminal.report(line, process="" if in_front() else f", process {os.environ['RANK']}")
         return MISTAKE
 
 
@@ -114,7 +116,7 @@ def run(words: list[str]) -> int:
         print(OVERVIEW, end="")
         return OK
     if words[0] == "--version":
-        print(f"vitrail {importlib.metadata.version('vitrail')}")
+        terminal.say(f"vitrail {importlib.metadata.version('vitrail')}")
         return OK
     if words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
@@ -208,7 +210,7 @@ def check(words: list[str]) -> int:
     """`vitrail check DATA`."""
     parser = terminal.make_parser(
         "check",
-        "Looks through a data set before training: classes, sizes, unreadable files, images on two sides at once.",
+        "Looks through a data set before training: classes, sizes, unreadable files, images on two sides or under two classes.",
         "Exit code: 0, or 1 when files are unreadable.",
     )
     parser.add_argument("data", metavar="DATA", help="a folder, or the name of a set")
@@ -224,7 +226,9 @@ def check(words: list[str]) -> int:
         found = {"name": report.name, "images": report.images, "counts": report.counts, "sizes": sizes, "modes": report.modes}
         if report.labels is not None:
             found["labels"] = [{"labels": number, "images": images} for number, images in report.labels.items()]
-        terminal.print_json({**found, "bad": bad, "duplicates": report.duplicates})
+        alike = {"duplicates": report.duplicates, "contradictions": report.contradictions}
+        values = {split: dataclasses.asdict(used) | {"range": used.range or "full"} for split, used in report.values.items()}
+        terminal.print_json({**found, "values": values, "bad": bad, **alike, "notes": report.notes})
     else:
         print(report)
     return SOME_FAILED if report.bad else OK
@@ -268,7 +272,7 @@ def train(words: list[str]) -> int:
         )
     except Finished as finished:  # all that --resume auto asks for
         if in_front():
-            print(finished)
+            terminal.say(finished)
         return OK
     if in_front():
         terminal.print_what_is_next(done.folder)
@@ -310,6 +314,7 @@ def evaluate(words: list[str]) -> int:
     args = terminal.parse(parser, words)
 
     from vitrail import weights
+    from vitrail.data.listing import composed, mark_output
     from vitrail.evaluate import MultiLabelEvaluation, evaluate_labels, save_evaluation
     from vitrail.evaluate import evaluate as measure
     from vitrail.models.device import autocast_dtype, pick_device
@@ -318,12 +323,15 @@ def evaluate(words: list[str]) -> int:
     model = weights.load(args.run).to(device)
     assert model.preprocessing is not None
     cfg, source = open_data(args.run, args.data)
-    if source.classes != model.classes:
+    if args.data:
+        for note in source.notes:
+            terminal.report(note)
+    if source.classes != tuple(map(composed, model.classes)):
         theirs, ours = terminal.listed(source.classes), terminal.listed(model.classes) or "no names"
         if run or len(source.classes) != model.config.num_classes:
             says = f"{source.name} has the classes {theirs}, and the model {model.config.num_classes:,}: {ours}"
             raise ValueError(f"{says}; give data of the model's classes")
-        print(f"vitrail: the checkpoint calls its classes {ours}; taken in the order of {theirs}", file=sys.stderr)
+        terminal.report(f"the checkpoint calls its classes {ours}; taken in the order of {theirs}")
     if run and source.multi_label != model.multi_label:
         kinds = ("one class an image", "any number of labels an image")
         says = f"{source.name} has {kinds[source.multi_label]}, and the model was trained on {kinds[model.multi_label]}"
@@ -346,6 +354,7 @@ def evaluate(words: list[str]) -> int:
     folder = Path(args.out or (Path(beside, f"evaluation-{source.name}-{name}") if another or not run else args.run))
     folder.mkdir(parents=True, exist_ok=True)
     files = save_evaluation(result, folder, data=source.name, split=name)
+    mark_output(folder, files, command="evaluate")
     if args.json:
         terminal.print_json({"data": source.name, "split": name, **result.to_dict()})
     else:
@@ -354,7 +363,7 @@ def evaluate(words: list[str]) -> int:
             terminal.print_labels(result, title=title)
         else:
             terminal.print_evaluation(result, title=title)
-        print("Written: " + ", ".join(map(str, files)))
+        terminal.say("Written: " + ", ".join(map(str, files)))
     return OK
 
 
@@ -374,7 +383,7 @@ def open_data(run: str, data: str | None, *, way_out: str = "name DATA") -> tupl
 def say_receipt(model: Any, source: str) -> None:
     """Of somebody else's weights, what was assumed of them; of a run nothing, for it says all."""
     if not Path(source, "config.yaml").is_file() and model.receipt is not None:
-        print(model.receipt, file=sys.stderr)
+        print(model.receipt, file=sys.stderr)  # which are lines to be shown
 
 
 def predict(words: list[str]) -> int:
@@ -382,7 +391,7 @@ def predict(words: list[str]) -> int:
     parser = terminal.make_parser(
         "predict",
         "Labels and probabilities of images.",
-        "Exit code: 0, or 1 when some images could not be read; the others are done all the same.",
+        "Exit code: 0, or 1 when some images could not be read or got no label; the others are done all the same.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or any checkpoint with a head")
     parser.add_argument(
@@ -395,7 +404,7 @@ def predict(words: list[str]) -> int:
     terminal.add_device(parser, batch_size=32)
     args = terminal.parse(parser, words)
 
-    from vitrail.deploy.predict import Predictor, find_images
+    from vitrail.deploy.predict import NOT_FINITE, Predictor, find_images
 
     if args.top < 1:
         raise ValueError(f"--top {args.top} must be at least 1")
@@ -415,8 +424,11 @@ def predict(words: list[str]) -> int:
         terminal.print_predictions(done)
     bad = [prediction for prediction in done if prediction.error is not None]
     for prediction in bad:
-        print(f"vitrail: {prediction.path}: {prediction.error}", file=sys.stderr)
-    return say_unread(len(bad), len(done))
+        terminal.report(f"{prediction.path}: {prediction.error}")
+    unread = sum(prediction.error != NOT_FINITE for prediction in bad)
+    if wrong := len(bad) - unread:
+        terminal.report(f"{wrong} of {len(done)} image{'s' * (len(done) > 1)} got no label: the model's output is not finite")
+    return say_unread(unread, len(done)) or (SOME_FAILED if wrong else OK)
 
 
 def say_unread(bad: int, images: int) -> int:
@@ -424,7 +436,7 @@ def say_unread(bad: int, images: int) -> int:
     if not bad:
         return OK
     others = "; the others are done" if bad < images else ""
-    print(f"vitrail: {bad} of {images} image{'s' * (images > 1)} could not be read{others}", file=sys.stderr)
+    terminal.report(f"{bad} of {images} image{'s' * (images > 1)} could not be read{others}")
     return SOME_FAILED
 
 
@@ -564,7 +576,6 @@ def explain(words: list[str]) -> int:
     folder = Path(args.out)
     if args.model:
         return _explain_model(args, model, images, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     return _explain_images(args, model, images, folder, ask)
 
 
@@ -589,6 +600,7 @@ def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> 
 
 def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], folder: Path, ask: Any) -> int:
     """A sheet for each image, or with `pca`, whose components are those of all, for all of them."""
+    from vitrail.data.listing import mark_output
     from vitrail.explain import draw
     from vitrail.explain.sheets import explain, side_by_side, unique_names
 
@@ -599,13 +611,16 @@ def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], fo
     for name, paths in named:
         if args.compare:
             made, found = side_by_side(model, paths, ask)
+            folder.mkdir(parents=True, exist_ok=True)
             curves = [found.save(folder / f"{name}-curves.png")]
         else:
             made, curves = explain(model, paths, ask), []
+        folder.mkdir(parents=True, exist_ok=True)
         method = "compare" if args.compare else made.maps[0].method
         path = draw.save(made.figure, folder / (f"{name}.png" if together else f"{name}-{method}.png"))
         if args.arrays:
             made.save_arrays(path.with_suffix(".npy"))
+        mark_output(folder, [path, path.with_suffix(".npy"), *curves], command="explain")
         rows += [row | {"file": str(path)} | ({"curves": str(*curves)} if curves else {}) for row in made.rows]
         if not args.json:
             terminal.print_explained(made.rows, files=[path, *curves], verdict=made.verdict)
@@ -624,13 +639,14 @@ def readable(images: list[Path], model: Any) -> list[Path]:
             eval_view(path, model.preprocessing)
             good.append(path)
         except BadImage as error:
-            print(f"vitrail: {path}: {error}", file=sys.stderr)
+            terminal.report(f"{path}: {error}")
     return good
 
 
 def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], folder: Path) -> int:
     """Statistics of all layers and heads."""
     from vitrail.data.augment import normalise
+    from vitrail.data.listing import mark_output
     from vitrail.explain import head_statistics, plots
 
     bad, tried = 0, len(images[: args.limit])
@@ -650,13 +666,14 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
         chosen = torch.linspace(0, len(split) - 1, min(args.limit, len(split))).round().long()
         raw, lost = split.read(chosen)
         for one in lost:
-            print(f"vitrail: {one.path}: {one.reason}", file=sys.stderr)
+            terminal.report(f"{one.path}: {one.reason}")
         seen, bad, tried = normalise(raw.images, model.preprocessing), len(lost), len(chosen)
         said = f"{len(seen)} {which} images of {source.name}"
     options = {"img_size": args.img_size} if images and args.img_size is not None else {}
     found = head_statistics(model, seen, **options)
     folder.mkdir(parents=True, exist_ok=True)
     files = [plots.save(plots.overview(found), folder / f"model.{kind}") for kind in (["png", "svg"] if args.svg else ["png"])]
+    mark_output(folder, files, command="explain")
     early_and_late = found.early_and_late().sentences if model.config.depth > 1 else ()
     if args.json:
         terminal.print_json(
@@ -799,8 +816,9 @@ def convert(words: list[str]) -> int:
     plan = planned(model, parsed["to"])
     write(plan, path, overwrite=overwrite)
     for note in plan.notes:
-        print(f"Note: {note}.")
-    print(f"Written: {path}. It opens with\n  {plan.opens.replace('PATH', str(path))}")
+        terminal.say(f"Note: {note}.")
+    terminal.say(f"Written: {path}. It opens with")
+    terminal.say(f"  {plan.opens.replace('PATH', str(path))}")
     return OK
 
 
@@ -817,7 +835,7 @@ def push(words: list[str]) -> int:
 
     from vitrail.weights import push_to_hub
 
-    print(push_to_hub(args.run, args.repo, private=args.private, revision=args.revision))
+    terminal.say(push_to_hub(args.run, args.repo, private=args.private, revision=args.revision))
     return OK
 
 

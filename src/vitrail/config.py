@@ -258,6 +258,8 @@ class DataConfig:
     """Evaluation view: keep the image's shape and cut, or squash it; null as for mean."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Filter of the evaluation view; null as for mean."""
+    range: Literal["auto", "full"] | tuple[float, float] = "auto"
+    """Values of more than 8 bits that become black and white; auto measures them, full is the whole range of their type."""
     balance: Literal["none", "sampler", "loss"] = "none"
     """For classes of unequal size: draw each class equally often, or weigh each class's loss by its rarity."""
     workers: int = -1
@@ -276,6 +278,8 @@ class DataConfig:
             raise ValueError(f"data.crop_pct {self.crop_pct} must be above 0, and at most 1")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"data.std {self.std} must be above 0")
+        if not isinstance(self.range, str) and not self.range[0] < self.range[1]:
+            raise ValueError(f"data.range {list(self.range)} must be two numbers, the smaller first")
         if self.memory_gb < 0:
             raise ValueError(f"data.memory_gb {self.memory_gb} must not be negative")
 
@@ -520,7 +524,7 @@ class Preprocessing:
     img_size: Pair
     """(height, width) the model sees."""
     in_channels: int
-    """1 is grey, 3 is RGB."""
+    """1 is grey, 3 is RGB, others are the bands of the files."""
     mean: tuple[float, ...]
     """Of each channel, for pixels from 0 to 1."""
     std: tuple[float, ...]
@@ -531,6 +535,8 @@ class Preprocessing:
     """The resize keeps the image's shape, and the crop cuts off what juts out; or it gives every image the crop's shape."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Filter of the resize."""
+    range: tuple[float, float] | None = None
+    """Values of more than 8 bits that become black and white; null is the whole range of their type."""
 
 
 OTHER_SPELLINGS = {  # what other libraries call our fields

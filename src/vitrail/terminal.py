@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitrail.config import pair
+from vitrail.text import json_escaped, one_line, printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -201,18 +202,25 @@ def lines(stream: Iterable[str]) -> Iterator[str]:
 def warning_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """A warning as a user sees it: ours in the words of a mistake, others with their kind."""
     kind = "" if category is UserWarning else f"{category.__name__}: "
-    return f"vitrail: {kind}{' '.join(str(message).split())}\n"
+    return f"vitrail: {kind}{one_line(message)}\n"
+
+
+def say(text: object = "") -> None:
+    """Print one line, whatever names stand in it."""
+    print(printable(text))
+
+
+def report(text: object, *, process: str = "") -> None:
+    """Print one line to stderr: a fault, or what was assumed."""
+    print(f"vitrail{process}: {printable(text)}", file=sys.stderr)
 
 
 def make_console() -> Console:
     """Colours and the terminal's width on a terminal; plain text of any width in a pipe."""
-    from rich.console import Console
+    from vitrail.console import PlainConsole
 
     terminal = sys.stdout.isatty()
-    return Console(
-        highlight=False,
-        markup=False,  # a file may be called [bold]
-        emoji=False,
+    return PlainConsole(
         color_system="auto" if terminal else None,
         width=None if terminal else 1000,
     )
@@ -230,8 +238,8 @@ def make_table(*columns: str, words: Sequence[str] = ()) -> Table:
 
 
 def print_json(value: Any) -> None:
-    """Any value as indented JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Any value as indented JSON. Raises ValueError for numbers that are not finite, which JSON does not have."""
+    print(json_escaped(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def percent(share: float) -> str:
@@ -256,10 +264,11 @@ def listed(names: Sequence[str]) -> str:
 def print_what_is_next(folder: Path) -> None:
     """Where a run is, and the commands that use it."""
     run = shlex.quote(str(folder))
-    print(f"\nThe run is in {folder}. What to run next:")
-    print(f"  vitrail evaluate {run}")
-    print(f"  vitrail predict {run} IMAGE.png")
-    print(f"  vitrail explain {run} IMAGE.png")
+    say()
+    say(f"The run is in {folder}. What to run next:")
+    say(f"  vitrail evaluate {run}")
+    say(f"  vitrail predict {run} IMAGE.png")
+    say(f"  vitrail explain {run} IMAGE.png")
 
 
 def print_evaluation(result: Evaluation, *, title: str) -> None:
@@ -376,9 +385,9 @@ def print_baseline(cfg: ModelConfig, cost: BaselineDescription) -> None:
 
 
 def _print_lines(title: str, lines: Mapping[str, str]) -> None:
-    print(title)
+    say(title)
     for name, text in lines.items():
-        print(f"  {name:10}  {text}")
+        say(f"  {name:10}  {text}")
 
 
 def _peak(peak: Peak) -> str:
@@ -404,7 +413,8 @@ def print_pretrained(rows: Sequence[pretrained.Row]) -> None:
         line = "  ".join(f"{text:{width}}" for text, width in zip(texts, widths, strict=True)).rstrip()
         console.print(f"{name:{room}}" if one_line else name, style="bold", end="  " if one_line else "\n  ", soft_wrap=True)
         console.print(line, soft_wrap=True)
-    console.print("\nIN is ImageNet. top-1 is per cent of the validation images of ImageNet-1k, as reported in")
+    console.print()
+    console.print("IN is ImageNet. top-1 is per cent of the validation images of ImageNet-1k, as reported in")
     for source in dict.fromkeys(row.source for row in rows):
         if source is not None:
             console.print(f"  {source.name:9}  {source.where}", soft_wrap=True)
@@ -426,7 +436,7 @@ def print_groups(rows: Sequence[Row]) -> None:
     for row in rows:
         shape = " x ".join(map(str, row.shape))
         table.add_row(row.name, shape, row.optimizer, f"{row.lr_factor:.4g}", f"{row.weight_decay:g}")
-    print()
+    say()
     make_console().print(table)
 
 
@@ -480,7 +490,8 @@ def print_statistics(
 ) -> None:
     """What each layer's heads do, what to conclude of early and late layers, and where the picture is."""
     console = make_console()
-    console.print(f"On {title}. Means over heads; in brackets the least and the greatest head.\n")
+    console.print(f"On {title}. Means over heads; in brackets the least and the greatest head.")
+    console.print()
     table = make_table("layer", "looks, px", "patches", "entropy, bits", "to patches", "alike", "norm", "greatest", "outliers")
     for row in rows:
         alike = row["redundancy"]
@@ -504,18 +515,24 @@ def print_statistics(
 
 def print_predictions(done: Sequence[Prediction]) -> None:
     """One row an image."""
+    from vitrail.deploy.predict import NOT_FINITE
+
     many = any(len(prediction.top) > 1 for prediction in done)
+
+    def failed(prediction: Prediction) -> str:  # the reason goes to stderr
+        return "no label" if prediction.error == NOT_FINITE else "unreadable"
+
     if any(prediction.labels is not None for prediction in done):
         table = make_table("image", "labels", *(["most probable"] if many else []), words=("labels", "most probable"))
         for prediction in done:
-            given = "unreadable" if prediction.error is not None else _pairs(prediction.labels or ()) or "none"
+            given = failed(prediction) if prediction.error is not None else _pairs(prediction.labels or ()) or "none"
             table.add_row(prediction.path, given, *([_pairs(prediction.top)] if many else []))
         make_console().print(table)
         return
     table = make_table("image", "label", "probability", *(["then"] if many else []), words=("label", "then"))
     for prediction in done:
         if prediction.error is not None or prediction.probability is None:
-            table.add_row(prediction.path, "unreadable", "")  # the reason goes to stderr
+            table.add_row(prediction.path, failed(prediction), "")
             continue
         then = _pairs(prediction.top[1:])
         table.add_row(prediction.path, prediction.label, percent(prediction.probability), *([then] if many else []))
@@ -527,15 +544,17 @@ def _pairs(given: Iterable[tuple[str, float]]) -> str:
 
 
 def print_csv(done: Sequence[Prediction], *, top: int) -> None:
-    """path,label,probability,label_2,probability_2,…,error; an unreadable image has empty fields and its error.
+    """path,label,probability,label_2,probability_2,…,error; an image without a label has empty fields and its error.
 
     Of a model for any number of labels an image, `labels` behind the path has all from 0.5 on, with ";" between.
     """
     several = any(prediction.labels is not None for prediction in done)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [("label", "probability"), *((f"label_{rank}", f"probability_{rank}") for rank in range(2, top + 1))]
+    shown = printable if sys.stdout.isatty() else str  # a file gets the names as they are
     writer.writerow(["path", *(["labels"] if several else []), *chain.from_iterable(ranks), "error"])
     for prediction in done:
         pairs = [(label, f"{p:.6f}") for label, p in prediction.top] or [("", "")] * top
         labels = [";".join(label for label, _ in prediction.labels or ())] if several else []
-        writer.writerow([prediction.path, *labels, *chain.from_iterable(pairs), prediction.error or ""])
+        cells = [prediction.path, *labels, *chain.from_iterable(pairs), prediction.error or ""]
+        writer.writerow(map(shown, cells))

@@ -34,6 +34,33 @@ def test_a_folder_with_everything_wrong(image_folder: ImageFolder) -> None:
     assert "the same image on two sides: train/cat/2.jpg, test/dog/copy.jpg" in text
 
 
+def test_one_image_under_two_classes(image_folder: ImageFolder) -> None:
+    root = image_folder({"Train": {"cat": 3, "dog": 2}, "valid": {"cat": 1}, "extra": {"x": 1}}, size=(40, 32))
+    shutil.copy(root / "Train/cat/2.jpg", root / "Train/dog/copy.jpg")
+    shutil.copy(root / "Train/cat/1.jpg", root / "Train/cat/twice.jpg")  # the class is the same
+    report = check(str(root))
+    assert report.contradictions == (("Train/cat/2.jpg", "Train/dog/copy.jpg"),)
+    assert "the same image under two classes: Train/cat/2.jpg, Train/dog/copy.jpg" in str(report)
+    assert "Train/ is train, valid/ is val; not used: extra/" in str(report)
+
+
+def test_one_image_with_two_sets_of_labels(image_folder: ImageFolder) -> None:
+    root = image_folder({"photos": 2})
+    for name in ("2.jpg", "3.jpg"):
+        shutil.copy(root / "photos/0.jpg", root / "photos" / name)
+    lines = [
+        "path,labels,split",
+        "photos/0.jpg,a;b,train",
+        "photos/1.jpg,a,train",
+        "photos/2.jpg,b,train",
+        "photos/3.jpg,b;a,train",
+    ]
+    (root / "labels.csv").write_text("\n".join(lines))
+    report = check(str(root), val_fraction=0)
+    assert report.contradictions == (("photos/0.jpg", "photos/2.jpg", "photos/3.jpg"),)
+    assert "the same image under two labels: photos/0.jpg" in str(report)
+
+
 def test_a_folder_where_nothing_is_readable(image_folder: ImageFolder) -> None:
     root = image_folder({"train": {"cat": 8, "dog": 8}})
     for file in root.glob("*/*/*"):

@@ -15,7 +15,7 @@ from PIL import Image
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.dataset import stable_fraction
 from vitrail.data.files import FileSplit
-from vitrail.data.folder import natural, open_folder
+from vitrail.data.folder import held_out_files, open_folder, split_without_folders
 from vitrail.data.memory import FixedSplit, RaggedSplit
 
 ImageFolder = Callable[..., Path]
@@ -69,12 +69,6 @@ def test_the_share_of_a_stable_hash() -> None:
     assert abs((draws < 0.8).mean() - 0.8) < 0.01
     assert stable_fraction("class/1.jpg") == 0.17123388757909208  # written down: it must never change
     assert stable_fraction("class/\udcff.jpg") < 1  # a name that is no UTF-8
-
-
-@given(st.lists(st.text(min_size=1, max_size=8), min_size=1))
-def test_natural_order_is_an_order(words: list[str]) -> None:
-    backwards = list(reversed(words))
-    assert sorted(backwards, key=natural) == sorted(words, key=natural)
 
 
 def test_classes_sort_as_people_count(image_folder: ImageFolder) -> None:
@@ -131,6 +125,8 @@ def test_grey_folders(image_folder: ImageFolder) -> None:
         ({"train": {"a": 2, "b": 2, "c": 0}}, "train/c holds no files"),
         ({"train": {"a": 2, "b": 2}, "val": {"a": 1}, "validation": {"a": 1}}, "two folders of val images"),
         ({"a": 0, "b": 0}, "no images in class folders: it is empty"),
+        ({"a": 2, "b": 2, "c": 0}, "photos/c holds no files; add images of this class or remove the folder"),
+        ({"a": 2, b"\xff".decode(errors="surrogateescape"): 2}, r"class folder \\udcff is no UTF-8; rename it"),
     ],
 )
 def test_folders_that_can_t_be_trained_on(image_folder: ImageFolder, layout: dict[str, dict[str, int]], says: str) -> None:
@@ -270,3 +266,72 @@ def test_a_file_that_breaks_later_costs_one_image(image_folder: ImageFolder) -> 
     assert len(nothing) == 0
     assert nothing.images.shape == (0, 3, 16, 16)
     assert len(failures) == 2
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.sets(st.sampled_from("abcd"), min_size=1)), unique_by=lambda item: item[0]))
+def test_every_label_has_a_training_image(files: list[tuple[str, set[str]]]) -> None:
+    labels = set().union(*(labels for _, labels in files))
+    sides = split_without_folders(files)
+    assert set().union(*(labels for file, labels in files if sides[file] == "train")) == labels
+    assert sides.keys() == {file for file, _ in files}
+    for fraction in (0.1, 0.5, 0.999):
+        held_out = held_out_files(files, fraction)
+        assert set().union(*(labels for file, labels in files if file not in held_out)) == labels
+        assert all(stable_fraction(file) < fraction for file in held_out)
+
+
+def test_one_image_a_class(image_folder: ImageFolder) -> None:
+    """Whatever their hashes say, there is one of each in train."""
+    layout = {f"class{k}": 1 for k in range(12)}
+    source = open_folder(image_folder(layout), val_fraction=0.5)
+    assert {file.label for file in source.files["train"]} == set(range(12))
+    split = open_folder(image_folder({"train": layout}, name="with-train"), val_fraction=0.9)
+    assert {file.label for file in split.files["train"]} == set(range(12))
+
+
+def test_one_name_in_two_spellings_is_one_class(image_folder: ImageFolder) -> None:
+    """Mac systems write "é" as an e and an accent."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    root = image_folder({"train": {composed: 2, "tea": 2}, "test": {decomposed: 1, "tea": 1}})
+    source = open_folder(root, val_fraction=0)
+    assert source.classes == (composed, "tea")
+    both = image_folder({composed: 20, decomposed: 20, "tea": 20}, name="both")
+    assert open_folder(both, val_fraction=0).classes == (composed, "tea")
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_a_class_without_a_readable_image_is_refused(image_folder: ImageFolder, splits: bool) -> None:
+    root = image_folder({"train": {"a": 30, "b": 30}} if splits else {"a": 30, "b": 30})
+    for file in (root / "train" / "b" if splits else root / "b").iterdir():
+        file.write_bytes(b"gone")
+    source = open_folder(root, val_fraction=0.0)
+    for cfg in (EASY, DataConfig(max_bad=1.0, memory_gb=0.0, workers=0)):
+        with pytest.raises(
+            ValueError, match=r'class "b" has no readable training image \(.*b/\d+.jpg: not an image.*; add some, or'
+        ):
+            source.load("train", preprocessing=RGB, cfg=cfg)
+
+
+def test_what_is_not_used_is_said(image_folder: ImageFolder) -> None:
+    root = image_folder({"Training": {"a": 2, "b": 2}, "Testing": {"a": 1, "b": 1}, "spare": {"a": 1}})
+    for loose in ("1.jpg", "Training/2.HEIC", "README.md"):
+        (root / loose).write_bytes(b"")
+    assert open_folder(root, val_fraction=0.0).notes == (
+        "Training/ is train, Testing/ is test; not used: spare/",
+        "not used: 1 image outside of class folders (Training/2.HEIC)",
+    )
+    assert (
+        open_folder(image_folder({"train": {"a": 2, "b": 2}, "validation": {"a": 1}}, name="plain"), val_fraction=0).notes == ()
+    )
+
+
+def test_our_own_output_is_no_class(image_folder: ImageFolder) -> None:
+    root = image_folder({"a": 30, "b": 30})
+    before = open_folder(root, val_fraction=0.1)
+    (root / "runs" / "first").mkdir(parents=True)
+    (root / "runs" / "first" / "config.yaml").write_text("# Every setting of this run. To run it again: …\n", encoding="utf-8")
+    (root / "runs" / "first" / "confusion.png").write_bytes(b"")
+    assert open_folder(root, val_fraction=0.1) == before
+    within = image_folder({"train": {"a": 3, "b": 3}}, name="within")
+    (root / "runs" / "first").rename(within / "train" / "first")
+    assert open_folder(within, val_fraction=0.0).classes == ("a", "b")

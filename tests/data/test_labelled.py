@@ -120,7 +120,7 @@ def test_grey_images_and_files_that_are_missing(beach: Path) -> None:
 
 def test_a_table_from_windows(tmp_path: Path) -> None:
     write(tmp_path, 'path,labels\r\na\\b.jpg,"red, dark;round"\r\n\r\n./c.jpg,\r\n', encoding="utf-8-sig")
-    rows = read_table(tmp_path / "labels.csv")
+    rows, _ = read_table(tmp_path / "labels.csv")
     assert [(row.line, row.path, row.labels) for row in rows] == [(2, "a/b.jpg", ("red, dark", "round")), (4, "c.jpg", ())]
 
 
@@ -139,6 +139,19 @@ def test_a_table_from_windows(tmp_path: Path) -> None:
         ("path,labels,split\na.jpg,x,\nb.jpg,x,train\n", "line 2: there is no split, and other lines have one"),
         ("path,labels,split\na.jpg,x,train\nb.jpg,x;y,test\n", 'label "y" is in test but not in train'),
         ("path,labels\na.jpg,x\udcff\n", r"can't be read .*; save it as CSV in UTF-8"),
+        (
+            "path,labels\na.jpg,sea,sky\n",
+            r'line 2: there are more cells than in the header \("sky" has no column\); write the labels',
+        ),
+        ("path,labels\na.jpg,sea\n\nb.jpg,sea,\n", "line 4: there are more cells than in the header"),
+        ("path,labels,split\na.jpg,sea,train,\n", "line 2: there are more cells"),
+        ("path,labels,labels\na.jpg,sea,sky\n", 'two columns "labels"; keep one'),
+        ("path,Path,labels\na.jpg,b.jpg,sky\n", 'two columns "path"; keep one'),
+        ("path,labels,\na.jpg,sea,sky\n", "line 2: there is a cell in a column without a name"),
+        ('path,labels\na.jpg,"sea\nb.jpg,sky\n', r"line 3, can't be read \(unexpected end of data\)"),
+        ("path,labels\na\0.jpg,sea\n", "line 2: path .* does not lead to a file"),
+        ("path;labels\na.jpg;sea\n", "has the columns path;labels; for several labels .* with commas between$"),
+        ("path\tlabels\na.jpg\tsea\n", "with commas between$"),
         ("file;tags\na.jpg;x\n", r"has the columns file;tags; for several labels an image name two of them path and labels"),
         ("", r"has the columns none that can be read"),
     ],
@@ -152,7 +165,54 @@ def test_tables_that_are_wrong(tmp_path: Path, text: str, says: str) -> None:
 
 def test_class_folders_with_some_other_table_are_class_folders(image_folder: ImageFolder) -> None:
     root = write(image_folder({"train": {"a": 2, "b": 2}}), "id,breed\n1,husky\n")
-    assert not open_source(str(root)).multi_label
+    source = open_source(str(root))
+    assert not source.multi_label
+    assert source.notes[0].startswith("not used: labels.csv, whose columns are id, breed; for several labels an image")
+    write(root, "path;labels\n1.jpg;a\n")
+    with pytest.raises(ValueError, match="has the columns path;labels"):  # class folders or not: a table of labels is meant
+        open_source(str(root))
+
+
+def test_splits_by_any_of_their_names(image_folder: ImageFolder) -> None:
+    root = image_folder({"photos": 6})
+    names = ["Training", "train_set", "valid", "dev", "Testing", "test"]
+    write(root, "path,labels,split\n" + "".join(f"photos/{i}.jpg,a,{name}\n" for i, name in enumerate(names)))
+    assert {split: len(files) for split, files in open_labelled(root, val_fraction=0).files.items()} == {
+        "train": 2,
+        "val": 2,
+        "test": 2,
+    }
+
+
+def test_one_image_a_label(image_folder: ImageFolder) -> None:
+    root = write(image_folder({"photos": 12}), "path,labels\n" + "".join(f"photos/{i}.jpg,label{i}\n" for i in range(12)))
+    for fraction in (0.0, 0.9):
+        assert open_labelled(root, val_fraction=fraction).class_counts() == (1,) * 12
+
+
+def test_names_in_two_spellings(image_folder: ImageFolder) -> None:
+    """The table from one system, the files from another; and one label spelled in both ways."""
+    root = image_folder({"cafe\u0301": 2})
+    write(root, "path,labels\ncaf\u00e9/0.jpg,th\u00e9\ncaf\u00e9/1.jpg,the\u0301\n")
+    source = open_labelled(root, val_fraction=0)
+    assert source.classes == ("th\u00e9",)
+    assert sorted(file.path for files in source.files.values() for file in files) == ["cafe\u0301/0.jpg", "cafe\u0301/1.jpg"]
+    assert len(source.load("train", preprocessing=RGB, cfg=DataConfig())) > 0
+
+
+def test_a_label_without_a_readable_image_is_refused(beach: Path) -> None:
+    source = open_labelled(beach, val_fraction=0.0)
+    rows = {file.label for file in source.files["train"] if source.multi_hot[file.label, 0]}
+    for file in source.files["train"]:
+        if file.label in rows:
+            (beach / file.path).write_bytes(b"gone")
+    with pytest.raises(ValueError, match=f'label "{source.classes[0]}" has no readable training image; add some, or remove it'):
+        source.load("train", preprocessing=RGB, cfg=DataConfig(max_bad=1.0))
+
+
+def test_columns_that_are_not_used_are_said(image_folder: ImageFolder) -> None:
+    root = write(image_folder({"photos": 1}), "path,labels,camera,\nphotos/0.jpg,a,mine,\n")
+    assert open_labelled(root, val_fraction=0).notes == ("not used: the columns camera of labels.csv",)
 
 
 def test_no_sampler_by_class(beach: Path) -> None:

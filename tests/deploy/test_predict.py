@@ -158,21 +158,32 @@ def test_mistakes_are_one_line(model_and_run: tuple[ViT, Path], tmp_path: Path) 
         (lambda: Predictor(tmp_path), "holds no weights"),
         (lambda: Predictor(model_and_run[1], device="gpu"), 'device "gpu"'),
         (lambda: Predictor(model_and_run[1], batch_size=0), "batch_size 0 must be at least 1"),
-        (lambda: list(find_images([tmp_path])), "holds no image"),
+        (lambda: list(find_images([tmp_path])), "holds no files"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             broken()
         assert "\n" not in str(caught.value)
 
 
-def test_folders_are_walked_in_order_without_what_is_hidden_or_no_image(photos: Path) -> None:
+def test_a_folder_is_listed_as_for_training(photos: Path) -> None:
+    """Whatever its suffix a file is tried, and one that can't be read is in the answers."""
     (photos / "labels.csv").write_text("0,ant")
     (photos / ".thumbs").mkdir()
     (photos / ".thumbs" / "0.png").write_bytes(b"")
+    (photos / "@eaDir").mkdir()
+    (photos / "@eaDir" / "0.jpg").write_bytes(b"")
     (photos / "one" / "._1.bmp").write_bytes(b"")
     (photos / "UPPER.JPG").write_bytes(b"")
+    (photos / "notes.txt").write_bytes(b"")
+    (photos / "two" / "0.png").rename(photos / "two" / "10.jfif")
+    (photos / "two" / "2.webp").rename(photos / "two" / "2")
+    (photos / "linked").symlink_to(photos / "one")
+    (photos / "two" / "ring").symlink_to(photos)
+    (photos / "lost.png").symlink_to(photos / "nowhere.png")
     found = [str(path.relative_to(photos)) for path in find_images([photos])]
-    assert found == ["UPPER.JPG", "one/1.bmp", "one/3.tiff", "one/5.bmp", "two/0.png", "two/2.webp", "two/4.png", "two/6.webp"]
+    one, two = ["1.bmp", "3.tiff", "5.bmp"], ["2", "4.png", "6.webp", "10.jfif"]
+    first = [*(f"linked/{name}" for name in one), "lost.png", "notes.txt", *(f"one/{name}" for name in one)]
+    assert found == [*first, *(f"two/{name}" for name in two), "UPPER.JPG"]
     assert list(find_images([photos / "labels.csv", "nowhere.png"])) == [photos / "labels.csv", Path("nowhere.png")]
 
 

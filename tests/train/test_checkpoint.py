@@ -189,7 +189,7 @@ def test_an_error_in_the_middle_leaves_the_last_one_and_nothing_half(
     model, ema, optimizers = parts()
     save(tmp_path, 1, model, ema, optimizers)
     written = []
-    save_file = checkpoint.save_file
+    save_file = checkpoint.save_tensors
 
     def full(tensors: Any, path: Path) -> None:
         written.append(path)
@@ -198,7 +198,7 @@ def test_an_error_in_the_middle_leaves_the_last_one_and_nothing_half(
             raise OSError(errno.ENOSPC, "No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(OSError, match=r"step_00000002 could not be written \(.*No space left.*\); make room, then") as error:
         save(tmp_path, 2, model, ema, optimizers)
     assert "\n" not in str(error.value)
@@ -267,7 +267,7 @@ def kill_at(last: int, patched: pytest.MonkeyPatch) -> list[int]:
 
     def nothing(*_: Any) -> None: ...
 
-    cut(checkpoint, "save_file", lambda _, path: torn(path))
+    cut(checkpoint, "save_tensors", lambda _, path: torn(path))
     cut(sharded, "write", lambda draft, _: torn(draft / "__0_0.distcp"))
     cut(checkpoint, "sums", nothing)
     cut(checkpoint, "sync", nothing)
@@ -491,10 +491,10 @@ def two_processes(rank: int, folder: Path) -> None:
     path = save(folder / "ddp", 1, whole, ema, optimizers, world=world)
     assert names(path) == ["SHA256SUMS", "ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
 
-    write_item, save_file = dcp_files._write_item, checkpoint.save_file
+    write_item, save_file = dcp_files._write_item, checkpoint.save_tensors
     for target, broken, training in (("parts", 1, made), ("whole", 0, (whole, ema, optimizers))):
         if rank == broken:
-            dcp_files._write_item = checkpoint.save_file = no_space
+            dcp_files._write_item = checkpoint.save_tensors = no_space
         failed = folder / "failed" / target
         with pytest.raises(Ended if rank else OSError) as error:
             save(failed, 1, *training, world=world)
@@ -502,7 +502,7 @@ def two_processes(rank: int, folder: Path) -> None:
             assert "No space left on device" in str(error.value)
             assert "\n" not in str(error.value)
             assert names(failed) == []
-        dcp_files._write_item, checkpoint.save_file = write_item, save_file
+        dcp_files._write_item, checkpoint.save_tensors = write_item, save_file
     dist.destroy_process_group()
 
 

@@ -13,7 +13,7 @@ import vitrail
 from conftest import ImageFolder
 from vitrail.config import Preprocessing
 from vitrail.train import settings
-from vitrail.train.notes import unused
+from vitrail.train.notes import long_warmup, unused
 from vitrail.weights import save_model
 
 NO_EFFECT = "; it has no effect here"
@@ -180,3 +180,45 @@ def test_a_run_says_it_once(image_folder: ImageFolder, tmp_path: Path) -> None:
     assert len(set(told)) == len(told)
     assert f"note: train.ladder needs images of one class each{NO_EFFECT}" in told
     assert f"note: optim.loss ce chooses one class an image, and bce is for any number of labels{NO_EFFECT}" in told
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "says"),
+    [(0.5, 2, False), (5, None, False), (4, 5, False), (5, 5, True), (500.0, 20, True)],
+)
+def test_a_warmup_longer_than_the_run(warmup: float, steps: int | None, says: bool) -> None:
+    line = long_warmup(warmup, steps)
+    if says:
+        assert (
+            line == f"optim.warmup {warmup:g} steps is longer than the run of {steps}: the learning rate never reaches optim.lr"
+        )
+    else:
+        assert line is None
+
+
+@pytest.mark.parametrize("length", [{"steps": 3}, {"minutes": 0.02}])
+def test_a_run_names_its_model_and_tells_a_long_warmup(
+    image_folder: ImageFolder, tmp_path: Path, length: dict[str, Any]
+) -> None:
+    photos, said = image_folder({"Training": {"a": 8, "b": 8}, "holdout": {"a": 2, "b": 2}, "spare": {"c": 1}}), io.StringIO()
+    vitrail.train(
+        photos,
+        out=tmp_path / "run",
+        model={"name": "Ti/16", "weights": "none", "img_size": 32, "depth": 1, "embed_dim": 12, "num_heads": 2},
+        optim={"warmup": 100_000},
+        train={"batch_size": 4, "device": "cpu", "precision": "fp32", **length},
+        console=Console(file=said, width=200),
+    )
+    text = said.getvalue()
+    assert "note: Training/ is train, holdout/ is val; not used: spare/" in text
+    assert "photos: 16 training images, 2 classes · Ti/16: " in text
+    assert text.count("note: optim.warmup 100000 steps is longer than the run of ") == 1
+    said.truncate(0)
+    vitrail.train(
+        photos,
+        weights=tmp_path / "run",
+        out=tmp_path / "tuned",
+        train={"batch_size": 4, "device": "cpu", "precision": "fp32", "steps": 2, "ladder": False},
+        console=Console(file=said, width=200),
+    )
+    assert f"2 classes · custom from {tmp_path / 'run'}: " in said.getvalue()

@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", full)
+        patched.setattr(checkpoint, "save_tensors", full)
         with pytest.raises(OSError, match=r"No space left on device\); make room, then train again$"):
             train(tmp_path / "run")
     assert not (tmp_path / "run").exists()

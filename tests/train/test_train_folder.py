@@ -39,6 +39,20 @@ def another_process(folder: Path) -> Iterator[multiprocessing.Process]:
 SAID = r'^another process is training in ".*run"; wait until it ends, or stop it, or choose another --out$'
 
 
+def test_a_folder_that_was_made_for_a_failed_run_goes_too(tmp_path: Path) -> None:
+    """Or an empty runs/ would stand among the class folders of `cd PHOTOS; vitrail train .`."""
+
+    def fails(folder: Path) -> None:
+        with pytest.raises(ValueError, match="early"), new_folder(folder):
+            raise ValueError("early")
+
+    fails(tmp_path / "runs" / "first")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()
+    fails(tmp_path / "runs" / "first")
+    assert (tmp_path / "runs").exists()
+
+
 def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

@@ -586,7 +586,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, to: Target, there: bo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for module in ("convert", "run_folder"):
-        monkeypatch.setattr(sys.modules[f"vitrail.weights.{module}"], "save_file", full)
+        monkeypatch.setattr(sys.modules[f"vitrail.weights.{module}"], "save_tensors", full)
     monkeypatch.setattr("torch.save", full)
     monkeypatch.setattr("numpy.lib.format.write_array", full)
     with pytest.raises(OSError, match="No space left"):

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peers import HEADS, timm_vit
 from torch import Tensor
@@ -131,7 +131,7 @@ def test_swiglu_is_what_is_twice_as_wide() -> None:
         ({"blocks__0__ls1__gamma": (384,)}, {"init_values": 1e-5}),
         ({"dist_token": (1, 1, 384), "rows": 198}, {"dist_token": True, "no_embed_class": False}),
         ({"reg_token": (1, 4, 384)}, {"reg_tokens": 4}),
-        ({"rows": 196}, {"no_embed_class": True}),
+        ({"rows": 196, "blocks__0__ls1__gamma": (384,)}, {"no_embed_class": True}),
         ({"head__weight": (5, 384)}, {"num_classes": 5, "pool": "cls"}),
         ({"head__weight": (5, 768)}, {"num_classes": 5, "pool": "cls+avg"}),
         ({"head__weight": (5, 64)}, {"num_classes": 0}),
@@ -280,6 +280,8 @@ CONFIGS = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(CONFIGS)
+@example({"num_attention_heads": "\x1e"})
+@example({"hidden_act": "\u2028", "architecture": "\x1b[2J"})
 def test_a_config_of_nonsense_is_one_line(config: dict[str, Any]) -> None:
     says = ""
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import transformers
 from hypothesis import given, settings
@@ -467,14 +468,70 @@ def test_a_file_whose_grid_is_no_square() -> None:
     assert not [text for text in receipt.assumed if "grid" in text]
 
 
-def test_a_size_that_could_be_the_file_s_grid_is_not_taken_for_it() -> None:
-    """192 pixels are 12 x 12 patches, as many as 8 x 18: the square is what the file has, and the receipt says so."""
-    theirs = timm_vit(side=192)
-    model, receipt = loaded(theirs.state_dict(), img_size=(128, 288))
-    expected = resample_abs_pos_embed(theirs.pos_embed, [8, 18], [12, 12], num_prefix_tokens=1)
-    torch.testing.assert_close(model.pos_embed, expected, atol=1e-6, rtol=1e-6)
-    assert told(receipt)["pos_embed"] == ("resized", "12x12 -> 8x18")
-    assert "the file's grid is 12x12, not 8x18" in receipt.assumed
+def test_a_size_that_fits_exactly_comes_before_a_square() -> None:
+    """257 rows are a class token and 8 x 32 patches, or 16 x 16: the receipt says which was taken, and why."""
+    theirs, images = timm_vit(side=(128, 512)), some_images(128, 512)
+    model, receipt = loaded(theirs.state_dict(), img_size=(128, 512))
+    same(model, images, of_timm(theirs, images))
+    assert receipt.grid == "8x32 patches: of the img_size that is asked for, though a square of 16x16 has as many rows"
+    assert receipt.grid in str(receipt)
+    square, receipt = loaded(theirs.state_dict())
+    assert square.grid == (16, 16)
+    assert receipt.grid == "16x16 patches: assumed, a square: no size is in the file and none that fits is asked for"
+
+
+@pytest.mark.parametrize(
+    ("side", "patch"), [((224, 256), 16), ((128, 512), 16), ((96, 128), 16), ((32, 48), 8), ((64, 16), 8), ((16, 64), 8)]
+)
+def test_a_grid_that_is_no_square_stays_one(side: tuple[int, int], patch: int, tmp_path: Path) -> None:
+    """Live, from a config beside the weights, and where the size is asked for; 14 x 16 and a class token are 15 x 15 rows."""
+    theirs, images = timm_vit(side=side, patch_size=patch), some_images(*side)
+    expected = of_timm(theirs, images)
+    for model, receipt in (loaded(theirs), loaded(theirs, img_size=side), loaded(theirs.state_dict(), img_size=side)):
+        same(model, images, expected)
+        assert not told(receipt)
+        assert model.grid == (side[0] // patch, side[1] // patch)
+        assert receipt.grid.startswith(f"{side[0] // patch}x{side[1] // patch} patches: of ")
+    smaller, receipt = loaded(theirs, img_size=(2 * side[0], side[1]))
+    resized = resample_abs_pos_embed(
+        theirs.pos_embed, [2 * side[0] // patch, side[1] // patch], list(theirs.patch_embed.grid_size), num_prefix_tokens=1
+    )
+    torch.testing.assert_close(smaller.pos_embed, resized, atol=1e-6, rtol=1e-6)
+    save_for_hf(theirs, tmp_path, model_args={"img_size": list(side), "patch_size": patch})
+    model, receipt = loaded(tmp_path)
+    same(model, images, expected)
+    assert receipt.grid.endswith("patches: of its own size")
+
+
+@given(height=st.integers(1, 8), width=st.integers(1, 8), class_token=st.booleans(), registers=st.integers(0, 2))
+@settings(max_examples=25, deadline=None)
+def test_any_grid_of_a_live_model(height: int, width: int, class_token: bool, registers: int) -> None:
+    options: dict[str, Any] = {"class_token": class_token, "reg_tokens": registers, "num_classes": 3}
+    options |= {} if class_token else {"global_pool": "avg"}
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(4 * height, 4 * width), patch_size=4, embed_dim=48, num_heads=3, depth=1, **options
+    ).eval()
+    model, receipt = loaded(theirs)
+    assert model.grid == (height, width)
+    assert model.config.no_embed_class == theirs.no_embed_class
+    images = some_images(4 * height, 4 * width)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), theirs(images), atol=1e-5, rtol=1e-5)
+    assert not receipt.total("resized")
+    assert receipt.grid.startswith(f"{height}x{width} patches: of ")
+
+
+@pytest.mark.parametrize("answer", [(240, 240), (224, 256)])
+def test_rows_of_a_square_without_a_class_row_or_of_a_rectangle_with_one(answer: tuple[int, int]) -> None:
+    """225 rows: FlexiViT's 15 x 15, or 14 x 16 and the class token. Each reading loads something else, so it is asked for."""
+    name = "flexivit_small" if answer == (240, 240) else "vit_small_patch16_224"
+    theirs, images = timm_vit(name, side=answer), some_images(*answer)
+    with pytest.raises(
+        ValueError, match=r"15x15 patches and no row for the class token.*img_size=\(240, 240\) or img_size=\(224, 256\)$"
+    ):
+        loaded(theirs.state_dict())
+    model, _ = loaded(theirs.state_dict(), img_size=answer)
+    same(model, images, of_timm(theirs, images))
 
 
 def test_a_config_that_names_the_grid(tmp_path: Path) -> None:

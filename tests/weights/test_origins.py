@@ -70,7 +70,7 @@ TIMM: Makers = {
     "DeiT": lambda: of_timms("deit_small_patch16_224"),
     "DeiT distilled": lambda: of_timms("deit_small_distilled_patch16_224"),
     "DeiT III": lambda: of_timms("deit3_small_patch16_224"),
-    "FlexiViT": lambda: of_timms("flexivit_small"),
+    "FlexiViT": lambda: of_timms("flexivit_small", asked={"img_size": 64}),  # or a class token and a rectangle
     "DINOv2": lambda: of_timms("vit_small_patch14_dinov2", side=56),
     "DINOv2's giant, SwiGLU": lambda: of_timms("vit_giant_patch14_dinov2", side=56),
     "DINOv2 with registers": lambda: of_timms("vit_small_patch14_reg4_dinov2", side=56),

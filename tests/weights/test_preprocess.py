@@ -127,6 +127,7 @@ def test_timm_s_config_is_read_as_timm_reads_it(name: str, bare: bool) -> None:
         "crop_pct": theirs["crop_pct"],
         "crop_mode": theirs["crop_mode"],
         "interpolation": theirs["interpolation"],
+        "range": None,
     }
 
 

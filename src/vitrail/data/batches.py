@@ -24,6 +24,7 @@ from vitrail.data.augment import crop_boxes
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
 from vitrail.data.draws import Draws, endless, permutation
+from vitrail.data.quiet import ignore_pillow_warnings
 
 R = TypeVar("R")
 
@@ -188,7 +189,7 @@ def _read(reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False) -> 
                 batch_size=None,  # a job is a batch already
                 num_workers=reader.split.workers,
                 collate_fn=_shared,
-                worker_init_fn=_leave_signals_to_the_parent,
+                worker_init_fn=_begin_worker,
             )
         )
         DEATHS.take_over()
@@ -289,8 +290,12 @@ def _shared(item: Any) -> Any:
     return item
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """The parent still wants its batch, and a checkpoint; SIGTERM, which is also how it ends a loader, has half a minute."""
+def _begin_worker(worker: int) -> None:
+    """Ignore Pillow's warnings, and leave signals to the parent.
+
+    It still wants its batch, and a checkpoint; SIGTERM, which is also how it ends a loader, has half a minute.
+    """
+    ignore_pillow_warnings()
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -6,20 +6,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from vitrail.config import Pair
+from vitrail.data.bands import ValuesInUse, together, values_in_use
 from vitrail.data.dataset import Skipped, Source, SplitName
-from vitrail.data.decode import BadImage, decode, read_header
+from vitrail.data.decode import BadImage, Header, decode, read_bands, read_header
 from vitrail.data.files import Listed, map_files
 from vitrail.data.folder import FolderSource
 from vitrail.data.labelled import LabelledSource
 from vitrail.data.named import NAMED, NamedSource, read_arrays
 from vitrail.data.sources import open_source
+from vitrail.text import printable
 
 _SHOWN = 10  # bad files and duplicates in the text
 
@@ -43,6 +45,12 @@ class Report:
     """Files that can't be read."""
     duplicates: tuple[tuple[str, ...], ...]
     """Groups of images with equal content that stand in more than one split."""
+    values: Mapping[SplitName, ValuesInUse] = field(default_factory=dict)
+    """Values of the images with more than 8 bits, of each split that has some."""
+    contradictions: tuple[tuple[str, ...], ...] = ()
+    """Groups of images with equal content that have different classes or labels."""
+    notes: tuple[str, ...] = ()
+    """How the folder was read: which folder serves as which split, what is not used."""
 
     @property
     def images(self) -> int:
@@ -67,11 +75,18 @@ class Report:
             short = sorted(min(size) for size, count in self.sizes.items() for _ in range(count))
             lines += [f"short side: {short[0]} to {short[-1]} px, half of them up to {short[(len(short) - 1) // 2]} px"]
         lines += ["pixels: " + ", ".join(f"{mode} {count}" for mode, count in sorted(self.modes.items()))]
+        for split, used in self.values.items():
+            ends = "the whole range" if used.range is None else f"{used.range[0]:.6g} to {used.range[1]:.6g}"
+            lines += [f"{split}: {used}; data.range auto takes {ends} of train" if split == "train" else f"{split}: {used}"]
         lines += [f"unreadable: {path}: {reason}" for path, reason in self.bad[:_SHOWN]]
         lines += [f"and {len(self.bad) - _SHOWN} more unreadable files"] * (len(self.bad) > _SHOWN)
         lines += [f"the same image on two sides: {', '.join(group)}" for group in self.duplicates[:_SHOWN]]
         lines += [f"and {len(self.duplicates) - _SHOWN} more images on two sides"] * (len(self.duplicates) > _SHOWN)
-        return "\n".join(lines)
+        lines += [f"the same image under two {several}: {', '.join(group)}" for group in self.contradictions[:_SHOWN]]
+        more = len(self.contradictions) - _SHOWN
+        lines += [f"and {more} more images under two {several}"] * (more > 0)
+        lines += self.notes
+        return "\n".join(map(printable, lines))
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,8 @@ class _Seen:
     path: str
     size: Pair
     mode: str
+    values: ValuesInUse | None
+    """Of an image with more than 8 bits."""
     content: bytes
     """Hash of the file, or of the pixels of a named set."""
 
@@ -104,6 +121,7 @@ def _summary(source: Source, seen: Sequence[_Seen], bad: Sequence[Skipped]) -> R
     alike: defaultdict[bytes, list[_Seen]] = defaultdict(list)
     for image in seen:
         alike[image.content].append(image)
+    values = {split: together(image.values for image in seen if image.split == split) for split in source.splits}
     return Report(
         name=source.name,
         counts={split: {name: count[split, k] for k, name in enumerate(source.classes)} for split in source.splits},
@@ -115,6 +133,11 @@ def _summary(source: Source, seen: Sequence[_Seen], bad: Sequence[Skipped]) -> R
         duplicates=tuple(
             tuple(image.path for image in group) for group in alike.values() if len({image.split for image in group}) > 1
         ),
+        contradictions=tuple(
+            tuple(image.path for image in group) for group in alike.values() if len({image.labels for image in group}) > 1
+        ),
+        values={split: used for split, used in values.items() if used is not None},
+        notes=source.notes,
     )
 
 
@@ -132,11 +155,11 @@ def _read_folder(source: FolderSource, *, threads: int) -> tuple[list[_Seen], li
         def look(file: Listed, split: SplitName = split) -> _Seen | Skipped:
             try:
                 header = read_header(source.root / file.path)
-                decode(source.root / file.path, channels=3, short_side=64)  # to the end of the file, at small scale
+                values = values_of(source.root / file.path, header)  # to the end of the file
                 content = _file_hash(source.root / file.path)
             except (BadImage, OSError) as error:
                 return Skipped(file.path, str(error))
-            return _Seen(split, labels_of(file), file.path, header.size, header.mode, content)
+            return _Seen(split, labels_of(file), file.path, header.size, header.mode, values, content)
 
         for result in map_files(look, files, threads=threads, doing=f"{split}: looking at every file"):
             if isinstance(result, Skipped):
@@ -144,6 +167,14 @@ def _read_folder(source: FolderSource, *, threads: int) -> tuple[list[_Seen], li
             else:
                 seen.append(result)
     return seen, bad
+
+
+def values_of(path: Path, header: Header) -> ValuesInUse | None:
+    """Decode a file, and measure its values if they have more than 8 bits. Raises BadImage."""
+    if header.bits == 8 and header.bands in (1, 3):
+        decode(path, channels=3, short_side=64)  # at small scale
+        return None
+    return values_in_use(read_bands(path))
 
 
 def _read_named(source: NamedSource) -> list[_Seen]:
@@ -156,7 +187,7 @@ def _read_named(source: NamedSource) -> list[_Seen]:
         for name, image, label, held in zip(names, images, labels, held_out, strict=True):
             mode = "L" if kind.channels == 1 else "RGB"
             content = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            seen.append(_Seen("val" if held else file, (int(label),), name, kind.img_size, mode, content))
+            seen.append(_Seen("val" if held else file, (int(label),), name, kind.img_size, mode, None, content))
     return seen
 
 

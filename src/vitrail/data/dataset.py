@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vitrail.config import AugmentConfig, DataConfig, Pair, Preprocessing
+from vitrail.data.bands import ValueRange, ValuesInUse
 from vitrail.data.batch import RawBatch
 
 SplitName = Literal["train", "val", "test"]
@@ -97,7 +98,7 @@ class Source(ABC):
     name: str
     classes: tuple[str, ...]
     channels: int
-    """1 is grey, 3 is RGB."""
+    """1 is grey, 3 is RGB, others are bands."""
     img_size: Pair | None
     """(height, width) of every image; None for photographs of any size."""
     mean: tuple[float, ...]
@@ -107,6 +108,8 @@ class Source(ABC):
     """The splits that `load` gives."""
     multi_label: bool = False
     """Whether an image may have any number of labels, rather than one class."""
+    notes: tuple[str, ...] = ()
+    """How the data was read where one may not expect it: which folder serves as which split, what is not used."""
 
     @abstractmethod
     def load(
@@ -134,8 +137,26 @@ class Source(ABC):
         """Raises ValueError for a split that is not there, and for a number of channels that no image has."""
         if split not in self.splits:
             raise ValueError(f'{self.name} has no split "{split}"; it has {", ".join(self.splits)}')
-        if channels not in (1, 3):
-            raise ValueError(f"in_channels {channels} does not fit {self.name}, whose images have {self.channels}; use 1 or 3")
+        if not self.takes(channels):
+            raise ValueError(f"in_channels {channels} {self.refusal}")
+
+    def takes(self, channels: int) -> bool:
+        """Whether its images can be given in so many channels: grey and colour become each other."""
+        return channels == self.channels or {channels, self.channels} <= {1, 3}
+
+    @property
+    def refusal(self) -> str:
+        """Why a number of channels is none that it takes, and what is."""
+        takes = "1 or 3" if self.takes(1) else self.channels
+        return f"does not fit {self.name}, whose images have {self.channels}; use {takes}"
+
+    def values_in_use(self, *, threads: int) -> ValuesInUse | None:
+        """The values of images with more than 8 bits; None where all have 8."""
+        return None
+
+    def band_statistics(self, *, value_range: ValueRange | None, threads: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each band, for pixels from 0 to 1."""
+        return self.mean, self.std
 
 
 def whole_images(augment: AugmentConfig | None) -> bool:

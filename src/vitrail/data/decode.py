@@ -1,4 +1,4 @@
-"""One image file -> pixels: grey or RGB, upright, never half an image.
+"""One image file -> pixels: grey, RGB or other bands, upright, never half an image.
 
 Training's evaluation and `predict` both go through `eval_view`, so they see the same pixels.
 """
@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,21 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vitrail.config import Pair, Preprocessing
+from vitrail.data.bands import (
+    TIFF_STARTS,
+    Bands,
+    BandsError,
+    TiffBands,
+    ValueRange,
+    bands_of,
+    is_16_bit_colour,
+    pillow_reads,
+    scaled,
+)
+from vitrail.data.quiet import silence_decoders
+from vitrail.text import one_line
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MAX_PIXELS = 50_000_000
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B")
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -42,6 +55,7 @@ _TURNS = {  # EXIF orientation -> what sets the image upright
 _TOP_DOWN, _LEFT_RIGHT, _SWAPPED = (3, 4, 7, 8), (2, 3, 6, 7), (5, 6, 7, 8)  # what setting upright does, axes swapped first
 _JPEGS, _JPEG_END = ("JPEG", "MPO"), b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")  # brands of ISO 23008-12
 _QUIET = threading.Lock()
 
 File = str | Path | bytes
@@ -62,6 +76,10 @@ class Header(NamedTuple):
     """Pillow's name of the pixel format: "L", "RGB", "CMYK"…"""
     format: str
     """"JPEG", "PNG"…"""
+    bands: int = 3
+    """1 is grey, 3 is colour; the opacity is not counted."""
+    bits: int = 8
+    """Bits of a value."""
 
 
 def read_header(source: File) -> Header:
@@ -71,46 +89,69 @@ def read_header(source: File) -> Header:
     Raises BadImage for a file that is no image, is truncated or claims more than 50 megapixels.
     """
     with _opened(source) as (image, end):
-        header = Header(_upright_size(image), image.mode, image.format or "")
+        header = Header(_upright_size(image), image.mode, image.format or "", *_bands_and_bits(image))
         ends = {**dict.fromkeys(_JPEGS, _JPEG_END), "PNG": b"IEND"}
         if header.format not in ends or ends[header.format] not in end:
             image.load()
         return header
 
 
-def decode(source: File, *, channels: int, short_side: int | None = None) -> Image.Image:
+def decode(source: File, *, channels: int, short_side: int | None = None, value_range: ValueRange | None = None) -> Image.Image:
     """The first frame of an image file, upright, in mode "L" (channels 1) or "RGB" (channels 3).
 
-    Transparent pixels show white; 16 bits are scaled to 8. With `short_side`, a JPEG is decoded at the smallest of
-    the scales 1/8, 1/4, 1/2, 1 whose shorter side has at least that many pixels.
-    Raises BadImage for a file that is no image, corrupt, truncated or larger than 50 megapixels.
+    Transparent pixels show white; values of more than 8 bits are scaled as `Bands.to_bytes` does. With `short_side`, a JPEG is
+    decoded at the smallest of the scales 1/8, 1/4, 1/2, 1 whose shorter side has at least that many pixels.
+    Raises BadImage for a file that is no image, corrupt, truncated, larger than 50 megapixels or with other bands.
     """
+    assert channels in (1, 3)
+    return decode_planes(source, channels=channels, short_side=short_side, value_range=value_range)[0]
+
+
+def decode_planes(
+    source: File, *, channels: int, short_side: int | None = None, value_range: ValueRange | None = None
+) -> list[Image.Image]:
+    """As `decode`, for any number of channels: one image of mode "L" or "RGB", or one of mode "L" for each band."""
     with _opened(source) as (image, _):
         if short_side is not None:
             image.draft("L" if channels == 1 else None, (short_side, short_side))
-        image.load()
-        return _convert(_turn(image), channels)
+        planes = _planes(image, source, channels, value_range)
+        orientation = _orientation(image)
+        return [_turn(plane, orientation) for plane in planes]
+
+
+def read_bands(source: File) -> Bands | None:
+    """The values of a file with more than 8 bits, or more bands than four, as they are stored; None for any other.
+
+    Raises BadImage.
+    """
+    with _opened(source) as (image, _):
+        return bands_of(image, _contents(source))
 
 
 def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
     """The image as it is evaluated: resized to img_size / crop_pct, then the centre at exactly img_size.
 
-    `image` is a file, its bytes, a Pillow image, or an array (H, W), (H, W, 1) or (H, W, 3) of uint8. With crop_mode
+    `image` is a file, its bytes, a Pillow image, or an array (H, W) or (H, W, C). With crop_mode
     "center" the resized image keeps its shape and covers that size; with "squash" it has exactly that size, so that
     with crop_pct 1 the whole image is seen. The size between the two steps is rounded down, as torchvision's Resize
     does; both steps are one resampling.
     Raises BadImage.
     """
     height, width = preprocessing.img_size
+    channels, value_range = preprocessing.in_channels, preprocessing.range
     if isinstance(image, str | Path | bytes):
-        picture = decode(image, channels=preprocessing.in_channels, short_side=max(_resized_to(preprocessing)))
+        planes = decode_planes(image, channels=channels, short_side=max(_resized_to(preprocessing)), value_range=value_range)
     else:
         with _faults_are_bad_images():  # Pillow may have left the decoding for now
-            upright = _from_array(image) if isinstance(image, np.ndarray) else _turn(image)
-            upright.load()
-            picture = _convert(upright, preprocessing.in_channels)
+            if isinstance(image, np.ndarray):
+                planes = _of_array(image, channels, value_range)
+            else:
+                upright = _turn(image, _orientation(image))
+                upright.load()
+                planes = _planes(upright, b"", channels, value_range)
+    picture = planes[0]
     if view_is_exact((picture.height, picture.width), preprocessing):
-        return to_tensor(picture)
+        return to_tensor(*planes)
     least_h, least_w = _resized_to(preprocessing)
     if preprocessing.crop_mode == "squash":
         middle_h, middle_w = least_h, least_w
@@ -121,17 +162,19 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
     top, left = round((middle_h - height) / 2), round((middle_w - width) / 2)
     down, across = picture.height / middle_h, picture.width / middle_w
     box = (left * across, top * down, (left + width) * across, (top + height) * down)
-    return to_tensor(picture.resize((width, height), _FILTERS[preprocessing.interpolation], box=box))
+    return to_tensor(*(plane.resize((width, height), _FILTERS[preprocessing.interpolation], box=box) for plane in planes))
 
 
 def shrunk_view(source: File, *, short_side: int, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
     """The whole image with its shorter side shrunk to `short_side`, never enlarged. Raises BadImage."""
-    picture = decode(source, channels=preprocessing.in_channels, short_side=short_side)
+    channels, value_range = preprocessing.in_channels, preprocessing.range
+    planes = decode_planes(source, channels=channels, short_side=short_side, value_range=value_range)
+    picture = planes[0]
     shrink = short_side / min(picture.size)
     if shrink < 1:
         size = max(short_side, round(picture.width * shrink)), max(short_side, round(picture.height * shrink))
-        picture = picture.resize(size, _FILTERS[preprocessing.interpolation])
-    return to_tensor(picture)
+        planes = [plane.resize(size, _FILTERS[preprocessing.interpolation]) for plane in planes]
+    return to_tensor(*planes)
 
 
 def view_is_exact(size: Pair, preprocessing: Preprocessing) -> bool:
@@ -149,8 +192,7 @@ def crop_view(
     scaled to it.
     Raises BadImage.
     """
-    with _faults_are_bad_images():
-        contents = source if isinstance(source, bytes) else Path(source).read_bytes()
+    contents = _contents(source)
     orientation = 1  # of most files; that of this one is known when it is open, and to open it twice takes its time
     while True:
         part, stored = _as_stored(box, size, orientation=orientation)
@@ -161,13 +203,15 @@ def crop_view(
                 if seen is contents:  # whole, and another file by now where the scale is not 1
                     down, across = image.height / stored[0], image.width / stored[1]
                     part = (part[0] * down, part[1] * across, part[2] * down, part[3] * across)
-                return _part(image, part, orientation, preprocessing)
+                return _part(image, contents, part, orientation, preprocessing)
         orientation = found
 
 
-def to_tensor(picture: Image.Image) -> UInt8[Tensor, "C H W"]:
-    """The pixels of an "L" or "RGB" image."""
-    pixels = np.array(picture)  # a copy: torch wants to be able to write
+def to_tensor(*planes: Image.Image) -> UInt8[Tensor, "C H W"]:
+    """The pixels of an "L" or "RGB" image, or of one "L" image for each band."""
+    if len(planes) > 1:
+        return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))
+    pixels = np.array(planes[0])  # a copy: torch wants to be able to write
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
@@ -195,7 +239,11 @@ def _as_stored(
 
 
 def _part(
-    image: Image.Image, box: tuple[float, float, float, float], orientation: int, preprocessing: Preprocessing
+    image: Image.Image | TiffBands,
+    contents: bytes,
+    box: tuple[float, float, float, float],
+    orientation: int,
+    preprocessing: Preprocessing,
 ) -> UInt8[Tensor, "C H W"]:
     """The part `box` of an image that was opened, upright at img_size."""
     top, left, high, wide = box
@@ -205,19 +253,27 @@ def _part(
     before = image.width
     drafted = image.draft("L" if preprocessing.in_channels == 1 else None, asked)
     shrunk = before / drafted[1][2] if drafted else 1.0
-    image.load()
-    left, top = min(left / shrunk, image.width - 1), min(top / shrunk, image.height - 1)
-    right, bottom = min(left + wide / shrunk, image.width), min(top + high / shrunk, image.height)
+    planes = _planes(image, contents, preprocessing.in_channels, preprocessing.range, loaded=False)
+    stored = planes[0]
+    left, top = min(left / shrunk, stored.width - 1), min(top / shrunk, stored.height - 1)
+    right, bottom = min(left + wide / shrunk, stored.width), min(top + high / shrunk, stored.height)
     edges = (left, top, right, bottom)
-    if all(edge == int(edge) for edge in edges):
-        pixels = np.array(_convert(image.crop(edges), preprocessing.in_channels))
+    exact = all(edge == int(edge) for edge in edges)
+    if len(planes) == 1 and exact:  # a part is cheaper to convert than the whole
+        planes = [_convert(stored.crop(edges), preprocessing.in_channels)]
+    elif len(planes) == 1:
+        planes = [_convert(stored, preprocessing.in_channels)]
+    elif exact:
+        planes = [plane.crop(edges) for plane in planes]
+    if exact:
+        pixels = np.array(planes[0]) if len(planes) == 1 else np.stack([np.asarray(plane) for plane in planes], axis=-1)
         # torch's resize of bytes is Pillow's arithmetic in vector instructions, where channels come last. The strides of
         # `[None]`, unlike those of a batch, make it write planes: copying its pixels into planes takes as long as resizing.
         whole = torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)[None]  # (1, C, h, w)
         view = F.interpolate(whole, (height, width), mode=preprocessing.interpolation, antialias=True)[0]
     else:
-        picture = _convert(image, preprocessing.in_channels)
-        view = to_tensor(picture.resize((width, height), _FILTERS[preprocessing.interpolation], box=edges))
+        method = _FILTERS[preprocessing.interpolation]
+        view = to_tensor(*(plane.resize((width, height), method, box=edges) for plane in planes))
     if orientation in _SWAPPED:
         view = view.transpose(1, 2)
     flipped = [dim for dim, those in ((1, _TOP_DOWN), (2, _LEFT_RIGHT)) if orientation in those]
@@ -251,7 +307,7 @@ def _cut_below(contents: bytes, rows: int, *, size: Pair) -> bytes:
 
 
 @contextmanager
-def _opened(source: File) -> Iterator[tuple[Image.Image, bytes]]:
+def _opened(source: File) -> Iterator[tuple[Image.Image | TiffBands, bytes]]:
     """The image behind a path or bytes, header read and size checked, and the last bytes of the file."""
     with (
         _faults_are_bad_images(),
@@ -264,11 +320,47 @@ def _opened(source: File) -> Iterator[tuple[Image.Image, bytes]]:
         if not end:
             raise BadImage("the file is empty")
         file.seek(0)
-        with _quiet():  # of sizes above 89 megapixels: our own limit is lower
-            image = Image.open(file, formats=FORMATS)
+        formats = _formats(file.read(64))
+        file.seek(0)
+        silence_decoders()
+        image = _open(file, formats)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
         yield image, end
+
+
+def _open(file: BufferedIOBase, formats: tuple[str, ...]) -> Image.Image | TiffBands:
+    """The file as Pillow opens it; a TIFF that it does not know, or would drop bands of, as tifffile does."""
+    try:
+        with _quiet():  # of sizes above 89 megapixels: our own limit is lower
+            image = Image.open(file, formats=formats)  # type: ignore[arg-type]
+        if pillow_reads(image):
+            return image
+    except UnidentifiedImageError:
+        file.seek(0)
+        if not file.read(4).startswith(TIFF_STARTS):
+            raise
+    file.seek(0)
+    return TiffBands(file.read())
+
+
+def _contents(source: File) -> bytes:
+    """The bytes of a file. Raises BadImage."""
+    with _faults_are_bad_images():
+        return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def _formats(start: bytes) -> tuple[str, ...]:
+    """What the first bytes of a file may be, in Pillow's names; the reader of HEIC is registered where it is wanted."""
+    brand, box = start[8:12], start[16 : int.from_bytes(start[:4], "big")]
+    if start[4:8] != b"ftyp" or not (brand in _HEIC or (brand in (b"mif1", b"msf1") and any(name in box for name in _HEIC))):
+        return FORMATS
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise BadImage("a HEIC photograph, which needs pillow-heif: pip install 'vitrail[heif]'") from None
+    register_heif_opener()
+    return ("HEIF",)
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -291,6 +383,8 @@ def _faults_are_bad_images() -> Iterator[None]:
         yield
     except BadImage:
         raise
+    except BandsError as error:
+        raise BadImage(str(error)) from None
     except FileNotFoundError:
         raise BadImage("the file is not there") from None
     except (PermissionError, IsADirectoryError) as error:
@@ -298,14 +392,16 @@ def _faults_are_bad_images() -> Iterator[None]:
     except Image.DecompressionBombError:
         raise BadImage("the header claims more than 50 megapixels") from None
     except UnidentifiedImageError:
-        raise BadImage("not an image, or of a format that is not read (PNG, JPEG, WebP, BMP, TIFF, GIF are)") from None
+        raise BadImage("not an image, or of a format that is not read (PNG, JPEG, WebP, AVIF, HEIC, BMP, TIFF, GIF)") from None
     except Exception as error:  # a parser that trips over a corrupt file may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise BadImage(f"corrupt or truncated: {reason}") from None
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image | TiffBands) -> int:
     """EXIF orientation that is still to be applied: 1 to 8."""
+    if isinstance(image, TiffBands):
+        return image.orientation
     if image.format == "TIFF":  # Pillow applies it itself, to the size at once and to the pixels when they load
         return 1
     try:
@@ -315,41 +411,77 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright_size(image: Image.Image) -> Pair:
+def _upright_size(image: Image.Image | TiffBands) -> Pair:
     turned = _orientation(image) in _SWAPPED
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _turn(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
+def _bands_and_bits(image: Image.Image | TiffBands) -> tuple[int, int]:
+    """How many bands a file has, but for the opacity, and how many bits each value."""
+    if isinstance(image, TiffBands):
+        return image.count, 8 * image.dtype.itemsize
+    grey = image.mode in GREY_MODES or image.mode == "F"
+    if is_16_bit_colour(image) or image.mode.startswith("I;16"):
+        return 1 if grey else 3, 16
+    if image.mode in ("I", "F"):
+        tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+        return 1, max(tags.get(258, (32,)))
+    return 1 if grey else 3, 8
+
+
+def _planes(
+    image: Image.Image | TiffBands, source: File, channels: int, value_range: ValueRange | None, *, loaded: bool = True
+) -> list[Image.Image]:
+    """An opened image as one of mode "L" or "RGB", or as one of mode "L" for each of its bands; as it is stored, not turned.
+
+    With `loaded` False, one image may come in the mode that it has, for `_convert`. Raises BadImage for bands that do not fit.
+    """
+    bands = None
+    if isinstance(image, TiffBands) or image.mode == "F" or image.mode.startswith("I") or is_16_bit_colour(image):
+        bands = bands_of(image, _contents(source) if source else b"")
+    if bands is not None:
+        return _fitted(bands.to_bytes(value_range), channels)
+    assert isinstance(image, Image.Image)
+    image.load()
+    if channels in (1, 3):
+        return [_convert(image, channels) if loaded else image]
+    return _fitted(np.asarray(image if image.mode in ("L", "RGB", "RGBA", "CMYK") else image.convert("RGB")), channels)
+
+
+def _fitted(pixels: np.ndarray, channels: int) -> list[Image.Image]:
+    """(H, W, C) as planes of so many channels: grey and colour become each other, and other bands have to be as many."""
+    pixels = np.atleast_3d(pixels)
+    count = pixels.shape[2]
+    if count in (1, 3) and channels in (1, 3):
+        return [_convert(Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if count == 1 else pixels)), channels)]
+    if count != channels:
+        raise BadImage(f"it has {count} band{'s' * (count != 1)}, and the model takes {channels} (model.in_channels)")
+    return [Image.fromarray(np.ascontiguousarray(pixels[:, :, band])) for band in range(count)]
+
+
 def _convert(image: Image.Image, channels: int) -> Image.Image:
-    """Any of Pillow's modes to "L" or "RGB"."""
-    if image.mode.startswith("I"):
-        image = _eight_bits(np.asarray(image))
-    elif image.mode == "F":
-        raise BadImage("its pixels are floating-point numbers, whose range nobody knows; save it with 8 or 16 bits")
-    elif image.has_transparency_data:
+    """Any of Pillow's modes of 8 bits to "L" or "RGB"."""
+    if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)  # convert would copy
 
 
-def _eight_bits(pixels: np.ndarray) -> Image.Image:
-    values = pixels.astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise BadImage("its pixels have 32 bits, whose range nobody knows; save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 is 255 * 257; rounds to the nearest
-
-
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    if pixels.dtype == np.uint16 and pixels.ndim == 2:
-        return _eight_bits(pixels)
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
-        raise BadImage(f"an array {pixels.shape} of {pixels.dtype} is no image; give (H, W), (H, W, 3) or (H, W, 4) of uint8")
-    return Image.fromarray(pixels)
+def _of_array(pixels: np.ndarray, channels: int, value_range: ValueRange | None) -> list[Image.Image]:
+    """An array that somebody gives as an image."""
+    shown = f"an array {pixels.shape} of {pixels.dtype} is no image"
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        raise BadImage(f"{shown}; give (H, W) or (H, W, C)")
+    pixels = np.atleast_3d(pixels)
+    known = pixels.dtype == np.uint8 or (pixels.dtype == np.uint16 and pixels.shape[2] == 1)
+    if not known and value_range is None:
+        raise BadImage(f"{shown}; give bytes (uint8), or 16 bits (uint16) of grey, or a model that was trained with data.range")
+    if pixels.dtype == np.uint8 and pixels.shape[2] == 4 and channels in (1, 3):
+        return [_convert(Image.fromarray(pixels), channels)]
+    return _fitted(scaled(pixels, value_range), channels)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
+from vitrail.data.bands import ValueRange, ValuesInUse
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Source, Split, SplitName, stable_fraction, whole_images
-from vitrail.data.decode import GREY_MODES, BadImage, read_header
+from vitrail.data.decode import BadImage, read_header
 from vitrail.data.files import Listed, load_files
+from vitrail.data.listing import composed, entries, files_under, folders, is_image_name, natural
+from vitrail.data.measure import measure_bands, measure_values
+from vitrail.data.splits import find_splits
 
-SPLIT_FOLDERS: dict[str, SplitName] = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin"}  # and whatever starts with a dot
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1  # of a folder without splits; the rest is for the test
 _PEEK = 32  # files whose headers say whether a folder is grey
+_SHOWN = 3  # loose files that a note names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,49 @@ class FolderSource(Source):
     root: Path
     files: dict[SplitName, tuple[Listed, ...]]
     """Every file in a class folder, an image or not."""
+    deep: bool = False
+    """Whether some of the images looked at have more than 8 bits."""
 
     def load(
         self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
     ) -> Split:
-        """See Source.load. Raises ValueError too if more than `cfg.max_bad` of the files can't be read."""
+        """See Source.load.
+
+        Raises ValueError too if more than `cfg.max_bad` of the files can't be read, or all training images of a class.
+        """
         self.check_split(split, channels=preprocessing.in_channels)
         whole = whole_images(augment)
-        return load_files(self.root, self.files[split], split=split, preprocessing=preprocessing, cfg=cfg, whole=whole)
+        images = load_files(self.root, self.files[split], split=split, preprocessing=preprocessing, cfg=cfg, whole=whole)
+        if split == "train":
+            self.check_classes(images)
+        return images
+
+    def check_classes(self, images: Split) -> None:
+        """Raises ValueError for a class none of whose training images can be read."""
+        listed = {file.label for file in self.files["train"]}
+        if lost := sorted(listed - set(images.labels.tolist())):
+            bad = next(file.path for file in self.files["train"] if file.label == lost[0])
+            reasons = {item.path: item.reason for item in images.skipped}
+            why = f" ({bad}: {reasons[bad]})" if bad in reasons else ""
+            raise ValueError(
+                f'{self.root}: class "{self.classes[lost[0]]}" has no readable training image{why}; add some, or remove it'
+            )
+
+    def takes(self, channels: int) -> bool:
+        """See Source.takes; the fourth band of colour images is their opacity."""
+        return super().takes(channels) or (channels, self.channels) == (4, 3)
+
+    def values_in_use(self, *, threads: int) -> ValuesInUse | None:
+        """See Source.values_in_use; of the training images."""
+        files = next(iter(self.files.values()))
+        return measure_values(self.root, files, threads=threads) if self.deep else None
+
+    def band_statistics(self, *, value_range: ValueRange | None, threads: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """See Source.band_statistics; of the training images, where the bands are no colours."""
+        if self.channels in (1, 3):
+            return self.mean, self.std
+        files = next(iter(self.files.values()))
+        return measure_bands(self.root, files, channels=self.channels, value_range=value_range, threads=threads)
 
     def class_counts(self) -> tuple[int, ...]:
         """See Source.class_counts; files that turn out to be unreadable are counted."""
@@ -44,32 +79,34 @@ class FolderSource(Source):
 
 
 def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
-    """Lists a folder; no image is decoded.
+    """List a folder; no image is decoded.
 
-    A side is drawn from a hash of the file's path relative to `path`, so it does not change when others are added.
-    Raises ValueError for a folder that is not there, has no files in class folders or one class only, and for a
-    class that only the validation or test images have.
+    A side is drawn from a hash of the file's path relative to `path`, so it does not change when others are added; but
+    every class has at least one training image. Raises ValueError for a folder that is not there, has no files in class
+    folders or one class only, for a class that only the validation or test images have, and for a name that is no UTF-8.
     """
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; give a folder of images or a named set")
-    found = _listed(path)
+    found, notes = _listed(path)
     if not found:
-        loose = any(_is_of_interest(entry.name) and entry.is_file() for entry in path.iterdir())
+        loose = any(not entry.is_dir() for entry in entries(path))
         what = "its files stand outside of class folders" if loose else "it is empty"
         raise ValueError(
             f"{path} has no images in class folders: {what}; put the images of each class into a folder of its own"
         )
     names = sorted({name for listed in found.values() for _, name in listed}, key=natural)
-    taught = {name for _, name in found.get("train", [])} or set(names)
+    for name in names:
+        require_utf8(path, name)
+    trained = {name for _, name in found.get("train", [])} or set(names)
     for split, listed in found.items():
-        if unknown := sorted({name for _, name in listed} - taught, key=natural):
+        if unknown := sorted({name for _, name in listed} - trained, key=natural):
             raise ValueError(f'{path}: class "{unknown[0]}" is in {split} but not in train; add images to train or remove it')
     if len(names) < 2:
         raise ValueError(f'{path} has one class only, "{names[0]}"; training needs at least two class folders')
     if "train" in found and "val" not in found and val_fraction:
-        sides = [is_held_out(file, val_fraction) for file, _ in found["train"]]
-        found["val"] = [item for item, held_out in zip(found["train"], sides, strict=True) if held_out]
-        found["train"] = [item for item, held_out in zip(found["train"], sides, strict=True) if not held_out]
+        held_out = held_out_files([(file, {name}) for file, name in found["train"]], val_fraction)
+        found["val"] = [item for item in found["train"] if item[0] in held_out]
+        found["train"] = [item for item in found["train"] if item[0] not in held_out]
     label = {name: k for k, name in enumerate(names)}
     files: dict[SplitName, tuple[Listed, ...]] = {
         split: tuple(Listed(file, label[name]) for file, name in found[split])
@@ -82,91 +119,101 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
         img_size=None,
         **pixels_of(path, [item for side in files.values() for item in side]),
         splits=tuple(files),
+        notes=tuple(notes),
         root=path,
         files=files,
     )
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts "class2" before "class10"."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part] + [(2, 0, name)]
+def require_utf8(root: Path, name: str) -> None:
+    """Raises ValueError for the name of a class that can't be written into the run's files."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise ValueError(f"{root}: the name of class folder {shown} is no UTF-8; rename it") from None
 
 
-def side_of(file: str) -> SplitName:
-    """The side that a file stands on where nothing says it: a hash of its path."""
-    u = stable_fraction(file)
-    return "train" if u < TRAIN_SHARE else "val" if u < TRAIN_SHARE + VAL_SHARE else "test"
+def split_without_folders(files: list[tuple[str, set[str]]]) -> dict[str, SplitName]:
+    """The side of each file, given with its labels, where nothing says it: by a hash of its path.
+
+    A label that would have no training image gets the one whose hash is nearest to that side.
+    """
+    sides: dict[str, SplitName] = {}
+    for file, _ in files:
+        u = stable_fraction(file)
+        sides[file] = "train" if u < TRAIN_SHARE else "val" if u < TRAIN_SHARE + VAL_SHARE else "test"
+    trained = set().union(*(labels for file, labels in files if sides[file] == "train"))
+    for file, labels in sorted(files, key=lambda item: stable_fraction(item[0])):
+        if labels - trained:
+            sides[file] = "train"
+            trained |= labels
+    return sides
 
 
-def is_held_out(file: str, val_fraction: float) -> bool:
-    """Whether a training image is one for validation where there are none."""
-    return stable_fraction(file) < val_fraction
+def held_out_files(files: list[tuple[str, set[str]]], val_fraction: float) -> set[str]:
+    """Training files, given with their labels, to hold out for validation where there is none: by a hash of their paths.
+
+    At least one file of each label stays in training.
+    """
+    held_out = {file for file, _ in files if stable_fraction(file) < val_fraction}
+    kept = set().union(*(labels for file, labels in files if file not in held_out))
+    for file, labels in sorted(files, key=lambda item: -stable_fraction(item[0])):
+        if file in held_out and labels - kept:
+            held_out.remove(file)
+            kept |= labels
+    return held_out
 
 
 def pixels_of(root: Path, files: list[Listed]) -> dict[str, Any]:
-    """Channels, mean and deviation of photographs, all grey or not."""
-    if _is_grey(root, files):
-        return {"channels": 1, "mean": (0.449,), "std": (0.226,)}  # the luma of ImageNet's mean and deviation
-    return {"channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-
-
-def _listed(root: Path) -> dict[SplitName, list[tuple[str, str]]]:
-    """(path relative to root, class) of every file in a class folder, by split."""
-    folders = {entry.name: entry for entry in _entries(root) if entry.is_dir()}
-    splits = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
-    splits = {name: split for name, split in splits.items() if any(entry.is_dir() for entry in _entries(root / name))}
-    found: dict[SplitName, list[tuple[str, str]]] = {}
-    if splits:  # a folder "train" without folders in it is a class: pictures of trains
-        for name, split in sorted(splits.items()):
-            if split in found:
-                raise ValueError(f"{root} has two folders of {split} images, {' and '.join(sorted(splits))}; keep one")
-            classes = [entry.name for entry in _entries(root / name) if entry.is_dir()]
-            found[split] = [(file, k) for k in classes for file in _files(root, f"{name}/{k}")]
-            if split == "train" and (empty := set(classes) - {k for _, k in found[split]}) and found[split]:
-                raise ValueError(f"{root / name / min(empty)} holds no files; add images of this class or remove the folder")
-    else:
-        for name in folders:
-            for file in _files(root, name):
-                found.setdefault(side_of(file), []).append((file, name))
-    return {split: files for split, files in found.items() if files}
-
-
-def _files(root: Path, folder: str) -> Iterator[str]:
-    """Paths relative to root of the files under a folder, at any depth, sorted; links are followed, but never in a ring."""
-    seen: set[tuple[int, int]] = set()
-
-    def walk(folder: str) -> Iterator[str]:
-        status = (root / folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        for entry in _entries(root / folder):
-            path = f"{folder}/{entry.name}"
-            if entry.is_dir():
-                yield from walk(path)
-            else:
-                yield path
-
-    return walk(folder)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if _is_of_interest(entry.name)), key=lambda entry: natural(entry.name))
-
-
-def _is_of_interest(name: str) -> bool:
-    """Whether a file or folder is none of those that systems leave about."""
-    return not name.startswith(".") and name.lower() not in LITTER
-
-
-def _is_grey(root: Path, files: list[Listed]) -> bool:
-    """Whether the images are grey, judged by some that stand far apart."""
-    modes = set()
+    """Channels, mean and deviation of images, and whether they have more than 8 bits, judged by some that stand far apart."""
+    headers = []
     for file in files[:: max(1, len(files) // _PEEK)][:_PEEK]:
         try:
-            modes.add(read_header(root / file.path).mode)
+            headers.append(read_header(root / file.path))
         except BadImage:
             continue
-    return bool(modes) and modes <= set(GREY_MODES)
+    deep = any(header.bits > 8 for header in headers)
+    bands = Counter(header.bands for header in headers)
+    if bands.keys() == {1}:
+        return {"channels": 1, "mean": (0.449,), "std": (0.226,), "deep": deep}  # the luma of ImageNet's mean and deviation
+    if bands.keys() <= {1, 3}:
+        return {"channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "deep": deep}
+    channels = max(bands, key=lambda count: (bands[count], count))
+    if channels in (1, 3):
+        return {"channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "deep": deep}
+    return {"channels": channels, "mean": (0.5,) * channels, "std": (0.25,) * channels, "deep": deep}
+
+
+def _listed(root: Path) -> tuple[dict[SplitName, list[tuple[str, str]]], list[str]]:
+    """(path relative to root, class) of every file in a class folder, by split; and how the folder was read."""
+    splits, notes = find_splits(root), list[str]()
+    found: dict[SplitName, list[tuple[str, str]]] = {}
+    tops = list(splits.folders.values()) or [""]
+    for split, folder in splits.folders.items():
+        classes = [(f"{folder}/{name}", composed(name)) for name in folders(root / folder)]
+        found[split] = _in_classes(root, classes, complete=split == "train")
+    if splits.folders and not splits.plain:
+        notes.append(str(splits))
+    if not splits.folders:
+        files = _in_classes(root, [(name, composed(name)) for name in folders(root)], complete=True)
+        sides = split_without_folders([(file, {name}) for file, name in files])
+        for file, name in files:
+            found.setdefault(sides[file], []).append((file, name))
+    inside = [
+        f"{top}/{entry.name}" if top else entry.name for top in tops for entry in entries(root / top) if not entry.is_dir()
+    ]
+    if loose := [file for file in inside if is_image_name(file)]:
+        some = ", ".join(loose[:_SHOWN]) + (", …" if len(loose) > _SHOWN else "")
+        notes.append(f"not used: {len(loose)} image{'s' * (len(loose) > 1)} outside of class folders ({some})")
+    return {split: files for split, files in found.items() if files}, notes
+
+
+def _in_classes(root: Path, classes: list[tuple[str, str]], *, complete: bool) -> list[tuple[str, str]]:
+    """(path, class) of the files in class folders. Raises ValueError, if they have to be `complete`, for an empty one."""
+    found = [(file, name) for folder, name in classes for file in files_under(root, folder)]
+    empty = {name for _, name in classes} - {name for _, name in found}
+    if complete and empty and found:
+        folder = next(folder for folder, name in classes if name in empty)
+        raise ValueError(f"{root / folder} holds no files; add images of this class or remove the folder")
+    return found

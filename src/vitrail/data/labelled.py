@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -17,7 +18,9 @@ from torch import Tensor
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.dataset import Split, SplitName
 from vitrail.data.files import Listed
-from vitrail.data.folder import SPLIT_FOLDERS, FolderSource, is_held_out, natural, pixels_of, side_of
+from vitrail.data.folder import FolderSource, held_out_files, pixels_of, split_without_folders
+from vitrail.data.listing import composed, natural
+from vitrail.data.splits import split_of
 
 TABLE = "labels.csv"
 PATH, LABELS, SPLIT = "path", "labels", "split"
@@ -41,6 +44,14 @@ class LabelledSource(FolderSource):
         images.multi_hot = self.multi_hot[images.labels]
         images.labels = torch.full_like(images.labels, -1)
         return images
+
+    def check_classes(self, images: Split) -> None:
+        """Raises ValueError for a label none of whose training images can be read; `label` of an image is its row here."""
+        listed = self.multi_hot[[file.label for file in self.files["train"]]].any(0)
+        if lost := (listed & ~self.multi_hot[images.labels].any(0)).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f'{self.root / TABLE}: label "{self.classes[lost[0]]}" has no readable training image; add some, or remove it'
+            )
 
     def class_counts(self) -> tuple[int, ...]:
         """Training images that have each label, also those that turn out to be unreadable."""
@@ -68,7 +79,7 @@ def open_labelled(root: Path, *, val_fraction: float) -> LabelledSource:
     line for one that is not as it should be, and for a label that only the validation or test images have.
     """
     table = root / TABLE
-    rows = read_table(table)
+    rows, notes = read_table(table)
     names = sorted({name for row in rows for name in row.labels}, key=natural)
     if not names:
         what = "labels" if rows else "images"
@@ -80,12 +91,14 @@ def open_labelled(root: Path, *, val_fraction: float) -> LabelledSource:
     rank = {name: k for k, name in enumerate(names)}
     multi_hot = torch.zeros(len(rows), len(names), dtype=torch.bool)
     sides: dict[SplitName, list[Listed]] = {"train": [], "val": [], "test": []}
+    drawn = split_without_folders([(row.path, set(row.labels)) for row in rows if row.split is None])
     for at, row in enumerate(rows):
         multi_hot[at, [rank[name] for name in row.labels]] = True
-        sides[row.split or side_of(row.path)].append(Listed(row.path, at))
+        sides[row.split or drawn[row.path]].append(Listed(on_disk(root, row.path), at))
     if not sides["val"]:
-        sides["val"] = [file for file in sides["train"] if is_held_out(file.path, val_fraction)]
-        sides["train"] = [file for file in sides["train"] if not is_held_out(file.path, val_fraction)]
+        held_out = held_out_files([(file.path, set(rows[file.label].labels)) for file in sides["train"]], val_fraction)
+        sides["val"] = [file for file in sides["train"] if file.path in held_out]
+        sides["train"] = [file for file in sides["train"] if file.path not in held_out]
     files = {split: tuple(listed) for split, listed in sides.items() if listed}
     return LabelledSource(
         name=root.resolve().name,
@@ -94,10 +107,17 @@ def open_labelled(root: Path, *, val_fraction: float) -> LabelledSource:
         **pixels_of(root, [file for listed in files.values() for file in listed]),
         splits=tuple(files),
         multi_label=True,
+        notes=tuple(notes),
         root=root,
         files=files,
         multi_hot=multi_hot,
     )
+
+
+def on_disk(root: Path, path: str) -> str:
+    """The path as the disk spells it: a table may have "é" as one character, and the file's name as two, or the reverse."""
+    spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    return next((spelling for spelling in spellings if (root / spelling).exists()), path)
 
 
 def is_labelled(table: Path) -> bool:
@@ -114,43 +134,59 @@ def columns(table: Path) -> tuple[str, ...]:
         return ()
 
 
-def read_table(table: Path) -> list[Row]:
-    """The lines of a table of labels. Raises ValueError for the first that is not as it should be."""
+def read_table(table: Path) -> tuple[list[Row], list[str]]:
+    """Read the lines of a table of labels, and say which of its columns are not used.
+
+    Raises ValueError for the first line that is not as it should be.
+    """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
+            lines = csv.reader(file, strict=True)  # a quote that is never closed would swallow lines
             header = [name.strip().lower() for name in next(lines, ())]
-            rows = [_row(table, lines.line_num, dict(zip(header, line, strict=False))) for line in lines if any(line)]
+            if twice := [name for name in (PATH, LABELS, SPLIT) if header.count(name) > 1]:
+                raise ValueError(f'{table} has two columns "{twice[0]}"; keep one')
+            rows = [_row(table, lines.line_num, header, line) for line in lines if any(map(str.strip, line))]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table} can't be read ({error}); save it as CSV in UTF-8") from None
+        where = f"{table}, line {lines.line_num}," if isinstance(error, csv.Error) else str(table)
+        raise ValueError(f"{where} can't be read ({error}); save it as CSV in UTF-8") from None
     first: dict[str, Row] = {}
     for row in rows:
-        if row.path in first:
-            twice = f"{table}, line {row.line}: {row.path} stands on line {first[row.path].line} too"
-            raise ValueError(f'{twice}; keep one line an image, its labels with ";" between')
-        first[row.path] = row
+        if (same := composed(row.path)) in first:
+            twice_in = f"{table}, line {row.line}: {row.path} stands on line {first[same].line} too"
+            raise ValueError(f'{twice_in}; keep one line an image, its labels with ";" between')
+        first[same] = row
         if (row.split is None) != (rows[0].split is None):
-            line = row.line if row.split is None else rows[0].line
+            line_of = row.line if row.split is None else rows[0].line
             raise ValueError(
-                f"{table}, line {line}: there is no split, and other lines have one; fill it in, or leave the column out"
+                f"{table}, line {line_of}: there is no split, and other lines have one; fill it in, or leave the column out"
             )
-    return rows
+    others = [name for name in header if name not in ("", PATH, LABELS, SPLIT)]
+    return rows, [f"not used: the columns {', '.join(others)} of {table.name}"] if others else []
 
 
-def _row(table: Path, line: int, cells: Mapping[str, str]) -> Row:
-    """One line's cells, looked through."""
+def _row(table: Path, line: int, header: Sequence[str], values: Sequence[str]) -> Row:
+    """One line's cells, checked."""
     here = f"{table}, line {line}:"
+    if len(values) > len(header):
+        extra = ", ".join(values[len(header) :])
+        raise ValueError(
+            f'{here} there are more cells than in the header ("{extra}" has no column); write the labels of an image '
+            'in one cell, with ";" between, and quote a cell that holds a comma'
+        )
+    if "" in header and any(value.strip() for name, value in zip(header, values, strict=False) if not name):
+        raise ValueError(f"{here} there is a cell in a column without a name; name the column, or clear it")
+    cells = dict(zip(header, values, strict=False))
     if PATH not in cells or LABELS not in cells:
         raise ValueError(
             f"{here} there are fewer cells than in the header; write path,labels, and nothing behind the comma for none"
         )
     path = PurePosixPath(cells[PATH].strip().replace("\\", "/"))  # a table may have been written on Windows
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if path.is_absolute() or ".." in path.parts or not path.parts or not str(path).isprintable():
         raise ValueError(
             f'{here} path "{cells[PATH]}" does not lead to a file in the folder; write it relative to {table.parent}'
         )
     side = cells.get(SPLIT, "").strip().lower()
-    if side and side not in SPLIT_FOLDERS:
+    if side and split_of(side) is None:
         raise ValueError(f'{here} split "{side}" is none of train, val, test')
-    labels = dict.fromkeys(label.strip() for label in cells[LABELS].split(";"))
-    return Row(line, str(path), tuple(label for label in labels if label), SPLIT_FOLDERS[side] if side else None)
+    labels = dict.fromkeys(composed(label.strip()) for label in cells[LABELS].split(";"))
+    return Row(line, str(path), tuple(label for label in labels if label), split_of(side))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 from vitrail.config import nearest
 from vitrail.data.dataset import Skipped, Source, Split, SplitName
 from vitrail.data.folder import open_folder
-from vitrail.data.labelled import TABLE, columns, is_labelled, open_labelled
+from vitrail.data.labelled import LABELS, PATH, TABLE, columns, is_labelled, open_labelled
 from vitrail.data.named import NAMED, data_folder, open_named
+from vitrail.text import printable_errors
 
 __all__ = ["NAMES", "Skipped", "Source", "Split", "SplitName", "open_source"]
 
 NAMES = (*NAMED, "imagenet")
 
 
+@printable_errors()
 def open_source(path: str, *, val_fraction: float = 0.1) -> Source:
     """The data set behind a name or a path; a named set is downloaded if it is nowhere on this machine.
 
@@ -34,18 +38,19 @@ def open_source(path: str, *, val_fraction: float = 0.1) -> Source:
 def _opened(folder: Path, *, val_fraction: float) -> Source:
     """A folder as its labels.csv has it, or with a folder per class."""
     table = folder / TABLE
-    if table.is_file() and is_labelled(table):
-        return open_labelled(folder, val_fraction=val_fraction)
-    try:
+    if not table.is_file():
         return open_folder(folder, val_fraction=val_fraction)
+    if is_labelled(table):
+        return open_labelled(folder, val_fraction=val_fraction)
+    seen, wanted = columns(table), f"for several labels an image name two of them {PATH} and {LABELS}, with commas between"
+    if len(seen) == 1 and {PATH, LABELS} <= set(re.split(r"[;\t|]", seen[0])):
+        raise ValueError(f"{table} has the columns {seen[0]}; {wanted}")
+    try:
+        source = open_folder(folder, val_fraction=val_fraction)
     except ValueError as error:
-        if not table.is_file():
-            raise
-        seen = ", ".join(columns(table)) or "none that can be read"
-        raise ValueError(
-            f"{table} has the columns {seen}; for several labels an image name two of them path and labels, "
-            f"with commas between ({error})"
-        ) from None
+        raise ValueError(f"{table} has the columns {', '.join(seen) or 'none that can be read'}; {wanted} ({error})") from None
+    note = f"not used: {TABLE}, whose columns are {', '.join(seen) or 'none that can be read'}; {wanted}"
+    return dataclasses.replace(source, notes=(*source.notes, note))
 
 
 def _imagenet() -> Path:

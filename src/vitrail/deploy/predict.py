@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +22,18 @@ from torch import Tensor
 from vitrail import weights
 from vitrail.data.augment import normalise
 from vitrail.data.decode import BadImage, eval_view
+from vitrail.data.labelled import TABLE
+from vitrail.data.listing import files_under
 from vitrail.models.device import pick_device
 
 Picture = str | Path | Image.Image | NDArray[Any]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-"""What counts as an image inside a folder; a file that is named is tried whatever its suffix."""
-
 THRESHOLD = 0.5
 """From this probability on an image has a label, where it may have any number of them."""
+
+
+NOT_FINITE = "the model's output for it is not finite, so it has no label; look whether the weights are finite"
+"""Why an image that was read has no label."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,12 @@ class Prediction:
     path: str
     """The path that was given; "#3" for the fourth picture that came without one."""
     label: str | None
-    """The most probable class; None for an image that could not be read."""
+    """The most probable class; None where there is an error."""
     probability: float | None
     top: tuple[tuple[str, float], ...]
     """The most probable classes with their probabilities, falling."""
     error: str | None = None
-    """Why the image could not be read."""
+    """Why there is no label: the image could not be read, or the model's output is not finite."""
     labels: tuple[tuple[str, float], ...] | None = None
     """Of a model for images with any number of labels: those whose probability is at least 0.5, falling. None of another."""
 
@@ -104,10 +108,12 @@ class Predictor:
     def probabilities(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """The probability of every class, on the CPU, for images that already are evaluation views.
 
-        They sum to one, but where an image may have any number of the classes.
+        They sum to one, but where an image may have any number of the classes. All of an image are NaN where the model's
+        output for it is not finite.
         """
-        logits: Tensor = self.model(normalise(images.to(self.device), self.preprocessing))  # (B, K)
-        return (logits.float().sigmoid() if self.multi_label else logits.float().softmax(dim=-1)).cpu()
+        logits: Tensor = self.model(normalise(images.to(self.device), self.preprocessing)).float()  # (B, K)
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
+        return probabilities.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), math.nan).cpu()
 
     def _view(self, image: Picture) -> UInt8[Tensor, "C H W"] | str:
         """The evaluation view, or the reason why there is none."""
@@ -117,6 +123,8 @@ class Predictor:
             return str(error)
 
     def _named(self, name: str, row: Float[Tensor, " K"], top: int) -> Prediction:
+        if row.isnan().any():
+            return self._unread(name, NOT_FINITE)
         values, order = row.topk(min(top, len(row)))
         best = tuple((self.classes[k], p) for k, p in zip(order.tolist(), values.tolist(), strict=True))
         if not self.multi_label:
@@ -129,20 +137,19 @@ class Predictor:
 
 
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The images that paths name: a file stands for itself, a folder for every image in it and in its folders, in
-    order, but for hidden ones.
+    """The images that paths name: a file stands for itself, a folder for every file in it and in its folders.
 
-    Raises ValueError for a folder without images.
+    A folder is listed as for training: whatever its suffix a file is tried, and links are followed; hidden files and what
+    Vitrail wrote are left out, and so is the folder's labels.csv. Raises ValueError for a folder without files.
     """
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
-        inside = sorted(inner.relative_to(path) for inner in path.rglob("*") if inner.suffix.lower() in SUFFIXES)
-        found = [path / inner for inner in inside if not any(part.startswith(".") for part in inner.parts)]
+        found = [inner for inner in files_under(path) if inner != TABLE]
         if not found:
-            raise ValueError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))}); name a folder or a file that does")
-        yield from (inner for inner in found if inner.is_file())
+            raise ValueError(f"{path} holds no files; name a folder or a file that does")
+        yield from (path / inner for inner in found)
 
 
 def _name(image: Picture, position: int) -> str:

@@ -16,6 +16,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from vitrail.evaluate.metrics import Evaluation
+from vitrail.text import printable
 
 _COUNTED = 20  # up to this many classes, each cell carries its count
 _NAMED = 120  # up to this many classes, each row and column carries its name
@@ -123,6 +124,6 @@ def _list_mistakes(
 
 def _shortened(names: Sequence[str]) -> list[str]:
     """Names that fit: the middle gives way, for names differ at both ends; where two become one, each gets its number."""
-    half = (_NAME_LENGTH - 1) // 2
+    half, names = (_NAME_LENGTH - 1) // 2, [printable(name) for name in names]
     short = [name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1 - half]}…{name[-half:]}" for name in names]
     return short if len(set(short)) == len(short) else [f"{index} {name}" for index, name in enumerate(short)]

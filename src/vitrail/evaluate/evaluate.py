@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from vitrail.config import Preprocessing
@@ -77,6 +78,7 @@ def evaluate(
     if not judged:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
     each, labels = zip(*judged, strict=True)
+    require_finite(torch.cat([one.nll for one in each]).isfinite())
     return summarise(Judged(*map(torch.cat, zip(*each, strict=True))), torch.cat(labels), classes=classes)
 
 
@@ -111,7 +113,17 @@ def evaluate_labels(
     )
     nothing = torch.empty(0, len(classes))
     logits, targets = zip((nothing, nothing), *(one for part in among.gather(own) for one in part), strict=True)
+    require_finite(torch.cat(logits).isfinite().all(1))
     return score_labels(torch.cat(logits), torch.cat(targets) > 0, classes=classes)
+
+
+def require_finite(finite: Bool[Tensor, " N"]) -> None:
+    """Raises ValueError where the model's output for some image is no number: to score it as some class would be a lie."""
+    if wrong := int((~finite).sum()):
+        raise ValueError(
+            f"the model's output is not finite for {wrong:,} of {len(finite):,} images, so there is no score; "
+            "use fp32, or look whether the weights are finite"
+        )
 
 
 def save_evaluation(scores: Scores, folder: Path, *, data: str, split: str) -> tuple[Path, ...]:
@@ -119,7 +131,7 @@ def save_evaluation(scores: Scores, folder: Path, *, data: str, split: str) -> t
     numbers = {"data": data, "split": split, **scores.to_dict()}
     path, draft = folder / "evaluation.json", folder / "evaluation.json.part"
     pictures = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
-    draft.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     put(draft, path)
     return (path, *pictures)
 

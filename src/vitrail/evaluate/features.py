@@ -18,7 +18,6 @@ from jaxtyping import Float, Int64
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitrail.config import Preprocessing, ViTConfig
@@ -29,6 +28,7 @@ from vitrail.data.named import cache_home
 from vitrail.evaluate.evaluate import in_eval_mode
 from vitrail.models import ViT
 from vitrail.models.baseline import Baseline, BaselineConfig
+from vitrail.weights.run_folder import save_tensors
 
 KEPT_BYTES = 4e9
 """Of features on disk in all; beyond it, those that nobody has asked for longest are removed."""
@@ -194,7 +194,7 @@ def _keep(embeddings: Float[Tensor, "N E"], path: Path) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({_TENSOR: embeddings}, draft, metadata={_HASH: hashlib.sha256(_bytes(embeddings)).hexdigest()})
+        save_tensors({_TENSOR: embeddings}, draft, metadata={_HASH: hashlib.sha256(_bytes(embeddings)).hexdigest()})
         os.replace(draft, path)
         _make_room(path.parent)
     except (OSError, SafetensorError) as error:

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.config import Pair
+from vitrail.text import printable
 
 ALPHA = 0.85
 """Of the colours at the highest value."""
@@ -369,8 +370,8 @@ def wrapped(text: str, *, width: int, most: int | None = None, weight: str = "no
 
 
 def legible(text: str) -> str:
-    """Words that can be drawn: a file's name may hold bytes that are no letters, and "?" stands for each."""
-    return text.encode("utf-8", "replace").decode()
+    """Words that can be drawn: what is no letter in a file's name shows as its escape."""
+    return printable(text, lines=True)
 
 
 def _broken(word: str, width: int, weight: str) -> Iterator[str]:

@@ -76,7 +76,15 @@ class Scene:
         return self.model.prefix_tokens + y // self.patch[0] * self.grid[1] + x // self.patch[1]
 
     def targets(self, target: Target, logits: Float[Tensor, "B K"]) -> Int64[Tensor, " B"]:
-        """The class that is meant for each image, as a number. Raises ValueError for one that the model has not."""
+        """The class that is meant for each image, as a number.
+
+        Raises ValueError for one that the model has not, and for logits that are not finite: they speak for no class.
+        """
+        if wrong := int((~logits.isfinite().all(dim=1)).sum()):
+            raise ValueError(
+                f"the model's output is not finite for {wrong} of {len(logits)} images, so it speaks for no class; "
+                "look whether the weights are finite"
+            )
         if target is None:
             return logits.argmax(dim=1)
         each = [target] * len(logits) if isinstance(target, int | str) else list(target)

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitrail.config import Pair
-from vitrail.data.decode import Picture, decode
+from vitrail.data.decode import Picture, decode, decode_planes, read_bands, read_header, to_tensor
 from vitrail.explain import draw
 from vitrail.explain.inputs import Scene, joined
 
@@ -141,7 +141,12 @@ class Maps:
 def opened(image: Picture) -> Image.Image:
     """A picture in memory, upright. Raises BadImage for a file that is none, and ValueError for such an array."""
     if isinstance(image, str | Path | bytes):
-        return decode(image, channels=3)
+        header = read_header(image)
+        if header.bits == 8 and header.bands in (1, 3):
+            return decode(image, channels=3)
+        bands = read_bands(image)
+        ends = None if bands is None else bands.extremes()
+        return draw.picture(to_tensor(*decode_planes(image, channels=header.bands, value_range=ends)))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
             raise ValueError(

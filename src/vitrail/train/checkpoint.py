@@ -26,14 +26,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from vitrail.train.distributed import ALONE, Ended, World, in_parts, is_sharded
 from vitrail.train.optim import Optimizers
 from vitrail.train.step import Ema
-from vitrail.weights.run_folder import sha256, sync
+from vitrail.weights.run_folder import save_tensors, sha256, sync
 
 STATE, SUMS, PARTS = "state.json", "SHA256SUMS", ".metadata"
 HASHING_THREADS = 4
@@ -79,14 +79,14 @@ def save(
         for part in ("model", "ema", "optimizer"):
             own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
             if own or part != "ema":
-                save_file({name: value.contiguous() for name, value in own.items()}, draft / f"{part}.safetensors")
+                save_tensors(own, draft / f"{part}.safetensors")
 
     def end() -> None:
         if is_sharded(model):
             from vitrail.train import parts
 
             parts.require_all(draft)
-        (draft / STATE).write_text(json.dumps(state))
+        (draft / STATE).write_text(json.dumps(state, allow_nan=False))
         (draft / SUMS).write_bytes(sums(draft))
         for path in (*draft.iterdir(), draft):
             sync(path)

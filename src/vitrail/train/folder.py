@@ -14,6 +14,8 @@ from typing import Any
 
 from vitrail.config import Settings
 from vitrail.data.dataset import Split
+from vitrail.data.listing import LOCK
+from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World
@@ -21,8 +23,6 @@ from vitrail.weights.run_folder import SETTINGS, put, sha256
 
 CALL = "call.json"
 """What was asked for when a run began; `resume="auto"` compares it."""
-LOCK = ".lock"
-"""Locked by the process that trains in the folder; the system unlocks it however that ends."""
 BEGUN = frozenset({CALL, LOCK, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json"})
 """Files that a run has written when it comes to its first checkpoint."""
 OUTCOMES = ("model.safetensors", "evaluation.json")
@@ -49,6 +49,7 @@ def free_folder(out: str | Path | None, data: str) -> Path:
 @contextlib.contextmanager
 def new_folder(folder: Path, processes: World = ALONE) -> Iterator[None]:
     """Makes the run's folder; it goes again if training fails before anything of worth came into it."""
+    above = folder.parent.exists()
     processes.on_first(lambda: folder.mkdir(parents=True))
     try:
         with locked(folder, processes):
@@ -57,6 +58,9 @@ def new_folder(folder: Path, processes: World = ALONE) -> Iterator[None]:
         worth = checkpoint.complete(folder / "checkpoints") or any((folder / name).exists() for name in WORTH)
         if processes.first and not worth:
             shutil.rmtree(folder, ignore_errors=True)
+            if not above:  # an empty runs/ among the class folders would be one of them
+                with contextlib.suppress(OSError):
+                    folder.parent.rmdir()
         raise
 
 
@@ -156,7 +160,10 @@ def write_skipped(folder: Path, *splits: Split) -> int:
     """skipped.txt: each file that was left out, and why; no file where none was. Returns how many there are."""
     items = {item.path: item.reason for split in splits for item in split.skipped}
     if items:
-        write_whole(folder / "skipped.txt", "".join(f"{path}\t{reason}\n" for path, reason in sorted(items.items())))
+        write_whole(
+            folder / "skipped.txt",
+            "".join(f"{printable(path)}\t{printable(reason)}\n" for path, reason in sorted(items.items())),
+        )
     return len(items)
 
 

@@ -24,8 +24,10 @@ from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batche
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.models import Baseline, ViT
+from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train.distributed import ALONE, Ended, World, own_part
+from vitrail.train.notes import long_warmup
 from vitrail.train.objectives import target_smoothing
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
@@ -110,7 +112,9 @@ class Loop:
 
                 now = time.perf_counter()
                 images_per_s = rate.add(len(batch) * self.world.size)
-                self.pace.advance(self.step, *self.world.greatest(now - start))
+                fitted = self.pace.advance(self.step, *self.world.greatest(now - start))
+                if fitted and len(self.pace.fits) == 1 and (line := long_warmup(cfg.optim.warmup, self.pace.total)):
+                    self.display.say(f"note: {line}")
                 last = self.pace.finished(self.step)
                 if now - logged >= LOG_EVERY_S or last:
                     logged = now
@@ -230,7 +234,7 @@ class Loop:
         names = [name for part in self.world.gather(own) for name in part]
         if not self.world.first:
             raise Ended(f"{broken[0]} is no number")
-        (self.folder / "bad_batch.txt").write_text("\n".join(names) + "\n", encoding="utf-8", errors="surrogateescape")
+        (self.folder / "bad_batch.txt").write_text("\n".join(map(printable, names)) + "\n", encoding="utf-8")
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(
             f"{broken[0]} is {losses[broken[0]].item()} at step {self.step} "

@@ -113,6 +113,13 @@ def of_a_teacher(settings: Settings) -> dict[str, bool]:
     }
 
 
+def long_warmup(warmup: float, steps: int | None) -> str | None:
+    """A line for a warm-up, in steps, that the run never gets to the end of; None where it does."""
+    if steps is None or warmup < 1 or warmup < steps:
+        return None
+    return f"optim.warmup {warmup:g} steps is longer than the run of {steps:,}: the learning rate never reaches optim.lr"
+
+
 def consequences(settings: Settings) -> list[str]:
     """What settings do beside each other that one may not expect."""
     train, optim, model, notes = settings.train, settings.optim, settings.model, []

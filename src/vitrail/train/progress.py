@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from vitrail.console import PlainConsole
+from vitrail.text import printable
 
 LINES = 20
 """Lines that a whole run prints where the output is no terminal."""
@@ -36,8 +40,9 @@ class Metrics:
         self._board = tensorboard(folder)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """One line; null for a number that is not finite, which JSON does not have."""
+        wrong = {name: None for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **values, **wrong}, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
@@ -83,7 +88,7 @@ class Display:
     """A live bar with what is left, loss, accuracy and images/s; every now and then a line where that can't be shown."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or PlainConsole()
         self._live = self.console.is_terminal
         self._bar = Progress(
             BarColumn(bar_width=30),
@@ -119,7 +124,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(printable(text), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 def figure(value: float) -> str:

@@ -44,6 +44,7 @@ from vitrail.train.folder import (
 )
 from vitrail.train.ladder import apply_probe, climb, has_linear_head
 from vitrail.train.loop import Interrupt, Interrupted, Loop
+from vitrail.train.notes import long_warmup
 from vitrail.train.objectives import answers, build_objective
 from vitrail.train.optim import build_optimizers, group_table
 from vitrail.train.pace import Pace
@@ -185,13 +186,14 @@ def prepare(
     torch.manual_seed(cfg.seed)
     model = model_for(settings.model, begin=begin).to(device)
     if model.receipt is not None:
-        display.say(str(model.receipt))
+        for line in str(model.receipt).split("\n"):
+            display.say(line)
     model.preprocessing, model.classes, model.multi_label = images, source.classes, source.multi_label
     model.checkpointing = cfg.checkpointing
     together = f" · {processes.size} processes" if processes.size > 1 else ""
     display.say(
         f"{source.name}: {len(split):,} training images, {len(source.classes)} classes · "
-        f"{settings.model.weights or settings.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{name_of_start(settings.model)}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{images.img_size[0]}x{images.img_size[1]} px · "
         f"{device.type}, {cfg.precision}{together}"
     )
@@ -233,6 +235,9 @@ def prepare(
         for one in [model] if mean is None else [model, mean]:
             shard(one, processes, device=device, dtype=dtype)
     optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size)
+    pace = pace_for(settings, split, asked_s=asked_s)
+    if told := long_warmup(settings.optim.warmup, pace.total):
+        display.say(f"note: {told}")
     score = None
     if len(views.get("val", ())):
         score = functools.partial(score_model, split=views["val"], device=device, dtype=dtype, processes=processes)
@@ -254,7 +259,7 @@ def prepare(
             world=processes,
         ),
         ema=None if mean is None else Ema(model, mean, cfg.ema_decay),
-        pace=pace_for(settings, split, asked_s=asked_s),
+        pace=pace,
         evaluate=score,
         metrics=Metrics(folder) if processes.first else None,
         display=display,
@@ -354,7 +359,7 @@ def climb_first(
     for line in rungs.lines():
         display.say(f"  {line}")
     if processes.first:
-        write_whole(folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2) + "\n")
+        write_whole(folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2, allow_nan=False) + "\n")
     stop = cfg.stop_early and not rungs.advice.finetune
     if stop or (cfg.probe_head and has_linear_head(model)):
         apply_probe(model, rungs.probe)
@@ -413,6 +418,11 @@ def put_together(model: ViT | Baseline, cfg: ModelConfig, processes: World) -> V
     complete.preprocessing, complete.receipt = model.preprocessing, model.receipt
     complete.classes, complete.multi_label = model.classes, model.multi_label
     return complete.eval()
+
+
+def name_of_start(cfg: ModelConfig) -> str:
+    """The model's name and what its weights start from."""
+    return cfg.name if cfg.weights in (None, SCRATCH) else f"{cfg.name} from {cfg.weights}"
 
 
 def model_for(cfg: ModelConfig, *, begin: bool) -> ViT | Baseline:

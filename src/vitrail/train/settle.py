@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vitrail.config import SCRATCH, Preprocessing, Settings, ViTConfig, is_baseline, name_of, pair, parse_name
+from vitrail.config import SCRATCH, DataConfig, Preprocessing, Settings, ViTConfig, is_baseline, name_of, pair, parse_name
 from vitrail.data.dataset import Source
 from vitrail.data.sources import NAMES, open_source
 from vitrail.models import Baseline, ViT, check_model
@@ -47,7 +47,7 @@ def settled(
         settings, images = fine_tuning(start, source, recipe=recipe, fitted=not told, said=asked, display=display)
     if settings.data.val_fraction != unchecked.data.val_fraction:  # the recipe's, which a resumed run takes as well
         source = open_source(where, val_fraction=settings.data.val_fraction)
-    settings = resolved(settings, source, images)
+    settings = resolved(with_values(settings, source, images, display), source, images)
     if settings.model.num_classes != len(source.classes):
         raise ValueError(
             f"model.num_classes {settings.model.num_classes} does not fit {source.name}, "
@@ -55,6 +55,8 @@ def settled(
         )
     check_model(settings.model)  # what can't be built says so before the images are read
     check_sizes(settings)
+    for line in source.notes:
+        display.say(f"note: {line}")
     for line in unused(settings, said=said, multi_label=source.multi_label):
         display.say(f"note: {line}")
     return settings
@@ -147,6 +149,32 @@ def pair_or(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else (value, value) if isinstance(value, int) else value
 
 
+def with_values(settings: Settings, source: Source, given: Preprocessing | None, display: Display) -> Settings:
+    """The settings with the values that become black and white, and the mean and deviation of bands that are no colours.
+
+    For images with more than 8 bits `data.range` auto takes what the weights were trained with, else the values in use.
+    """
+    data, threads = settings.data, settings.data.workers
+    if data.range == "auto" and given is not None and given.range is not None:
+        data = dataclasses.replace(data, range=given.range)
+    elif used := source.values_in_use(threads=threads):
+        chosen = (used.range or "full") if data.range == "auto" else data.range
+        data = dataclasses.replace(data, range=chosen)
+        ends = "the whole range of the type" if isinstance(chosen, str) else f"{chosen[0]:.6g} to {chosen[1]:.6g}"
+        display.say(f"note: {used}: {ends} becomes black to white (data.range)")
+    elif not isinstance(data.range, str):
+        display.say("note: data.range is for images with more than 8 bits, and there are none; it has no effect here")
+    if given is None and settings.model.in_channels == source.channels and not (data.mean and data.std):
+        mean, std = source.band_statistics(value_range=range_of(data), threads=threads)
+        data = dataclasses.replace(data, mean=data.mean or mean, std=data.std or std)
+    return dataclasses.replace(settings, data=data)
+
+
+def range_of(data: DataConfig) -> tuple[float, float] | None:
+    """The values that become black and white; None is the whole range of their type."""
+    return None if isinstance(data.range, str) else data.range
+
+
 def resolved(settings: Settings, source: Source, given: Preprocessing | None) -> Settings:
     """The settings with nothing left to find out: a run goes on, and is scored, as it began, wherever it is."""
     dtype = autocast_dtype(settings.train.precision, pick_device(settings.train.device))
@@ -179,10 +207,11 @@ def preprocessing_for(source: Source, settings: Settings, given: Preprocessing |
         img_size=pair(cfg.img_size), in_channels=source.channels, mean=source.mean, std=source.std, crop_pct=own
     )
     mean, std = (in_channels_of(values, cfg.in_channels) for values in (data.mean or known.mean, data.std or known.std))
-    if len(mean) != cfg.in_channels or len(std) != cfg.in_channels or cfg.in_channels not in (1, 3):
-        raise ValueError(
-            f"model.in_channels {cfg.in_channels} does not fit {source.name}, whose images have {source.channels}; use 1 or 3"
-        )
+    if not source.takes(cfg.in_channels):
+        raise ValueError(f"model.in_channels {cfg.in_channels} {source.refusal}")
+    for name, values in (("mean", data.mean), ("std", data.std)):
+        if values and len(values) not in (1, 3, cfg.in_channels):
+            raise ValueError(f"data.{name} has {len(values)} numbers, and model.in_channels is {cfg.in_channels}; give as many")
     return Preprocessing(
         img_size=pair(cfg.img_size),
         in_channels=cfg.in_channels,
@@ -191,14 +220,15 @@ def preprocessing_for(source: Source, settings: Settings, given: Preprocessing |
         crop_pct=data.crop_pct or known.crop_pct,
         crop_mode=data.crop_mode or known.crop_mode,
         interpolation=data.interpolation or known.interpolation,
+        range=range_of(data),
     )
 
 
 def in_channels_of(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Means or deviations of RGB for grey images, and of grey ones for RGB."""
+    """Means or deviations of RGB for grey images, of grey ones for RGB, and of these again for more bands."""
     if channels == 1:
         return (sum(values) / len(values),)
-    return values * channels if len(values) == 1 else values
+    return tuple(values[at % len(values)] for at in range(channels))
 
 
 def shallow(config: ViTConfig) -> dict[str, Any]:

@@ -79,6 +79,11 @@ def load_teacher(
     sees, own = net.preprocessing, preprocessing.in_channels
     if sees is None:
         raise ValueError(f'distill.teacher "{name}" does not say what happens to its images; {WAY}')
+    if sees.range not in (None, preprocessing.range):
+        raise ValueError(
+            f'distill.teacher "{name}" was trained with data.range {list(sees.range or ())}, and this run has '
+            f"{list(preprocessing.range or ())}; give that"
+        )
     if sees.in_channels != own and {sees.in_channels, own} != {1, 3}:
         raise ValueError(f'distill.teacher "{name}" takes images of {sees.in_channels} channels, and these have {own}; {WAY}')
     return Teacher(net, sees=sees, given=preprocessing).to(device)

@@ -17,14 +17,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitrail.config import Preprocessing, ViTConfig, nearest, pair
 from vitrail.models import Baseline, ViT
 from vitrail.weights.load import load
 from vitrail.weights.origins import Origin
-from vitrail.weights.run_folder import CONFIG, WEIGHTS, save_model
+from vitrail.weights.run_folder import CONFIG, WEIGHTS, save_model, save_tensors
 from vitrail.weights.targets import (
     Inexpressible,
     State,
@@ -259,7 +258,7 @@ def write(plan: Plan, path: Path, *, overwrite: bool) -> None:
         if plan.model is not None:
             save_model(plan.model, draft, data="")
         elif plan.to == "hf":
-            save_file(dict(plan.tensors), draft / WEIGHTS, metadata={"format": "pt"})
+            save_tensors(plan.tensors, draft / WEIGHTS)
         else:
             save_one(plan.tensors, draft / path.name)
         for name, content in plan.beside.items():
@@ -274,7 +273,7 @@ def write(plan: Plan, path: Path, *, overwrite: bool) -> None:
 def save_one(tensors: Mapping[str, Tensor], path: Path) -> None:
     """One file of weights, in the format that its suffix says."""
     if path.suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+        save_tensors(tensors, path)
     elif path.suffix == ".npz":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for name, value in tensors.items():  # one copy of one tensor at a time

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.config import Pair, ViTConfig, pair
+from vitrail.text import printable_errors
 from vitrail.weights.origins import Origin, Recognised
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -110,6 +111,8 @@ class Inferred:
     """The tokens before the patches that have a row in it: of cls, dist, reg."""
     assumed: tuple[str, ...]
     """What the receipt says was taken as published, since no tensor tells it."""
+    grid_source: str = ""
+    """The grid and where it comes from, for the receipt; "" for a model whose config says everything."""
 
 
 def refuse_foreign(found: Recognised) -> None:
@@ -150,11 +153,10 @@ def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Ma
     if fields["pool"] == "map" and fields["reg_tokens"] and "pool_include_prefix" not in known:
         why = "whether attention pooling looks at the registers"
         questions.append(Question("pool_include_prefix", why, (False, True)))
+    positions = positions_of(shapes, fields, facts, said, questions, class_row=origin.class_row)
     if questions:
         raise ValueError("the tensors do not tell " + "; nor ".join(map(str, questions)))
-
-    grid, placed = positions_of(shapes, fields, facts, said, assumed)
-    patch = pair(fields["patch_size"])
+    grid, placed, patch = positions.grid, positions.positions_for, pair(fields["patch_size"])
     fields |= {name: said[name] for name in ("norm_eps", "pool", "pool_include_prefix") if name in said}
     if "mlp" in said and not gated:
         fields["mlp"] = said["mlp"]
@@ -162,7 +164,7 @@ def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Ma
     fields["pos_embed"] = "learn" if "pos_embed" in shapes or origin.computes_positions else "none"
     fields["img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
     assumed += assumptions(fields, origin, config, known)
-    return Inferred(ViTConfig(**fields), grid, placed, tuple(assumed))
+    return Inferred(ViTConfig(**fields), grid, placed, tuple(assumed), f"{grid[0]}x{grid[1]} patches: {positions.source}")
 
 
 def refuse_shapes(shapes: Shapes, origin: Origin) -> None:
@@ -359,40 +361,82 @@ def assumptions(fields: Mapping[str, Any], origin: Origin, config: Mapping[str, 
     return assumed
 
 
+@dataclass(frozen=True)
+class PositionGrid:
+    """How the rows of a position embedding lie on the image."""
+
+    grid: Pair
+    positions_for: tuple[str, ...]
+    """The tokens before the patches that have a row: of cls, dist, reg."""
+    source: str
+    """Where the grid comes from, for the receipt."""
+
+
 def positions_of(
-    shapes: Shapes, fields: Mapping[str, Any], facts: Mapping[str, Any], said: Mapping[str, Any], assumed: list[str]
-) -> tuple[Pair, tuple[str, ...]]:
+    shapes: Shapes,
+    fields: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    said: Mapping[str, Any],
+    questions: list[Question],
+    *,
+    class_row: bool | None,
+) -> PositionGrid:
     """The grid of the position embedding, and which tokens before the patches have a row in it.
 
-    A grid that the file's config names comes first, then a square, then that of the image size which is asked for.
+    Rows show how many patches there are, not how they lie. So, in this order: the size that the model or its config.json
+    names, the size that is asked for, a square; each where its patches are as many as the rows. A square that leaves the
+    class token without a row is also a rectangle with one (225 rows: 15 x 15, or 14 x 16 and a class token); where neither
+    `class_row` of the origin nor a published family settles it, img_size is asked for. Raises ValueError where nothing fits.
     """
-    front = ("cls",) * fields["class_token"] + ("dist",) * fields["dist_token"]
-    possible = [front, (), front + ("reg",) * fields["reg_tokens"]]
+    prefix = ("cls",) * fields["class_token"] + ("dist",) * fields["dist_token"]
+    arrangements = list(dict.fromkeys([prefix, (), prefix + ("reg",) * fields["reg_tokens"]]))
+    if prefix and class_row is not None:
+        arrangements = [front for front in arrangements if bool(front) == class_row]
     patch = pair(fields["patch_size"])
-    grids = [
-        None if size is None else (pair(from_list(size))[0] // patch[0], pair(from_list(size))[1] // patch[1])
-        for size in (facts.get("img_size"), said.get("img_size"))
-    ]
+
+    def grid_at(size: Any, patch: Pair) -> Pair | None:
+        if size is None:
+            return None
+        height, width = pair(from_list(size))
+        return height // patch[0], width // patch[1]
+
+    named, asked = grid_at(facts.get("img_size"), patch), grid_at(said.get("img_size"), patch)
+    if said.get("patch_size") is not None:  # larger patches on a larger image: the same grid
+        asked = grid_at(said.get("img_size"), pair(from_list(said["patch_size"])))
     if "pos_embed" not in shapes:
-        return grids[1] or grids[0] or (224 // patch[0], 224 // patch[1]), front
+        source = "of img_size" if asked else "of its config" if named else "assumed, of 224 px"
+        return PositionGrid(asked or named or (224 // patch[0], 224 // patch[1]), prefix, source)
     table = shapes["pos_embed"]
     if len(table) == 4:
-        return (table[1], table[2]), ()
+        return PositionGrid((table[1], table[2]), (), "of the file's position embedding")
 
-    def fits(grid: Pair | None) -> tuple[str, ...] | None:
-        return None if grid is None else next((p for p in possible if table[-2] == grid[0] * grid[1] + len(p)), None)
+    def placed(grid: Pair) -> tuple[str, ...] | None:
+        return next((front for front in arrangements if table[-2] == grid[0] * grid[1] + len(front)), None)
 
-    squares = [(side, side) for placed in possible if (side := math.isqrt(max(0, table[-2] - len(placed))))]
-    for grid in (grids[0], *squares, grids[1]):
-        placed = fits(grid)
-        if grid is not None and placed is not None:
-            if grids[1] is not None and grids[1] != grid and fits(grids[1]) is not None:
-                assumed.append(f"the file's grid is {grid[0]}x{grid[1]}, not {grids[1][0]}x{grids[1][1]}")
-            return grid, placed
-    raise ValueError(
-        f"the position embedding has {table[-2]} rows, which make no square; give img_size=(height, width) of the model in the "
-        f"file, whose grid at patch {patch[0]} has {table[-2] - len(front)} patches, load, and change the size after that"
-    )
+    sides = [math.isqrt(max(0, table[-2] - len(front))) for front in arrangements]
+    squares = [(side, side) for side in sides if side and placed((side, side)) is not None]
+    if named and (front := placed(named)) is not None:
+        return PositionGrid(named, front, "of its own size")
+    if asked and (front := placed(asked)) is not None:
+        others = [f"{side}x{side}" for side, _ in squares if (side, side) != asked]
+        note = f", though a square of {others[0]} has as many rows" if others else ""
+        return PositionGrid(asked, front, f"of the img_size that is asked for{note}")
+    if not squares:
+        raise ValueError(
+            f"the position embedding has {table[-2]} rows, which make no square; give img_size=(height, width) of the model in "
+            f"it, whose grid at patch {patch[0]} has {table[-2] - len(prefix)} patches, load, and change the size after that"
+        )
+    grid, front = squares[0], placed(squares[0])
+    assert front is not None
+    published = fields["init_values"] is not None or fields["reg_tokens"] or fields["dist_token"]  # DeiT III, registers
+    if prefix and not front and not published and class_row is None and grid[0] > 1:
+        sizes = [(grid[0] * patch[0], grid[1] * patch[1]), ((grid[0] - 1) * patch[0], (grid[1] + 1) * patch[1])]
+        why = (
+            f"{table[-2]} rows of positions are {grid[0]}x{grid[1]} patches and no row for the class token, as in FlexiViT, "
+            f"or {table[-2] - len(prefix)} patches and one, as in {grid[0] - 1}x{grid[1] + 1}; the file's size, changed later"
+        )
+        questions.append(Question("img_size", why, tuple(sizes)))
+    return PositionGrid(grid, front, "assumed, a square: no size is in the file and none that fits is asked for")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -410,6 +454,7 @@ def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) and inner else config
 
 
+@printable_errors()
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json of timm, transformers or open_clip says that tensors do not: fields of ViTConfig.
 
@@ -424,7 +469,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
             facts = _transformers_facts(vision_of(config))
         sides = pair(facts.get("img_size", 1))
     except (TypeError, AttributeError, ZeroDivisionError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"config.json is not as its library writes it ({reason}); mend it, or leave it out") from error
     numbers = {"img_size": min(sides), "num_heads": facts.get("num_heads", 1), "norm_eps": facts.get("norm_eps", 1)}
     for name, value in numbers.items():

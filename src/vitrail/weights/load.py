@@ -21,6 +21,7 @@ from vitrail.config import Pair, ViTConfig, check_names, choices_of_a_model, con
 from vitrail.models import Baseline, ViT, create_model
 from vitrail.models.baseline import BaselineConfig
 from vitrail.models.positions import resize_patch, resize_positions, sincos_2d
+from vitrail.text import printable_errors
 from vitrail.weights import hub
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.baseline import published_baseline, trained_baseline
@@ -39,6 +40,7 @@ GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 """Classes of timm, torch and open_clip."""
 
 
+@printable_errors()
 def load(
     source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module,
     *,
@@ -187,8 +189,13 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         return next((value for value in found if isinstance(value, kind)), None)
 
     made_by_timm = first(dict, "pretrained_cfg") or {}
+    grids = (getattr(part, "grid_size", None) for part in parts)  # timm's PatchEmbed, open_clip's towers
+    patches = (getattr(part, "patch_size", None) for part in parts)
+    grid, patch = (next((pair_of(value) for value in values if pair_of(value)), None) for values in (grids, patches))
+    own_size = (grid[0] * patch[0], grid[1] * patch[1]) if grid and patch else first(int, "image_size")
     tanh = any(getattr(part, "approximate", "none") == "tanh" for part in parts)  # torch's GELU
     said = {
+        "img_size": own_size,
         "num_heads": first(int, "num_heads", "heads"),
         "global_pool": first(str, "global_pool"),
         "pool_include_prefix": first(bool, "pool_include_prefix"),
@@ -202,6 +209,14 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         "pretrained_cfg": dict(made_by_timm),
         "model_args": {name: value for name, value in said.items() if value is not None},
     }
+
+
+def pair_of(value: Any) -> Pair | None:
+    """Two whole numbers of a library's attribute, or one for both; None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
+    both = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(side, int) for side in value)
+    return (value[0], value[1]) if both else None
 
 
 def is_run(folder: Path) -> bool:
@@ -438,6 +453,7 @@ def documented(
         assumed=stored.assumed,
         notes=tuple(notes),
         preprocessing=given.source,
+        grid=stored.grid_source,
     )
     model.receipt = receipt
     if receipt.backbone_share < BACKBONE_SHARE:

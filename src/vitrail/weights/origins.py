@@ -135,6 +135,8 @@ class Origin:
     """Pattern of names that belong to it and have no part in the encoder."""
     computes_positions: bool = False
     """Its files may leave the positions out, for its code computes them."""
+    class_row: bool | None = None
+    """Whether its position embedding has a row for the class token; None where it may or may not."""
 
 
 TIMM_TABLE = rows(
@@ -268,6 +270,7 @@ OLD_TRANSFORMERS_DINOV2 = (
 
 TRANSFORMERS = Origin(
     name="transformers",
+    class_row=True,
     anchor="embeddings.patch_embeddings.projection.weight",
     table=TRANSFORMERS_TABLE,
     assumes={"norm_eps": 1e-12},
@@ -277,6 +280,7 @@ TRANSFORMERS = Origin(
 
 TRANSFORMERS_DINOV2 = Origin(
     name="transformers DINOv2",
+    class_row=True,
     anchor="embeddings.patch_embeddings.projection.weight",
     table=TRANSFORMERS_TABLE,
     assumes={"norm_eps": 1e-6},
@@ -299,6 +303,7 @@ TOWER: list[Line] = [
 
 TRANSFORMERS_CLIP = Origin(
     name="transformers CLIP",
+    class_row=True,
     anchor="embeddings.patch_embedding.weight",
     table=rows(
         [
@@ -342,6 +347,7 @@ TRANSFORMERS_SIGLIP = Origin(
 
 TORCHVISION = Origin(
     name="torchvision",
+    class_row=True,
     anchor="conv_proj.weight",
     table=rows(
         [
@@ -390,6 +396,7 @@ GOOGLE_STEM: list[Line] = [
 
 GOOGLE = Origin(
     name="Google vision_transformer",
+    class_row=True,
     anchor="embedding/kernel",
     table=rows(
         [
@@ -423,10 +430,12 @@ BIG_VISION = Origin(
     ),
     assumes={"mlp": "gelu_tanh"},
     computes_positions=True,
+    class_row=False,
 )
 
 CLIP = Origin(
     name="CLIP",  # OpenAI's and open_clip's visual tower
+    class_row=True,
     anchor="conv1.weight",
     table=rows(
         [

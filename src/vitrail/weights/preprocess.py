@@ -48,6 +48,7 @@ class Said(NamedTuple):
     crop_mode: CropMode
     interpolation: Filter
     source: str
+    range: tuple[float, float] | None = None
 
 
 class Rule(NamedTuple):
@@ -143,6 +144,7 @@ def preprocessing_for(
         crop_pct=sure.crop_pct,
         crop_mode=sure.crop_mode,
         interpolation=sure.interpolation,
+        range=sure.range,
     )
     return Given(
         preprocessing,
@@ -165,7 +167,9 @@ def _from_run(config: Mapping[str, Any]) -> Said | None:
         images = Preprocessing(**tupled(config["vitrail"]["preprocessing"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"config.json's preprocessing can't be read ({error}); restore it from a copy") from error
-    return Said(images.mean, images.std, images.crop_pct, images.crop_mode, images.interpolation, "the run's config.json")
+    return Said(
+        images.mean, images.std, images.crop_pct, images.crop_mode, images.interpolation, "the run's config.json", images.range
+    )
 
 
 def _from_processor(file: Mapping[str, Any], file_img_size: Pair) -> Said | None:

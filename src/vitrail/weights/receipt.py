@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from vitrail.text import printable
+
 Status = Literal["exact", "resized", "adapted", "new", "dropped"]
 LONGEST_LINE = 400
 
@@ -45,6 +47,8 @@ class Receipt:
     """Choices that were made: which of two models in the file, for example."""
     preprocessing: str = ""
     """Where mean, std, size and crop come from."""
+    grid: str = ""
+    """Grid of the file's position embedding, and what says that it is this one; "" where the config says everything."""
 
     def total(self, *statuses: Status) -> int:
         """Parameters in these states."""
@@ -67,9 +71,9 @@ class Receipt:
         for title, texts in (("assumed", self.assumed), ("note", self.notes)):
             if texts:
                 lines.append(f"  {title:<8} {'; '.join(texts)}")
-        if self.preprocessing:
-            lines.append(f"  images   {self.preprocessing}")
-        return "\n".join(map(printable, lines))
+        if self.preprocessing or self.grid:
+            lines.append(f"  images   {'; '.join(text for text in (self.preprocessing, self.grid) if text)}")
+        return "\n".join(map(shown, lines))
 
     def _line(self, status: Status) -> list[str]:
         """One line of totals; none where no tensor is in that state."""
@@ -90,7 +94,7 @@ class Receipt:
         """The receipt with a line for every tensor."""
         wide = max((len(entry.name) for entry in self.entries), default=0)
         rows = (f"  {e.status:<8} {e.name:<{wide}}  {e.parameters:>12,}  {e.note}".rstrip() for e in self.entries)
-        return "\n".join([str(self), "", *map(printable, rows)])
+        return "\n".join([str(self), "", *map(shown, rows)])
 
     def to_dict(self) -> dict[str, Any]:
         """The receipt as JSON has it: totals, and every tensor that is not exact."""
@@ -108,10 +112,11 @@ class Receipt:
             "assumed": list(self.assumed),
             "notes": list(self.notes),
             "preprocessing": self.preprocessing,
+            "grid": self.grid,
         }
 
 
-def printable(line: str) -> str:
+def shown(line: str) -> str:
     """One line of a terminal's, whatever names a file has."""
-    made = "".join(c if c.isprintable() else " " for c in line)
+    made = printable(line)
     return made if len(made) <= LONGEST_LINE else f"{made[: LONGEST_LINE - 1]}…"

@@ -7,11 +7,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vitrail.config import Preprocessing, ViTConfig
 from vitrail.models import Baseline, ViT
@@ -55,7 +58,7 @@ def save_model(model: ViT | Baseline, folder: Path, *, data: str) -> None:
             timm = for_timm(cfg, model.preprocessing, licence=origin.get("licence"))
             state, cfg = timm_form(state, cfg)
     draft = folder / f"{WEIGHTS}.part"
-    save_file({name: value.contiguous() for name, value in state.items()}, draft, metadata={"format": "pt"})
+    save_tensors(state, draft)
     digest = sha256(draft)
     put(draft, folder / WEIGHTS)
     preprocessing = dataclasses.asdict(model.preprocessing)
@@ -73,8 +76,20 @@ def save_model(model: ViT | Baseline, folder: Path, *, data: str) -> None:
         **timm,
     }
     part = folder / f"{CONFIG}.part"
-    part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     put(part, folder / CONFIG)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a .safetensors file, readable by whom the umask lets read.
+
+    safetensors itself leaves a file that only its owner can read: a colleague, or the server's user, could not load the model.
+    """
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=dict(metadata or {"format": "pt"}))
+    path.chmod(stat.S_IMODE(mode))
 
 
 def put(draft: Path, path: Path) -> None:

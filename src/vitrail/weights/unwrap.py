@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from vitrail.text import printable
+
 Shape = tuple[int, ...]
 Array = Shaped[np.ndarray, "..."]
 
@@ -44,7 +46,7 @@ class CheckpointError(ValueError):
     """The weights can't be had; the message says why, in one line, whatever names and paths stand in it."""
 
     def __init__(self, message: str) -> None:
-        line = "".join(c if c.isprintable() else " " for c in message)
+        line = printable(message)
         super().__init__(line if len(line) <= 1000 else f"{line[:500]} … {line[-500:]}")
 
 

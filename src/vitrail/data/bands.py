@@ -1,0 +1,341 @@
+"""Images with values of more than 8 bits, or with other bands than grey and RGB: an array, and its scaling to bytes.
+
+Pillow has no pixel format for most of them: of 16-bit colour it gives the upper bytes, and of a TIFF with more bands the first
+ones or none. Here all values are read, by Pillow where it can be asked for them, else by tifffile.
+"""
+
+# H W image · C bands
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+ValueRange = tuple[float, float]
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+WIDE = 0.5
+"""Share of the type's range from which on the values count as using all of it."""
+_ALPHA = (1, 2)  # of the TIFF tag ExtraSamples: associated and unassociated; 0 is a band of its own
+
+
+class BandsError(ValueError):
+    """Values that can't be read, or not be scaled; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Values as the file has them."""
+
+    values: NDArray[Any]
+    """(H, W, C), of any number type; an alpha band is the last."""
+    alpha: bool = False
+    """Whether the last band is the opacity."""
+    white_is_zero: bool = False
+    """Whether 0 is white, as in some grey TIFFs."""
+
+    @property
+    def count(self) -> int:
+        """Bands but for the opacity."""
+        return int(self.values.shape[2]) - self.alpha
+
+    @property
+    def bits(self) -> int:
+        """Bits of a value."""
+        return 8 * self.values.dtype.itemsize
+
+    def extremes(self) -> ValueRange | None:
+        """The least and the greatest value, but for the ten-thousandth part at each end: a hot pixel is no part of the picture.
+
+        None for values of 8 bits and for those that are no numbers.
+        """
+        values = self.values[:, :, : self.count]
+        if self.bits == 8 or not np.isfinite(values).all():
+            return None
+        low, high = np.quantile(values, (1e-4, 1 - 1e-4), method="nearest")
+        return float(low), float(high)
+
+    def to_bytes(self, value_range: ValueRange | None) -> NDArray[np.uint8]:
+        """(H, W, C) without the opacity, which shows white.
+
+        Values of more than 8 bits are scaled: the ends of `value_range` become 0 and 255, and values beyond them too. With None
+        it is the whole range of the type. Raises BandsError for 32 bits and more without a range, and for values that are no
+        numbers.
+        """
+        colour = scaled(self.values[:, :, : self.count], value_range)
+        if self.white_is_zero:
+            colour = 255 - colour
+        if self.alpha:
+            opacity = scaled(self.values[:, :, self.count :], None) / 255
+            colour = np.floor(colour * opacity + 255 * (1 - opacity) + 0.5).astype(np.uint8)
+        return colour
+
+
+def scaled(values: NDArray[Any], value_range: ValueRange | None) -> NDArray[np.uint8]:
+    """Values as bytes; see Bands.to_bytes."""
+    kind = values.dtype
+    if kind == np.uint8:
+        return values
+    if kind == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    if kind == np.int8:
+        return (values.astype(np.int16) + 128).astype(np.uint8)
+    if kind.kind not in "iuf":
+        raise BandsError(f"its pixels are of {kind}, which is no picture; save it with 8 or 16 bits")
+    if kind.kind == "f" and (wrong := int((~np.isfinite(values)).sum())):
+        raise BandsError(f"{wrong:,} of its {values.size:,} values are no numbers (NaN or infinite); fill them in before")
+    if value_range is None:
+        return _of_the_whole_range(values)
+    low, high = value_range
+    if kind.kind in "iu" and kind.itemsize == 2:  # a table of 65,536 entries takes no time
+        every = np.arange(np.iinfo(kind).min, np.iinfo(kind).max + 1)
+        table = _between(every, low, high)
+        return table[values.astype(np.int64) - every[0]]
+    return _between(values, low, high)
+
+
+def _between(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    share = (values.astype(np.float64) - low) / (high - low)
+    return np.floor(255 * share.clip(0, 1) + 0.5).astype(np.uint8)
+
+
+def _of_the_whole_range(values: NDArray[Any]) -> NDArray[np.uint8]:
+    kind, whole = values.dtype, values
+    if kind.kind == "f":
+        raise BandsError(
+            "its pixels are floating-point numbers, whose range nobody knows; set data.range, or save it with 8 or 16 bits"
+        )
+    if kind == np.int16:
+        whole = values.astype(np.int64) + 32768
+    elif kind.itemsize > 2 and (values.min() < 0 or values.max() > 65535):
+        bits = 8 * kind.itemsize
+        raise BandsError(f"its pixels have {bits} bits, whose range nobody knows; set data.range, or save it with 8 or 16 bits")
+    return ((whole.astype(np.int64) + 128) // 257).astype(np.uint8)  # 65535 is 255 * 257; rounds to the nearest
+
+
+@dataclass(frozen=True)
+class ValuesInUse:
+    """Values of the images with more than 8 bits."""
+
+    low: float
+    high: float
+    """But for the ten-thousandth part of each image at each end."""
+    type: str
+    """Their number type, "uint16", and where there are several "int16, uint16"."""
+    files: int
+    """Files measured."""
+    eight_bit: int
+    """Files among those looked at that have 8 bits, and are not scaled."""
+
+    @property
+    def whole(self) -> ValueRange | None:
+        """The range of the type; None for 32 bits and more, of which nobody uses all."""
+        if self.type not in ("uint16", "int16"):
+            return None
+        limits = np.iinfo(self.type)
+        return float(limits.min), float(limits.max)
+
+    @property
+    def range(self) -> ValueRange | None:
+        """What "auto" takes: the values in use; None, which is the whole range, where they use half of it and more."""
+        whole = self.whole
+        if whole is not None and self.high - self.low >= WIDE * (whole[1] - whole[0]):
+            return None
+        least = float(np.nextafter(self.low, np.inf)) if "float" in self.type else self.low + 1
+        return self.low, max(self.high, least)
+
+    def __str__(self) -> str:
+        of = ""
+        if self.whole is not None:
+            levels = int((self.high - self.low) // 257) + 1
+            of = f" of {self.whole[0]:g} to {self.whole[1]:g}, where they are {levels} of 256 levels"
+        mixed = f"; {self.eight_bit} of the files looked at have 8 bits, and are not scaled" if self.eight_bit else ""
+        return f"values of {self.type} from {self.low:.6g} to {self.high:.6g}{of}, measured on {self.files} files{mixed}"
+
+
+def values_in_use(bands: Bands | None) -> ValuesInUse | None:
+    """The values that an image uses; None where they have 8 bits."""
+    ends = None if bands is None else bands.extremes()
+    return None if bands is None or ends is None else ValuesInUse(*ends, bands.values.dtype.name, 1, 0)
+
+
+def together(each: Iterable[ValuesInUse | None]) -> ValuesInUse | None:
+    """The values that images use together; None where none has more than 8 bits."""
+    every = list(each)
+    if not (used := [one for one in every if one is not None]):
+        return None
+    return ValuesInUse(
+        low=min(one.low for one in used),
+        high=max(one.high for one in used),
+        type=", ".join(sorted({one.type for one in used})),
+        files=len(used),
+        eight_bit=len(every) - len(used),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+class TiffBands:
+    """A TIFF that Pillow can't read rightly: what the decoder asks of an image, answered by tifffile."""
+
+    format = "TIFF"
+
+    def __init__(self, contents: bytes) -> None:
+        import tifffile
+
+        self._contents = contents
+        with tifffile.TiffFile(BytesIO(contents)) as file:
+            page = file.pages.first
+            self.stacked = _is_stack(file)
+            shape, axes = (file.series[0].shape, "") if self.stacked else (page.shape, page.axes)
+            self.order = _order(shape, axes)
+            self.height, self.width, count = (shape[at] if at is not None else 1 for at in self.order)
+            extra = page.tags.valueof(338, default=())
+            extra = extra if isinstance(extra, tuple) else (extra,)
+            self.alpha = not self.stacked and len(extra) == 1 and int(extra[0]) in _ALPHA and count in (2, 4)
+            self.dtype = np.dtype(page.dtype)
+            self.white_is_zero = int(page.photometric) == 0
+            self.orientation = int(page.tags.valueof(274, default=1))
+        self.count = int(count) - self.alpha
+        self.mode = f"{count} x {self.dtype.name}"
+
+    def draft(self, mode: str | None, size: tuple[int, int]) -> None:
+        """Pillow's, which does nothing for a TIFF."""
+
+    def load(self) -> None:
+        """Decodes, to see whether it can be."""
+        self.bands()
+
+    def bands(self) -> Bands:
+        """All values, as the file has them. Raises BandsError for a compression that needs another library."""
+        import tifffile
+
+        with tifffile.TiffFile(BytesIO(self._contents)) as file:
+            page = file.pages.first
+            try:
+                values = file.series[0].asarray() if self.stacked else page.asarray()
+            except ValueError as error:
+                if "imagecodecs" not in str(error):
+                    raise
+                name = getattr(page.compression, "name", page.compression)
+                raise BandsError(f"compressed with {name}, which needs a library: pip install imagecodecs") from None
+        down, across, band = self.order
+        values = values[:, :, None] if band is None else values.transpose(down, across, band)
+        return Bands(np.ascontiguousarray(values), self.alpha, self.white_is_zero)
+
+
+def _is_stack(file: Any) -> bool:
+    """Whether the pages of a TIFF are one array, by the words of tifffile or scikit-image that wrote it."""
+    return bool(file.is_shaped) and len(file.pages) > 1 and len(file.series[0].shape) == 3
+
+
+def _order(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
+    """Which axes are rows, columns and bands. Raises BandsError for an array that is no picture."""
+    if len(shape) == 2:
+        return 0, 1, None
+    if len(shape) != 3:
+        raise BandsError(f"an array of shape {shape} is no picture")
+    if not axes:  # of a stack: the bands are the shorter end
+        return (0, 1, 2) if shape[2] <= shape[0] else (1, 2, 0)
+    if "S" in axes:
+        return axes.index("Y"), axes.index("X"), axes.index("S")
+    raise BandsError(f"an array of shape {shape} is no picture")
+
+
+def pillow_reads(image: Image.Image) -> bool:
+    """Whether Pillow gives all bands of a file that it has opened, 16-bit colour aside."""
+    if image.format != "TIFF":
+        return True
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    samples, bits, kinds = int(tags.get(277, 1)), tags.get(258, (1,)), tags.get(339, (1,))
+    extra, photometric = tags.get(338, ()), tags.get(262)
+    description = str(tags.get(270, ""))
+    if (
+        description.startswith('{"shape": [')
+        and description.partition("]")[0].count(",") == 2
+        and getattr(image, "n_frames", 1) > 1
+    ):
+        return False
+    signed = any(kind != 1 for kind in kinds)
+    if samples == 1:
+        return not (signed and max(bits) == 8)
+    colour = {2: 3, 5: 4, 6: 3, 8: 3}.get(int(photometric or 0), 1)
+    alpha = samples - colour == 1 and len(extra) == 1 and int(extra[0]) in _ALPHA
+    if samples != colour and not alpha:
+        return False
+    if all(width <= 8 for width in bits):
+        return not signed
+    contiguous = tags.get(284, 1) == 1
+    return contiguous and not signed and set(bits) == {16} and colour == 3
+
+
+def bands_of(image: Image.Image | TiffBands, contents: bytes) -> Bands | None:
+    """The values of an opened file that has more than 8 bits, or more bands than Pillow gives; None for any other.
+
+    `contents` is the whole file. Raises what Pillow raises for a corrupt file, and BandsError.
+    """
+    if isinstance(image, TiffBands):
+        return image.bands()
+    if is_16_bit_colour(image):
+        return _both_bytes(image, contents)
+    if image.mode.startswith("I") or image.mode == "F":
+        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+        return Bands(_grey(image), white_is_zero=white_is_zero)
+    return None
+
+
+def _grey(image: Image.Image) -> NDArray[Any]:
+    """(H, W, 1) of the type that the file has; Pillow widens some."""
+    values = np.asarray(image)
+    if image.mode == "I" and image.format == "TIFF":
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        bits, kind = max(tags.get(258, (32,))), max(tags.get(339, (1,)))
+        if bits == 16:
+            values = values.astype(np.int16 if kind == 2 else np.uint16)
+        elif kind == 1:
+            values = values.view(np.uint32)
+    return values.astype(values.dtype.newbyteorder("="))[:, :, None]
+
+
+def is_16_bit_colour(image: Image.Image) -> bool:
+    """Whether Pillow is to give the upper bytes only, of a file that is opened and not decoded."""
+    return (
+        image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA") and any(";16" in mode for mode in _raw_modes(image))
+    )
+
+
+def _raw_modes(image: Image.Image) -> list[str]:
+    tiles: Any = getattr(image, "tile", ())  # of an image that no file is behind, none
+    return [args if isinstance(args, str) else str(args[0]) for *_, args in tiles if args]
+
+
+def _both_bytes(image: Image.Image, contents: bytes) -> Bands | None:
+    """16-bit colour out of Pillow, which gives one of the two bytes: the file is decoded once for each.
+
+    None for a grey PNG with opacity, of which it gives the upper ones only.
+    """
+    if any(mode.startswith("LA;") for mode in _raw_modes(image)):
+        return None
+    halves = []
+    for little in (False, True):
+        again: Any = Image.open(BytesIO(contents), formats=("PNG", "TIFF"))
+        tiles = []
+        for tile in again.tile:
+            name = tile.args if isinstance(tile.args, str) else tile.args[0]
+            mode = f"{name.partition(';')[0]};16{'L' if little else 'B'}"
+            tiles.append(tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:])))
+        native = "16L" in _raw_modes(again)[0] or ("16N" in _raw_modes(again)[0] and sys.byteorder == "little")
+        again.tile = tiles
+        again.load()
+        halves.append(np.asarray(again).astype(np.uint16))
+    first, second = halves  # of each pair in the file, the first byte and the second
+    values = first + 256 * second if native else 256 * first + second
+    return Bands(values, alpha=image.mode == "RGBA")
