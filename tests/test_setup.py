@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -124,3 +125,11 @@ def test_the_sample_its_licence_and_the_recipes_are_in_the_wheel() -> None:
     hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert hatch["targets"]["wheel"]["packages"] == ["src/vitrail"]
     assert "exclude" not in hatch["targets"]["wheel"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("target", "installs"), [("package", "'.'"), ("venv", "'.[test,lint]'")])
+def test_make_installs_what_the_target_needs(target: str, installs: str) -> None:
+    shown = subprocess.run(["make", "-n", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    last = [line for line in shown.splitlines() if "-m pip install" in line][-1]
+    assert f"-e {installs} " in last
