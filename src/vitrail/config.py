@@ -576,3 +576,19 @@ OTHER_SPELLINGS = {  # what other libraries call our fields
     "amp": "precision",
     "num_workers": "workers",
 }
+
+
+def configured(config: ViTConfig | None, fields: dict[str, Any]) -> ViTConfig:
+    """The config with the fields put in. Raises ValueError for a field that does not exist."""
+    check_names(fields)
+    return dataclasses.replace(config or ViTConfig(), **fields)
+
+
+def check_names(fields: Iterable[str]) -> None:
+    """Raises ValueError for a name that is no field of ViTConfig."""
+    known = [f.name for f in dataclasses.fields(ViTConfig)]
+    for name in fields:
+        if name not in known:
+            meant = OTHER_SPELLINGS.get(name)
+            hint = f'; did you mean "{meant}"?' if meant in known else nearest(name, known)
+            raise ValueError(f'"{name}" is not a field of ViTConfig{hint}')

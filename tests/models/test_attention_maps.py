@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vitrail.models import ViT
 from vitrail.models import vit as vit_module
+from vitrail.models.positions import token_mask
 
 DEPTH, HEADS, DIM = 3, 2, 16
 
@@ -107,7 +108,7 @@ def test_masked_keys_get_nothing() -> None:
     vit, sizes = model(), torch.tensor([[16, 8], [5, 16]])
     with torch.no_grad():
         weights = vit.attention_maps(images(), queries="all", sizes=sizes)[-1]
-    mask = vit.token_mask(sizes, (4, 4), (4, 4))
+    mask = token_mask(sizes, grid=(4, 4), patch=(4, 4), prefix=vit.prefix_tokens)
     assert not weights.masked_select(~mask[:, None, None].expand_as(weights)).any()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, HEADS, 17))
 

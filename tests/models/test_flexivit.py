@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.config import Pair
-from vitrail.models import ViT
+from vitrail.models import ViT, positions
 from vitrail.models import vit as vit_module
-from vitrail.models.vit import PatchEmbed, resize_patch
+from vitrail.models.positions import resize_patch
+from vitrail.models.vit import PatchEmbed
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
 
@@ -154,7 +155,7 @@ def test_a_patch_that_can_t_be(fields: dict[str, object], patch: int | Pair, sai
 
 
 def test_inference_mode_then_gradients() -> None:
-    vit_module._INVERSES.clear()
+    positions._INVERSES.clear()
     model = tiny()
     with torch.inference_mode():
         model(images(), patch_size=8)
@@ -197,7 +198,7 @@ def test_a_trace_leaves_no_empty_tensors_behind() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x, patch_size=8)
 
-    vit_module._INVERSES.clear()
+    positions._INVERSES.clear()
     fixed, x = Fixed(), images(32, 24)
     for _ in range(2):  # nothing is kept yet; then there is
         with torch.no_grad():

@@ -12,12 +12,19 @@ from types import ModuleType
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitrail.config import OptimConfig
+from vitrail.evaluate.features import embed
 from vitrail.models import ViT
 from vitrail.models import vit as vit_module
-from vitrail.models.vit import DropPath, attend, attention_weights, resize_positions
+from vitrail.models.backbone import View
+from vitrail.models.positions import resize_positions, token_mask
+from vitrail.models.vit import DropPath, attend, attention_weights
+from vitrail.train.optim import group_table
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
 
@@ -157,7 +164,7 @@ def test_a_masked_image_is_the_image_without_its_margin() -> None:
 
 
 def test_a_patch_with_one_pixel_of_the_image_is_there() -> None:
-    mask = tiny(reg_tokens=2).token_mask(torch.tensor([[5, 4]]), (3, 2), (4, 4))
+    mask = token_mask(torch.tensor([[5, 4]]), grid=(3, 2), patch=(4, 4), prefix=tiny(reg_tokens=2).prefix_tokens)
     assert mask.tolist() == [[True] * 3 + [True, False, True, False, False, False]]
 
 
@@ -485,3 +492,108 @@ def test_fresh_weights() -> None:
         else:
             assert value.std().item() == pytest.approx(0.02, rel=0.25 if "token" in name else 0.1), name
             assert abs(value.mean().item()) < 0.01, name
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A backbone: features, views, stages
+
+VARIANTS = [
+    {},
+    {"dist_token": True, "no_embed_class": True},
+    {"class_token": False, "pool": "avg", "reg_tokens": 2},
+    {"pool": "map", "mlp": "swiglu", "head": "mlp"},
+    {"pool": "cls+avg", "qk_norm": True, "init_values": 0.1},
+    {"fc_norm": True, "pool": "avg", "pos_embed": "sincos2d", "pre_norm": True},
+    {"stem": "conv", "depth": 0, "pos_embed": "none"},
+    {"patch_norm": True, "num_classes": 0},
+]
+
+
+@given(fields=st.sampled_from(VARIANTS), depth=st.integers(0, 3))
+@settings(max_examples=30)
+def test_stages_partition_the_parameters(fields: dict[str, object], depth: int) -> None:
+    model = tiny(**{"depth": depth} | fields)
+    stages = model.stages()
+    assert [stage.name for stage in stages] == ["stem", *(f"blocks.{i}" for i in range(model.config.depth)), "head"]
+    assert model.blocks_in_order() == list(model.blocks)
+    names = [name for name, _ in model.named_parameters()]
+    for name in names:
+        assert [stage.owns(name) for stage in stages].count(True) == 1, name
+    for head in model.heads:
+        assert stages[-1].owns(f"{head}.weight")
+
+
+@given(fields=st.sampled_from(VARIANTS), decay=st.sampled_from([0.5, 0.75]))
+@settings(max_examples=20)
+def test_stages_say_what_layer_decay_says(fields: dict[str, object], decay: float) -> None:
+    model = tiny(**fields)
+    stages = model.stages()[::-1]
+    if not model.config.depth:
+        return
+    for row in group_table(model, OptimConfig(layer_decay=decay)):
+        distance = next(index for index, stage in enumerate(stages) if stage.owns(row.name))
+        assert row.lr_factor == decay**distance, row.name
+        assert (row.weight_decay > 0) == (len(row.shape) > 1 and row.name not in model.no_decay), row.name
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_features_are_what_the_other_calls_give(fields: dict[str, object]) -> None:
+    model = tiny(**fields)
+    with torch.no_grad():
+        seen, out = model.features(images()), model.outputs(images())
+        assert torch.equal(seen.pooled, out.embedding)
+        assert seen.tokens is not None
+        assert torch.equal(seen.tokens, out.tokens)
+        assert (seen.prefix, seen.grid, seen.pyramid) == (model.prefix_tokens, (4, 4), None)
+        logits = model.head_logits(images())
+        assert len(logits) == len(model.heads)
+        torch.testing.assert_close(sum(logits) / len(logits), model(images()))
+        assert torch.equal(model.embedding(images()), embed(model, images()))
+    assert model.side_unit == (4, 4)
+
+
+def test_features_of_a_view() -> None:
+    model, sizes = tiny(pool="avg"), torch.tensor([[16, 9], [14, 13]])
+    with torch.no_grad():
+        padded = model.features(images(14, 13), View(pad=True))
+        assert padded.grid == (4, 4)
+        assert torch.equal(padded.pooled, model.outputs(images(14, 13), pad=True).embedding)
+        masked = model.features(images(), View(sizes=sizes))
+        assert torch.equal(masked.pooled, model.outputs(images(), sizes=sizes).embedding)
+        coarse = model.features(images(), View(patch_size=(8, 4)))
+        assert coarse.grid == (2, 4)
+        assert torch.equal(coarse.pooled, model.outputs(images(), patch_size=(8, 4)).embedding)
+        assert torch.equal(model.head_logits(images(), patch_size=8)[0], model(images(), patch_size=8))
+
+
+@given(fields=st.sampled_from(VARIANTS), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_visible_patches_in_any_order(fields: dict[str, object], seed: int) -> None:
+    """All of them, in order, are the whole image; another order gives the same tokens in that order."""
+    model = tiny(**fields)
+    order = torch.rand(2, 16, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
+    with torch.no_grad():
+        whole = model.features(images())
+        same = model.features(images(), View(visible=torch.arange(16).expand(2, -1)))
+        moved = model.features(images(), View(visible=order))
+        assert torch.equal(same.pooled, whole.pooled)
+        torch.testing.assert_close(moved.pooled, whole.pooled, atol=1e-5, rtol=1e-4)
+        assert whole.tokens is not None
+        assert moved.tokens is not None
+        places = torch.cat([torch.arange(whole.prefix).expand(2, -1), whole.prefix + order], dim=1)[:, :, None]
+        torch.testing.assert_close(moved.tokens, whole.tokens.take_along_dim(places, dim=1), atol=1e-5, rtol=1e-4)
+
+
+def test_hidden_patches_are_as_good_as_masked_ones() -> None:
+    model = tiny(pool="avg", reg_tokens=1)
+    left = torch.arange(16).view(4, 4)[:, :2].flatten().expand(2, -1)
+    with torch.no_grad():
+        visible = model.features(images(), View(visible=left))
+        masked = model.features(images(), View(sizes=torch.tensor([[16, 8], [16, 8]])))
+        torch.testing.assert_close(visible.pooled, masked.pooled)
+        both = model.features(images(), View(visible=left, sizes=torch.tensor([[16, 4], [16, 8]])))
+        narrow = model.features(images(), View(sizes=torch.tensor([[16, 4], [16, 8]])))
+        torch.testing.assert_close(both.pooled, narrow.pooled)
+        assert visible.grid == (4, 4)
+    with pytest.raises(ValueError, match=r"^patch_drop_rate 0.5 hides patches, and so does `visible`; use rate 0$"):
+        tiny(patch_drop_rate=0.5).train().features(images(), View(visible=left))

@@ -14,7 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from vitrail.config import Pair
-from vitrail.models.vit import resize_patch, resize_positions
+from vitrail.models.positions import resize_patch, resize_positions
 from vitrail.weights.adapt import adapt_channels
 
 SIDES = st.integers(1, 20)

@@ -1,6 +1,6 @@
 """What passes from files to the model: raw pixels, then batches."""
 
-# B batch · C channels · H W canvas · K classes
+# B batch · C channels · H W canvas · K classes · V visible patches
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ class Batch:
     """The patch that the model cuts these images into; None is its own."""
     taught: Float[Tensor, "B K"] | None = None
     """What a teacher says of the images, where it was asked before: targets beside the labels, mixed as they are."""
+    visible: Int64[Tensor, "B V"] | None = None
+    """Positions, row by row, of the patches that a masked model sees; None: all."""
     stands_in: bool = False
     """Whether the images stand in for some that can't be read, so that a process keeps step with others: they don't count."""
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from vitrail.config import BASELINE_FIELDS, ModelConfig, ViTConfig, is_baseline, parse_name
+from vitrail.config import BASELINE_FIELDS, ModelConfig, ViTConfig, configured, is_baseline, parse_name
 from vitrail.models.baseline import Baseline, BaselineConfig, check_baseline, create_baseline, on_meta
-from vitrail.models.vit import Outputs, ViT, configured
+from vitrail.models.vit import Outputs, ViT
 
 __all__ = [
     "Baseline",

@@ -1,4 +1,4 @@
-"""The plain Vision Transformer, whole, in one file.
+"""The plain Vision Transformer.
 
 An Image is Worth 16x16 Words (Dosovitskiy et al. 2021), with the parts that came after it: LayerScale, stochastic depth,
 registers, qk-norm, SwiGLU, attention pooling, a convolutional stem, and images of any size, patch and number of channels.
@@ -14,7 +14,7 @@ State-dict keys are timm's. Read from the bottom up, or from `ViT.forward` down.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,15 +24,21 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitrail.config import OTHER_SPELLINGS, Pair, Preprocessing, ViTConfig, nearest, pair
+from vitrail.config import Pair, Preprocessing, ViTConfig, configured, pair
+from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
+from vitrail.models.conv_stem import conv_stem
+from vitrail.models.positions import grid_of as grid_of
+from vitrail.models.positions import positions_at, resize_patch, sincos_2d, token_mask
+from vitrail.models.positions import require_resizable as require_resizable
 
-Images = Float[Tensor, "B C H W"]
 Tokens = Float[Tensor, "B N D"]
 KeyMask = Bool[Tensor, "B N"]  # True where a token may be looked at
+Sizes = Int64[Tensor, "B 2"] | None  # height and width of each image on its canvas
+Patch = int | Pair | None
+Visible = Int64[Tensor, "B _L"] | None  # patches that are kept, in this order
 
 PLAIN_ATTENTION_MAX_TOKENS = 640
 """On a CPU in bf16, up to this many tokens, matmul + softmax beats the flash kernel (benchmarks/attention.py)."""
-_INVERSES: dict[tuple[int, int], Tensor] = {}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -61,87 +67,12 @@ class PatchEmbed(nn.Module):
         """With `patch`, the filters are resized to it for this call, and the stride with them."""
         if patch is not None:
             x = F.conv2d(images, resize_patch(self.proj.weight, to=patch), self.proj.bias, stride=patch)  # (B, D, gh, gw)
-            return x.flatten(2).transpose(1, 2)  # (B, L, D)
-        if self.pixel_norm is not None and self.norm is not None:  # each patch is normalised, which no convolution does
+        elif self.pixel_norm is not None and self.norm is not None:  # each patch is normalised, which no convolution does
             patches = F.unfold(images, self.proj.kernel_size, stride=self.proj.stride).transpose(1, 2)  # (B, L, C P P)
             return self.norm(F.linear(self.pixel_norm(patches), self.proj.weight.flatten(1), self.proj.bias))  # (B, L, D)
-        x = self.proj(self.stem(images))  # (B, D, gh, gw)
+        else:
+            x = self.proj(self.stem(images))  # (B, D, gh, gw)
         return x.flatten(2).transpose(1, 2)  # (B, L, D)
-
-
-def conv_stem(cfg: ViTConfig) -> tuple[nn.Module, int, Pair]:
-    """The stem, its output channels, and the patch that is left for the projection.
-
-    Each convolution halves the image, as often as the patch is even, four times at most; widths double up to D. One more
-    at full width looks around without halving.
-    """
-    height, width = pair(cfg.patch_size)
-    halvings = 0
-    while halvings < 4 and height % 2 == 0 and width % 2 == 0:
-        height, width, halvings = height // 2, width // 2, halvings + 1
-    if not halvings:
-        raise ValueError(
-            f'patch_size {cfg.patch_size} is odd, and stem "conv" halves the image; use an even patch or stem "patch"'
-        )
-    widths = [max(8, cfg.embed_dim >> left) for left in reversed(range(halvings))]  # …, D/4, D/2, D
-    layers: list[nn.Module] = []
-    before = cfg.in_channels
-    for after, stride in [*((width, 2) for width in widths), (widths[-1], 1)]:
-        layers += [nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        before = after
-    stem = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # 1.8x as fast
-    return stem, before, (height, width)
-
-
-def resize_patch(weight: Float[Tensor, "D C h w"], *, to: Pair) -> Float[Tensor, "D C _ _"]:
-    """The patch projection for patches of another size, (height, width). Exactly the input where the size is the same.
-
-    FlexiViT's pseudo-inverse resize (Beyer et al. 2023, section 3.4): with B the matrix that resizes a patch (bicubic,
-    antialiased), the new filters are (Bᵀ)⁺ w. Where patches grow, a resized patch has exactly the embedding of the
-    original; where they shrink, the nearest one on average. B is one matrix down times one across, and so is its inverse.
-    Raises ValueError for a side below one pixel.
-    """
-    if min(to) < 1:
-        raise ValueError(f"patch_size {to} must be at least 1 pixel")
-    if tuple(weight.shape[2:]) == to:
-        return weight
-    wide = torch.float32 if weight.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    down, across = (inverse_resize(old, new).to(weight.device, wide) for old, new in zip(weight.shape[2:], to, strict=True))
-    resized = ((weight.to(wide) @ across).mT @ down).mT  # (D, C, _, _): as two products of plain matrices, the fastest way
-    return resized.to(weight.dtype, memory_format=torch.contiguous_format)
-
-
-def inverse_resize(old: int, new: int) -> Float[Tensor, "{old} {new}"]:
-    """Pseudo-inverse of the matrix (new, old) that resizes one side of an image; its columns are resized unit vectors."""
-    inverse = _INVERSES.get((old, new))
-    if inverse is None:
-        with torch.inference_mode(False):  # what is kept must do for a call that learns, too
-            unit = torch.eye(old, dtype=torch.float64, device="cpu")[None, None]
-            inverse = torch.linalg.pinv(F.interpolate(unit, size=(new, old), mode="bicubic", antialias=True)[0, 0])
-        if type(inverse) is Tensor:  # torch.export computes with tensors that hold no numbers
-            _INVERSES[old, new] = inverse
-    return inverse
-
-
-def sincos_2d(grid: Pair, dim: int) -> Float[Tensor, "L D"]:
-    """Fixed 2-D sine-cosine positions: a quarter of the width each for sin x, cos x, sin y, cos y (Chen et al. 2021)."""
-    omega = 1e4 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
-    y, x = y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega  # (L, D/4)
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
-
-
-def resize_positions(pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair, prefix: int) -> Float[Tensor, "1 _ D"]:
-    """Position embeddings for another grid: bicubic, antialiased; the prefix rows stay. Exactly the input where old is new."""
-    if old == new:
-        return pos_embed
-    head, rows = pos_embed[:, :prefix], pos_embed[:, prefix:]
-    image = rows.reshape(1, *old, -1).permute(0, 3, 1, 2).float()  # (1, D, gh, gw)
-    if new[1] == 1:  # torch 2.14 repeats the first row where the new width is 1: turned, it does not
-        image = F.interpolate(image.transpose(2, 3), size=(1, new[0]), mode="bicubic", antialias=True).transpose(2, 3)
-    else:
-        image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
-    return torch.cat([head, image.flatten(2).transpose(1, 2).to(rows.dtype)], dim=1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -228,11 +159,11 @@ GELUS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": gel
 class Mlp(nn.Module):
     """Two layers around GELU."""
 
-    def __init__(self, cfg: ViTConfig) -> None:
+    def __init__(self, cfg: ViTConfig, *, branches: int = 1) -> None:
         super().__init__()
         hidden = round(cfg.embed_dim * cfg.mlp_ratio)
         self.gelu = GELUS.get(cfg.mlp, F.gelu)  # attention pooling has this MLP beside blocks with SwiGLU
-        self.fc1 = nn.Linear(cfg.embed_dim, hidden)
+        self.fc1 = nn.Linear(cfg.embed_dim, branches * hidden)
         self.fc2 = nn.Linear(hidden, cfg.embed_dim)
         self.drop = nn.Dropout(cfg.proj_drop_rate)
 
@@ -240,15 +171,11 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.gelu(self.fc1(x))))
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(Mlp):
     """fc2(silu(a) · b), with a and b from one projection (Shazeer 2020)."""
 
     def __init__(self, cfg: ViTConfig) -> None:
-        super().__init__()
-        hidden = round(cfg.embed_dim * cfg.mlp_ratio)
-        self.fc1 = nn.Linear(cfg.embed_dim, 2 * hidden)
-        self.fc2 = nn.Linear(hidden, cfg.embed_dim)
-        self.drop = nn.Dropout(cfg.proj_drop_rate)
+        super().__init__(cfg, branches=2)
 
     def forward(self, x: Tokens) -> Tokens:
         a, b = self.fc1(x).chunk(2, dim=-1)
@@ -366,9 +293,11 @@ class Outputs:
     """The distillation head's logits, where there is one; then `logits` is the class token's own."""
 
 
-class ViT(nn.Module):
+class ViT(Backbone):
     """A Vision Transformer. Takes a ViTConfig, or its fields by keyword: `ViT(img_size=28, patch_size=4, in_channels=1)`."""
 
+    config: ViTConfig
+    no_decay = frozenset({"cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent"})
     pos_embed: Tensor | None
 
     def __init__(self, config: ViTConfig | None = None, **fields: Any) -> None:
@@ -376,8 +305,7 @@ class ViT(nn.Module):
         cfg = configured(config, fields)
         self.config = cfg
         self.grid = grid_of(pair(cfg.img_size), pair(cfg.patch_size))
-        self.checkpointing = False
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.heads = ("head", "head_dist") if cfg.dist_token else ("head",)
         self.preprocessing: Preprocessing | None = None
         """What happens to an image before the model, where the weights' origin says it."""
         self.classes: tuple[str, ...] = ()
@@ -410,31 +338,21 @@ class ViT(nn.Module):
         self.fc_norm = norm(cfg.fc_norm)
         self.pre_logits = PreLogits(self.embedding_dim) if cfg.head == "mlp" else nn.Identity()
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head: nn.Module = nn.Identity()
-        self.head_dist: nn.Module | None = None
         self._positions: dict[Pair, tuple[Tensor, Tensor]] = {}
         self.reset_head(cfg.num_classes)
         self.reset_parameters()
 
     def reset_parameters(self, only: Collection[str] | None = None) -> None:
-        """Fresh weights: truncated normal of 0.02, zero biases, unit norms; convolutions scaled by their fan-in (LeCun).
-
-        With `only`, the layers whose tensors it names; the others stay as they are.
+        """Fresh weights for the layers whose tensors `only` names, or for all: truncated normal of 0.02, zero biases,
+        unit norms; convolutions scaled by their fan-in (LeCun).
         """
-
-        def wanted(name: str) -> bool:
-            return only is None or name in only
-
+        only = set(self.state_dict()) if only is None else only
         for path, module in self.named_modules():
-            own = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
-            if not any(map(wanted, own)):
+            if not any(f"{path}.{name}" in only for name, _ in module.named_parameters(recurse=False)):
                 continue
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                std = 0.02 if isinstance(module, nn.Linear) else module.weight[0].numel() ** -0.5
+                nn.init.trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
@@ -443,17 +361,12 @@ class ViT(nn.Module):
                 nn.init.constant_(module.gamma, module.init)
             elif isinstance(module, AttentionPool):
                 nn.init.trunc_normal_(module.latent, std=0.02)
-        for name in ("cls_token", "dist_token", "reg_token"):
-            token = getattr(self, name)
-            if token is not None and wanted(name):
-                nn.init.trunc_normal_(token, std=0.02)
-        if not wanted("pos_embed"):
-            return
-        if self.config.pos_embed == "learn":
-            nn.init.trunc_normal_(self.get_parameter("pos_embed"), std=0.02)
-        elif self.config.pos_embed == "sincos2d":
-            buffer = self.get_buffer("pos_embed")
-            buffer[:, -self.grid[0] * self.grid[1] :] = sincos_2d(self.grid, self.config.embed_dim)
+        for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
+            value = getattr(self, name)
+            if isinstance(value, nn.Parameter) and name in only:
+                nn.init.trunc_normal_(value, std=0.02)
+        if self.config.pos_embed == "sincos2d" and "pos_embed" in only:
+            self.get_buffer("pos_embed")[:, -self.grid[0] * self.grid[1] :] = sincos_2d(self.grid, self.config.embed_dim)
 
     def reset_head(self, num_classes: int) -> None:
         """A fresh head for `num_classes` outputs; 0 leaves it out, and the logits are the embedding."""
@@ -470,8 +383,8 @@ class ViT(nn.Module):
             return head
 
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        self.head = linear()
-        self.head_dist = linear() if self.config.dist_token else None
+        self.head: nn.Module = linear()
+        self.head_dist: nn.Module | None = linear() if self.config.dist_token else None
 
     @property
     def prefix_tokens(self) -> int:
@@ -488,16 +401,21 @@ class ViT(nn.Module):
         """E, the width of what the head sees."""
         return self.config.embed_dim * (2 if self.config.pool == "cls+avg" else 1)
 
+    @property
+    def side_unit(self) -> Pair:
+        """(height, width) of a patch; with `pad`, any size goes."""
+        return pair(self.config.patch_size)
+
+    def stages(self) -> list[Stage]:
+        """The stem, each block, and the head with the last norm and the pooling."""
+        stem = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")
+        head = ("norm", "fc_norm", "attn_pool", "pre_logits", "head", "head_dist")
+        blocks = [Stage(f"blocks.{index}", (f"blocks.{index}",), block) for index, block in enumerate(self.blocks)]
+        return [Stage("stem", stem), *blocks, Stage("head", head)]
+
     # ---- calls: each is a part of `outputs`
 
-    def forward(
-        self,
-        images: Images,
-        *,
-        pad: bool = False,
-        sizes: Int64[Tensor, "B 2"] | None = None,
-        patch_size: int | Pair | None = None,
-    ) -> Float[Tensor, "B K"]:
+    def forward(self, images: Images, *, pad: bool = False, sizes: Sizes = None, patch_size: Patch = None) -> Logits:
         """Logits (B, K), or the embedding where there is no head.
 
         With `pad`, an image whose side the patch does not divide is padded with zeros on the right and below. With
@@ -506,48 +424,34 @@ class ViT(nn.Module):
         positions are resized to them, and learn through it (FlexiViT: Beyer et al. 2023). Raises ValueError for other
         channels, a side that the patch does not divide, and another patch where the stem can't be resized.
         """
-        x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
-        for block in self.blocks:
-            x = self.run(block, x, mask)
-        return self.read(x, mask)
+        return self.read(*self.encode(images, View(pad=pad, sizes=sizes, patch_size=patch_size)))
 
-    def forward_features(
-        self,
-        images: Images,
-        *,
-        pad: bool = False,
-        sizes: Int64[Tensor, "B 2"] | None = None,
-        patch_size: int | Pair | None = None,
-    ) -> Tokens:
+    def forward_features(self, images: Images, *, pad: bool = False, sizes: Sizes = None, patch_size: Patch = None) -> Tokens:
         """Tokens (B, N, D) after the last norm: prefix tokens, then patches row by row."""
-        x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
-        for block in self.blocks:
-            x = self.run(block, x, mask)
-        return self.norm(x)
+        return self.norm(self.encode(images, View(pad=pad, sizes=sizes, patch_size=patch_size))[0])
 
-    def outputs(
-        self,
-        images: Images,
-        *,
-        pad: bool = False,
-        sizes: Int64[Tensor, "B 2"] | None = None,
-        patch_size: int | Pair | None = None,
-    ) -> Outputs:
+    def features(self, images: Images, view: View = View()) -> Features:
+        """Pooled embedding and tokens. Raises ValueError as `forward` does, and as `embed` does for `view.visible`."""
+        pooled, tokens = self.pooled_and_tokens(images, view)
+        patch = pair(self.config.patch_size if view.patch_size is None else view.patch_size)
+        grid = -(-images.shape[-2] // patch[0]), -(-images.shape[-1] // patch[1])  # with `pad`, a patch that is begun counts
+        return Features(pooled=pooled, tokens=tokens, prefix=self.prefix_tokens, grid=grid)
+
+    def head_logits(self, images: Images, *, patch_size: Patch = None) -> tuple[Logits, ...]:
+        """The class head's logits and, with a distillation token, those of its head."""
+        return self.apply_heads(*self.pooled_and_tokens(images, View(patch_size=patch_size)))
+
+    def embedding(self, images: Images) -> Float[Tensor, "B _"]:
+        """The pooled embedding; with a distillation token, what its head sees beside it."""
+        pooled, tokens = self.pooled_and_tokens(images, View())
+        return pooled if self.head_dist is None else torch.cat([pooled, tokens[:, 1]], dim=1)
+
+    def outputs(self, images: Images, *, pad: bool = False, sizes: Sizes = None, patch_size: Patch = None) -> Outputs:
         """Logits, embedding, tokens and the features behind every block, in one pass."""
-        x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
-        features = []
-        for block in self.blocks:
-            x = self.run(block, x, mask)
-            features.append(x)
-        x = self.norm(x)
-        embedding = self.pool(x, mask)
-        return Outputs(
-            logits=self.head(self.head_drop(embedding)),
-            embedding=embedding,
-            tokens=x,
-            features=tuple(features),
-            dist_logits=None if self.head_dist is None else self.head_dist(self.head_drop(x[:, 1])),
-        )
+        features: list[Tensor] = []
+        embedding, x = self.pooled_and_tokens(images, View(pad=pad, sizes=sizes, patch_size=patch_size), features)
+        logits = self.apply_heads(embedding, x)
+        return Outputs(logits[0], embedding, x, tuple(features), logits[1] if self.head_dist is not None else None)
 
     def attention_maps(
         self,
@@ -556,8 +460,8 @@ class ViT(nn.Module):
         layers: Sequence[int] = (-1,),
         queries: Literal["cls", "all"] | Sequence[int] = "cls",
         pad: bool = False,
-        sizes: Int64[Tensor, "B 2"] | None = None,
-        patch_size: int | Pair | None = None,
+        sizes: Sizes = None,
+        patch_size: Patch = None,
     ) -> dict[int, Float[Tensor, "B h Q N"]]:
         """Attention weights by layer, for the rows asked for only: O(N) memory a row, and the pass itself stays fused.
 
@@ -566,86 +470,80 @@ class ViT(nn.Module):
         that does not exist.
         """
         depth = self.config.depth
-        for layer in layers:
-            if not -depth <= layer < depth:
-                raise ValueError(f"layer {layer} does not exist; this model has layers 0 to {depth - 1} (or -{depth} to -1)")
+        if wrong := [layer for layer in layers if not -depth <= layer < depth]:
+            raise ValueError(f"layer {wrong[0]} does not exist; this model has layers 0 to {depth - 1} (or -{depth} to -1)")
+        wanted = {layer % depth for layer in layers}
         x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
         rows = self.rows(queries, x.shape[1]).to(x.device)
         maps: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            asked = [layer for layer in layers if layer % depth == index]
-            if asked:
-                weights = block.attn.maps(block.norm1(x), rows, mask)  # type: ignore[operator, union-attr]
-                maps |= dict.fromkeys(asked, weights)
-            if len(maps) == len(set(layers)):
+            if index in wanted:
+                maps[index] = block.attn.maps(block.norm1(x), rows, mask)  # type: ignore[operator, union-attr]
+            if len(maps) == len(wanted):
                 break
             x = block(x, mask)
-        return {layer: maps[layer] for layer in layers}
+        return {layer: maps[layer % depth] for layer in layers}
 
     # ---- steps
 
+    def encode(self, images: Images, view: View, features: list[Tensor] | None = None) -> tuple[Tokens, KeyMask | None]:
+        """Tokens behind the last block, before the last norm, and their mask. `features` collects those behind each block."""
+        x, mask = self.embed(images, pad=view.pad, sizes=view.sizes, patch_size=view.patch_size, visible=view.visible)
+        for block in self.blocks:
+            recompute = self.checkpointing and self.training
+            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
+            if features is not None:
+                features.append(x)
+        return x, mask
+
+    def pooled_and_tokens(
+        self, images: Images, view: View, features: list[Tensor] | None = None
+    ) -> tuple[Float[Tensor, "B E"], Tokens]:
+        """Pooled embedding, and tokens after the last norm. `features` as for `encode`."""
+        x, mask = self.encode(images, view, features)
+        x = self.norm(x)
+        return self.pool(x, mask), x
+
     def embed(
-        self,
-        images: Images,
-        *,
-        pad: bool,
-        sizes: Int64[Tensor, "B 2"] | None,
-        patch_size: int | Pair | None = None,
+        self, images: Images, *, pad: bool, sizes: Sizes, patch_size: Patch = None, visible: Visible = None
     ) -> tuple[Tokens, KeyMask | None]:
-        """Patches with their positions behind the prefix tokens, and the mask of the tokens that are there (None: all)."""
+        """Patches with their positions behind the prefix tokens, and the mask of the tokens that are there (None: all).
+
+        With `visible`, only those patches, in that order. Raises ValueError for it where training drops patches by itself.
+        """
         cfg, own = self.config, pair(self.config.patch_size)
         patch = own if patch_size is None else pair(patch_size)
         if patch != own:
             require_resizable(cfg, patch)
         if images.shape[1] != cfg.in_channels:
-            raise ValueError(
-                f"images have {images.shape[1]} channels, but the model takes {cfg.in_channels}; convert the images"
-            )
+            theirs = images.shape[1]
+            raise ValueError(f"images have {theirs} channels, but the model takes {cfg.in_channels}; convert the images")
         if pad:
-            height, width = images.shape[-2:]
-            images = F.pad(images, (0, -width % patch[1], 0, -height % patch[0]))
+            images = F.pad(images, (0, -images.shape[-1] % patch[1], 0, -images.shape[-2] % patch[0]))
         grid = grid_of((images.shape[-2], images.shape[-1]), patch, or_else="pad=True")
         x = self.patch_embed(images) if patch == own else self.patch_embed(images, patch)  # (B, L, D)
 
-        def tokens(*kinds: Tensor | None) -> list[Tensor]:
-            return [kind.expand(len(x), -1, -1).to(x.dtype) for kind in kinds if kind is not None]
-
-        front, place = tokens(self.cls_token, self.dist_token), self.placed_tokens
-        apart = [*front[place:], *tokens(self.reg_token)]  # those without a position
+        kinds = (self.cls_token, self.dist_token, self.reg_token)
+        tokens = [kind.expand(len(x), -1, -1).to(x.dtype) for kind in kinds if kind is not None]
+        place = self.placed_tokens  # the first ones have a position
         if place:
-            x = torch.cat([*front[:place], x], dim=1)
+            x = torch.cat([*tokens[:place], x], dim=1)
         if self.pos_embed is not None:
             x = x + self.positions(grid).to(x.dtype)
-        if apart:
-            x = torch.cat([x[:, :place], *apart, x[:, place:]], dim=1)
-        mask = None if sizes is None else self.token_mask(sizes, grid, patch)
+        if tokens[place:]:
+            x = torch.cat([x[:, :place], *tokens[place:], x[:, place:]], dim=1)
+        mask = None if sizes is None else token_mask(sizes, grid=grid, patch=patch, prefix=self.prefix_tokens)
+        if visible is not None:
+            if self.training and cfg.patch_drop_rate:
+                raise ValueError(f"patch_drop_rate {cfg.patch_drop_rate} hides patches, and so does `visible`; use rate 0")
+            x, mask = self.keep_patches(x, mask, visible)  # (B, N, D), of fewer patches
         x = self.norm_pre(self.pos_drop(x))
         return self.drop_patches(x, mask) if self.training and cfg.patch_drop_rate else (x, mask)  # (B, N, D)
 
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
         """The position embedding at this grid; kept for each grid while nothing is being learned."""
-        pos = self.pos_embed
-        assert pos is not None
-        prefix = self.placed_tokens
-        if grid == self.grid or (torch.is_grad_enabled() and pos.requires_grad) or torch.compiler.is_compiling():
-            return resize_positions(pos, old=self.grid, new=grid, prefix=prefix)
-        of, resized = self._positions.get(grid, (None, None))
-        # compared by value: a fused optimizer changes weights without a trace in their version counter
-        if of is None or resized is None or (of.dtype, of.device) != (pos.dtype, pos.device) or not torch.equal(of, pos):
-            with torch.inference_mode(False), torch.no_grad():
-                of = pos.detach().clone()
-                resized = resize_positions(of, old=self.grid, new=grid, prefix=prefix)
-            self._positions[grid] = of, resized
-        return resized
-
-    def token_mask(self, sizes: Int64[Tensor, "B 2"], grid: Pair, patch: Pair) -> KeyMask:
-        """True for the prefix tokens and for every patch that holds a pixel of its image."""
-        inside = []
-        for axis, (side, count) in enumerate(zip(patch, grid, strict=True)):
-            edges = torch.arange(count, device=sizes.device) * side
-            inside.append(edges < sizes[:, axis, None])  # (B, gh) and (B, gw)
-        patches = (inside[0][:, :, None] & inside[1][:, None, :]).flatten(1)  # (B, L)
-        return F.pad(patches, (self.prefix_tokens, 0), value=True)  # (B, N)
+        assert self.pos_embed is not None
+        return positions_at(grid, self.pos_embed, trained=self.grid, prefix=self.placed_tokens, cache=self._positions)
 
     def drop_patches(self, x: Tokens, mask: KeyMask | None) -> tuple[Float[Tensor, "B _ D"], Bool[Tensor, "B _"] | None]:
         """Leaves out a share of the patches, other ones for each image (Liu et al. 2023, PatchDropout)."""
@@ -654,24 +552,27 @@ class ViT(nn.Module):
         order = torch.rand(len(x), patches, device=x.device)
         if mask is not None:
             order = order + mask[:, prefix:]  # patches that are not there go first, so that something of every image is left
-        chosen = order.topk(kept, dim=1).indices.sort(dim=1).values + prefix
-        chosen = torch.cat([torch.arange(prefix, device=x.device).expand(len(x), -1), chosen], dim=1)
+        return self.keep_patches(x, mask, order.topk(kept, dim=1).indices.sort(dim=1).values)
+
+    def keep_patches(
+        self, x: Tokens, mask: KeyMask | None, patches: Int64[Tensor, "B _L"]
+    ) -> tuple[Float[Tensor, "B _ D"], Bool[Tensor, "B _"] | None]:
+        """The prefix tokens and those patches, in that order."""
+        prefix = torch.arange(self.prefix_tokens, device=x.device).expand(len(x), -1)
+        chosen = torch.cat([prefix, patches + self.prefix_tokens], dim=1)
         x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
         return x, None if mask is None else mask.gather(1, chosen)
-
-    def run(self, block: nn.Module, x: Tokens, mask: KeyMask | None) -> Tokens:
-        """One block, its activations kept or recomputed."""
-        if self.checkpointing and self.training:
-            return checkpoint(block, x, mask, use_reentrant=False)
-        return block(x, mask)
 
     def read(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B K"]:
         """Logits from the tokens behind the last block. With `kept`, what attention pooling took and gave is put there."""
         x = self.norm(x)
-        logits = self.head(self.head_drop(self.pool(x, mask, kept)))
-        if self.head_dist is None:
-            return logits
-        return (logits + self.head_dist(self.head_drop(x[:, 1]))) / 2
+        logits = self.apply_heads(self.pool(x, mask, kept), x)
+        return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
+
+    def apply_heads(self, embedding: Float[Tensor, "B E"], tokens: Tokens) -> tuple[Logits, ...]:
+        """Logits of each head."""
+        logits = self.head(self.head_drop(embedding))
+        return (logits,) if self.head_dist is None else (logits, self.head_dist(self.head_drop(tokens[:, 1])))
 
     def pool(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B E"]:
         """What the head sees: the class token, the mean of the patch tokens, both, or attention pooling."""
@@ -689,53 +590,11 @@ class ViT(nn.Module):
 
     def rows(self, queries: Literal["cls", "all"] | Sequence[int], tokens: int) -> Int64[Tensor, " Q"]:
         """Positions of the queries among the tokens."""
-        if queries == "all":
-            return torch.arange(tokens)
-        if queries == "cls":
-            if not self.config.class_token:
-                raise ValueError('queries "cls": this model has no class token; ask for patches by position, or "all"')
-            return torch.zeros(1, dtype=torch.long)
-        if isinstance(queries, str):
+        if queries == "cls" and not self.config.class_token:
+            raise ValueError('queries "cls": this model has no class token; ask for patches by position, or "all"')
+        if isinstance(queries, str) and queries not in ("cls", "all"):
             raise ValueError(f'queries "{queries}" is neither "cls" nor "all" nor positions')
-        for query in queries:
-            if not 0 <= query < tokens:
-                raise ValueError(f"query {query} does not exist; this image has tokens 0 to {tokens - 1}")
-        return torch.tensor(list(queries), dtype=torch.long)
-
-
-def configured(config: ViTConfig | None, fields: dict[str, Any]) -> ViTConfig:
-    """The config with the fields put in. Raises ValueError for a field that does not exist."""
-    check_names(fields)
-    return dataclasses.replace(config or ViTConfig(), **fields)
-
-
-def check_names(fields: Iterable[str]) -> None:
-    """Raises ValueError for a name that is no field of ViTConfig."""
-    known = [f.name for f in dataclasses.fields(ViTConfig)]
-    for name in fields:
-        if name not in known:
-            meant = OTHER_SPELLINGS.get(name)
-            hint = f'; did you mean "{meant}"?' if meant in known else nearest(name, known)
-            raise ValueError(f'"{name}" is not a field of ViTConfig{hint}')
-
-
-def require_resizable(cfg: ViTConfig, patch: Pair) -> None:
-    """Raises ValueError where the patches of this model can have their own size only, or where `patch` is none."""
-    if min(patch) < 1:
-        raise ValueError(f"patch_size {patch} must be at least 1 pixel")
-    fixed = 'stem "conv"' if cfg.stem == "conv" else "patch_norm true" if cfg.patch_norm else ""
-    if fixed:
-        height, width = pair(cfg.patch_size)
-        raise ValueError(
-            f"a model with {fixed} cuts its own patches of {height}x{width} and no others, not {patch[0]}x{patch[1]}; "
-            "leave the other patch out"
-        )
-
-
-def grid_of(size: Pair, patch: Pair, *, or_else: str = "another patch_size") -> Pair:
-    """Patches down and across. Raises ValueError where the patch does not divide the image, with a second way out."""
-    for side, part in zip(size, patch, strict=True):
-        if side % part or side < part:
-            near = max(1, round(side / part)) * part
-            raise ValueError(f"image side {side} is not a multiple of patch {part}; use {near}, or {or_else}")
-    return size[0] // patch[0], size[1] // patch[1]
+        chosen = range(tokens) if queries == "all" else [0] if queries == "cls" else queries
+        if wrong := [query for query in chosen if not 0 <= query < tokens]:
+            raise ValueError(f"query {wrong[0]} does not exist; this image has tokens 0 to {tokens - 1}")
+        return torch.tensor(list(chosen), dtype=torch.long)

@@ -1,6 +1,6 @@
 """Weights for other images than they were made for. Pure functions of tensors.
 
-Patches of another size and positions on another grid are `resize_patch` and `resize_positions` in `vitrail.models.vit`.
+Patches of another size and positions on another grid are `resize_patch` and `resize_positions` in `vitrail.models.positions`.
 """
 
 # D width · C channels · h w patch

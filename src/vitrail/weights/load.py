@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Pair, ViTConfig, choices_of_a_model, is_baseline, nearest, pair, parse_name
+from vitrail.config import Pair, ViTConfig, check_names, choices_of_a_model, configured, is_baseline, nearest, pair, parse_name
 from vitrail.models import Baseline, ViT, create_model
 from vitrail.models.baseline import BaselineConfig
-from vitrail.models.vit import check_names, configured, resize_patch, resize_positions, sincos_2d
+from vitrail.models.positions import resize_patch, resize_positions, sincos_2d
 from vitrail.text import printable_errors
 from vitrail.weights import hub
 from vitrail.weights.adapt import adapt_channels
@@ -386,7 +386,7 @@ def own(value: Tensor | None, slot: Tensor) -> Tensor:
 def sincos_of_files(grid: Pair, dim: int) -> Float[Tensor, "1 L D"]:
     """The fixed positions of big_vision and SimpleViT, which their files leave out (Beyer et al. 2022).
 
-    As `models.vit.sincos_2d`, but the frequencies reach 1 / 10,000 with the last one.
+    As `models.positions.sincos_2d`, but the frequencies reach 1 / 10,000 with the last one.
     """
     omega = 1e4 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4 - 1))
     y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")

@@ -1,0 +1,114 @@
+"""The grid of patches: patch projections and positions resized to another one, sine-cosine positions, masks."""
+
+# B batch · C channels · D width · L patches of the grid · N tokens (prefix + patches)
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from vitrail.config import Pair, ViTConfig, pair
+
+_INVERSES: dict[tuple[int, int], Tensor] = {}
+
+
+def resize_patch(weight: Float[Tensor, "D C h w"], *, to: Pair) -> Float[Tensor, "D C _ _"]:
+    """The patch projection for patches of another size, (height, width). Exactly the input where the size is the same.
+
+    FlexiViT's pseudo-inverse resize (Beyer et al. 2023, section 3.4): with B the matrix that resizes a patch (bicubic,
+    antialiased), the new filters are (Bᵀ)⁺ w. Where patches grow, a resized patch has exactly the embedding of the
+    original; where they shrink, the nearest one on average. B is one matrix down times one across, and so is its inverse.
+    Raises ValueError for a side below one pixel.
+    """
+    if min(to) < 1:
+        raise ValueError(f"patch_size {to} must be at least 1 pixel")
+    if tuple(weight.shape[2:]) == to:
+        return weight
+    wide = torch.float32 if weight.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    down, across = (inverse_resize(old, new).to(weight.device, wide) for old, new in zip(weight.shape[2:], to, strict=True))
+    resized = ((weight.to(wide) @ across).mT @ down).mT  # (D, C, _, _): as two products of plain matrices, the fastest way
+    return resized.to(weight.dtype, memory_format=torch.contiguous_format)
+
+
+def inverse_resize(old: int, new: int) -> Float[Tensor, "{old} {new}"]:
+    """Pseudo-inverse of the matrix (new, old) that resizes one side of an image; its columns are resized unit vectors."""
+    inverse = _INVERSES.get((old, new))
+    if inverse is None:
+        with torch.inference_mode(False):  # what is kept must do for a call that learns, too
+            unit = torch.eye(old, dtype=torch.float64, device="cpu")[None, None]
+            inverse = torch.linalg.pinv(F.interpolate(unit, size=(new, old), mode="bicubic", antialias=True)[0, 0])
+        if type(inverse) is Tensor:  # torch.export computes with tensors that hold no numbers
+            _INVERSES[old, new] = inverse
+    return inverse
+
+
+def sincos_2d(grid: Pair, dim: int) -> Float[Tensor, "L D"]:
+    """Fixed 2-D sine-cosine positions: a quarter of the width each for sin x, cos x, sin y, cos y (Chen et al. 2021)."""
+    omega = 1e4 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    y, x = y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega  # (L, D/4)
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
+
+
+def resize_positions(pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair, prefix: int) -> Float[Tensor, "1 _ D"]:
+    """Position embeddings for another grid: bicubic, antialiased; the prefix rows stay. Exactly the input where old is new."""
+    if old == new:
+        return pos_embed
+    head, rows = pos_embed[:, :prefix], pos_embed[:, prefix:]
+    image = rows.reshape(1, *old, -1).permute(0, 3, 1, 2).float()  # (1, D, gh, gw)
+    if new[1] == 1:  # torch 2.14 repeats the first row where the new width is 1: turned, it does not
+        image = F.interpolate(image.transpose(2, 3), size=(1, new[0]), mode="bicubic", antialias=True).transpose(2, 3)
+    else:
+        image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
+    return torch.cat([head, image.flatten(2).transpose(1, 2).to(rows.dtype)], dim=1)
+
+
+def positions_at(
+    grid: Pair, pos_embed: Float[Tensor, "1 _ D"], *, trained: Pair, prefix: int, cache: dict[Pair, tuple[Tensor, Tensor]]
+) -> Float[Tensor, "1 _ D"]:
+    """`resize_positions` from the trained grid to another one, kept in the cache while nothing is being learned."""
+    if grid == trained or (torch.is_grad_enabled() and pos_embed.requires_grad) or torch.compiler.is_compiling():
+        return resize_positions(pos_embed, old=trained, new=grid, prefix=prefix)
+    of, resized = cache.get(grid, (None, None))
+    # compared by value: a fused optimizer changes weights without a trace in their version counter
+    fresh = of is not None and (of.dtype, of.device) == (pos_embed.dtype, pos_embed.device) and torch.equal(of, pos_embed)
+    if resized is None or not fresh:
+        with torch.inference_mode(False), torch.no_grad():
+            of = pos_embed.detach().clone()
+            resized = resize_positions(of, old=trained, new=grid, prefix=prefix)
+        cache[grid] = of, resized
+    return resized
+
+
+def token_mask(sizes: Int64[Tensor, "B 2"], *, grid: Pair, patch: Pair, prefix: int) -> Bool[Tensor, "B N"]:
+    """True for the prefix tokens and for every patch that holds a pixel of its image, whose height and width are `sizes`."""
+    inside = []
+    for axis, (side, count) in enumerate(zip(patch, grid, strict=True)):
+        edges = torch.arange(count, device=sizes.device) * side
+        inside.append(edges < sizes[:, axis, None])  # (B, gh) and (B, gw)
+    patches = (inside[0][:, :, None] & inside[1][:, None, :]).flatten(1)  # (B, L)
+    return F.pad(patches, (prefix, 0), value=True)  # (B, N)
+
+
+def require_resizable(cfg: ViTConfig, patch: Pair) -> None:
+    """Raises ValueError where the patches of this model can have their own size only, or where `patch` is none."""
+    if min(patch) < 1:
+        raise ValueError(f"patch_size {patch} must be at least 1 pixel")
+    fixed = 'stem "conv"' if cfg.stem == "conv" else "patch_norm true" if cfg.patch_norm else ""
+    if fixed:
+        height, width = pair(cfg.patch_size)
+        raise ValueError(
+            f"a model with {fixed} cuts its own patches of {height}x{width} and no others, not {patch[0]}x{patch[1]}; "
+            "leave the other patch out"
+        )
+
+
+def grid_of(size: Pair, patch: Pair, *, or_else: str = "another patch_size") -> Pair:
+    """Patches down and across. Raises ValueError where the patch does not divide the image, with a second way out."""
+    for side, part in zip(size, patch, strict=True):
+        if side % part or side < part:
+            near = max(1, round(side / part)) * part
+            raise ValueError(f"image side {side} is not a multiple of patch {part}; use {near}, or {or_else}")
+    return size[0] // patch[0], size[1] // patch[1]

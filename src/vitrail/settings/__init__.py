@@ -1,0 +1,1 @@
+"""What a user sets: frozen dataclasses, without torch."""

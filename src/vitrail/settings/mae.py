@@ -1,0 +1,33 @@
+"""Settings of masked autoencoding (He et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeConfig:
+    """The `mae` section. The defaults are the paper's."""
+
+    mask_ratio: float = 0.75
+    """Share of the patches that the encoder does not see."""
+    decoder_dim: int = 512
+    """Width of the decoder."""
+    decoder_depth: int = 8
+    """Blocks of the decoder."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder; must divide decoder_dim, as 4 must."""
+    norm_pixels: bool = True
+    """Pixel targets with zero mean and unit variance in each patch; false: pixels as the model sees them."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mae.mask_ratio {self.mask_ratio} must be above 0 and below 1")
+        for name in ("decoder_dim", "decoder_depth", "decoder_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"mae.{name} {getattr(self, name)} must be at least 1")
+        unit = math.lcm(4, self.decoder_heads)  # the positions have four parts
+        if self.decoder_dim % unit:
+            fits = max(1, round(self.decoder_dim / unit)) * unit
+            raise ValueError(f"mae.decoder_dim {self.decoder_dim} is not a multiple of 4 and of its heads; use {fits}")

@@ -1,0 +1,381 @@
+"""Masked autoencoder (He et al. 2022): hide most patches, encode the others, predict the pixels of the hidden ones."""
+
+# B batch · C channels · H W image · P patch · gh gw grid · L patches = gh gw · V visible patches · T prefix tokens
+# D width of the encoder · d width of the decoder · X numbers in a patch = P P C · E embedding
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from PIL import Image
+from torch import Tensor, nn
+
+from vitrail.config import AugmentConfig, Pair, Preprocessing, ViTConfig, pair
+from vitrail.data.augment import augment
+from vitrail.data.batch import Batch, RawBatch
+from vitrail.data.dataset import Split
+from vitrail.data.draws import Draws, permutation
+from vitrail.data.subset import Subset
+from vitrail.evaluate.effective_rank import effective_rank, effective_rank_interval
+from vitrail.evaluate.evaluate import ALONE, Among, in_eval_mode, over_batches
+from vitrail.evaluate.features import Features as LabelledFeatures
+from vitrail.evaluate.knn import knn
+from vitrail.evaluate.metrics import Accuracy, Headline, Interval
+from vitrail.models.backbone import Backbone, View
+from vitrail.models.positions import grid_of, sincos_2d
+from vitrail.models.vit import Block
+from vitrail.settings.mae import MaeConfig
+from vitrail.tasks.task import Task
+
+KNOWN_IMAGES = 5000
+"""Training images among which k-NN looks for neighbours, at most: each evaluation embeds them anew."""
+Images = Float[Tensor, "B C H W"]
+Visible = Int64[Tensor, "B V"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pixels
+
+
+def to_patches(images: Images, patch: Pair) -> Float[Tensor, "B L X"]:
+    """Pixels of each patch, patches row by row; in a patch row by row too, the channels of a pixel side by side."""
+    x = images.unflatten(2, (-1, patch[0])).unflatten(4, (-1, patch[1]))  # (B, C, gh, P, gw, P)
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, L, X)
+
+
+def from_patches(patches: Float[Tensor, "B L X"], *, patch: Pair, grid: Pair) -> Images:
+    """The inverse of `to_patches`."""
+    x = patches.unflatten(1, grid).unflatten(3, (*patch, -1))  # (B, gh, gw, P, P, C)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C, H, W)
+
+
+def patch_statistics(patches: Float[Tensor, "B L X"]) -> tuple[Float[Tensor, "B L 1"], Float[Tensor, "B L 1"]]:
+    """Mean and standard deviation of each patch: √(unbiased variance + 1e-6), as the published code has it."""
+    return patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()
+
+
+def masked_loss(predicted: Float[Tensor, "B L X"], targets: Float[Tensor, "B L X"], hidden: Bool[Tensor, "B L"]) -> Tensor:
+    """Mean squared error of the hidden patches."""
+    errors = (predicted.float() - targets).square().mean(dim=2)  # (B, L)
+    return (errors * hidden).sum() / hidden.sum()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The decoder
+
+
+class Decoder(nn.Module):
+    """Light Transformer from the visible tokens to the pixels of all patches (section 3, "MAE decoder")."""
+
+    def __init__(self, cfg: MaeConfig, *, width: int, pixels: int) -> None:
+        super().__init__()
+        shape = ViTConfig(embed_dim=cfg.decoder_dim, depth=cfg.decoder_depth, num_heads=cfg.decoder_heads)
+        self.embed = nn.Linear(width, cfg.decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, cfg.decoder_dim))
+        self.blocks = nn.ModuleList(Block(shape, drop_path=0.0) for _ in range(cfg.decoder_depth))
+        self.norm = nn.LayerNorm(cfg.decoder_dim, eps=shape.norm_eps)
+        self.pred = nn.Linear(cfg.decoder_dim, pixels)
+        self._positions: dict[tuple[Pair, torch.device], Tensor] = {}
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh weights as in the published code: Xavier's uniform, zero biases, mask token N(0, 0.02)."""
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Float[Tensor, "B N D"], visible: Visible, *, prefix: int, grid: Pair) -> Float[Tensor, "B L X"]:
+        """Predicted pixels of every patch from the prefix tokens and those of the visible patches."""
+        x = self.embed(tokens)  # (B, T + V, d)
+        places = visible[:, :, None].expand(-1, -1, x.shape[2])
+        patches = self.mask_token.to(x.dtype).expand(len(x), grid[0] * grid[1], -1).scatter(1, places, x[:, prefix:])
+        patches = patches + self.positions(grid, x.device).to(x.dtype)  # those of the prefix are zero
+        x = torch.cat([x[:, :prefix], patches], dim=1)  # (B, T + L, d)
+        for block in self.blocks:
+            x = block(x)
+        return self.pred(self.norm(x))[:, prefix:]
+
+    def positions(self, grid: Pair, device: torch.device) -> Float[Tensor, "L d"]:
+        """Fixed sine-cosine positions, computed once for each grid."""
+        if (grid, device) not in self._positions:
+            self._positions[grid, device] = sincos_2d(grid, self.embed.out_features).to(device)
+        return self._positions[grid, device]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Scores
+
+
+@dataclass(frozen=True)
+class EmbeddingScores:
+    """Quality of frozen embeddings. Both scores are better when higher."""
+
+    count: int
+    """Images."""
+    knn: Accuracy | None
+    """Share of images that their neighbours classify correctly; None without labels of two or more classes."""
+    effective_rank: float
+    """Dimensions that the embeddings use, from 1 to their width."""
+    effective_rank_interval: Interval
+    """At 95 %, by a jackknife."""
+
+    @property
+    def headline(self) -> Headline:
+        """k-NN accuracy, or without labels the effective rank."""
+        if self.knn is not None:
+            return Headline("knn_accuracy", self.knn.value, self.knn.interval)
+        return Headline("effective_rank", self.effective_rank, self.effective_rank_interval)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the headline."""
+        return "dimensions" if self.knn is None else "share of images"
+
+    @property
+    def direction(self) -> str:
+        """ "higher": which values of the headline are better."""
+        return "higher"
+
+    def figures(self) -> dict[str, float]:
+        """Scores by name, for the log."""
+        accuracy = {} if self.knn is None else {"knn_accuracy": self.knn.value}
+        return {**accuracy, "effective_rank": self.effective_rank}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        name, value, interval = self.headline
+        return {
+            "count": self.count,
+            "headline": {"name": name, "value": value, "interval": list(interval), "unit": self.unit, "better": self.direction},
+            "knn": None if self.knn is None else self.knn.to_dict(),
+            "effective_rank": self.effective_rank,
+            "effective_rank_interval": list(self.effective_rank_interval),
+        }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The task
+
+
+class Mae(Task):
+    """Masked autoencoding of any backbone that computes visible patches only.
+
+    `known` are training images in evaluation view among which k-NN looks for neighbours; without them, or without labels, the
+    images of a split are neighbours of each other. Raises ValueError for a backbone without tokens or without
+    `View.visible`.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        *,
+        preprocessing: Preprocessing,
+        cfg: MaeConfig,
+        augment: AugmentConfig,
+        seed: int,
+        known: Split | None = None,
+    ) -> None:
+        super().__init__(model, preprocessing=preprocessing)
+        self.cfg, self.augment, self.seed = cfg, augment, seed
+        self.known = None if known is None or not _classified(known) else _sample(known, seed=seed)
+        width, grid = _check_backbone(model, preprocessing)
+        self.patch = preprocessing.img_size[0] // grid[0], preprocessing.img_size[1] // grid[1]
+        pixels = self.patch[0] * self.patch[1] * preprocessing.in_channels
+        if cfg.norm_pixels and pixels < 2:
+            raise ValueError("mae.norm_pixels true needs patches of at least 2 numbers; use a larger patch, or false")
+        self.decoder = Decoder(cfg, width=width, pixels=pixels)
+
+    # ---- training
+
+    def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:
+        """Augmented images and their visible patches. Raises ValueError for another patch, whose pixels it can't predict."""
+        if patch_size is not None and pair(patch_size) != self.patch:
+            own = f"{self.patch[0]}x{self.patch[1]}"
+            raise ValueError(f"MAE predicts the pixels of patches of {own}, not of {patch_size}; leave train.patch_sizes out")
+        batch = augment(
+            replace(raw, targets=raw.images.new_zeros(len(raw), 0, dtype=torch.float32)),
+            cfg=self.augment,
+            preprocessing=replace(self.preprocessing, img_size=img_size),
+            num_classes=0,
+            seed=self.seed,
+            epoch=epoch,
+        )
+        draws = Draws(seed=self.seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
+        return replace(batch, visible=self.draw_visible(draws, grid_of(img_size, self.patch)))
+
+    def draw_visible(self, draws: Draws, grid: Pair) -> Visible:
+        """Visible patches of each image, sorted: ⌊(1 - mask_ratio) L⌋, but at least one, and at least one is hidden.
+
+        Raises ValueError for images of one patch.
+        """
+        patches = grid[0] * grid[1]
+        if patches < 2:
+            raise ValueError("MAE needs images of at least 2 patches; use a smaller patch or larger images")
+        kept = min(max(1, int(patches * (1 - self.cfg.mask_ratio))), patches - 1)
+        order = draws.uniform("mae_mask", patches).argsort(dim=1, stable=True)  # (B, L)
+        return order[:, :kept].sort(dim=1).values
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """ "loss": mean squared error of the hidden patches' pixels."""
+        assert batch.visible is not None
+        patches = to_patches(batch.images, self.patch)
+        if self.cfg.norm_pixels:
+            mean, std = patch_statistics(patches)
+            patches = (patches - mean) / std
+        predicted = self.predict(batch.images, batch.visible)
+        return {"loss": masked_loss(predicted, patches, hidden_patches(batch.visible, patches.shape[1]))}
+
+    def predict(self, images: Images, visible: Visible) -> Float[Tensor, "B L X"]:
+        """Pixels of every patch, normalised by patch with `norm_pixels`, from the visible ones."""
+        seen = self.model.features(images, View(visible=visible))
+        assert seen.tokens is not None
+        assert seen.grid is not None
+        return self.decoder(seen.tokens, visible, prefix=seen.prefix, grid=seen.grid)
+
+    # ---- scores
+
+    def evaluate(
+        self,
+        split: Split,
+        *,
+        model: Backbone | None = None,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None = None,
+        among: Among = ALONE,
+    ) -> EmbeddingScores:
+        """k-NN accuracy of the pooled embedding where images have one of two or more classes, and its effective rank."""
+        backbone = self.model if model is None else model
+
+        def embed(images: Split) -> LabelledFeatures:
+            return _embed(backbone, images, self.preprocessing, device=device, autocast_dtype=autocast_dtype, among=among)
+
+        seen = embed(split)
+        accuracy = None
+        if _classified(split) and len(seen) > 1:
+            accuracy = knn(seen, device=device) if self.known is None else knn(embed(self.known), seen, device=device)
+        interval = effective_rank_interval(seen.embeddings)
+        return EmbeddingScores(len(seen), accuracy, effective_rank(seen.embeddings), interval)
+
+
+def hidden_patches(visible: Visible, patches: int) -> Bool[Tensor, "B L"]:
+    """True for the patches that are not visible."""
+    return torch.ones(len(visible), patches, dtype=torch.bool, device=visible.device).scatter(1, visible, False)
+
+
+def _check_backbone(model: Backbone, preprocessing: Preprocessing) -> tuple[int, Pair]:
+    """Width of the tokens and grid. Raises ValueError for a backbone that does not compute visible patches alone."""
+    weight = next(model.parameters())
+    images = torch.zeros(1, preprocessing.in_channels, *preprocessing.img_size, device=weight.device, dtype=weight.dtype)
+    with in_eval_mode(model), torch.no_grad():
+        seen = model.features(images, View(visible=torch.zeros(1, 1, dtype=torch.long, device=weight.device)))
+    if seen.tokens is None or seen.grid is None or seen.tokens.shape[1] != seen.prefix + 1:
+        raise ValueError(
+            f"MAE needs a backbone that computes visible patches only; {type(model).__name__} does not, a ViT does"
+        )
+    return seen.tokens.shape[2], seen.grid
+
+
+def _classified(split: Split) -> bool:
+    """Whether each image has one of two or more classes."""
+    return not split.multi_label and len(split) > 0 and int(split.labels.min()) >= 0 and len(split.labels.unique()) > 1
+
+
+def _sample(split: Split, *, seed: int) -> Split:
+    """At most `KNOWN_IMAGES` of them, drawn by the seed."""
+    if len(split) <= KNOWN_IMAGES:
+        return split
+    return Subset(split, permutation(len(split), seed=seed, epoch=0)[:KNOWN_IMAGES].sort().values)
+
+
+class _Pooled(nn.Module):
+    """A backbone whose output is the pooled embedding."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Images) -> Float[Tensor, "B E"]:
+        return self.model.features(images).pooled
+
+
+def _embed(
+    model: Backbone,
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+    among: Among,
+) -> LabelledFeatures:
+    """Pooled embeddings of a split on the CPU, in its order however many processes share it."""
+
+    def take(embeddings: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
+        return embeddings.float().cpu(), raw.labels.cpu(), raw.indexes.cpu()
+
+    pooled = _Pooled(model)
+    own = over_batches(take, pooled, split, preprocessing, device=device, autocast_dtype=autocast_dtype, among=among)
+    taken = [item for part in among.gather(own) for item in part]
+    if not taken:
+        raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
+    embeddings, labels, indexes = (torch.cat(values) for values in zip(*taken, strict=True))
+    order = indexes.argsort()
+    return LabelledFeatures(embeddings[order], labels[order])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+_GAP_PX, _SIDE_PX, _HIDDEN = 4, 96, 128
+
+
+@torch.no_grad()
+def reconstruct(task: Mae, images: Images, visible: Visible | None = None) -> Image.Image:
+    """One row an image, as the model sees it (normalised): original, visible patches, reconstruction with visible ones kept.
+
+    Without `visible`, the patches are drawn by the task's seed and the image's place. With `norm_pixels`, predictions get the
+    mean and standard deviation that the patch has in the original. Images of 1 or 3 channels have their colours; of others,
+    the mean of all channels is shown.
+    """
+    grid = grid_of((images.shape[2], images.shape[3]), task.patch)
+    if visible is None:
+        visible = task.draw_visible(Draws(seed=task.seed, epoch=0, indexes=torch.arange(len(images))), grid)
+    visible = visible.to(images.device)
+    with in_eval_mode(task):
+        predicted = task.predict(images, visible).float()
+    patches = to_patches(images.float(), task.patch)
+    if task.cfg.norm_pixels:
+        mean, std = patch_statistics(patches)
+        predicted = predicted * std + mean
+    hidden = hidden_patches(visible, patches.shape[1])[:, :, None]
+    whole = _to_bytes(images.float(), task.preprocessing)
+    rebuilt = _to_bytes(from_patches(torch.where(hidden, predicted, patches), patch=task.patch, grid=grid), task.preprocessing)
+    cover = from_patches(hidden.expand_as(patches).float(), patch=task.patch, grid=grid)[:, :1] > 0
+    masked = torch.where(cover, torch.full_like(whole, _HIDDEN), whole)
+    return _sheet([whole, masked, rebuilt])
+
+
+def _to_bytes(images: Images, preprocessing: Preprocessing) -> Tensor:
+    """Pixels 0 … 255 (B, 1 or 3, H, W) of normalised images."""
+    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    pixels = (images * std + mean).clamp(0, 1) * 255
+    return (pixels if pixels.shape[1] in (1, 3) else pixels.mean(dim=1, keepdim=True)).round().byte()
+
+
+def _sheet(columns: list[Tensor]) -> Image.Image:
+    """Images (B, c, H, W) of several columns on white, small ones enlarged by a whole factor."""
+    count, channels, height, width = columns[0].shape
+    factor = max(1, _SIDE_PX // max(height, width))
+    tall, wide = height * factor + _GAP_PX, width * factor + _GAP_PX
+    mode = "L" if channels == 1 else "RGB"
+    sheet = Image.new(mode, (len(columns) * wide + _GAP_PX, count * tall + _GAP_PX), "white")
+    for place, column in enumerate(columns):
+        for row, pixels in enumerate(column.cpu().permute(0, 2, 3, 1).numpy()):
+            tile = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+            tile = tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+            sheet.paste(tile, (_GAP_PX + place * wide, _GAP_PX + row * tall))
+    return sheet
