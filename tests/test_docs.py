@@ -66,7 +66,7 @@ def tiny_train(path: str | None = None, **settings: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages name: PHOTOS, PHOTO.jpg, RUN, which was trained on them, LABELLED, SCENES, WEIGHTS.safetensors."""
+    """A folder with what the pages name: PHOTOS, PHOTO.jpg, RUN (trained on them), LABELLED, SCENES, WEIGHTS.safetensors."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
