@@ -10,9 +10,10 @@ import difflib
 import functools
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 Pair = tuple[int, int]
+Config = TypeVar("Config")
 
 
 def pair(value: int | Pair) -> Pair:
@@ -578,17 +579,17 @@ OTHER_SPELLINGS = {  # what other libraries call our fields
 }
 
 
-def configured(config: ViTConfig | None, fields: dict[str, Any]) -> ViTConfig:
+def configured(config: Config, fields: dict[str, Any]) -> Config:
     """The config with the fields put in. Raises ValueError for a field that does not exist."""
-    check_names(fields)
-    return dataclasses.replace(config or ViTConfig(), **fields)
+    check_names(fields, of=type(config))
+    return dataclasses.replace(config, **fields)  # type: ignore[type-var]
 
 
-def check_names(fields: Iterable[str]) -> None:
-    """Raises ValueError for a name that is no field of ViTConfig."""
-    known = [f.name for f in dataclasses.fields(ViTConfig)]
+def check_names(fields: Iterable[str], *, of: type[Any] = ViTConfig) -> None:
+    """Raises ValueError for a name that is no field of a family's config."""
+    known = [f.name for f in dataclasses.fields(of)]
     for name in fields:
         if name not in known:
             meant = OTHER_SPELLINGS.get(name)
             hint = f'; did you mean "{meant}"?' if meant in known else nearest(name, known)
-            raise ValueError(f'"{name}" is not a field of ViTConfig{hint}')
+            raise ValueError(f'"{name}" is not a field of {of.__name__}{hint}')

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
+from vitrail.config import Pair, Preprocessing
 
 Images = Float[Tensor, "B C H W"]
 Logits = Float[Tensor, "B K"]
@@ -48,7 +48,7 @@ class Features:
     """Tokens before the patches."""
     grid: Pair | None = None
     """Patches down and across, of the whole image; None without tokens."""
-    pyramid: tuple[Float[Tensor, "B C h w"], ...] | None = None
+    pyramid: tuple[Float[Tensor, "B _C _h _w"], ...] | None = None
     """Feature maps from fine to coarse; None where there are none."""
 
 
@@ -72,6 +72,14 @@ class Backbone(nn.Module):
 
     config: Any
     """The family's frozen config dataclass. It has `img_size`, `in_channels` and `num_classes`."""
+    preprocessing: Preprocessing | None = None
+    """What happens to an image before the model, where the weights' origin says it."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, where known."""
+    multi_label: bool = False
+    """Whether an image may have any number of the classes: then each has a probability of its own, the logit's sigmoid."""
+    receipt: object = None
+    """What became of every tensor of the checkpoint that the weights come from (`weights.Receipt`)."""
     checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
     no_decay: frozenset[str] = frozenset()

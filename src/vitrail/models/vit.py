@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitrail.config import Pair, Preprocessing, ViTConfig, configured, pair
+from vitrail.config import Pair, ViTConfig, configured, pair
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.conv_stem import conv_stem
 from vitrail.models.positions import grid_of as grid_of
@@ -302,18 +302,10 @@ class ViT(Backbone):
 
     def __init__(self, config: ViTConfig | None = None, **fields: Any) -> None:
         super().__init__()
-        cfg = configured(config, fields)
+        cfg = configured(config or ViTConfig(), fields)
         self.config = cfg
         self.grid = grid_of(pair(cfg.img_size), pair(cfg.patch_size))
         self.heads = ("head", "head_dist") if cfg.dist_token else ("head",)
-        self.preprocessing: Preprocessing | None = None
-        """What happens to an image before the model, where the weights' origin says it."""
-        self.classes: tuple[str, ...] = ()
-        """Names of the classes, where known."""
-        self.multi_label = False
-        """Whether an image may have any number of the classes: then each has a probability of its own, the logit's sigmoid."""
-        self.receipt: object = None
-        """What became of every tensor of the checkpoint that the weights come from (`weights.Receipt`)."""
 
         dim = cfg.embed_dim
         self.patch_embed = PatchEmbed(cfg)

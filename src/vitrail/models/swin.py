@@ -1,0 +1,237 @@
+"""The Swin Transformer, version 1 (Liu et al. 2021): attention in shifted windows, on a pyramid of feature maps.
+
+    images (B, C, H, W) -> PatchEmbed -> stages of blocks, with patch merging between -> norm -> mean -> head -> logits (B, K)
+
+State-dict keys are timm's. A map that windows do not divide is padded with zeros before the shift, as in torchvision,
+transformers and the paper's code for detection; timm shifts first, so its outputs differ where both happen.
+"""
+
+# B batch · C channels · H W image, or feature map · L positions = H W · D width of a stage · h heads · d = D / h
+# w side of a window · n windows of an image · K classes
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitrail.config import Pair, configured
+from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
+from vitrail.models.vit import DropPath
+from vitrail.models.windows import Layout, Map, relative_index
+from vitrail.settings.swin import SwinConfig
+
+# --------------------------------------------------------------------------------------------------------------------
+# The block
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within windows: softmax(q kᵀ / √d + bias of the relative position) v (equation 4)."""
+
+    def __init__(self, cfg: SwinConfig, stage: int) -> None:
+        super().__init__()
+        dim, self.num_heads, self.window = cfg.width(stage), cfg.num_heads[stage], cfg.window_size
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.attn_drop = nn.Dropout(cfg.attn_drop_rate)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
+
+    def forward(self, x: Map, layout: Layout) -> Map:
+        q, k, v = self.qkv(layout.cut(x)).unflatten(3, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, n, h, w w, d)
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + self.bias()  # (B, n, h, w w, w w)
+        if (mask := layout.mask(x.device)) is not None:
+            scores = scores.masked_fill(mask[:, None], float("-inf"))
+        out = self.attn_drop(scores.softmax(dim=-1)) @ v
+        return self.proj_drop(self.proj(layout.join(out.transpose(2, 3).flatten(3))))
+
+    def bias(self) -> Float[Tensor, "h _w _w"]:
+        """Bias of every pair of positions in a window."""
+        index = relative_index(self.window).to(self.relative_position_bias_table.device)
+        return self.relative_position_bias_table[index].permute(2, 0, 1)
+
+
+class Mlp(nn.Module):
+    """Two layers around GELU."""
+
+    def __init__(self, cfg: SwinConfig, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, round(cfg.mlp_ratio * dim))
+        self.fc2 = nn.Linear(round(cfg.mlp_ratio * dim), dim)
+        self.drop = nn.Dropout(cfg.proj_drop_rate)
+
+    def forward(self, x: Map) -> Map:
+        return self.drop(self.fc2(F.gelu(self.fc1(x))))
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm block with attention in windows, which every other block shifts by half a window (equation 3)."""
+
+    def __init__(self, cfg: SwinConfig, stage: int, *, shifted: bool, drop_path: float) -> None:
+        super().__init__()
+        dim, self.window, self.shifted = cfg.width(stage), cfg.window_size, shifted
+        self.norm1 = nn.LayerNorm(dim, eps=cfg.norm_eps)
+        self.attn = WindowAttention(cfg, stage)
+        self.drop_path1 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=cfg.norm_eps)
+        self.mlp = Mlp(cfg, dim)
+        self.drop_path2 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
+
+    def forward(self, x: Map, grid: Pair) -> Map:
+        layout = Layout.of(grid, window=self.window, shifted=self.shifted)
+        x = x + self.drop_path1(self.attn(self.norm1(x), layout))  # ẑ = (S)W-MSA(LN(z)) + z
+        return x + self.drop_path2(self.mlp(self.norm2(x)))  # z = MLP(LN(ẑ)) + ẑ
+
+
+class PatchMerging(nn.Module):
+    """Each 2x2 positions become one of twice the width; an odd side is padded with zeros (section 3.1)."""
+
+    def __init__(self, cfg: SwinConfig, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, eps=cfg.norm_eps)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Map, grid: Pair) -> Float[Tensor, "B _new 2*D"]:
+        x = F.pad(x.unflatten(1, grid), (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))  # (B, H, W, D)
+        x = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, across, down, D)
+        return self.reduction(self.norm(x.flatten(3).flatten(1, 2)))
+
+
+class SwinStage(nn.Module):
+    """Blocks at one resolution, behind the merging that leads to it."""
+
+    def __init__(self, cfg: SwinConfig, stage: int, drop_path: list[float]) -> None:
+        super().__init__()
+        self.downsample = PatchMerging(cfg, cfg.width(stage - 1)) if stage else None
+        self.blocks = nn.ModuleList(
+            SwinBlock(cfg, stage, shifted=index % 2 == 1, drop_path=rate) for index, rate in enumerate(drop_path)
+        )
+
+
+class SwinPatchEmbed(nn.Module):
+    """Patches of 4x4 pixels, projected and normalised; sides that the patch does not divide are padded with zeros."""
+
+    def __init__(self, cfg: SwinConfig) -> None:
+        super().__init__()
+        self.patch = cfg.patch_size
+        self.proj = nn.Conv2d(cfg.in_channels, cfg.embed_dim, kernel_size=self.patch, stride=self.patch)
+        self.norm = nn.LayerNorm(cfg.embed_dim, eps=cfg.norm_eps)
+
+    def forward(self, images: Images) -> tuple[Map, Pair]:
+        x = self.proj(F.pad(images, (0, -images.shape[3] % self.patch, 0, -images.shape[2] % self.patch)))  # (B, D, H, W)
+        return self.norm(x.flatten(2).transpose(1, 2)), (x.shape[2], x.shape[3])
+
+
+class Head(nn.Module):
+    """One linear layer, under timm's name; none for 0 classes."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Logits:
+        return self.fc(x)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The model
+
+
+class Swin(Backbone):
+    """A Swin Transformer. Takes a SwinConfig, or its fields by keyword: `Swin(embed_dim=96, window_size=7)`."""
+
+    config: SwinConfig
+
+    def __init__(self, config: SwinConfig | None = None, **fields: Any) -> None:
+        super().__init__()
+        cfg = configured(SwinConfig() if config is None else config, fields)
+        self.config = cfg
+        self.patch_embed = SwinPatchEmbed(cfg)
+        total = sum(cfg.depths)
+        rates = [cfg.drop_path_rate * index / max(1, total - 1) for index in range(total)]
+        starts = [sum(cfg.depths[:stage]) for stage in range(len(cfg.depths))]
+        self.layers = nn.ModuleList(
+            SwinStage(cfg, stage, rates[start : start + depth])
+            for stage, (start, depth) in enumerate(zip(starts, cfg.depths, strict=True))
+        )
+        self.embedding_dim = cfg.width(len(cfg.depths) - 1)
+        self.norm = nn.LayerNorm(self.embedding_dim, eps=cfg.norm_eps)
+        self.head_drop = nn.Dropout(cfg.drop_rate)
+        self.head = Head(self.embedding_dim, cfg.num_classes)
+        self.no_decay = frozenset(name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table"))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh weights as in the paper's code: truncated normal of 0.02, zero biases, unit norms."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, WindowAttention):
+                nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+            elif isinstance(module, nn.LayerNorm | nn.Conv2d):
+                module.reset_parameters()
+
+    def reset_head(self, num_classes: int) -> None:
+        """See Backbone.reset_head."""
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        weight = self.patch_embed.proj.weight
+        self.head = Head(self.embedding_dim, num_classes).to(weight.device, weight.dtype)
+        if isinstance(self.head.fc, nn.Linear):
+            nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
+            nn.init.zeros_(self.head.fc.bias)
+
+    heads = ("head",)
+
+    @property
+    def side_unit(self) -> Pair:
+        """Any size goes: what the patch or the window does not divide is padded."""
+        return 1, 1
+
+    def stages(self) -> list[Stage]:
+        """The stem, each block (the first of a stage with the merging before it), and the head with the last norm."""
+        stages = [Stage("stem", ("patch_embed",))]
+        for number, layer in enumerate(self.layers):
+            for index, block in enumerate(layer.blocks):  # type: ignore[arg-type]
+                name = f"layers.{number}.blocks.{index}"
+                merging = (f"layers.{number}.downsample",) if number and not index else ()
+                stages.append(Stage(name, (*merging, name), block))
+        return [*stages, Stage("head", ("norm", "head"))]
+
+    def forward(self, images: Images) -> Logits:
+        """Logits (B, K), or the embedding where there is no head. Raises ValueError for other channels."""
+        return self.head_logits(images)[0]
+
+    def head_logits(self, images: Images, *, patch_size: int | Pair | None = None) -> tuple[Logits, ...]:
+        """The logits, in a tuple of one."""
+        return (self.head(self.head_drop(self.features(images, View(patch_size=patch_size)).pooled)),)
+
+    def features(self, images: Images, view: View = View()) -> Features:
+        """Mean embedding, the last map's positions behind the last norm, and the map behind each stage.
+
+        Raises ValueError for other channels, and for a view with masks, hidden patches or another patch.
+        """
+        if images.shape[1] != self.config.in_channels:
+            theirs = images.shape[1]
+            raise ValueError(
+                f"images have {theirs} channels, and the model takes {self.config.in_channels}; convert the images"
+            )
+        if view.sizes is not None or view.visible is not None or view.patch_size is not None:
+            raise ValueError("Swin's windows see whole maps of its own patches: no sizes, visible or patch_size; use a ViT")
+        x, grid = self.patch_embed(images)
+        pyramid: list[Tensor] = []
+        for layer in self.layers:
+            if layer.downsample is not None:
+                x, grid = layer.downsample(x, grid), (-(-grid[0] // 2), -(-grid[1] // 2))  # type: ignore[operator]
+            for block in layer.blocks:  # type: ignore[union-attr]
+                recompute = self.checkpointing and self.training
+                x = checkpoint(block, x, grid, use_reentrant=False) if recompute else block(x, grid)
+            pyramid.append(x.transpose(1, 2).unflatten(2, grid))
+        x = self.norm(x)
+        return Features(pooled=x.mean(dim=1), tokens=x, grid=grid, pyramid=tuple(pyramid))

@@ -1,0 +1,76 @@
+"""Settings of a Swin Transformer's shape (Liu et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vitrail.config import Pair
+
+
+class SwinSize(NamedTuple):
+    """One row of the paper's table 7."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+
+
+SWIN_SIZES = {  #           width  depths         heads            parameters at 1000 classes, window 7
+    "swin_t": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),  #        28_288_354
+    "swin_s": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),  #       49_606_258
+    "swin_b": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),  #      87_768_224
+    "swin_l": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48)),  #    196_532_476
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """Everything that decides a Swin Transformer's shape. The defaults are Swin-T."""
+
+    img_size: int | Pair = 224
+    """Image side in pixels, or (height, width), that the weights are trained at; any size can be given."""
+    patch_size: int = 4
+    """Patch side in pixels."""
+    in_channels: int = 3
+    """Channels of the images."""
+    num_classes: int = 1000
+    """Outputs of the head; 0 leaves the head out, and the logits are the embedding."""
+    embed_dim: int = 96
+    """Width C of the first stage; it doubles from stage to stage."""
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    """Blocks of each stage."""
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    """Attention heads of each stage; each must divide the stage's width."""
+    window_size: int = 7
+    """Side of a window, in patches."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over the stage's width."""
+    drop_rate: float = 0.0
+    """Dropout before the head."""
+    attn_drop_rate: float = 0.0
+    """Dropout of attention weights."""
+    proj_drop_rate: float = 0.0
+    """Dropout behind attention and MLP."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block; it rises in a straight line from 0 at the first."""
+    norm_eps: float = 1e-5
+    """Epsilon of every LayerNorm."""
+
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.num_heads) or not self.depths:
+            raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must have one number for each stage")
+        for name in ("patch_size", "in_channels", "embed_dim", "window_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if min(*self.depths, *self.num_heads) < 1:
+            raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must be at least 1 in every stage")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes {self.num_classes} must not be negative; 0 leaves the head out")
+        for stage, heads in enumerate(self.num_heads):
+            if self.width(stage) % heads:
+                raise ValueError(f"num_heads {heads} does not divide the width {self.width(stage)} of stage {stage}")
+
+    def width(self, stage: int) -> int:
+        """Channels of a stage."""
+        return self.embed_dim * 2**stage
