@@ -366,6 +366,13 @@ def test_arrays_of_more_than_8_bits() -> None:
         eval_view(values.astype(np.uint8), view(3, (20, 30)))
 
 
+def test_a_picture_that_would_lose_its_bits_is_refused() -> None:
+    values = RNG.integers(0, 4096, (20, 30, 3)).astype(np.uint16)
+    with pytest.raises(BadImage, match="half of the bits of 16-bit colour; give the file, or its bytes"):
+        eval_view(Image.open(io.BytesIO(png16(values))), view(3, value_range=(0, 4095)))
+    assert eval_view(Image.open(io.BytesIO(png16(values))), view(3)).shape == (3, 20, 30)
+
+
 def test_numbers_that_are_no_picture() -> None:
     with pytest.raises(BandsError, match="complex"):
         scaled(np.zeros((2, 2, 1), np.complex64), (0, 1))

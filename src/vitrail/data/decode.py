@@ -146,6 +146,8 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
             if isinstance(image, np.ndarray):
                 planes = _of_array(image, channels, value_range)
             else:
+                if value_range is not None and is_16_bit_colour(image):
+                    raise BadImage("Pillow gives half of the bits of 16-bit colour; give the file, or its bytes")
                 upright = _turn(image, _orientation(image))
                 upright.load()
                 planes = _planes(upright, b"", channels, value_range)
