@@ -1138,6 +1138,19 @@ def test_a_range_is_a_setting(vitrail: Typed, tmp_path: Path) -> None:
     assert "model.in_channels 5 does not fit scenes, whose images have 1; use 1 or 3" in said.err
 
 
+def test_a_model_without_a_range_says_that_it_sees_few_levels(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    photos = write_bands(tmp_path / "scenes", np.uint16, 1, high=1000)
+    said = vitrail("predict", run, photos / "dim", "--json")
+    assert said.code == 0
+    assert re.search(
+        r"^vitrail: values of uint16 from \d+ to \d+ of 0 to 65535, where they are 2 of 256 levels, .*; the model was", said.err
+    )
+    assert len(json.loads(said.out)) == 12
+    assert vitrail("predict", run, photos / "dim" / "0.tif", "--csv").err.count("\n") == 1
+    Image.effect_noise((28, 28), 50).save(tmp_path / "plain.png")
+    assert vitrail("predict", run, tmp_path / "plain.png").err == ""
+
+
 def test_bands_that_do_not_fit_are_told(vitrail: Typed, run: Path, tmp_path: Path) -> None:
     photos = write_bands(tmp_path / "scenes", np.uint16, 5, high=1000)
     said = vitrail("predict", run, photos / "dim" / "0.tif")

@@ -326,6 +326,7 @@ def evaluate(words: list[str]) -> int:
     if args.data:
         for note in source.notes:
             terminal.report(note)
+    say_unscaled(source.values_in_use(threads=cfg.data.workers), model)
     if source.classes != tuple(map(composed, model.classes)):
         theirs, ours = terminal.listed(source.classes), terminal.listed(model.classes) or "no names"
         if run or len(source.classes) != model.config.num_classes:
@@ -380,6 +381,12 @@ def open_data(run: str, data: str | None, *, way_out: str = "name DATA") -> tupl
     return cfg, open_source(data or weights.read_run(run).data, val_fraction=cfg.data.val_fraction)
 
 
+def say_unscaled(used: Any, model: Any) -> None:
+    """Report images with more than 8 bits that use little of their type's range, to a model that was trained without one."""
+    if used is not None and used.range is not None and model.preprocessing.range is None:
+        terminal.report(f"{used}; the model was trained without data.range, so it sees few levels of them")
+
+
 def say_receipt(model: Any, source: str) -> None:
     """Of somebody else's weights, what was assumed of them; of a run nothing, for it says all."""
     if not Path(source, "config.yaml").is_file() and model.receipt is not None:
@@ -404,6 +411,8 @@ def predict(words: list[str]) -> int:
     terminal.add_device(parser, batch_size=32)
     args = terminal.parse(parser, words)
 
+    from vitrail.data.files import Listed
+    from vitrail.data.measure import measure_values
     from vitrail.deploy.predict import NOT_FINITE, Predictor, find_images
 
     if args.top < 1:
@@ -414,6 +423,7 @@ def predict(words: list[str]) -> int:
         raise ValueError("stdin named no image; write one path a line")
     predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size)
     say_receipt(predictor.model, args.run)
+    say_unscaled(measure_values(Path(), [Listed(str(path), 0) for path in images], threads=-1), predictor.model)
     done = list(predictor.predict(images, top=args.top))
 
     if args.json:
