@@ -28,6 +28,7 @@ from vitrail.explain.statistics import (
     token_norms,
 )
 from vitrail.models import ViT
+from vitrail.models.positions import token_mask
 
 HEIGHT, WIDTH, PATCH = 16, 12, 4  # a grid of 4 x 3
 DEPTH, HEADS = 2, 2
@@ -90,7 +91,7 @@ def by_hand(vit: ViT, x: Tensor, **how: Any) -> dict[str, np.ndarray]:
     places = [((row + 0.5) * patch, (column + 0.5) * patch) for row in range(grid[0]) for column in range(grid[1])]
     there = np.ones((len(x), len(places)), dtype=bool)
     if "sizes" in how:
-        there = vit.token_mask(how["sizes"], grid, (patch, patch))[:, prefix:].numpy()
+        there = token_mask(how["sizes"], grid=grid, patch=(patch, patch), prefix=prefix)[:, prefix:].numpy()
     reads = reading(vit, x, there, how)
     found = {name: np.zeros((depth, heads)) for name in ("distance", "entropy", "cls_to_patch", "patch_to_prefix")}
     found["head_similarity"] = np.zeros((depth, heads, heads))
