@@ -27,7 +27,7 @@ from typing import Any
 
 import machine
 from train_step import OPTIM, Case, summary, synthetic
-from vitrail.config import ViTConfig
+from vitrail.config import Preprocessing, ViTConfig, pair
 
 WAYS = ("not compiled", "by block", "whole")
 RATES = (0.0, 0.1)
@@ -88,6 +88,7 @@ def step_of(way: str, case: Case) -> Callable[[], object]:
 
     from vitrail.models import ViT
     from vitrail.models.device import keep_freed_memory
+    from vitrail.tasks.classify import Classify
     from vitrail.train.optim import build_optimizers
     from vitrail.train.step import Step
 
@@ -99,7 +100,10 @@ def step_of(way: str, case: Case) -> Callable[[], object]:
     elif way == "by block":
         for block in model.blocks:
             block.compile()
-    move = Step(model, build_optimizers(model, OPTIM, batch_size=len(batch)), autocast_dtype=torch.bfloat16)
+    how = Preprocessing(img_size=pair(case.vit.img_size), in_channels=case.vit.in_channels, mean=(0.0,), std=(1.0,))
+    move = Step(
+        Classify(model, preprocessing=how), build_optimizers(model, OPTIM, batch_size=len(batch)), autocast_dtype=torch.bfloat16
+    )
     return lambda: move(batch)
 
 

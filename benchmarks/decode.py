@@ -46,6 +46,7 @@ from vitrail.data.batches import train_batches
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Split
 from vitrail.data.folder import open_folder
 from vitrail.models.device import keep_freed_memory
+from vitrail.tasks.classify import Classify
 from vitrail.train.optim import build_optimizers
 from vitrail.train.step import Step
 
@@ -139,7 +140,11 @@ def train(folder: Path, *, model_name: str, threads: int, rounds: int, steps: in
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     split = split_of(folder, workers=DataConfig().workers)
     model = vitrail.create_model(model_name, num_classes=CLASSES).to(device).train()
-    move = Step(model, build_optimizers(model, OPTIM, batch_size=BATCH), autocast_dtype=torch.bfloat16)
+    move = Step(
+        Classify(model, preprocessing=view("bicubic")),
+        build_optimizers(model, OPTIM, batch_size=BATCH),
+        autocast_dtype=torch.bfloat16,
+    )
     files = train_batches(split, batch_size=BATCH, seed=0, augment=CROP)
     waiting = 2 * split.workers  # batches that the loader processes may have ready
     kept = itertools.cycle(list(itertools.islice(files, 8)))

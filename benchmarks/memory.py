@@ -69,10 +69,11 @@ def stepping(vit: ViTConfig, batch_size: int, precision: Precision, checkpointin
     import torch
     from torch.nn import functional as F
 
-    from vitrail.config import pair
+    from vitrail.config import Preprocessing, pair
     from vitrail.data.batch import Batch
     from vitrail.models import ViT
     from vitrail.models.device import autocast_dtype
+    from vitrail.tasks.classify import Classify
     from vitrail.train.optim import build_optimizers
     from vitrail.train.step import Step
 
@@ -87,8 +88,9 @@ def stepping(vit: ViTConfig, batch_size: int, precision: Precision, checkpointin
         labels=labels,
         indexes=torch.arange(batch_size),
     )
+    how = Preprocessing(img_size=pair(vit.img_size), in_channels=vit.in_channels, mean=(0.0,), std=(1.0,))
     move = Step(
-        model,
+        Classify(model, preprocessing=how),
         build_optimizers(model, optim, batch_size=batch_size),
         autocast_dtype=autocast_dtype(precision, torch.device("cpu")),
         clip_norm=optim.clip_norm,

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import machine
-from vitrail.config import OptimConfig, ViTConfig
+from vitrail.config import OptimConfig, Preprocessing, ViTConfig, pair
 
 if TYPE_CHECKING:
     from vitrail.data.batch import Batch
@@ -109,6 +109,7 @@ def ours(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Step:
 
     from vitrail.models import ViT
     from vitrail.models.device import keep_freed_memory
+    from vitrail.tasks.classify import Classify
     from vitrail.train.optim import build_optimizers
     from vitrail.train.step import Step as Move
 
@@ -117,7 +118,10 @@ def ours(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Step:
     if compiled:
         for block in model.blocks:
             block.compile()
-    move = Move(model, build_optimizers(model, OPTIM, batch_size=len(batch)), autocast_dtype=torch.bfloat16)
+    how = Preprocessing(img_size=pair(vit.img_size), in_channels=vit.in_channels, mean=(0.0,), std=(1.0,))
+    move = Move(
+        Classify(model, preprocessing=how), build_optimizers(model, OPTIM, batch_size=len(batch)), autocast_dtype=torch.bfloat16
+    )
 
     def step() -> None:
         move(batch)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from learner import learner
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon
 
@@ -147,7 +148,7 @@ def test_frozen_blocks_do_not_move_and_the_others_do(name: str, freeze: int, fie
     config = OptimConfig(name=name, freeze=freeze, lr=0.1, weight_decay=0.5)  # type: ignore[arg-type]
     optimizers = build_optimizers(vit, config, batch_size=1024)
     before = {key: value.clone() for key, value in vit.state_dict().items()}
-    step = Step(vit, optimizers, objective=objective)
+    step = Step(learner(vit, objective), optimizers)
     for _ in range(2):
         step(batch())
 
@@ -187,7 +188,7 @@ def test_all_blocks_frozen_leave_the_last_norm_and_the_head(depth: int, freeze: 
 def test_a_running_mean_has_frozen_weights_as_they_are() -> None:
     vit = model(stem="conv").train()
     ema = Ema(vit, copy.deepcopy(vit), 0.9)
-    step = Step(vit, build_optimizers(vit, OptimConfig(freeze=1, lr=0.1), batch_size=1024), objective=objective)
+    step = Step(learner(vit, objective), build_optimizers(vit, OptimConfig(freeze=1, lr=0.1), batch_size=1024))
     before = {key: value.clone() for key, value in vit.state_dict().items()}
     for i in range(12):
         vit.train()  # as the loop does behind every evaluation

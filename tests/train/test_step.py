@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learner import learner
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
@@ -41,7 +42,7 @@ def sgd_step(clip_norm: float | None) -> tuple[float, dict[str, Tensor]]:
     vit = model()
     optimizers = build_optimizers(vit, OptimConfig(name="sgd", lr=1.0, weight_decay=0, betas=(0.0, 0.0)), batch_size=1024)
     before = [p.detach().clone() for p in vit.parameters()]
-    losses = Step(vit, optimizers, clip_norm=clip_norm)(batch())
+    losses = Step(learner(vit), optimizers, clip_norm=clip_norm)(batch())
     moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(vit.parameters(), before, strict=True)])
     assert all(p.grad is None for p in vit.parameters())
     assert not any(value.requires_grad for value in losses.values())
@@ -69,19 +70,19 @@ def test_bf16_leaves_weights_and_optimizer_in_fp32() -> None:
         seen.append(logits.dtype)
         return {"loss": logits.float().square().mean(), "extra": logits.mean()}
 
-    losses = Step(vit, optimizers, objective=objective, autocast_dtype=torch.bfloat16)(batch())
+    losses = Step(learner(vit, objective), optimizers, autocast_dtype=torch.bfloat16)(batch())
     assert seen == [torch.bfloat16]
     assert set(losses) == {"loss", "extra"}
     assert {p.dtype for p in vit.parameters()} == {torch.float32}
     [adamw] = optimizers.parts
     assert {value.dtype for values in adamw.state.values() for value in values.values()} == {torch.float32}
-    Step(vit, optimizers, objective=objective)(batch())
+    Step(learner(vit, objective), optimizers)(batch())
     assert seen == [torch.bfloat16, torch.float32]
 
 
 def test_the_loss_falls() -> None:
     vit = model()
-    move = Step(vit, build_optimizers(vit, OptimConfig(lr=0.01), batch_size=1024), clip_norm=1.0)
+    move = Step(learner(vit), build_optimizers(vit, OptimConfig(lr=0.01), batch_size=1024), clip_norm=1.0)
     losses = [move(batch())["loss"].item() for _ in range(20)]
     assert losses[-1] < losses[0] - 0.01
 
@@ -122,7 +123,7 @@ def gradients(vit: nn.Module, data: Batch, *, accumulate: int) -> tuple[dict[str
     """The gradient of every parameter, as plain SGD at rate 1 shows it, and what was reported."""
     optimizers = build_optimizers(vit, OptimConfig(name="sgd", lr=1.0, weight_decay=0, betas=(0.0, 0.0)), batch_size=1024)
     before = {name: p.detach().clone() for name, p in vit.named_parameters()}
-    losses = Step(vit, optimizers, clip_norm=1e9, accumulate=accumulate)(data)
+    losses = Step(learner(vit), optimizers, clip_norm=1e9, accumulate=accumulate)(data)
     return {name: before[name] - p.detach() for name, p in vit.named_parameters()}, losses
 
 
@@ -160,7 +161,7 @@ def test_each_part_is_a_pass_of_its_own_and_the_weights_move_once() -> None:
         seen.append((part.indexes.tolist(), net.get_parameter("head.weight").detach().clone()))
         return {"loss": net(part.images).square().mean()}
 
-    Step(vit, optimizers, objective=objective, accumulate=3)(batch(6))
+    Step(learner(vit, objective), optimizers, accumulate=3)(batch(6))
     assert [indexes for indexes, _ in seen] == [[0, 1], [2, 3], [4, 5]]
     assert all(torch.equal(weights, seen[0][1]) for _, weights in seen)
     [adamw] = optimizers.parts
@@ -170,10 +171,10 @@ def test_each_part_is_a_pass_of_its_own_and_the_weights_move_once() -> None:
 def test_batch_norm_takes_each_part_for_its_batch() -> None:
     """The caveat of `Step.accumulate`, and how a frozen one keeps still."""
     vit = model().train()
-    Step(vit, build_optimizers(vit, OptimConfig(), batch_size=4), accumulate=2)(batch())
+    Step(learner(vit), build_optimizers(vit, OptimConfig(), batch_size=4), accumulate=2)(batch())
     assert vit.get_buffer("patch_embed.stem.1.num_batches_tracked").item() == 2
     frozen = model().train()
-    step = Step(frozen, build_optimizers(frozen, OptimConfig(freeze=1), batch_size=4), accumulate=2)
+    step = Step(learner(frozen), build_optimizers(frozen, OptimConfig(freeze=1), batch_size=4), accumulate=2)
     mean = frozen.get_buffer("patch_embed.stem.1.running_mean").clone()
     step(batch())
     assert torch.equal(frozen.get_buffer("patch_embed.stem.1.running_mean"), mean)
@@ -215,7 +216,7 @@ def scaled_step(steepness: float, *, scale: float, clip_norm: float | None = Non
         return {"loss": steepness * Overflow.apply(model(data.images)).sum()}
 
     optimizers = build_optimizers(net, OptimConfig(name="sgd", lr=1.0, weight_decay=0, betas=(0, 0)), batch_size=1024)
-    return net, Step(net, optimizers, objective, clip_norm=clip_norm, scaler=GradScaler("cpu", init_scale=scale))
+    return net, Step(learner(net, objective), optimizers, clip_norm=clip_norm, scaler=GradScaler("cpu", init_scale=scale))
 
 
 def test_a_scaled_loss_moves_the_weights_as_an_unscaled_one() -> None:
@@ -256,7 +257,7 @@ def test_one_optimizer_that_overflows_holds_all_of_them() -> None:
         return {"loss": net.get_parameter("head.bias").sum() + 1e30 * 1e30 * net.get_parameter("blocks.0.mlp.fc1.weight").sum()}
 
     before = {name: p.detach().clone() for name, p in vit.named_parameters()}
-    Step(vit, optimizers, objective, scaler=GradScaler("cpu"))(batch())
+    Step(learner(vit, objective), optimizers, scaler=GradScaler("cpu"))(batch())
     assert all(torch.equal(p, before[name]) for name, p in vit.named_parameters())
 
 
@@ -272,6 +273,7 @@ def test_fp16_learns_on_cuda() -> None:
     vit, data = model().to(device), batch()
     data = dataclasses.replace(data, **{k: getattr(data, k).to(device) for k in ("images", "targets", "labels", "indexes")})
     optimizers = build_optimizers(vit, OptimConfig(lr=0.01), batch_size=1024)
-    move = Step(vit, optimizers, autocast_dtype=torch.float16, clip_norm=1.0, scaler=loss_scaler(device, torch.float16))
+    half = loss_scaler(device, torch.float16)
+    move = Step(learner(vit), optimizers, autocast_dtype=torch.float16, clip_norm=1.0, scaler=half)
     losses = [move(data)["loss"].item() for _ in range(30)]
     assert losses[-1] < losses[0] - 0.01

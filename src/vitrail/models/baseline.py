@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import BASELINES, Pair, Preprocessing, is_baseline, pair
+from vitrail.config import BASELINES, Pair, is_baseline, pair
+from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 
 __all__ = ["Baseline", "BaselineConfig", "check_baseline", "create_baseline", "is_baseline", "on_meta", "published_classes"]
 
-Images = Float[Tensor, "B C H W"]
 _TRIED_SIDES = (32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 288, 384, 512)
 
 
@@ -66,7 +66,7 @@ class BaselineConfig:
         return self.name.partition(":")[2]
 
 
-class Baseline(nn.Module):
+class Baseline(Backbone):
     """A model of another library, called as a ViT is: images to logits. `create_baseline` makes one."""
 
     def __init__(self, config: BaselineConfig, net: nn.Module) -> None:
@@ -74,20 +74,12 @@ class Baseline(nn.Module):
         self.config = config
         self.net = net
         """The library's own model: its state dict has the library's names."""
-        self.preprocessing: Preprocessing | None = None
-        """What happens to an image before the model, where the weights' origin says it."""
-        self.classes: tuple[str, ...] = ()
-        """Names of the classes, where known."""
-        self.multi_label = False
-        """Whether an image may have any number of the classes: then each has a probability of its own, the logit's sigmoid."""
-        self.receipt: object = None
-        """What became of every tensor of the checkpoint that the weights come from (`weights.Receipt`)."""
         if config.library == "timm":
             theirs: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-            self.stems, self.heads = _names(theirs.get("first_conv")), _names(theirs.get("classifier"))
+            self.stems, self.heads = _names(theirs.get("first_conv")), tuple(_names(theirs.get("classifier")))
         else:
             paths = [name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-            self.stems, self.heads = paths[:1], paths[-1:]  # registered in the order of the way through, in all of them
+            self.stems, self.heads = paths[:1], tuple(paths[-1:])  # registered in the order of the way through, in all of them
 
     def forward(self, images: Images) -> Float[Tensor, "B K"]:
         """Logits (B, K), or the embedding where there is no head. Raises ValueError for other channels."""
@@ -111,6 +103,27 @@ class Baseline(nn.Module):
             return self(images)
         finally:
             self.net.set_submodule(self.heads[0], head)
+
+    def features(self, images: Images, view: View = View()) -> Features:
+        """The embedding alone. Raises ValueError for a view with masks, hidden patches or another patch."""
+        if view != View():
+            raise ValueError(f"{self.config.name} looks at whole images only; use a ViT")
+        return Features(pooled=self.embedding(images))
+
+    def head_logits(self, images: Images, *, patch_size: int | Pair | None = None) -> tuple[Logits, ...]:
+        """The logits, in a tuple of one."""
+        if patch_size is not None:
+            raise ValueError(f"{self.config.name} has no patches to be {patch_size}; use a ViT")
+        return (self(images),)
+
+    def stages(self) -> list[Stage]:
+        """The whole net as one: its parts have no order that all libraries tell."""
+        return [Stage("net", ("net",))]
+
+    @property
+    def side_unit(self) -> Pair:
+        """Sides are the library's business."""
+        return 1, 1
 
     def reset_head(self, num_classes: int) -> None:
         """A fresh head for `num_classes` outputs; 0 leaves it out, and the logits are the embedding."""

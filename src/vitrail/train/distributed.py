@@ -253,7 +253,7 @@ def shard(model: nn.Module, processes: World, *, device: torch.device, dtype: to
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # Kept together behind a pass, as the outermost part is by default, a running mean would be evaluated as it was before.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    for name in ("outputs", "forward_features"):
+    for name in ("outputs", "forward_features", "features", "embedding", "head_logits"):
         register_fsdp_forward_method(model, name)
 
 

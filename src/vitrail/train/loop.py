@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 
 from vitrail.config import Pair, Preprocessing, Settings
-from vitrail.data.augment import augment
-from vitrail.data.batch import Batch
+from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
-from vitrail.models import Baseline, ViT
+from vitrail.models.backbone import Backbone
+from vitrail.tasks import Task
 from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train.distributed import ALONE, Ended, World, own_part
 from vitrail.train.notes import long_warmup
-from vitrail.train.objectives import target_smoothing
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, Rate
@@ -55,10 +54,10 @@ class Loop:
     preprocessing: Preprocessing
     device: torch.device
     move: Step
-    """Moves the weights by one batch."""
+    """Moves the weights of the task by one batch."""
     ema: Ema | None
     pace: Pace
-    evaluate: Callable[[ViT | Baseline, Callable[[], None]], Scores] | None
+    evaluate: Callable[[Backbone, Callable[[], None]], Scores | None] | None
     """On the validation images, with something to call between two batches; None where there are none."""
     metrics: Metrics | None
     """None in the processes that do not write."""
@@ -66,8 +65,6 @@ class Loop:
     world: World = ALONE
     images_are: str = ""
     """A hash of the names of all images in their order, which every draw depends on."""
-    taught: Tensor | None = None
-    """(N, K): what a teacher said of every training image, where it is asked once."""
     stopped_at_probe: bool = False
     """Whether the model is the probe of its frozen features, and is not to be trained."""
     step: int = 0
@@ -79,11 +76,14 @@ class Loop:
     """The best of all evaluations."""
 
     @property
-    def trained(self) -> ViT | Baseline:
+    def task(self) -> Task:
+        """What is learned."""
+        return self.move.task
+
+    @property
+    def trained(self) -> Backbone:
         """The model that is evaluated and saved: the running mean where there is one."""
-        model = self.move.model if self.ema is None else self.ema.mean
-        assert isinstance(model, ViT | Baseline)
-        return model
+        return self.task.product() if self.ema is None else self.ema.backbone
 
     def run(self) -> None:
         """Trains to the end.
@@ -95,7 +95,7 @@ class Loop:
             return
         start, saved = time.perf_counter() - self.pace.elapsed, time.perf_counter()
         rate, logged = Rate(), 0.0
-        self.move.model.train()
+        self.task.train()
         with self.display, Interrupt() as interrupt, self.saved_if_lost():
             missed = self.step > 0 and self.evaluation_is_due() and self.evaluated != self.step  # it was interrupted there
             if missed and self.validate(interrupt) and cfg.train.keep_best:
@@ -105,6 +105,7 @@ class Loop:
                 lr = self.lr_factor()
                 self.move.optimizers.set_lr(lr)
                 losses = self.move(batch)
+                self.task.after_step(self.step)
                 if self.ema is not None:
                     self.ema.update(self.step)
                 self.step += 1
@@ -168,26 +169,22 @@ class Loop:
             if not len(raw):
                 yield epoch, self.stand_in()
                 continue
-            batch = augment(
-                raw.to(self.device),
-                cfg=cfg.augment,
-                preprocessing=dataclasses.replace(self.preprocessing, img_size=size),
-                num_classes=cfg.model.num_classes,
-                seed=cfg.train.seed,
-                epoch=epoch,
-                label_smoothing=target_smoothing(cfg.optim),
-                taught=self.taught,
-            )
-            yield epoch, dataclasses.replace(batch, patch_size=self.patch_size())
+            yield epoch, self.task.batch(raw.to(self.device), epoch=epoch, img_size=size, patch_size=self.patch_size())
 
     def stand_in(self) -> Batch:
         """A black image that counts for nothing, where none of this process's can be read: it keeps step with the others."""
-        cfg = self.settings.model
-        images = torch.zeros(1, cfg.in_channels, *self.img_size(), device=self.device)
-        targets = torch.zeros(1, cfg.num_classes, device=self.device)
-        none = torch.full((1,), -1, device=self.device)
-        taught = None if self.taught is None else targets
-        return Batch(images, targets, none, none, patch_size=self.patch_size(), taught=taught, stands_in=True)
+        size, cfg = self.img_size(), self.settings.model
+        none = torch.zeros(1, dtype=torch.long)
+        raw = RawBatch(
+            images=torch.zeros(1, cfg.in_channels, *size, dtype=torch.uint8),
+            sizes=torch.tensor([size]),
+            boxes=torch.tensor([[0.0, 0.0, *map(float, size)]]),
+            labels=none,
+            indexes=none,
+            targets=torch.zeros(1, cfg.num_classes) if self.split.multi_label else None,
+        )
+        batch = self.task.batch(raw.to(self.device), epoch=0, img_size=size, patch_size=self.patch_size())
+        return dataclasses.replace(batch, stands_in=True)
 
     def img_size(self) -> Pair:
         """(height, width) of the images of this step: a function of the progress, which a resumed run walks again."""
@@ -281,7 +278,10 @@ class Loop:
             scores = self.evaluate(self.trained, watch)
         except Interrupted as stop:
             self.leave(stop.number)
-        self.move.model.train()
+        self.task.train()
+        if scores is None:
+            self.evaluated = self.step
+            return False
         self.write({f"val_{name}": value for name, value in scores.figures().items()})
         name, value, (low, high) = scores.headline
         self.display.say(f"step {self.step:,}: validation {name} {value:.1%} ({low:.1%} to {high:.1%})")
@@ -294,7 +294,7 @@ class Loop:
 
         A gradient can make them so in a step whose loss is a number still.
         """
-        broken = any(not bool(own_part(weight).isfinite().all()) for weight in self.move.model.parameters())
+        broken = any(not bool(own_part(weight).isfinite().all()) for weight in self.task.parameters())
         if self.world.greatest(broken)[0]:
             if not self.world.first:
                 raise Ended("the weights are no numbers")
@@ -306,7 +306,7 @@ class Loop:
         return checkpoint.save(
             self.folder / "checkpoints",
             step=self.step,
-            model=self.move.model,
+            model=self.task.model,
             ema=self.ema,
             optimizers=self.move.optimizers,
             state=state | {"settings": sha256(self.folder / SETTINGS)},
@@ -324,7 +324,7 @@ class Loop:
                 "have; put them back, or train again"
             )
         move = self.move
-        checkpoint.restore(path, state, model=move.model, ema=self.ema, optimizers=move.optimizers, scaler=move.scaler)
+        checkpoint.restore(path, state, model=self.task.model, ema=self.ema, optimizers=move.optimizers, scaler=move.scaler)
         self.step, self.pace = state["step"], Pace.from_state(state["pace"])
         self.evaluated, self.score, self.best = state["evaluated"], state["score"], state["best"]
 

@@ -23,10 +23,14 @@ from vitrail.config import SCRATCH, DataConfig, DistillConfig, ModelConfig, Prep
 from vitrail.data.batches import Part, steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import open_source
-from vitrail.evaluate import Evaluation, MultiLabelEvaluation, evaluate, evaluate_labels, save_evaluation
+from vitrail.evaluate import Scores, save_evaluation
 from vitrail.evaluate.evaluate import Among
 from vitrail.models import Baseline, ViT, baseline_fields, build_model, meta_model
+from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
+from vitrail.tasks import Task
+from vitrail.tasks.distil import Distil, answers
+from vitrail.tasks.supervised import supervised_task
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World, is_sharded, own_device, require_shardable, shard, whole, world
 from vitrail.train.folder import (
@@ -45,7 +49,6 @@ from vitrail.train.folder import (
 from vitrail.train.ladder import apply_probe, climb, has_linear_head
 from vitrail.train.loop import Interrupt, Interrupted, Loop
 from vitrail.train.notes import long_warmup
-from vitrail.train.objectives import answers, build_objective
 from vitrail.train.optim import build_optimizers, group_table
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, duration, truncate_metrics
@@ -63,7 +66,7 @@ class Run:
     """A finished training."""
 
     folder: Path
-    evaluation: Evaluation | MultiLabelEvaluation
+    evaluation: Scores
     """On the test images; on the validation images where the set has no test split (`split` says which)."""
     split: str
     seconds: float
@@ -204,20 +207,16 @@ def prepare(
     in_parts = cfg.shard and (begin or processes.size > 1)
     if in_parts:
         processes.told_once(lambda: require_shardable(model, processes, dtype=dtype))
-    objective = build_objective(
-        settings,
-        split=split,
-        preprocessing=images,
-        classes=source.classes,
-        device=device,
-        dtype=dtype,
-        multi_label=source.multi_label,
+    task = supervised_task(
+        settings, model, split=split, preprocessing=images, classes=source.classes, device=device, autocast_dtype=dtype
     )
-    taught, asked_s = None, 0.0
-    if settings.distill.once and settings.distill.teacher is not None and settings.distill.alpha:
+    asked_s = 0.0
+    if isinstance(task, Distil) and settings.distill.once:
         display.say(f"asking the teacher about {len(split):,} images once (distill.once)")
         start, view = time.perf_counter(), source.load("train", preprocessing=images, cfg=data)
-        taught = ask_once(settings.distill, view, split, source, processes, preprocessing=images, device=device, dtype=dtype)
+        task.answers = ask_once(
+            settings.distill, view, split, source, processes, preprocessing=images, device=device, dtype=dtype
+        )
         asked_s = processes.greatest(time.perf_counter() - start)[0]
     stop = False
     if begin and settings.model.weights not in (None, SCRATCH) and cfg.ladder and not source.multi_label:
@@ -240,7 +239,7 @@ def prepare(
         display.say(f"note: {told}")
     score = None
     if len(views.get("val", ())):
-        score = functools.partial(score_model, split=views["val"], device=device, dtype=dtype, processes=processes)
+        score = functools.partial(score_model, task, split=views["val"], device=device, dtype=dtype, processes=processes)
     return Loop(
         settings=settings,
         folder=folder,
@@ -249,9 +248,8 @@ def prepare(
         preprocessing=images,
         device=device,
         move=Step(
-            model,
+            task,
             optimizers,
-            objective,
             autocast_dtype=dtype,
             clip_norm=settings.optim.clip_norm,
             accumulate=cfg.accumulate,
@@ -264,7 +262,6 @@ def prepare(
         metrics=Metrics(folder) if processes.first else None,
         display=display,
         world=processes,
-        taught=taught,
         stopped_at_probe=stop,
         images_are=images_are,
     )
@@ -387,7 +384,10 @@ def conclude(loop: Loop, source: Source) -> Run:
                 way = "`vitrail evaluate`" if loop.stopped_at_probe else "`vitrail resume`"
                 raise Interrupted(f"the model is trained and saved; {way} {loop.folder} scores it", number=int(asked))
 
-        scores = score_model(model, watch, split=split, device=loop.device, dtype=loop.move.autocast_dtype, processes=processes)
+        scores = score_model(
+            loop.task, model, watch, split=split, device=loop.device, dtype=loop.move.autocast_dtype, processes=processes
+        )
+        assert scores is not None
     name, value, (low, high) = scores.headline
     for lost in processes.gather([split.skipped for split in (loop.split, *loop.views.values())]):
         loop.split.record([item for part in lost for item in part])
@@ -402,7 +402,7 @@ def conclude(loop: Loop, source: Source) -> Run:
     return Run(folder=loop.folder, evaluation=scores, split=which, seconds=loop.pace.elapsed, steps=loop.step)
 
 
-def put_together(model: ViT | Baseline, cfg: ModelConfig, processes: World) -> ViT | Baseline | None:
+def put_together(model: Backbone, cfg: ModelConfig, processes: World) -> Backbone | None:
     """The model with whole weights in the first process, None in the others, all of which give their parts."""
     if not is_sharded(model):
         return model if processes.first else None
@@ -433,27 +433,19 @@ def model_for(cfg: ModelConfig, *, begin: bool) -> ViT | Baseline:
 
 
 def score_model(
-    model: ViT | Baseline,
+    task: Task,
+    model: Backbone,
     watch: Callable[[], None],
     *,
     split: Split,
     device: torch.device,
     dtype: torch.dtype | None,
     processes: World = ALONE,
-) -> Evaluation | MultiLabelEvaluation:
-    """The model's scores on a split, of which each process sees its part; `watch` is called between two batches."""
-    assert model.preprocessing is not None
+) -> Scores | None:
+    """The task's scores of a model on a split, of which each process sees its part; `watch` is called between two batches."""
     processes.same_buffers(model)
-    judge = evaluate_labels if split.multi_label else evaluate
-    return judge(
-        model,
-        split,
-        preprocessing=model.preprocessing,
-        classes=model.classes,
-        device=device,
-        autocast_dtype=dtype,
-        among=Among(Part(processes.rank, processes.size), gather=processes.gather, watch=watch),
-    )
+    among = Among(Part(processes.rank, processes.size), gather=processes.gather, watch=watch)
+    return task.evaluate(split, model=model, device=device, autocast_dtype=dtype, among=among)
 
 
 def pace_for(settings: Settings, split: Split, *, asked_s: float = 0.0) -> Pace:

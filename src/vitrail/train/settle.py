@@ -87,7 +87,7 @@ def fine_tuning(
     fields = {key: value for key, value in layers.model_fields(said).items() if key != "weights" and named.get(key) != value}
     model = load_weights(start, **{"num_classes": len(source.classes), "in_channels": source.channels, **fields})
     shape = dataclasses.asdict(model.config)
-    if not isinstance(model, Baseline):
+    if isinstance(model, ViT):
         shape["name"] = name_of(model.config)
     if name and (isinstance(model, Baseline) or is_baseline(name)) and name != shape["name"]:
         raise ValueError(f'model.name "{name}" is not what the weights {start} are of, {shape["name"]}; leave --model out')

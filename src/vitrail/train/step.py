@@ -15,19 +15,19 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.data.batch import Batch
+from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast
+from vitrail.tasks import Task
 from vitrail.train.distributed import ALONE, World, is_sharded, own_part, whole
-from vitrail.train.objectives import Objective, classify
 from vitrail.train.optim import Optimizers
 
 
 @dataclass(frozen=True)
 class Step:
-    """Moves a model's weights by one batch."""
+    """Moves the weights of a task by one batch."""
 
-    model: nn.Module
+    task: Task
     optimizers: Optimizers
-    objective: Objective = classify
     autocast_dtype: torch.dtype | None = None
     """bf16 or fp16 for mixed precision: weights and optimizer stay in fp32."""
     clip_norm: float | None = None
@@ -42,7 +42,7 @@ class Step:
     """The processes that share each batch; the gradient is the whole batch's, whatever rows each of them has."""
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The objective's numbers for this batch, of all processes, before the move."""
+        """The task's numbers for this batch, of all processes, before the move."""
         for norm in self.frozen_norms:
             norm.eval()
         losses: dict[str, Tensor] = {}
@@ -53,7 +53,7 @@ class Step:
         for index, part in enumerate(parts):
             share = len(part) / len(batch) * weight
             with self.summed(last=index == len(parts) - 1), autocast(part.images.device, self.autocast_dtype):
-                seen = self.objective_of(part if len(part) else batch.rows(slice(1)))  # a process computes as often as others
+                seen = self.forward(part if len(part) else batch.rows(slice(1)))  # a process computes as often as others
                 loss = seen["loss"] * share
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             for name, value in seen.items():
@@ -73,28 +73,28 @@ class Step:
         return self.world.size * own / max(1, images)
 
     def mean(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The objective's numbers, averaged over the processes."""
+        """The task's numbers, averaged over the processes."""
         if self.world.size == 1:
             return losses
         values = self.world.sum(torch.stack([value.float() for value in losses.values()])) / self.world.size
         return dict(zip(losses, values, strict=True))
 
     @functools.cached_property
-    def objective_of(self) -> Callable[[Batch], dict[str, Tensor]]:
-        """The objective of a batch; with the whole model in several processes, their gradients are averaged behind it."""
-        if self.world.size == 1 or is_sharded(self.model):
-            return functools.partial(self.objective, self.model)
+    def forward(self) -> Callable[[Batch], dict[str, Tensor]]:
+        """The task; with the whole of it in several processes, their gradients are averaged behind it."""
+        if self.world.size == 1 or is_sharded(self.task.model):
+            return self.task
         # Of a 1x1 convolution in channels_last, whose strides can be written in two ways: the bytes are the same.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        return DistributedDataParallel(Learner(self.model, self.objective), gradient_as_bucket_view=True)
+        return DistributedDataParallel(self.task, gradient_as_bucket_view=True)
 
     @contextmanager
     def summed(self, *, last: bool) -> Iterator[None]:
         """The gradients of the last part go over the processes, and with them those of the parts before."""
-        if is_sharded(self.model):
-            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
-        if isinstance(self.objective_of, DistributedDataParallel) and not last:
-            with self.objective_of.no_sync():
+        if is_sharded(self.task.model):
+            self.task.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        if isinstance(self.forward, DistributedDataParallel) and not last:
+            with self.forward.no_sync():
                 yield
         else:
             yield
@@ -103,7 +103,7 @@ class Step:
         """Moves the weights by their gradients. Gives the gradient's norm where it is clipped."""
         numbers = {}
         if self.clip_norm is not None:
-            numbers["grad_norm"] = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm).detach())
+            numbers["grad_norm"] = whole(nn.utils.clip_grad_norm_(self.task.parameters(), self.clip_norm).detach())
         self.optimizers.step()
         return numbers
 
@@ -115,7 +115,7 @@ class Step:
         """
         for part in self.optimizers.parts:
             scaler.unscale_(part)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or math.inf).detach()
+        norm = nn.utils.clip_grad_norm_(self.task.parameters(), self.clip_norm or math.inf).detach()
         finite, scale = math.isfinite(norm.item()), scaler.get_scale()
         if finite:  # all optimizers, or none
             self.optimizers.step()
@@ -129,20 +129,8 @@ class Step:
     @functools.cached_property
     def frozen_norms(self) -> tuple[nn.Module, ...]:
         """BatchNorms that do not learn: their statistics stay as well, whatever mode the model is in."""
-        norms = (module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d) and module.affine)
+        norms = (module for module in self.task.modules() if isinstance(module, nn.BatchNorm2d) and module.affine)
         return tuple(norm for norm in norms if not any(p.requires_grad for p in norm.parameters()))
-
-
-class Learner(nn.Module):
-    """A model and its objective as one module: what DDP takes, which looks after calls of `forward` alone."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The objective's numbers."""
-        return self.objective(self.model, batch)
 
 
 def loss_scaler(device: torch.device, dtype: torch.dtype | None) -> GradScaler | None:
@@ -161,6 +149,12 @@ class Ema:
         self.mean = mean.requires_grad_(False).eval()
         self._pairs = list(zip(mean.parameters(), model.parameters(), strict=True))
         self._buffers = list(zip(mean.buffers(), model.buffers(), strict=True))
+
+    @property
+    def backbone(self) -> Backbone:
+        """The mean of a backbone."""
+        assert isinstance(self.mean, Backbone)
+        return self.mean
 
     @torch.no_grad()
     def update(self, step: int) -> None:

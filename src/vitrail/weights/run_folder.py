@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitrail.config import Preprocessing, ViTConfig
-from vitrail.models import Baseline, ViT
+from vitrail.models import Baseline
+from vitrail.models.backbone import Backbone
 from vitrail.models.baseline import BaselineConfig
 from vitrail.weights.receipt import Receipt
 from vitrail.weights.targets import Inexpressible, for_timm, timm_form
@@ -41,7 +42,7 @@ class RunInfo:
     """Whether an image may have any number of the classes."""
 
 
-def save_model(model: ViT | Baseline, folder: Path, *, data: str) -> None:
+def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     """Writes model.safetensors and config.json, each whole or not at all. The folder is then one that `load` takes.
 
     timm opens it too, where it can be this model. Registers have no position, and timm knows that of all tokens before the
@@ -108,7 +109,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def come_from(model: ViT | Baseline) -> dict[str, Any]:
+def come_from(model: Backbone) -> dict[str, Any]:
     """The receipt of the checkpoint that the weights started from, and its licence; empty for weights that started as random.
 
     Of a file's path the last part only: where it lay is nobody's business.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,11 @@ from vitrail.data.dataset import Split
 from vitrail.data.memory import FixedSplit
 from vitrail.evaluate.evaluate import Among
 from vitrail.models import ViT
-from vitrail.train.objectives import (
-    Objective,
-    answers,
-    balanced_weights,
-    build_objective,
-    classify,
-    distill,
-    label_loss,
-    target_smoothing,
-    teacher_loss,
-    teacher_targets,
-)
+from vitrail.models.backbone import Backbone
+from vitrail.tasks.classify import Classify, MultiLabel
+from vitrail.tasks.distil import Distil, answers
+from vitrail.tasks.losses import balanced_weights, label_loss, target_smoothing, teacher_loss, teacher_targets
+from vitrail.tasks.supervised import supervised_task
 from vitrail.train.optim import build_optimizers
 from vitrail.train.step import Step
 from vitrail.weights import load, save_model
@@ -72,7 +66,7 @@ def vit(**fields: Any) -> ViT:
     return model
 
 
-class Fixed(nn.Module):
+class Fixed(Backbone):
     """Gives its logits, whatever it sees."""
 
     def __init__(self, logits: Tensor) -> None:
@@ -82,12 +76,43 @@ class Fixed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.logits
 
+    def head_logits(self, images: Tensor, *, patch_size: Any = None) -> tuple[Tensor]:
+        return (self.logits,)
+
+
+def classify(model: Any, data: Batch, *, multi_label: bool = False, **options: Any) -> dict[str, Tensor]:
+    """The losses of a batch."""
+    kind = MultiLabel if multi_label else Classify
+    losses: dict[str, Tensor] = kind(model, preprocessing=IMAGES, **options)(data)
+    return losses
+
+
+class Asked(nn.Module):
+    """A teacher that is any function of the images."""
+
+    def __init__(self, ask: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.ask = ask
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.ask(images)
+
+
+def distill(
+    model: Any, data: Batch, *, ask: Callable[[Tensor], Tensor] | None, kind: Any, alpha: float, tau: float, **options: Any
+) -> dict[str, Tensor]:
+    """The losses of a batch beside a teacher."""
+    cfg, teacher = DistillConfig(teacher="x", kind=kind, alpha=alpha, tau=tau), None if ask is None else Asked(ask)
+    losses: dict[str, Tensor] = Distil(model, cfg=cfg, teacher=teacher, device=CPU, preprocessing=IMAGES, **options)(data)
+    return losses
+
 
 class Labels(Split):
     """A split of which only the labels are there."""
 
-    def __init__(self, labels: list[int]) -> None:
+    def __init__(self, labels: list[int], *, multi_label: bool = False) -> None:
         count = len(labels)
+        self.multi_hot = torch.ones(count, 3, dtype=torch.bool) if multi_label else None
         super().__init__(labels=torch.tensor(labels), sizes=torch.ones(count, 2, dtype=torch.long), names=[""] * count)
 
     def read(self, *_: Any, **__: Any) -> Any:
@@ -319,19 +344,27 @@ def test_weights_and_bce_hold_for_the_labels_alone() -> None:
 # From settings
 
 
-def built(
-    labels: list[int] | None = None, dtype: torch.dtype | None = None, multi_label: bool = False, **sections: Any
-) -> Objective:
+def task_of(
+    vit: ViT, labels: list[int] | None = None, dtype: torch.dtype | None = None, multi_label: bool = False, **sections: Any
+) -> Classify:
     model = ModelConfig(img_size=8, patch_size=4, in_channels=1, num_classes=3, **sections.pop("model", {}))
-    return build_objective(
+    return supervised_task(
         Settings(model=model, **sections),
-        split=Labels(labels or [0, 1, 2]),
+        vit,
+        split=Labels(labels or [0, 1, 2], multi_label=multi_label),
         preprocessing=IMAGES,
         classes=CLASSES,
         device=CPU,
-        dtype=dtype,
-        multi_label=multi_label,
+        autocast_dtype=dtype,
     )
+
+
+def built(*args: Any, **options: Any) -> Callable[[ViT, Batch], dict[str, Tensor]]:
+    def losses(model: ViT, data: Batch) -> dict[str, Tensor]:
+        given: dict[str, Tensor] = task_of(model, *args, **options)(data)
+        return given
+
+    return losses
 
 
 @pytest.fixture
@@ -411,11 +444,16 @@ def test_the_teacher_speaks_in_the_type_of_the_run(run: str) -> None:
 @pytest.mark.parametrize("dist_token", [False, True])
 def test_a_student_learns_its_teachers_decisions(run: str, dist_token: bool, autocast_dtype: torch.dtype | None) -> None:
     """Through the very step that training takes, in parts: and the teacher stays as it was."""
-    objective = built(distill=DistillConfig(teacher=run, alpha=0.9), dtype=autocast_dtype, model={"dist_token": dist_token})
-    teacher: nn.Module = objective.keywords["ask"].args[0]  # type: ignore[attr-defined]
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
     model = vit(dist_token=dist_token, drop_path_rate=0.1).train()
-    step = Step(model, build_optimizers(model, OptimConfig(lr=0.01), batch_size=1024), objective, autocast_dtype, accumulate=2)
+    cfg = DistillConfig(teacher=run, alpha=0.9)
+    task = task_of(model, distill=cfg, dtype=autocast_dtype, model={"dist_token": dist_token})
+    assert isinstance(task, Distil)
+    [teacher] = task._teacher
+    assert teacher is not None
+    assert not [name for name in task.state_dict() if not name.startswith("model.")], "the teacher is no part of the task"
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    optimizers = build_optimizers(model, OptimConfig(lr=0.01), batch_size=1024)
+    step = Step(task, optimizers, autocast_dtype=autocast_dtype, accumulate=2)
     losses = [step(batch(8))["teacher_loss"].item() for _ in range(30)]
     assert losses[-1] < losses[0] - 0.05
     assert not teacher.training
@@ -449,7 +487,7 @@ def test_a_teacher_without_a_share_is_not_even_loaded() -> None:
 )
 def test_what_can_not_be(sections: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as error:
-        built(**sections)
+        task_of(vit(), **sections)
     assert "\n" not in str(error.value)
 
 

@@ -1,0 +1,122 @@
+"""Classification: one class an image, or with `MultiLabel` any number of labels."""
+
+# B batch · K classes
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitrail.config import AugmentConfig, Pair, Preprocessing
+from vitrail.data.augment import augment
+from vitrail.data.batch import Batch, RawBatch
+from vitrail.data.dataset import Split
+from vitrail.evaluate import Scores, evaluate, evaluate_labels
+from vitrail.evaluate.evaluate import ALONE, Among
+from vitrail.models.backbone import Backbone
+from vitrail.tasks.losses import Loss, accuracy, call, label_loss
+from vitrail.tasks.task import Task
+
+
+class Classify(Task):
+    """Loss of the logits against soft targets.
+
+    `weights` weigh an image by its classes; `label_smoothing` is of the targets. Mixup and cutmix mix them.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        *,
+        preprocessing: Preprocessing,
+        augment: AugmentConfig = AugmentConfig(),
+        seed: int = 0,
+        loss: Loss = "ce",
+        weights: Float[Tensor, " K"] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(model, preprocessing=preprocessing)
+        self.augment, self.seed, self.loss, self.weights = augment, seed, loss, weights
+        self.label_smoothing = label_smoothing
+
+    def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:
+        """See Task.batch."""
+        batch = augment(
+            raw,
+            cfg=self.augment,
+            preprocessing=replace(self.preprocessing, img_size=img_size),
+            num_classes=self.model.config.num_classes,
+            seed=self.seed,
+            epoch=epoch,
+            label_smoothing=self.label_smoothing,
+            taught=self.extra_targets(),
+        )
+        return replace(batch, patch_size=patch_size)
+
+    def extra_targets(self) -> Float[Tensor, "N K"] | None:
+        """Targets of every training image beside the labels, which are mixed as these are; None: there are no others."""
+        return None
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """ "loss", and the share of images whose heaviest class comes out on top."""
+        logits = call(self.model, batch).float()  # (B, K)
+        return {"loss": self.label_loss(logits, batch), "accuracy": accuracy(logits, batch)}
+
+    def label_loss(self, logits: Float[Tensor, "B K"], batch: Batch) -> Tensor:
+        """Loss against the labels."""
+        return label_loss(logits, batch.targets, loss=self.loss, weights=self.weights)
+
+    def evaluate(
+        self,
+        split: Split,
+        *,
+        model: Backbone | None = None,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None = None,
+        among: Among = ALONE,
+    ) -> Scores:
+        """Accuracy with intervals, as a whole and of each class."""
+        scored = self.model if model is None else model
+        return evaluate(
+            scored,
+            split,
+            preprocessing=self.preprocessing,
+            classes=scored.classes,
+            device=device,
+            autocast_dtype=autocast_dtype,
+            among=among,
+        )
+
+
+class MultiLabel(Classify):
+    """Binary cross-entropy of each label (Wightman et al. 2021)."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """ "loss", and the share of (image, label) pairs that are told right."""
+        logits = call(self.model, batch).float()  # (B, K)
+        right = (logits.detach() > 0) == (batch.targets > 0.5)
+        return {"loss": self.label_loss(logits, batch), "binary_accuracy": right.float().mean()}
+
+    def evaluate(
+        self,
+        split: Split,
+        *,
+        model: Backbone | None = None,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None = None,
+        among: Among = ALONE,
+    ) -> Scores:
+        """Average precision with intervals, as a whole and of each label."""
+        scored = self.model if model is None else model
+        return evaluate_labels(
+            scored,
+            split,
+            preprocessing=self.preprocessing,
+            classes=scored.classes,
+            device=device,
+            autocast_dtype=autocast_dtype,
+            among=among,
+        )

@@ -1,0 +1,63 @@
+"""The task that settings and data ask for where images have classes or labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vitrail.config import Preprocessing, Settings
+from vitrail.data.dataset import Split
+from vitrail.models.backbone import Backbone
+from vitrail.tasks.classify import Classify, MultiLabel
+from vitrail.tasks.distil import Distil
+from vitrail.tasks.losses import balanced_weights, target_smoothing
+from vitrail.tasks.teacher import load_teacher
+
+
+def supervised_task(
+    settings: Settings,
+    model: Backbone,
+    *,
+    split: Split,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+) -> Classify:
+    """Classification, labels, or distillation. `preprocessing` and `classes` are the model's own: a teacher has to fit them.
+
+    With `distill.once` the task's `answers` are to be set before it learns. Raises ValueError for a teacher that does not fit,
+    and for settings that images of several classes can't have.
+    """
+    optim, distill, multi_label = settings.optim, settings.distill, split.multi_label
+    if settings.data.balance == "loss" and multi_label:
+        raise ValueError('data.balance "loss" weighs an image by its one class, and these have several; use "none"')
+    smoothing = target_smoothing(optim, multi_label=multi_label)
+    weights = None
+    if settings.data.balance == "loss":
+        weights = balanced_weights(split.labels, num_classes=len(classes), label_smoothing=smoothing).to(device)
+    options: dict[str, Any] = {
+        "preprocessing": preprocessing,
+        "augment": settings.augment,
+        "seed": settings.train.seed,
+        "loss": "bce" if multi_label else optim.loss,
+        "weights": weights,
+        "label_smoothing": smoothing,
+    }
+    if distill.teacher is None or distill.alpha == 0:
+        return (MultiLabel if multi_label else Classify)(model, **options)
+    if multi_label:
+        raise ValueError("distill.teacher chooses one class an image, and these have several; leave it out")
+    if distill.alpha == 1 and settings.model.dist_token:
+        raise ValueError(
+            "distill.alpha 1.0 leaves the class head unlearned, and it counts in the prediction; "
+            "use an alpha below 1, or model.dist_token false"
+        )
+    teacher = None
+    if not distill.once:
+        teacher = load_teacher(
+            distill.teacher, num_classes=len(classes), classes=classes, preprocessing=preprocessing, device=device
+        )
+    return Distil(model, cfg=distill, teacher=teacher, device=device, autocast_dtype=autocast_dtype, **options)
