@@ -19,8 +19,8 @@ from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.models import ViT
 from vitrail.models.baseline import create_baseline
-from vitrail.tasks.teacher import Teacher, load_teacher, translate
 from vitrail.tasks import teacher as module
+from vitrail.tasks.teacher import Teacher, load_teacher, translate
 from vitrail.weights import save_model
 
 GREY = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.3,), std=(0.4,))

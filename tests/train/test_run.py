@@ -23,6 +23,7 @@ import vitrail.train.loop
 from vitrail.data.batch import Batch
 from vitrail.data.batches import LoaderLost
 from vitrail.evaluate import MultiLabelEvaluation
+from vitrail.tasks import classify
 from vitrail.train import checkpoint
 from vitrail.train import run as run_module
 from vitrail.train.folder import free_folder
@@ -264,7 +265,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, monkeypatch: 
     def spoil(loop: Loop, *args: Any, **numbers: Any) -> None:
         log(loop, *args, **numbers)
         if loop.step == 2:
-            next(loop.move.model.parameters()).data.view(-1)[0] = float("nan")
+            next(loop.task.parameters()).data.view(-1)[0] = float("nan")
 
     monkeypatch.setattr(Loop, "log", spoil)
     CtrlC(monkeypatch, at=2)
@@ -316,7 +317,7 @@ def judged(loop: Loop, score: float) -> bool:
 
 @pytest.mark.usefixtures("idx_set")
 def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    augment, calls, seen = vitrail.train.loop.augment, [], []  # type: ignore[attr-defined]
+    augment, calls, seen = classify.augment, [], []  # type: ignore[attr-defined]
 
     def poisoned(*args: Any, **kwargs: Any) -> Batch:
         batch = augment(*args, **kwargs)
@@ -326,7 +327,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path: Path
             seen.extend(batch.indexes.tolist())
         return batch
 
-    monkeypatch.setattr("vitrail.train.loop.augment", poisoned)
+    monkeypatch.setattr(classify, "augment", poisoned)
     monkeypatch.setattr(Loop, "save", lambda loop: pytest.fail("saved a model whose loss was no number"))
     with pytest.raises(
         ValueError, match=r"^loss is nan at step 3 \(epoch 0, images .*bad_batch.txt\): lower optim.lr"
