@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vitrail.config import AugmentConfig, Pair, Preprocessing
+from vitrail.config import AugmentConfig, OptimConfig, Pair, Preprocessing
 from vitrail.data.augment import normalise
-from vitrail.data.batch import RawBatch
+from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import Part
 from vitrail.data.draws import Draws
 from vitrail.data.memory import FixedSplit, whole_boxes
@@ -28,6 +30,9 @@ from vitrail.models.backbone import Backbone, Features, View
 from vitrail.settings.mae import MaeConfig
 from vitrail.tasks import mae
 from vitrail.tasks.mae import Mae, from_patches, hidden_patches, masked_loss, patch_statistics, reconstruct, to_patches
+from vitrail.train import checkpoint
+from vitrail.train.optim import Optimizers, build_optimizers, companion_table
+from vitrail.train.step import Step
 
 SMALL = MaeConfig(decoder_dim=16, decoder_depth=2, decoder_heads=2)
 STILL = AugmentConfig(crop="none", flip=0.0)
@@ -523,3 +528,52 @@ def test_a_perfect_prediction_is_the_original(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ours, "predict", lambda images, visible: (patches - mean) / std)
     pixels = np.asarray(reconstruct(ours, images)).astype(int)
     assert np.abs(pixels[:, 4 : 4 + 96] - pixels[:, -100:-4]).max() <= 1
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Through the step and the checkpoints that every task takes
+
+
+def test_the_loop_s_step_trains_the_decoder_too(tmp_path: Path) -> None:
+    """And a checkpoint brings it back, to the bit: what comes after is the same."""
+
+    def begun() -> tuple[Mae, Optimizers, Step]:
+        learned = task(pool="avg", class_token=False)
+        optimizers = build_optimizers(
+            learned.model, OptimConfig(lr=0.1, weight_decay=0.05), batch_size=1024, companions=learned.companions()
+        )
+        return learned, optimizers, Step(learned, optimizers, clip_norm=1.0)
+
+    def data(learned: Mae, epoch: int) -> Batch:
+        return learned.batch(raw([0, 1, 2, 3]), epoch=epoch, img_size=(16, 16))
+
+    learned, optimizers, step = begun()
+    before = {name: value.clone() for name, value in learned.state_dict().items()}
+    losses = [step(data(learned, epoch))["loss"].item() for epoch in range(20)]
+    assert losses[-1] < losses[0]
+    moved = {name for name, value in learned.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name for name in before if name.startswith("decoder.")} <= moved
+    kept: dict[str, Any] = {"state": {}, "keep": 1, "companions": learned.companions()}
+    path = checkpoint.save(tmp_path, step=20, model=learned.model, ema=None, optimizers=optimizers, **kept)
+    assert {file.name for file in path.glob("*.safetensors")} == {
+        "model.safetensors",
+        "companions.safetensors",
+        "optimizer.safetensors",
+    }
+    expected = [step(data(learned, epoch))["loss"].item() for epoch in range(20, 23)]
+    again, optimizers, step = begun()
+    _, state, _ = checkpoint.newest(tmp_path)
+    with pytest.raises(ValueError, match=r"has companions\.decoder.* where the run's model has None"):
+        checkpoint.restore(path, state, model=again.model, ema=None, optimizers=optimizers)
+    checkpoint.restore(path, state, model=again.model, ema=None, optimizers=optimizers, companions=again.companions())
+    assert [step(data(again, epoch))["loss"].item() for epoch in range(20, 23)] == expected
+
+
+def test_what_learns_beside_a_model_is_in_the_table_once() -> None:
+    learned = task()
+    for name in ("adamw", "muon", "sgd"):
+        rows = companion_table(learned.companions(), OptimConfig(name=name, weight_decay=0.3))
+        assert {row.name for row in rows} == {name for name, _ in learned.named_parameters() if name.startswith("decoder.")}
+        for row in rows:
+            assert row.optimizer == ("sgd" if name == "sgd" else "adamw")
+            assert row.weight_decay == (0.3 if len(row.shape) > 1 and not row.name.endswith("mask_token") else 0.0)

@@ -22,6 +22,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from vitrail.weights.run_folder import save_tensors, sha256, sync
 STATE, SUMS, PARTS = "state.json", "SHA256SUMS", ".metadata"
 HASHING_THREADS = 4
 """Hashing holds no lock, and the optimizer's file is half of all bytes."""
+NOBODY: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -55,17 +57,18 @@ def save(
     keep: int,
     scaler: GradScaler | None = None,
     score: float | None = None,
+    companions: Mapping[str, nn.Module] = NOBODY,
     world: World = ALONE,
 ) -> Path:
     """Writes `folder`/step_00000123; leaves the newest `keep` up to it and the one with the highest `score`.
 
-    All processes call it. Of a model in parts each writes its own; else the first writes all. At any moment in it the folder
-    holds a whole checkpoint if it held one before. Raises OSError in the first process where the disk does not take it, Ended
-    in the others.
+    `companions` learn beside the model, and are in a file of their own. All processes call it. Of a model in parts each writes
+    its own; else the first writes all. At any moment in it the folder holds a whole checkpoint if it held one before. Raises
+    OSError in the first process where the disk does not take it, Ended in the others.
     """
     final = folder / f"step_{step:08d}"
     draft = draft_of(final)
-    tensors, numbers = contents(model, ema, optimizers)
+    tensors, numbers = contents(model, ema, optimizers, companions)
     state = {"step": step, **state, "optimizer": numbers, "score": score if score is None or math.isfinite(score) else None}
     if scaler is not None:
         state["scaler"] = scaler.state_dict()
@@ -76,9 +79,9 @@ def save(
         draft.mkdir(parents=True)
 
     def write() -> None:
-        for part in ("model", "ema", "optimizer"):
+        for part in ("model", "ema", "companions", "optimizer"):
             own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
-            if own or part != "ema":
+            if own or part in ("model", "optimizer"):
                 save_tensors(own, draft / f"{part}.safetensors")
 
     def end() -> None:
@@ -126,10 +129,14 @@ def save(
     return final
 
 
-def contents(model: nn.Module, ema: Ema | None, optimizers: Optimizers) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """All tensors of a training, under "model.…", "ema.…" and "optimizer.…", and the optimizers' plain numbers."""
+def contents(
+    model: nn.Module, ema: Ema | None, optimizers: Optimizers, companions: Mapping[str, nn.Module] = NOBODY
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """All tensors of a training ("model.…", "ema.…", "companions.…", "optimizer.…"), and the optimizers' plain numbers."""
     moved, numbers = flatten(optimizers)
-    parts = {"model": model.state_dict(), "ema": {} if ema is None else ema.mean.state_dict(), "optimizer": moved}
+    beside = {f"{name}.{key}": value for name, module in companions.items() for key, value in module.state_dict().items()}
+    mean = {} if ema is None else ema.mean.state_dict()
+    parts = {"model": model.state_dict(), "ema": mean, "companions": beside, "optimizer": moved}
     return {f"{part}.{name}": value.detach() for part, values in parts.items() for name, value in values.items()}, numbers
 
 
@@ -278,6 +285,7 @@ def restore(
     ema: Ema | None,
     optimizers: Optimizers,
     scaler: GradScaler | None = None,
+    companions: Mapping[str, nn.Module] = NOBODY,
 ) -> None:
     """Puts the weights, running mean, optimizer state and loss scale of a checkpoint that `newest` gave in place.
 
@@ -292,7 +300,7 @@ def restore(
         if apart
         else {f"{file.stem}.{name}": value for file in path.glob("*.safetensors") for name, value in load_file(file).items()}
     )
-    targets, _ = contents(model, ema, Optimizers(()))
+    targets, _ = contents(model, ema, Optimizers(()), companions)
     targets |= {name: slot(name, value, optimizers) for name, value in stored.items() if name.startswith("optimizer.")}
     for name in sorted(stored.keys() | targets.keys()):
         has, wanted = (tuple(side[name].shape) if name in side else None for side in (stored, targets))

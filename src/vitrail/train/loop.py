@@ -313,6 +313,7 @@ class Loop:
             keep=self.settings.train.keep,
             scaler=self.move.scaler,
             score=self.score if self.evaluated == self.step else None,
+            companions=self.task.companions(),
             world=self.world,
         )
 
@@ -324,7 +325,15 @@ class Loop:
                 "have; put them back, or train again"
             )
         move = self.move
-        checkpoint.restore(path, state, model=self.task.model, ema=self.ema, optimizers=move.optimizers, scaler=move.scaler)
+        checkpoint.restore(
+            path,
+            state,
+            model=self.task.model,
+            ema=self.ema,
+            optimizers=move.optimizers,
+            scaler=move.scaler,
+            companions=self.task.companions(),
+        )
         self.step, self.pace = state["step"], Pace.from_state(state["pace"])
         self.evaluated, self.score, self.best = state["evaluated"], state["score"], state["best"]
 

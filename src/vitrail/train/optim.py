@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -133,14 +133,32 @@ class Optimizers:
         return (group for part in self.parts for group in part.param_groups)
 
 
-def build_optimizers(model: nn.Module, cfg: OptimConfig, *, batch_size: int) -> Optimizers:
-    """The optimizers for a model's parameters, their rates scaled to the batch.
+def companion_table(companions: Mapping[str, nn.Module], cfg: OptimConfig) -> list[Row]:
+    """One row for every parameter of what learns beside a model: none is frozen, and none has another rate.
+
+    Norms, biases and tokens are not decayed. Muon is for a model's blocks: AdamW moves these.
+    """
+    kind = "sgd" if cfg.name == "sgd" else "adamw"
+    rows = []
+    for beside, module in companions.items():
+        for name, parameter in module.named_parameters():
+            decayed = parameter.ndim > 1 and not name.endswith("token")
+            rows.append(Row(f"{beside}.{name}", tuple(parameter.shape), kind, 1.0, cfg.weight_decay if decayed else 0.0))
+    return rows
+
+
+def build_optimizers(
+    model: nn.Module, cfg: OptimConfig, *, batch_size: int, companions: Mapping[str, nn.Module] | None = None
+) -> Optimizers:
+    """The optimizers for the parameters of a model and of what learns beside it, their rates scaled to the batch.
 
     Every parameter is in exactly one group, or frozen: then it needs no gradient from here on, and none is computed.
     """
+    beside = companions or {}
     parameters = dict(model.named_parameters())
+    parameters |= {f"{one}.{name}": p for one, module in beside.items() for name, p in module.named_parameters()}
     groups: dict[str, dict[tuple[float, float], list[Tensor]]] = {}
-    for row in group_table(model, cfg):
+    for row in [*group_table(model, cfg), *companion_table(beside, cfg)]:
         if row.optimizer == FROZEN:
             parameters[row.name].requires_grad_(False)
         else:

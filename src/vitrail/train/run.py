@@ -233,7 +233,7 @@ def prepare(
     elif in_parts:
         for one in [model] if mean is None else [model, mean]:
             shard(one, processes, device=device, dtype=dtype)
-    optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size)
+    optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size, companions=task.companions())
     pace = pace_for(settings, split, asked_s=asked_s)
     if told := long_warmup(settings.optim.warmup, pace.total):
         display.say(f"note: {told}")
