@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import numpy as np
 import pytest
 import tifffile
 import timm
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -577,7 +582,45 @@ def test_a_model_whose_output_is_not_finite_gives_no_label(
     assert (said.code, said.err.splitlines()[-1].count("not finite")) == (2, 1)
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o077])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_explain_and_probe_refuse_a_backbone_that_is_not_finite(
+    vitrail: Typed, run: Path, images: Path, tmp_path: Path, value: float
+) -> None:
+    model = load(run)
+    with torch.no_grad():
+        model.blocks[0].mlp.fc2.bias[1] = value  # type: ignore[union-attr,index,operator]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    save_model(model, broken, data="fashion-sample")
+    for words in (
+        ["explain", broken, images / "a.png", "--method", "pca"],
+        ["explain", broken, images / "a.png", "--method", "similarity", "--query", "3,3"],
+        ["explain", broken, images / "a.png", "--method", "attention"],
+        ["explain", broken, images / "a.png", "--compare"],
+        ["explain", broken, images / "a.png", "--model"],
+        ["explain", broken, images / "a.png", "--model", "--json"],
+        ["probe", broken, "fashion-sample"],
+    ):
+        out = ["--out", tmp_path / "pictures"] if words[0] == "explain" else []
+        said = vitrail(*words, *out)
+        assert (said.code, said.out) == (2, ""), words
+        assert re.match(r"vitrail: .* not finite.*; .*weights", said.err.splitlines()[-1]), words
+        assert not (tmp_path / "pictures").exists()
+
+
+def test_a_class_that_is_never_possible_gives_no_score(vitrail: Typed, run: Path, images: Path, tmp_path: Path) -> None:
+    model = load(run)
+    with torch.no_grad():
+        model.head.bias[3] = -float("inf")  # type: ignore[union-attr,operator]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    save_model(model, broken, data="fashion-sample")
+    assert vitrail("predict", broken, images / "a.png").code == 1
+    said = vitrail("evaluate", broken, "fashion-sample", "--out", tmp_path / "scores")
+    assert (said.code, said.err.count("not finite for 2,000 of 2,000 images")) == (2, 1)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_files_are_for_whom_the_umask_says(image_folder: ImageFolder, tmp_path: Path, umask: int) -> None:
     photos = image_folder({"train": {"a": 8, "b": 8}, "test": {"a": 2, "b": 2}})
     work = tmp_path / "work"
@@ -588,6 +631,8 @@ def test_files_are_for_whom_the_umask_says(image_folder: ImageFolder, tmp_path: 
         ["train", str(photos), "--out", "run", *TINY, *model, "--train.ema_decay", "0.9"],
         ["evaluate", "run", str(photos), "--split", "train"],
         ["explain", "run", image, "--steps", "2", "--arrays"],
+        ["explain", "run", image, "--steps", "2", "--compare"],
+        ["explain", "run", image, "--model", "--svg"],
         ["probe", "run", str(photos)],
         *(["convert", "run", name, "--to", to] for name, to in made.items()),
     ]
@@ -604,7 +649,12 @@ def test_files_are_for_whom_the_umask_says(image_folder: ImageFolder, tmp_path: 
         "optimizer.safetensors",
         "vit.npz",
         "tv.pth",
+        "model.svg",
+        "0-curves.png",
+        "evaluation.json",
+        "confusion.csv",
     }
+    assert not [path for path in files if path.suffix == ".part"]
     assert {str(path): oct(mode) for path, mode in files.items() if mode != 0o666 & ~umask} == {}
     folders = {str(path): path.stat().st_mode & 0o777 for path in work.rglob("*") if path.is_dir()}
     assert {path: oct(mode) for path, mode in folders.items() if mode != 0o777 & ~umask} == {}
@@ -650,6 +700,127 @@ def test_names_of_files_and_classes_are_shown_and_not_obeyed(
     rows = json.loads(vitrail("predict", f"runs{NASTY}/one", photos / "test", "--json").out)
     assert f"{NASTY}\t\n.png" in {Path(row["path"]).name for row in rows}, "JSON has the names as they are"
     assert {row["label"] for row in rows} <= {NASTY, "b\n", None}
+
+
+ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=12) | st.text(
+    "\x1b[31m]\n\r\t\x1e\x85\u2028\u202e\u200d\udcff\ufeff:smile:$_,\"'{}", min_size=1, max_size=12
+)
+
+
+def can_be_a_file(name: str) -> bool:
+    """Whether a file system takes the name."""
+    try:
+        return 0 < len(os.fsencode(name)) < 100 and not {"/", "\0"} & set(name) and name not in (".", "..")
+    except UnicodeEncodeError:
+        return False
+
+
+def type_foreign(*words: str | Path) -> Said:
+    """Type a command whose input holds foreign text; what it prints must be lines, and an error one line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(list(map(str, words)))
+    said = Said(code, out.getvalue(), err.getvalue())
+    assert shows_as_lines(said.out, said.err), said
+    assert code in (0, 1, 2)
+    (said.out + said.err).encode()
+    if code == 2:
+        assert len([line for line in said.err.splitlines() if line.startswith("vitrail: ")]) == 1, said
+        assert said.err.endswith("\n")
+    return said
+
+
+@pytest.fixture(scope="module")
+def tiny_state(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=48, num_classes=2, img_size=32)
+    return {name: value.contiguous() for name, value in model.state_dict().items()}
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+    text=ANY_TEXT, key=st.sampled_from(["num_attention_heads", "hidden_act", "architecture", "model_type", "image_size"])
+)
+@hypothesis.example(text="\x1e", key="num_attention_heads")
+@hypothesis.example(text="\u2028", key="hidden_act")
+@hypothesis.example(text="\udcff\x1b[2J", key="architecture")
+def test_show_of_a_foreign_config_is_lines(tiny_state: dict[str, torch.Tensor], text: str, key: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(tiny_state, Path(folder, "model.safetensors"))
+        Path(folder, "config.json").write_text(json.dumps({key: text, text: text, "id2label": {"0": text, "1": "b"}}))
+        type_foreign("show", folder, "--verbose", "--img-size", "32", "--model.num_heads", "3")
+        if key == "num_attention_heads":
+            type_foreign("show", folder, "--img-size", "32")
+
+
+@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.given(text=ANY_TEXT.filter(lambda text: text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)))
+@hypothesis.example(text="\x1b[2J\u2028")
+def test_show_of_foreign_keys_of_weights_is_lines(tiny_state: dict[str, torch.Tensor], text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "weights.safetensors")
+        save_file({**tiny_state, text or "empty": torch.ones(2), f"blocks.{text}.weight": torch.ones(3)}, path)
+        sides = ("--img-size", "32", "--model.num_heads", "3")
+        type_foreign("show", path, *sides)
+        type_foreign("show", path, "--verbose", "--no-strict", *sides)
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(kind=ANY_TEXT.filter(can_be_a_file), name=ANY_TEXT.filter(can_be_a_file))
+@hypothesis.example(kind="a\x1e", name="\udcff\u2028.png")
+@hypothesis.example(kind="a\n", name="\x1b]0;title\x07.jpg")
+def test_check_of_foreign_names_is_lines(kind: str, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for place in (kind, "other"):
+            Path(folder, place).mkdir(exist_ok=True)
+            for number in range(2):
+                Image.new("L", (4, 4), 40 * number).save(Path(folder, place, f"{number}.png"))
+        Path(folder, kind, name).write_bytes(b"no image")
+        type_foreign("check", folder)
+        said = type_foreign("check", folder, "--json")
+        if said.code != 2:
+            json.loads(said.out)
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(label=ANY_TEXT, name=ANY_TEXT.filter(can_be_a_file))
+@hypothesis.example(label="a\x1b[31m\r", name="\udcff.png")
+@hypothesis.example(label="\ud800$\\frac{", name="a\rb")
+def test_predict_of_foreign_names_is_lines(run: Path, label: str, name: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder, photos = Path(place, "run"), Path(place, "photos")
+        photos.mkdir()
+        shutil.copytree(run, folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["label_names"] = [f"{number}{label}" for number in range(10)]
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        Image.new("L", (28, 28)).save(photos / "image.png")
+        (photos / "image.png").rename(photos / name)
+        said = type_foreign("predict", folder, photos / name)
+        assert said.code == 0, said.err
+        (row,) = json.loads(type_foreign("predict", folder, photos / name, "--json").out)
+        assert (row["path"], row["label"][1:]) == (str(photos / name), label)
+        out = io.StringIO(newline="")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            assert cli.main(["predict", str(folder), str(photos / name), "--csv"]) == 0
+        if "\0" not in label:  # csv of Python 3.11 reads no NUL
+            _, cells = csv.reader(io.StringIO(out.getvalue(), newline=""))
+            assert (cells[0], cells[1][1:]) == (str(photos / name), label)
+
+
+def test_predict_writes_names_that_are_no_utf8_to_a_pipe(run: Path, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff\r\x1b[2J.png"
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    os.rename(os.fsencode(tmp_path / "a.png"), path)
+    for how in ("--json", "--csv"):
+        words: list[str | bytes] = [sys.executable, "-m", "vitrail", "predict", str(run), path, how]
+        done = subprocess.run(words, capture_output=True, check=False, timeout=120)
+        assert (done.returncode, done.stderr) == (0, b"")
+        text = done.stdout.decode()
+        if how == "--json":
+            assert json.loads(text)[0]["path"] == os.fsdecode(path)
+        else:
+            assert next(iter(list(csv.reader(io.StringIO(text, newline="")))[1:]))[0].endswith("\\udcff\r\x1b[2J.png")
 
 
 def test_predict_as_json(vitrail: Typed, run: Path, images: Path) -> None:

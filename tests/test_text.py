@@ -37,6 +37,10 @@ def test_one_line_whatever_it_holds(text: str) -> None:
         ("\u2028\u2029\u202egnp.exe\u200e\ufeff", r"\u2028\u2029\u202egnp.exe\u200e\ufeff"),
         ("\udcff\ue000\U000e0041", r"\udcff\ue000\U000e0041"),
         ("[bold]:smile:", "[bold]:smile:"),
+        ("cat\u200d", r"cat\u200d"),
+        ("\u200cc\u200cat", r"\u200cc\u200cat"),
+        ("`\u200d", r"`\u200d"),
+        ("👩\u200d\u200d", "👩\u200d" + r"\u200d"),
     ],
 )
 def test_what_a_terminal_would_obey_shows(text: str, shown: str) -> None:
@@ -44,7 +48,20 @@ def test_what_a_terminal_would_obey_shows(text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["café", "cafe\u0301", "犬　猫", "می\u200cخواهم", "👨\u200d👩\u200d👧", "1\u00a0000", "naïve — “x”", r"C:\new"]
+    "text",
+    [
+        "café",
+        "cafe\u0301",
+        "犬　猫",
+        "می\u200cخواهم",
+        "👨\u200d👩\u200d👧",
+        "👩🏽\u200d⚕️",
+        "👁️\u200d🗨️",
+        "क्\u200dष",
+        "1\u00a0000",
+        "naïve — “x”",
+        r"C:\new",
+    ],
 )
 def test_ordinary_text_stays(text: str) -> None:
     assert printable(text) == text
@@ -69,6 +86,19 @@ def test_a_table_s_cells_are_lines(text: str) -> None:
     assert lines[2].startswith(printable(text).rstrip())
     assert all(is_shown(c) for line in lines for c in line)
     assert len(lines) == 5 if text else 4
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (" a\n   b\t\r\n c\n", "a b c"),
+        ('depth "\x1e": a number', r'depth "\x1e": a number'),
+        ("a\u2028b\x85c", r"a\u2028b\x85c"),
+        ("two  spaces, one\u3000wide", "two  spaces, one\u3000wide"),
+    ],
+)
+def test_only_line_breaks_become_spaces(text: str, line: str) -> None:
+    assert one_line(text) == line
 
 
 def test_errors_leave_as_one_line() -> None:

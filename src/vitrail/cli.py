@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail import terminal
 from vitrail.data.quiet import ignore_pillow_warnings
+from vitrail.text import one_line as joined
 
 if TYPE_CHECKING:
     from vitrail.config import Settings
@@ -127,7 +128,7 @@ def run(words: list[str]) -> int:
 
 def one_line(error: Exception) -> str | None:
     """What to tell the user; None for an error that is our own bug, which deserves its traceback."""
-    text = " ".join(str(error).split())
+    text = joined(error)
     if isinstance(error, OSError) and error.errno is None:  # our own words
         return text
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:

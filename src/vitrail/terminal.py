@@ -550,6 +550,7 @@ def print_csv(done: Sequence[Prediction], *, top: int) -> None:
     """
     several = any(prediction.labels is not None for prediction in done)
     writer = csv.writer(sys.stdout, lineterminator="\n")
+    quoting = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
     ranks = [("label", "probability"), *((f"label_{rank}", f"probability_{rank}") for rank in range(2, top + 1))]
     shown = printable if sys.stdout.isatty() else str  # a file gets the names as they are
     writer.writerow(["path", *(["labels"] if several else []), *chain.from_iterable(ranks), "error"])
@@ -557,4 +558,5 @@ def print_csv(done: Sequence[Prediction], *, top: int) -> None:
         pairs = [(label, f"{p:.6f}") for label, p in prediction.top] or [("", "")] * top
         labels = [";".join(label for label, _ in prediction.labels or ())] if several else []
         cells = [prediction.path, *labels, *chain.from_iterable(pairs), prediction.error or ""]
-        writer.writerow(map(shown, cells))
+        row = list(map(shown, cells))
+        (quoting if any("\r" in cell for cell in row) else writer).writerow(row)  # csv quotes \n of itself, and \r not

@@ -10,7 +10,8 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_KEPT = ("\u200c", "\u200d")  # joiners: Persian words and emoji are spelled with them
+_JOINERS = ("\u200c", "\u200d")  # Persian words, words of India and emoji are spelled with them
+_BREAKS = re.compile(r"[ \t\n\r\f\v]*[\t\n\r\f\v][ \t\n\r\f\v]*")
 
 
 def printable(text: object, *, lines: bool = False) -> str:
@@ -21,32 +22,52 @@ def printable(text: object, *, lines: bool = False) -> str:
     shown = str(text)
     if shown.isprintable():
         return shown
-    return "".join(c if is_shown(c) or (lines and c == "\n") else c.encode("unicode_escape").decode() for c in shown)
+    return "".join(
+        c if (lines and c == "\n") or (is_shown(c) and not (c in _JOINERS and hides(c, behind=before))) else escape(c)
+        for before, c in zip(" " + shown, shown, strict=False)
+    )
+
+
+def escape(character: str) -> str:
+    """Return the character as Python spells it: \\x1b, \\u2028."""
+    return character.encode("unicode_escape").decode()
+
+
+def hides(joiner: str, *, behind: str) -> bool:
+    """Return whether a joiner has no effect but to make a name another one: behind a Latin letter it is invisible.
+
+    A zero-width joiner has a use behind a virama, an Arabic letter or an emoji (RFC 5892, appendix A).
+    """
+    return not (
+        unicodedata.combining(behind) == 9  # virama
+        or unicodedata.bidirectional(behind) == "AL"
+        or (joiner == "\u200d" and (behind == "\ufe0f" or (behind > "\u2190" and unicodedata.category(behind) in ("So", "Sk"))))
+    )
 
 
 def is_shown(character: str) -> bool:
     """Return whether a character is one to read: no control, format, surrogate, private or unassigned one, no line break."""
-    if character.isprintable() or character in _KEPT:
+    if character.isprintable() or character in _JOINERS:
         return True
     return unicodedata.category(character) == "Zs"  # spaces of other widths
 
 
 def one_line(text: object) -> str:
-    """The text on one line: white space as single spaces, and the rest `printable`."""
-    return printable(" ".join(str(text).split()))
+    """The text on one line: a line break or tab, and the spaces around it, as one space; the rest `printable`."""
+    return printable(_BREAKS.sub(" ", str(text).strip(" \t\n\r\f\v")))
 
 
 def json_escaped(text: str) -> str:
     """JSON, whose strings have escapes for every character that is not `printable`: the same values, safe to show."""
 
-    def escape(found: re.Match[str]) -> str:
+    def escaped(found: re.Match[str]) -> str:
         character = found[0]
         if is_shown(character):
             return character
         units = character.encode("utf-16-be", "surrogatepass")
         return "".join(f"\\u{int.from_bytes(units[i : i + 2], 'big'):04x}" for i in range(0, len(units), 2))
 
-    return re.sub(r"[^\n -~]", escape, text)
+    return re.sub(r"[^\n -~]", escaped, text)
 
 
 @contextmanager

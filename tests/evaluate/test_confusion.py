@@ -45,7 +45,9 @@ def test_the_picture_is_framed_by_white_and_not_cut_off(classes: int, tmp_path: 
     assert ink.mean() > 0.01
 
 
-@pytest.mark.parametrize("names", [["$5", "a_b^c", "x$\\frac$"], ["靴", "T恤", "🙂"], ["", " ", "\n"]])
+@pytest.mark.parametrize(
+    "names", [["$5", "a_b^c", "x$\\frac$"], ["靴", "T恤", "🙂"], ["", " ", "\n"], ["\udcff", "\ud800", "\x1b\r"]]
+)
 def test_names_are_not_markup_and_need_no_font(names: list[str], tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -465,6 +465,18 @@ def test_a_model_that_does_not_know_its_images(tmp_path: Path) -> None:
     assert json.loads(convert(ours, "torchvision", tmp_path / "made").with_suffix(".json").read_text())["label_names"]
 
 
+@pytest.mark.parametrize("to", ["timm", "hf", "torchvision"])
+def test_class_names_are_kept_whatever_they_hold(to: Target, tmp_path: Path) -> None:
+    ours = vit()
+    ours.classes = tuple(f"\udcff\x1b\u2028ü{number}" for number in range(CLASSES))
+    made = convert(ours, to, tmp_path / "made")
+    text = (made.with_suffix(".json") if to == "torchvision" else made / "config.json").read_text(encoding="utf-8")
+    written = json.loads(text)
+    names = list(written["id2label"].values()) if to == "hf" else written["label_names"]
+    assert tuple(names) == ours.classes
+    assert "\u2028" not in text
+
+
 def test_a_change_on_loading_is_the_way_to_another_epsilon(tmp_path: Path) -> None:
     config = transformers.ViTConfig(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, image_size=SIDE, patch_size=PATCH

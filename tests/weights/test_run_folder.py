@@ -16,6 +16,7 @@ from vitrail.config import Preprocessing
 from vitrail.models import ViT
 from vitrail.weights import load, read_run, save_model
 from vitrail.weights.hub import model_card
+from vitrail.weights.run_folder import write_atomically
 
 PREPROCESSING = Preprocessing(img_size=(8, 12), in_channels=1, mean=(0.2,), std=(0.3,), crop_pct=0.9, interpolation="bilinear")
 
@@ -250,3 +251,32 @@ def test_saving_again_replaces_the_whole(tmp_path: Path) -> None:
     save_model(second, tmp_path, data="more photos")
     assert load(tmp_path).config == dataclasses.replace(second.config)
     assert read_run(tmp_path).data == "more photos"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError), write_atomically(path) as draft:
+        draft.write_text("ne\udcff", encoding="utf-8")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("scores.json", "old")]
+    with write_atomically(path) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("scores.json", "new")]
+
+
+def test_a_card_is_text_whatever_the_names_hold(tmp_path: Path) -> None:
+    ours = model()
+    ours.classes = ("\udcff|", "a\n---\n", "\x1b[31m\u2028")
+    save_model(ours, tmp_path, data="photos\ud800")
+    (tmp_path / "evaluation.json").write_text(
+        '{"top1": NaN, "top1_interval": [NaN, NaN], "count": 0, "data": "d", "split": "test"}'
+    )
+    with pytest.raises(ValueError, match=r"evaluation\.json") as error:
+        model_card(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+    (tmp_path / "evaluation.json").unlink()
+    card = model_card(tmp_path)
+    assert "| classes | 3: \\udcff\\|, a --- , \\x1b[31m\\u2028 |" in card
+    assert "for photos\\ud800\n" in card
+    card.encode()

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from vitrail.evaluate.metrics import Evaluation
 from vitrail.text import printable
+from vitrail.weights.run_folder import write_atomically
 
 _COUNTED = 20  # up to this many classes, each cell carries its count
 _NAMED = 120  # up to this many classes, each row and column carries its name
@@ -33,13 +34,16 @@ def save_confusion(evaluation: Evaluation, folder: Path | str) -> tuple[Path, Pa
     folder = Path(folder)
     png, table = folder / "confusion.png", folder / "confusion.csv"
     matrix = evaluation.confusion.numpy()
-    with table.open("w", newline="", encoding="utf-8") as file:
+    with (
+        write_atomically(table) as draft,
+        draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,  # names may be no UTF-8
+    ):
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *evaluation.classes])
         writer.writerows([name, *row] for name, row in zip(evaluation.classes, matrix.tolist(), strict=True))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), write_atomically(png) as draft:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the table has the names in full
-        _draw(matrix, evaluation).savefig(png, dpi=120)
+        _draw(matrix, evaluation).savefig(draft, dpi=120, format="png")
     return png, table
 
 

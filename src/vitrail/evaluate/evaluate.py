@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from vitrail.data.dataset import Split
 from vitrail.evaluate.confusion import save_confusion
 from vitrail.evaluate.metrics import Evaluation, Judged, Scores, judge, summarise
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
-from vitrail.weights.run_folder import put
+from vitrail.weights.run_folder import write_atomically
 
 Taken = TypeVar("Taken")
 
@@ -62,7 +63,9 @@ def evaluate(
         raise ValueError("an image of this split may have several labels, so there is no accuracy; use evaluate_labels")
 
     def take(logits: Tensor, raw: RawBatch) -> tuple[Judged, Tensor]:
-        return Judged(*(value.cpu() for value in judge(logits, raw.labels))), raw.labels.cpu()
+        judged = judge(logits, raw.labels)
+        nll = judged.nll.masked_fill(~logits.isfinite().all(dim=1), math.nan)  # -inf for another class leaves it finite
+        return Judged(*(value.cpu() for value in judged._replace(nll=nll))), raw.labels.cpu()
 
     own = over_batches(
         take,
@@ -129,10 +132,10 @@ def require_finite(finite: Bool[Tensor, " N"]) -> None:
 def save_evaluation(scores: Scores, folder: Path, *, data: str, split: str) -> tuple[Path, ...]:
     """Writes evaluation.json, and with one class an image confusion.png and confusion.csv; returns their paths."""
     numbers = {"data": data, "split": split, **scores.to_dict()}
-    path, draft = folder / "evaluation.json", folder / "evaluation.json.part"
+    path = folder / "evaluation.json"
     pictures = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
-    draft.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    put(draft, path)
+    with write_atomically(path) as draft:
+        draft.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return (path, *pictures)
 
 

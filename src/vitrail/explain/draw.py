@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vitrail.config import Pair
 from vitrail.text import printable
+from vitrail.weights.run_folder import write_atomically
 
 ALPHA = 0.85
 """Of the colours at the highest value."""
@@ -206,8 +207,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f'"{path.name}" does not end in .png; a sheet is saved as PNG')
-    with _any_letters():
-        figure.savefig(path, dpi=DPI, format="png")
+    with _any_letters(), write_atomically(path) as draft:
+        figure.savefig(draft, dpi=DPI, format="png")
     return path
 
 

@@ -80,11 +80,7 @@ class Scene:
 
         Raises ValueError for one that the model has not, and for logits that are not finite: they speak for no class.
         """
-        if wrong := int((~logits.isfinite().all(dim=1)).sum()):
-            raise ValueError(
-                f"the model's output is not finite for {wrong} of {len(logits)} images, so it speaks for no class; "
-                "look whether the weights are finite"
-            )
+        require_finite_output(logits, "output", so="it speaks for no class")
         if target is None:
             return logits.argmax(dim=1)
         each = [target] * len(logits) if isinstance(target, int | str) else list(target)
@@ -109,6 +105,15 @@ class Scene:
     def called(self, number: int) -> str:
         """A class's name, where it has one."""
         return self.model.classes[number] if self.model.classes else f"class {number}"
+
+
+def require_finite_output(values: Float[Tensor, B * rest], name: str, *, so: str) -> None:
+    """Raise ValueError where some value of an image is not finite: what would be shown of it means nothing."""
+    if wrong := int((~values.isfinite().flatten(1).all(dim=1)).sum()):
+        raise ValueError(
+            f"the model's {name} is not finite for {wrong} of {len(values)} images, so {so}; "
+            "look whether the weights are finite"
+        )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from vitrail.config import Pair
 from vitrail.data.decode import Picture, decode, decode_planes, read_bands, read_header, to_tensor
 from vitrail.explain import draw
 from vitrail.explain.inputs import Scene, joined
+from vitrail.weights.run_folder import write_atomically
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ class Maps:
         chosen = self if index is None else self.at(index)
         path = Path(path)
         if path.suffix.lower() == ".npy":
-            with path.open("wb") as file:
+            with write_atomically(path) as draft, draft.open("wb") as file:
                 np.save(file, chosen.numpy())
             return path
         if path.suffix.lower() != ".png":

@@ -22,6 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
 
 from vitrail.explain.statistics import OUTLIER, ModelStatistics
+from vitrail.weights.run_folder import write_atomically
 
 DPI = 120
 _DARK, _MID, _LIGHT, _PALE = "#440154", "#31688e", "#35b779", "0.85"  # viridis, from its dark end, and a grey
@@ -64,8 +65,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     suffix = path.suffix.lower()
     if suffix not in (".png", ".svg"):
         raise ValueError(f'"{path.name}" is neither .png nor .svg; name one of them')
-    with matplotlib.rc_context({"svg.hashsalt": "vitrail"}):
-        figure.savefig(path, dpi=DPI, metadata={"Date": None} if suffix == ".svg" else None)
+    with matplotlib.rc_context({"svg.hashsalt": "vitrail"}), write_atomically(path) as draft:
+        figure.savefig(draft, dpi=DPI, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
     return path
 
 

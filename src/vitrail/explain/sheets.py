@@ -34,6 +34,7 @@ from vitrail.explain.score import (
     spoken,
 )
 from vitrail.explain.tokens import pca, similarity
+from vitrail.weights.run_folder import write_atomically
 
 METHODS = ("relevance", "attention", "rollout", "gradcam", "integrated_gradients", "pca", "similarity")
 WITH_LAYERS = frozenset({"attention", "gradcam", "pca", "similarity"})
@@ -109,7 +110,7 @@ class Explained:
 
     def save_arrays(self, path: Path) -> Path:
         """Writes the maps as one .npy, (maps, images, gh, gw). Returns the path."""
-        with path.open("wb") as file:
+        with write_atomically(path) as draft, draft.open("wb") as file:
             np.save(file, np.stack([maps.numpy() for maps in self.maps]))
         return path
 

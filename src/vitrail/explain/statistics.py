@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vitrail.config import Pair
 from vitrail.data.batch import Batch
 from vitrail.data.decode import Picture
-from vitrail.explain.inputs import Images, Scene, scene, unwrapped
+from vitrail.explain.inputs import Images, Scene, require_finite_output, scene, unwrapped
 from vitrail.explain.walk import Walk, in_chunks, reader, weights
 from vitrail.models import ViT
 from vitrail.models.vit import Attended
@@ -424,6 +424,7 @@ class Tally:
             tokens = x[:, prefix:].flatten(0, 1)  # (B L, D)
             features.append(tokens[chosen].float().cpu())
             norms.append(tokens.float().norm(dim=1)[present].cpu())
+        require_finite_output(x, "output of the last layer", so="its statistics mean nothing")
         self.features.add(torch.stack(features))
         every = torch.stack(norms)  # (stages, tokens)
         self.largest = torch.maximum(self.largest, every.amax(dim=1))

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vitrail.config import Pair
-from vitrail.explain.inputs import Images, Query, Scene, require_layer, scene
+from vitrail.explain.inputs import Images, Query, Scene, require_finite_output, require_layer, scene
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.walk import walk
 
@@ -125,9 +125,11 @@ def similarity(
 
 
 def tokens_behind(seen: Scene, layer: int) -> Float[Tensor, "B N D"]:
-    """The tokens behind a block, in float32; behind the last one, after the last norm."""
+    """Tokens behind a block, in float32; behind the last one, after the last norm. Raises ValueError where not finite."""
     x = walk(seen, layers=[layer + 1], to_the_end=False).last
-    return (seen.model.norm(x) if layer == seen.model.config.depth - 1 else x).float()
+    tokens = (seen.model.norm(x) if layer == seen.model.config.depth - 1 else x).float()
+    require_finite_output(tokens, f"output of layer {layer}", so="its patches can't be compared")
+    return tokens
 
 
 def token_of(seen: Scene, query: Query) -> int:

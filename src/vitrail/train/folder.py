@@ -19,7 +19,7 @@ from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World
-from vitrail.weights.run_folder import SETTINGS, put, sha256
+from vitrail.weights.run_folder import SETTINGS, sha256, write_atomically
 
 CALL = "call.json"
 """What was asked for when a run began; `resume="auto"` compares it."""
@@ -169,6 +169,5 @@ def write_skipped(folder: Path, *splits: Split) -> int:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
-    put(draft, path)
+    with write_atomically(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8

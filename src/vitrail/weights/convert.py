@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from vitrail.config import Preprocessing, ViTConfig, nearest, pair
 from vitrail.models import Baseline, ViT
+from vitrail.text import json_escaped
 from vitrail.weights.load import load
 from vitrail.weights.origins import Origin
-from vitrail.weights.run_folder import CONFIG, WEIGHTS, save_model, save_tensors
+from vitrail.weights.run_folder import CONFIG, WEIGHTS, save_model, save_tensors, sync
 from vitrail.weights.targets import (
     Inexpressible,
     State,
@@ -263,9 +264,13 @@ def write(plan: Plan, path: Path, *, overwrite: bool) -> None:
             save_one(plan.tensors, draft / path.name)
         for name, content in plan.beside.items():
             target = draft / (path.with_suffix(name).name if name.startswith(".") else name)
-            target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json_escaped(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+            target.write_text(text + "\n", encoding="utf-8")
+        for written in (*draft.iterdir(), draft):
+            sync(written)
         place(plan.to, path, overwrite=overwrite)  # what came there meanwhile stays
         move(draft, path, whole=plan.to in ("timm", "hf"))
+        sync(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from vitrail.config import SIZES, ViTConfig, pair
+from vitrail.text import one_line
 from vitrail.weights.read import NO_MODEL, PREFERRED
 from vitrail.weights.run_folder import CONFIG, SETTINGS, WEIGHTS, read_run, sha256
 
@@ -441,7 +442,7 @@ def _not_pushed(error: BaseException, repo: str, folder: Path) -> str:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN is no JSON
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} can't be read ({type(error).__name__}: {error}); restore it from a copy, or make it anew"
@@ -477,7 +478,7 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
         name, what, tags, shape = cfg.theirs, f"model of {cfg.library}", [], f"as in {cfg.library}"
     head["tags"] = [task, *tags, "vitrail", *(["timm"] if in_timm else [])]
 
-    data = _without_places(info.data)
+    data = one_line(_without_places(info.data))
     images, colours = info.preprocessing, {1: " (grey)", 3: " (RGB)"}
     rows = {
         "model": f"{name}, {shape}",
@@ -550,4 +551,4 @@ def _first(names: tuple[str, ...], *, most: int = 20) -> str:
 
 def _cell(text: str) -> str:
     """Text for one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", r"\|")
+    return one_line(text).replace("|", r"\|")

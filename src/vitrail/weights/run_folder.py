@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,18 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
         mode = os.fstat(file.fileno()).st_mode
     save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=dict(metadata or {"format": "pt"}))
     path.chmod(stat.S_IMODE(mode))
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a draft beside `path`, which takes its place once it is written: whole or not at all."""
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        yield draft
+        put(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def put(draft: Path, path: Path) -> None:
