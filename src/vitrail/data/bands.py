@@ -27,7 +27,6 @@ WIDE = 0.5
 """Share of the type's range from which on the values count as using all of it."""
 FEWEST_LEVELS = 16
 """Of 256: a range that gives most values of most images fewer levels is warned of."""
-_BULK = (0.01, 0.99)  # quantiles between which most values of an image lie
 _ALPHA = (1, 2)  # of the TIFF tag ExtraSamples: associated and unassociated; 0 is a band of its own
 _NODATA = 42113  # TIFF tag GDAL_NODATA
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
@@ -73,20 +72,26 @@ class Bands:
         return values if values.size and np.isfinite(values).all() else None
 
     def extremes(self) -> ValueRange | None:
-        """The least and the greatest value, without the ten-thousandth part at each end, nor a lone pixel: hot pixels.
+        """As the first pair of `spans`."""
+        spans = self.spans()
+        return None if spans is None else spans[0]
 
-        None for values of 8 bits and for those that are no numbers.
+    def spans(self) -> tuple[ValueRange, ValueRange] | None:
+        """The least and the greatest value, but for hot pixels; and the ends of the 98 % in the middle.
+
+        Hot pixels are the ten-thousandth part at each end, and a pixel that is farther from all others than they are from
+        each other. None for values of 8 bits and for those that are no numbers.
         """
         values = self.measured()
         if values is None:
             return None
-        low, high = np.quantile(values, (1e-4, 1 - 1e-4), method="nearest")
+        low, bulk_low, bulk_high, high = np.quantile(values, (1e-4, 0.01, 0.99, 1 - 1e-4), method="nearest")
         if 64 <= values.size <= 1e4:  # too few for a ten-thousandth part
             least, low2, *_, high2, most = np.partition(values, (0, 1, -2, -1))[[0, 1, -2, -1]].astype(np.float64)
             spread = high2 - low2
             low = low2 if low2 - least > spread > 0 else low
             high = high2 if most - high2 > spread > 0 else high
-        return float(low), float(high)
+        return (float(low), float(high)), (float(bulk_low), float(bulk_high))
 
     def to_bytes(self, value_range: ValueRange | None) -> NDArray[np.uint8]:
         """(H, W, C) without the opacity, which shows white.
@@ -182,7 +187,7 @@ class ValuesInUse:
     eight_bit: int
     """Files among those looked at that have 8 bits, and are not scaled."""
     bulk: ValueRange | None = None
-    """Where 98 % of an image's values lie, in the median over the images."""
+    """Ends of the 98 % of an image's values in the middle; their medians over the images."""
 
     @property
     def whole(self) -> ValueRange | None:
@@ -210,11 +215,11 @@ class ValuesInUse:
         inside = max(0.0, min(high, ends[1]) - max(low, ends[0]))
         levels = int(255 * inside / (ends[1] - ends[0])) + 1
         distinct = math.inf if "float" in self.type and high > low else high - low + 1
-        if levels >= min(FEWEST_LEVELS, distinct):
+        if levels >= min(FEWEST_LEVELS, distinct) or low == high:
             return None
         return (
             f"{ends[0]:.6g} to {ends[1]:.6g} is wide: most values lie from {low:.6g} to {high:.6g}, "
-            f"which become {levels} of 256 levels; give data.range a narrower pair"
+            f"which become {levels} of 256 levels; give data.range a narrower pair, such as [{low:.6g}, {high:.6g}]"
         )
 
     def beyond(self, value_range: ValueRange) -> bool:
@@ -233,11 +238,8 @@ class ValuesInUse:
 
 def values_in_use(bands: Bands | None) -> ValuesInUse | None:
     """The values that an image uses; None where they have 8 bits."""
-    values, ends = (None, None) if bands is None else (bands.measured(), bands.extremes())
-    if bands is None or values is None or ends is None:
-        return None
-    low, high = np.quantile(values, _BULK, method="nearest")
-    return ValuesInUse(*ends, bands.values.dtype.name, 1, 0, (float(low), float(high)))
+    spans = None if bands is None else bands.spans()
+    return None if bands is None or spans is None else ValuesInUse(*spans[0], bands.values.dtype.name, 1, 0, spans[1])
 
 
 def together(each: Iterable[ValuesInUse | None]) -> ValuesInUse | None:
