@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -331,6 +333,55 @@ def test_a_truncated_file_is_a_bad_image(cut: int) -> None:
     values = RNG.integers(0, 256, (20, 30, 5)).astype(np.uint16)
     with pytest.raises(BadImage):
         pixels(tiff(values, photometric="minisblack", planarconfig="contig", metadata=None)[:cut], 5, (0, 255))
+
+
+def test_a_file_without_rows_is_a_bad_image() -> None:
+    """Which tifffile opens, and Pillow does not."""
+    source = bytearray(tiff(np.ones((20, 30, 5), np.uint16), photometric="minisblack", planarconfig="contig", metadata=None))
+    with tifffile.TiffFile(io.BytesIO(source)) as file:
+        at = file.pages.first.tags["ImageLength"].valueoffset
+    source[at : at + 2] = b"\0\0"
+    for read in (read_header, read_bands, lambda file: eval_view(file, view(5))):
+        with pytest.raises(BadImage, match=r"an array of shape \(0, 30, 5\) is no picture"):
+            read(bytes(source))
+
+
+def test_tifffile_does_not_log_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    source = bytearray(tiff(np.ones((20, 30, 5), np.uint16), photometric="minisblack", planarconfig="contig"))
+    with tifffile.TiffFile(io.BytesIO(source)) as file:
+        at = file.pages.first.tags["Software"].offset
+    source[at + 8 : at + 12] = b"\xff\xff\xff\x7f"  # where its text is: behind the end of the file
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []  # pytest's own
+    try:
+        assert read_header(bytes(source)).bands == 5
+    finally:
+        root.handlers = handlers
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_file_raises_nothing_but_bad_image(data: st.DataObject) -> None:
+    values = np.arange(8 * 9 * 5, dtype=np.uint16).reshape(8, 9, 5)
+    stack = np.moveaxis(values, 2, 0)
+    sources = [
+        png16(values[:, :, :2]),
+        tiff(values, photometric="minisblack", planarconfig="contig"),
+        tiff(stack, imagej=True, metadata={"axes": "CYX"}),
+        tiff(stack, ome=True, metadata={"axes": "CYX"}),
+        tiff(values[:, :, :4], photometric="rgb", extrasamples=["assocalpha"]),
+        tiff(values[:, :, 0].astype(np.int16), byteorder=">", compression="zlib"),
+        with_nodata(values[:, :, 0].astype(np.float32), "-9999"),
+    ]
+    damaged = bytearray(data.draw(st.sampled_from(sources)))
+    for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(damaged) - 1), st.integers(0, 255)), max_size=6)):
+        damaged[at] = byte
+    source = bytes(damaged[: data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))])
+    for read in (read_header, read_bands, lambda file: eval_view(file, view(5, value_range=(0, 400)))):
+        with contextlib.suppress(BadImage):
+            read(source)
 
 
 def test_views_of_bands_are_those_of_each() -> None:

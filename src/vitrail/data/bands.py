@@ -8,6 +8,8 @@ ones or none. Here all values are read, by Pillow where it can be asked for them
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import re
 import statistics
@@ -270,6 +272,7 @@ class TiffBands:
     def __init__(self, contents: bytes) -> None:
         import tifffile
 
+        _silence_tifffile()
         self._contents = contents
         with tifffile.TiffFile(BytesIO(contents)) as file:
             page = file.pages.first
@@ -316,6 +319,12 @@ class TiffBands:
         return Bands(values, self.alpha, self.white_is_zero, self.nodata)
 
 
+@functools.cache
+def _silence_tifffile() -> None:
+    """Keep what tifffile logs of a damaged file off the terminal. Once a process."""
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # without a handler, warnings go to stderr
+
+
 def _is_stack(file: Any) -> bool:
     """Whether the pages of a TIFF are bands of one image, by what tifffile, scikit-image, ImageJ or OME wrote of them."""
     if len(file.pages) == 1:
@@ -356,9 +365,9 @@ def _unpremultiplied(values: NDArray[Any]) -> NDArray[Any]:
 
 def _order(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
     """Which axes are rows, columns and bands. Raises BandsError for an array that is no picture."""
-    if len(shape) == 2:
+    if len(shape) == 2 and 0 not in shape:
         return 0, 1, None
-    if len(shape) != 3:
+    if len(shape) != 3 or 0 in shape:
         raise BandsError(f"an array of shape {shape} is no picture")
     if not axes:  # of a stack: the bands are the shorter end
         return (0, 1, 2) if shape[2] <= shape[0] else (1, 2, 0)
