@@ -1322,6 +1322,38 @@ def test_a_model_without_a_range_says_that_it_sees_few_levels(vitrail: Typed, ru
     assert vitrail("predict", run, tmp_path / "plain.png").err == ""
 
 
+def test_values_outside_of_a_models_range_are_reported(vitrail: Typed, tmp_path: Path) -> None:
+    photos, run = write_bands(tmp_path / "scenes", np.uint16, 1, high=1000), tmp_path / "run"
+    assert vitrail("train", photos, *TINY, *SMALL, "--out", run).code == 0
+    others = write_bands(tmp_path / "others", np.uint16, 1, high=60_000)
+    low, high = read_settings(run).data.range
+    message = rf"values of uint16 from .*; the model was trained with data\.range {low:g} to {high:g}, and values outside of it"
+    assert re.search(message, vitrail("predict", run, others / "dim").err)
+    assert re.search(message, vitrail("evaluate", run, others).err)
+    assert vitrail("predict", run, photos / "dim" / "0.tif").err == ""
+    tuned = vitrail("train", others, "--weights", run, "--train.steps", "1", "--train.batch_size", "8", "--out", tmp_path / "t")
+    assert f"{low:g} to {high:g}, as the weights were trained with, becomes black to white (data.range)" in tuned.out
+    assert f"note: most of the values are outside of {low:g} to {high:g}, and become black or white" in tuned.out
+
+
+def test_a_range_that_leaves_few_levels_is_warned_of(vitrail: Typed, tmp_path: Path) -> None:
+    photos = write_bands(tmp_path / "scenes", np.uint16, 1, high=1000)
+    for seed, name in enumerate(("dim", "bright")):  # one image of each class has all values
+        values = np.random.default_rng(seed).integers(0, 65536, (24, 24))
+        tifffile.imwrite(photos / name / "all.tif", values.astype(np.uint16))
+    said = vitrail("check", photos)
+    assert re.search(
+        r"^train: 0 to 65535 is wide: most values lie from \d+ to \d+, which become \d of 256 levels", said.out, re.M
+    )
+    found = json.loads(vitrail("check", photos, "--json").out)["values"]["train"]
+    assert found["range"] == "full"
+    assert found["warning"].startswith("0 to 65535 is wide: most values lie from ")
+    said = vitrail("train", photos, *TINY, *SMALL, "--out", tmp_path / "run")
+    assert f"note: {found['warning']}" in said.out
+    said = vitrail("train", photos, *TINY, *SMALL, "--data.range", "[0, 1000]", "--out", tmp_path / "narrow")
+    assert "is wide" not in said.out
+
+
 def test_bands_that_do_not_fit_are_told(vitrail: Typed, run: Path, tmp_path: Path) -> None:
     photos = write_bands(tmp_path / "scenes", np.uint16, 5, high=1000)
     said = vitrail("predict", run, photos / "dim" / "0.tif")

@@ -228,7 +228,10 @@ def check(words: list[str]) -> int:
         if report.labels is not None:
             found["labels"] = [{"labels": number, "images": images} for number, images in report.labels.items()]
         alike = {"duplicates": report.duplicates, "contradictions": report.contradictions}
-        values = {split: dataclasses.asdict(used) | {"range": used.range or "full"} for split, used in report.values.items()}
+        values = {
+            split: dataclasses.asdict(used) | {"range": used.range or "full", "warning": used.few_levels(used.range)}
+            for split, used in report.values.items()
+        }
         terminal.print_json({**found, "values": values, "bad": bad, **alike, "notes": report.notes})
     else:
         print(report)
@@ -383,9 +386,20 @@ def open_data(run: str, data: str | None, *, way_out: str = "name DATA") -> tupl
 
 
 def say_unscaled(used: Any, model: Any) -> None:
-    """Report images with more than 8 bits that use little of their type's range, to a model that was trained without one."""
-    if used is not None and used.range is not None and model.preprocessing.range is None:
+    """Report images with more than 8 bits whose values a model sees little of.
+
+    They use little of their type's range, and the model was trained without one; or they are outside of the model's range.
+    """
+    if used is None:
+        return
+    given = model.preprocessing.range
+    if given is None and used.range is not None:
         terminal.report(f"{used}; the model was trained without data.range, so it sees few levels of them")
+    elif given is not None and used.beyond(given):
+        terminal.report(
+            f"{used}; the model was trained with data.range {given[0]:.6g} to {given[1]:.6g}, "
+            "and values outside of it become black or white"
+        )
 
 
 def say_receipt(model: Any, source: str) -> None:

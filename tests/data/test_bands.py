@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +335,55 @@ def test_a_truncated_file_is_a_bad_image(cut: int) -> None:
         pixels(tiff(values, photometric="minisblack", planarconfig="contig", metadata=None)[:cut], 5, (0, 255))
 
 
+def test_a_file_without_rows_is_a_bad_image() -> None:
+    """Which tifffile opens, and Pillow does not."""
+    source = bytearray(tiff(np.ones((20, 30, 5), np.uint16), photometric="minisblack", planarconfig="contig", metadata=None))
+    with tifffile.TiffFile(io.BytesIO(source)) as file:
+        at = file.pages.first.tags["ImageLength"].valueoffset
+    source[at : at + 2] = b"\0\0"
+    for read in (read_header, read_bands, lambda file: eval_view(file, view(5))):
+        with pytest.raises(BadImage, match=r"an array of shape \(0, 30, 5\) is no picture"):
+            read(bytes(source))
+
+
+def test_tifffile_does_not_log_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    source = bytearray(tiff(np.ones((20, 30, 5), np.uint16), photometric="minisblack", planarconfig="contig"))
+    with tifffile.TiffFile(io.BytesIO(source)) as file:
+        at = file.pages.first.tags["Software"].offset
+    source[at + 8 : at + 12] = b"\xff\xff\xff\x7f"  # where its text is: behind the end of the file
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []  # pytest's own
+    try:
+        assert read_header(bytes(source)).bands == 5
+    finally:
+        root.handlers = handlers
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_file_raises_nothing_but_bad_image(data: st.DataObject) -> None:
+    values = np.arange(8 * 9 * 5, dtype=np.uint16).reshape(8, 9, 5)
+    stack = np.moveaxis(values, 2, 0)
+    sources = [
+        png16(values[:, :, :2]),
+        tiff(values, photometric="minisblack", planarconfig="contig"),
+        tiff(stack, imagej=True, metadata={"axes": "CYX"}),
+        tiff(stack, ome=True, metadata={"axes": "CYX"}),
+        tiff(values[:, :, :4], photometric="rgb", extrasamples=["assocalpha"]),
+        tiff(values[:, :, 0].astype(np.int16), byteorder=">", compression="zlib"),
+        with_nodata(values[:, :, 0].astype(np.float32), "-9999"),
+    ]
+    damaged = bytearray(data.draw(st.sampled_from(sources)))
+    for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(damaged) - 1), st.integers(0, 255)), max_size=6)):
+        damaged[at] = byte
+    source = bytes(damaged[: data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))])
+    for read in (read_header, read_bands, lambda file: eval_view(file, view(5, value_range=(0, 400)))):
+        with contextlib.suppress(BadImage):
+            read(source)
+
+
 def test_views_of_bands_are_those_of_each() -> None:
     values = RNG.integers(0, 4096, (40, 60, 5)).astype(np.uint16)
     source = tiff(values, photometric="minisblack", planarconfig="contig", metadata=None)
@@ -378,3 +430,228 @@ def test_numbers_that_are_no_picture() -> None:
         scaled(np.zeros((2, 2, 1), np.complex64), (0, 1))
     assert Bands(np.zeros((2, 2, 1), np.uint8)).extremes() is None
     assert TiffBands.format == "TIFF"
+
+
+# Files whose bytes a decoder misreads
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("compression", "predictor"), [(None, None), ("zlib", None), ("zlib", 2)])
+@pytest.mark.parametrize("kind", [np.int16, np.uint16, np.int32, np.uint32, np.float32, np.float64])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_grey_of_any_type_order_and_compression(
+    order: Any, compression: str | None, predictor: int | None, kind: type, photometric: str
+) -> None:
+    if predictor and np.dtype(kind).kind == "f":
+        pytest.skip("a predictor of integers")
+    values = RNG.integers(0, 3000, (20, 30)).astype(kind)
+    source = tiff(values, byteorder=order, compression=compression, predictor=predictor, photometric=photometric)
+    bands = read_bands(source)
+    assert bands is not None
+    assert bands.values.dtype == kind
+    assert np.array_equal(bands.values[:, :, 0], values)
+    expected = np.floor(255 * (values.astype(float) / 3000) + 0.5)
+    assert np.array_equal(pixels(source, 1, (0, 3000))[:, :, 0], expected if photometric == "minisblack" else 255 - expected)
+
+
+def test_a_picture_of_a_compressed_big_endian_file_has_its_values() -> None:
+    values = RNG.integers(-3000, 3000, (20, 30)).astype(np.int16)
+    source = tiff(values, byteorder=">", compression="zlib")
+    how = view(1, value_range=(-3000, 3000))
+    for picture in (source, Image.open(io.BytesIO(source))):
+        assert torch.equal(eval_view(picture, how), eval_view(tiff(values), how))
+
+
+def test_16_bit_grey_with_opacity_keeps_all_its_bits() -> None:
+    """Pillow opens such a PNG as 8-bit colour."""
+    grey = RNG.integers(1160, 1200, (20, 30)).astype(np.uint16)
+    opacity = np.full((20, 30), 65535, np.uint16)
+    opacity[:5] = 0
+    source = png16(np.stack([grey, opacity], axis=2))
+    header = read_header(source)
+    assert (header.bands, header.bits) == (1, 16)
+    bands = read_bands(source)
+    assert bands is not None
+    assert np.array_equal(bands.values, np.stack([grey, opacity], axis=2))
+    assert values_in_use(bands) is not None
+    expected = np.floor(255 * ((grey.astype(float) - 1160) / 40) + 0.5)
+    expected[:5] = 255
+    assert np.array_equal(pixels(source, 1, (1160, 1200))[:, :, 0], expected)
+    assert np.array_equal(pixels(source, 3, (1160, 1200)), np.repeat(expected[:, :, None], 3, 2))
+    with pytest.raises(BadImage, match="give the file, or its bytes"):
+        eval_view(Image.open(io.BytesIO(source)), view(1, value_range=(1160, 1200)))
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_the_transparent_colour_of_a_16_bit_png_shows_white(bands: int) -> None:
+    """As it does in a PNG of 8 bits."""
+    import struct
+    import zlib
+
+    values = RNG.integers(0, 4096, (20, 30, bands)).astype(np.uint16)
+    values[:5] = 4095
+    plain = png16(values)
+    key = struct.pack(">" + "H" * bands, *[4095] * bands)
+    chunk = struct.pack(">I", len(key)) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+    at = plain.index(b"IDAT") - 4
+    source = plain[:at] + chunk + plain[at:]
+    expected = np.floor(255 * (values.astype(float) / 8000) + 0.5)
+    expected[(values == 4095).all(axis=2)] = 255
+    assert read_header(source).bands == bands
+    assert np.array_equal(pixels(source, bands, (0, 8000)), expected)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_colours_that_hold_their_opacity_are_divided_by_it(planar: str, count: int, kind: type) -> None:
+    top = np.iinfo(kind).max
+    colour = RNG.integers(0, top, (20, 30, count - 1)).astype(float)
+    opacity = np.full((20, 30, 1), top // 2)
+    opacity[:, :10] = top
+    share = opacity / top
+    stored = np.concatenate([np.rint(colour * share), opacity], axis=2).astype(kind)
+    source = tiff(
+        stored if planar == "contig" else np.moveaxis(stored, 2, 0),
+        photometric="rgb" if count == 4 else "minisblack",
+        planarconfig=planar,
+        extrasamples=["assocalpha"],
+        metadata=None,
+    )
+    assert read_header(source).bands == count - 1
+    expected = 255 * (colour / top * share + 1 - share)
+    assert np.abs(pixels(source, count - 1) - expected).max() <= 1.01
+
+
+def test_the_opacity_of_floating_point_is_0_to_1() -> None:
+    values = np.full((4, 4, 4), 50, np.float32)
+    values[:, :, 3] = [[1, 1, 0, 0]] * 4
+    seen = pixels(tiff(values, photometric="rgb", extrasamples=["unassalpha"]), 3, (0, 100))
+    assert (seen[:, :2] == 128).all()
+    assert (seen[:, 2:] == 255).all()
+
+
+def test_opacity_as_a_fourth_band_has_16_bits_too() -> None:
+    values = RNG.integers(0, 65536, (20, 30, 4)).astype(np.uint16)
+    for source in (png16(values), tiff(values, photometric="rgb", extrasamples=["unassalpha"])):
+        assert np.array_equal(pixels(source, 4), (values.astype(int) + 128) // 257)
+
+
+@pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True}])
+def test_channels_as_pages_of_a_microscope_are_bands(options: dict[str, Any]) -> None:
+    values = RNG.integers(0, 3000, (5, 20, 30)).astype(np.uint16)
+    source = tiff(values, metadata={"axes": "CYX"}, **options)
+    assert read_header(source).bands == 5
+    assert np.array_equal(pixels(source, 5, (0, 255 * 12)), np.floor(np.moveaxis(values, 0, 2) / 12 + 0.5))
+    with pytest.raises(BadImage, match="it has 5 bands, and the model takes 1"):
+        pixels(source, 1)
+    depths = tiff(values, metadata={"axes": "ZYX"}, **options)  # no bands: the first page, as of every file of pages
+    assert np.array_equal(pixels(depths, 1, (0, 3000)), pixels(tiff(values[0]), 1, (0, 3000)))
+
+
+def test_a_picture_that_lost_a_band_is_refused() -> None:
+    values = RNG.integers(0, 256, (20, 30, 4)).astype(np.uint8)
+    source = tiff(values, photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(BadImage, match="Pillow does not give the bands of this TIFF as they are; give the file"):
+        eval_view(Image.open(io.BytesIO(source)), view(3))
+    pages = Image.open(io.BytesIO(tiff(values)))  # its pages one by one are what somebody asks for
+    assert eval_view(pages, view(1)).shape == (1, 20, 30)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3), (20, 30, 5)])
+@pytest.mark.parametrize("kind", ["uint16", ">u2", "int16", "int8"])
+def test_an_array_is_what_its_file_is(shape: tuple[int, ...], kind: str) -> None:
+    values = RNG.integers(0, 120, shape).astype(kind)
+    channels = shape[2] if len(shape) == 3 else 1
+    options: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "contig"} if channels > 1 else {}
+    source = tiff(values.astype(values.dtype.newbyteorder("=")), metadata=None, **options)
+    for value_range in (None, (3.0, 90.0)):
+        how = view(channels, value_range=value_range)
+        assert torch.equal(eval_view(values, how), eval_view(source, how))
+
+
+# The range of values
+
+
+def with_nodata(values: np.ndarray, text: str, **options: Any) -> bytes:
+    return tiff(values, extratags=[(42113, "s", 0, text, True)], metadata=None, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [(np.int16, "-9999"), (np.uint16, "65535"), (np.uint16, "0"), (np.float32, "-3.4028234663852886e+38"), (np.float32, "nan")],
+)
+@pytest.mark.parametrize("bands", [1, 5])
+def test_pixels_that_are_declared_to_be_no_data(kind: type, text: str, bands: int) -> None:
+    """GDAL's nodata: no part of the range, and black."""
+    values = RNG.integers(500, 2500, (40, 50, bands)).astype(kind)
+    values[:20] = kind(float(text))
+    options: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "contig"} if bands > 1 else {}
+    source = with_nodata(values if bands > 1 else values[:, :, 0], text, **options)
+    used = values_in_use(read_bands(source))
+    assert used is not None
+    assert 500 <= used.low < used.high <= 2500
+    seen = pixels(source, bands, (500, 2500))
+    assert (seen[:20] == 0).all()
+    assert np.array_equal(seen[20:], np.floor(255 * ((values[20:].astype(float) - 500) / 2000) + 0.5))
+    empty = with_nodata(np.full((20, 30), kind(float(text)), kind), text)
+    assert values_in_use(read_bands(empty)) is None
+
+
+def test_no_data_that_the_type_does_not_have() -> None:
+    values = RNG.integers(500, 2500, (20, 30)).astype(np.uint16)
+    for text in ("-9999", "nan", "none", "1e400"):
+        assert np.array_equal(pixels(with_nodata(values, text), 1), pixels(tiff(values), 1))
+    flat = RNG.integers(0, 256, (20, 30)).astype(np.uint8)
+    assert np.array_equal(pixels(with_nodata(flat, "7"), 1)[:, :, 0], flat)  # 8 bits stay as they are
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize("side", [8, 24, 64])
+def test_a_hot_pixel_of_a_small_image_is_no_part_of_the_range(kind: type, side: int) -> None:
+    values = RNG.integers(1160, 1201, (side, side)).astype(kind)
+    low, high = float(values.min()), float(values.max())
+    assert Bands(values[:, :, None]).extremes() == (low, high)
+    values[3, 4] = 32000
+    values[4, 3] = 0
+    found = Bands(values[:, :, None]).extremes()
+    assert found is not None
+    assert low <= found[0] < found[1] <= high
+
+
+def test_what_is_alone_in_an_even_image_is_the_picture() -> None:
+    values = np.full((20, 30, 1), 1160, np.uint16)
+    values[7, 9] = 1300
+    assert Bands(values).extremes() == (1160, 1300)
+
+
+def test_a_range_that_one_image_makes_wide_is_warned_of() -> None:
+    dark = [tiff(RNG.integers(1160, 1201, (64, 64)).astype(np.uint16)) for _ in range(5)]
+    bright = tiff(RNG.integers(0, 65536, (64, 64)).astype(np.uint16))
+    used = together(values_in_use(read_bands(file)) for file in [*dark, bright])
+    assert used is not None
+    assert used.range is None
+    warning = used.few_levels(None)
+    assert warning is not None
+    assert re.fullmatch(
+        r"-?\d+ to 65535 is wide: most values lie from 116\d to 1[12]\d\d, which become 1 of 256 levels; "
+        r"give data\.range a narrower pair, such as \[116\d, 1[12]\d\d\]",
+        warning,
+    )
+    assert used.few_levels((1160, 1200)) is None
+    narrow = together(values_in_use(read_bands(file)) for file in dark)
+    assert narrow is not None
+    assert narrow.few_levels(narrow.range) is None
+    assert narrow.few_levels((0, 4095)) is not None
+    mask = values_in_use(read_bands(tiff(RNG.integers(0, 2, (64, 64)).astype(np.uint16))))  # has two values, and gets them
+    assert mask is not None
+    assert mask.few_levels(mask.range) is None
+
+
+@pytest.mark.parametrize(
+    ("value_range", "beyond"), [((1160, 1200), False), ((0, 65535), False), ((0, 1000), True), ((1190, 9000), True)]
+)
+def test_values_beyond_a_range(value_range: tuple[float, float], beyond: bool) -> None:
+    used = values_in_use(read_bands(tiff(RNG.integers(1160, 1201, (64, 64)).astype(np.uint16))))
+    assert used is not None
+    assert used.beyond(value_range) is beyond

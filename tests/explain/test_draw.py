@@ -97,6 +97,12 @@ def test_channels_of_a_picture(channels: int, shown: list[int]) -> None:
     assert picture(pixels.numpy()).tobytes() == made.tobytes()
 
 
+def test_a_note_names_the_bands_that_are_shown() -> None:
+    assert [draw.shown_bands(count) for count in (1, 3)] == ["", ""]
+    assert draw.shown_bands(2) == "the picture shows band 1 of 2"
+    assert draw.shown_bands(13) == "the picture shows bands 1 to 3, as red, green, blue, of 13"
+
+
 @pytest.mark.parametrize("size", [(12, 16), (60, 80), (13, 17)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_an_overlay_has_the_pictures_size(size: tuple[int, int], mode: str) -> None:

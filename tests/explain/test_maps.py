@@ -225,6 +225,14 @@ def test_another_ending_is_refused(name: str, tmp_path: Path) -> None:
 # From a method
 
 
+def test_a_map_over_bands_says_which_the_picture_shows() -> None:
+    model = ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=1, num_heads=1, num_classes=2, in_channels=5)
+    model.preprocessing = Preprocessing(img_size=(8, 8), in_channels=5, mean=(0.5,) * 5, std=(0.5,) * 5)
+    with scene(model, torch.randn(1, 5, 8, 8)) as seen:
+        made = maps_of(seen, torch.arange(5.0)[None], method="rollout", labels="all layers", notes=("first",))
+    assert made.note == "first; the picture shows bands 1 to 3, as red, green, blue, of 5"
+
+
 def test_rows_over_the_tokens_become_maps() -> None:
     """Prefix tokens are left out, and the patches lie line by line."""
     model = ViT(img_size=(8, 12), patch_size=4, embed_dim=8, depth=1, num_heads=1, num_classes=2, reg_tokens=2)

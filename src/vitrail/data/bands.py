@@ -8,6 +8,11 @@ ones or none. Here all values are read, by Pillow where it can be asked for them
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
+import re
+import statistics
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +27,11 @@ ValueRange = tuple[float, float]
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WIDE = 0.5
 """Share of the type's range from which on the values count as using all of it."""
+FEWEST_LEVELS = 16
+"""Of 256: a range that gives most values of most images fewer levels is warned of."""
 _ALPHA = (1, 2)  # of the TIFF tag ExtraSamples: associated and unassociated; 0 is a band of its own
+_NODATA = 42113  # TIFF tag GDAL_NODATA
+_NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
 
 class BandsError(ValueError):
@@ -39,6 +48,8 @@ class Bands:
     """Whether the last band is the opacity."""
     white_is_zero: bool = False
     """Whether 0 is white, as in some grey TIFFs."""
+    nodata: float | None = None
+    """Value of the pixels without data, which the file declares (GDAL_NODATA); may be NaN."""
 
     @property
     def count(self) -> int:
@@ -50,31 +61,76 @@ class Bands:
         """Bits of a value."""
         return 8 * self.values.dtype.itemsize
 
-    def extremes(self) -> ValueRange | None:
-        """The least and the greatest value, but for the ten-thousandth part at each end: a hot pixel is no part of the picture.
+    def measured(self) -> NDArray[Any] | None:
+        """The values of more than 8 bits in a row, without opacity and pixels without data.
 
-        None for values of 8 bits and for those that are no numbers.
+        None for values of 8 bits, for no values, and where some are NaN or infinite.
         """
-        values = self.values[:, :, : self.count]
-        if self.bits == 8 or not np.isfinite(values).all():
+        values = self.values[:, :, : self.count].reshape(-1)
+        if self.bits == 8:
             return None
-        low, high = np.quantile(values, (1e-4, 1 - 1e-4), method="nearest")
-        return float(low), float(high)
+        if (empty := self._without_data()) is not None:
+            values = values[~empty.reshape(-1)]
+        return values if values.size and np.isfinite(values).all() else None
+
+    def extremes(self) -> ValueRange | None:
+        """As the first pair of `spans`."""
+        spans = self.spans()
+        return None if spans is None else spans[0]
+
+    def spans(self) -> tuple[ValueRange, ValueRange] | None:
+        """The least and the greatest value, but for hot pixels; and the ends of the 98 % in the middle.
+
+        Hot pixels are the ten-thousandth part at each end, and a pixel that is farther from all others than they are from
+        each other. None for values of 8 bits and for those that are no numbers.
+        """
+        values = self.measured()
+        if values is None:
+            return None
+        low, bulk_low, bulk_high, high = np.quantile(values, (1e-4, 0.01, 0.99, 1 - 1e-4), method="nearest")
+        if 64 <= values.size <= 1e4:  # too few for a ten-thousandth part
+            least, low2, *_, high2, most = np.partition(values, (0, 1, -2, -1))[[0, 1, -2, -1]].astype(np.float64)
+            spread = high2 - low2
+            low = low2 if low2 - least > spread > 0 else low
+            high = high2 if most - high2 > spread > 0 else high
+        return (float(low), float(high)), (float(bulk_low), float(bulk_high))
 
     def to_bytes(self, value_range: ValueRange | None) -> NDArray[np.uint8]:
         """(H, W, C) without the opacity, which shows white.
 
         Values of more than 8 bits are scaled: the ends of `value_range` become 0 and 255, and values beyond them too. With None
-        it is the whole range of the type. Raises BandsError for 32 bits and more without a range, and for values that are no
-        numbers.
+        it is the whole range of the type. Pixels without data are black. Raises BandsError for 32 bits and more without a
+        range, and for values that are no numbers.
         """
-        colour = scaled(self.values[:, :, : self.count], value_range)
+        values, empty = self.values[:, :, : self.count], self._without_data()
+        if empty is not None:
+            values = np.where(empty, values.dtype.type(0), values)
+        colour = scaled(values, value_range)
         if self.white_is_zero:
             colour = 255 - colour
+        if empty is not None:
+            colour = np.where(empty, np.uint8(0), colour)
         if self.alpha:
-            opacity = scaled(self.values[:, :, self.count :], None) / 255
+            opacity = self.opacity() / 255
             colour = np.floor(colour * opacity + 255 * (1 - opacity) + 0.5).astype(np.uint8)
         return colour
+
+    def opacity(self) -> NDArray[np.uint8]:
+        """(H, W, 1), 255 where the image is opaque; its own scale is that of the type, and 0 to 1 for floating point."""
+        opacity = self.values[:, :, self.count :]
+        return scaled(opacity, (0.0, float(np.iinfo(opacity.dtype).max) if opacity.dtype.kind in "iu" else 1.0))
+
+    def _without_data(self) -> NDArray[np.bool_] | None:
+        """(H, W, C): which values are declared to be no data; None where none is."""
+        values = self.values[:, :, : self.count]
+        if self.bits == 8 or self.nodata is None:
+            return None
+        if math.isnan(self.nodata):
+            empty = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+        else:
+            with np.errstate(over="ignore"):  # a text of more digits than the type has
+                empty = values == (values.dtype.type(self.nodata) if values.dtype.kind == "f" else self.nodata)
+        return empty if empty.any() else None
 
 
 def scaled(values: NDArray[Any], value_range: ValueRange | None) -> NDArray[np.uint8]:
@@ -132,6 +188,8 @@ class ValuesInUse:
     """Files measured."""
     eight_bit: int
     """Files among those looked at that have 8 bits, and are not scaled."""
+    bulk: ValueRange | None = None
+    """Ends of the 98 % of an image's values in the middle; their medians over the images."""
 
     @property
     def whole(self) -> ValueRange | None:
@@ -150,6 +208,27 @@ class ValuesInUse:
         least = float(np.nextafter(self.low, np.inf)) if "float" in self.type else self.low + 1
         return self.low, max(self.high, least)
 
+    def few_levels(self, value_range: ValueRange | None) -> str | None:
+        """A warning where a range (None: that of the type) leaves few of 256 levels to most values of most images."""
+        ends = value_range or self.whole
+        if ends is None or self.bulk is None:
+            return None
+        low, high = self.bulk
+        inside = max(0.0, min(high, ends[1]) - max(low, ends[0]))
+        levels = int(255 * inside / (ends[1] - ends[0])) + 1
+        distinct = math.inf if "float" in self.type and high > low else high - low + 1
+        if levels >= min(FEWEST_LEVELS, distinct) or low == high:
+            return None
+        return (
+            f"{ends[0]:.6g} to {ends[1]:.6g} is wide: most values lie from {low:.6g} to {high:.6g}, "
+            f"which become {levels} of 256 levels; give data.range a narrower pair, such as [{low:.6g}, {high:.6g}]"
+        )
+
+    def beyond(self, value_range: ValueRange) -> bool:
+        """Whether more than half of the span of the values is outside of a range."""
+        inside = min(self.high, value_range[1]) - max(self.low, value_range[0])
+        return inside < 0.5 * (self.high - self.low)
+
     def __str__(self) -> str:
         of = ""
         if self.whole is not None:
@@ -161,8 +240,8 @@ class ValuesInUse:
 
 def values_in_use(bands: Bands | None) -> ValuesInUse | None:
     """The values that an image uses; None where they have 8 bits."""
-    ends = None if bands is None else bands.extremes()
-    return None if bands is None or ends is None else ValuesInUse(*ends, bands.values.dtype.name, 1, 0)
+    spans = None if bands is None else bands.spans()
+    return None if bands is None or spans is None else ValuesInUse(*spans[0], bands.values.dtype.name, 1, 0, spans[1])
 
 
 def together(each: Iterable[ValuesInUse | None]) -> ValuesInUse | None:
@@ -170,12 +249,14 @@ def together(each: Iterable[ValuesInUse | None]) -> ValuesInUse | None:
     every = list(each)
     if not (used := [one for one in every if one is not None]):
         return None
+    bulks = [one.bulk for one in used if one.bulk is not None]
     return ValuesInUse(
         low=min(one.low for one in used),
         high=max(one.high for one in used),
         type=", ".join(sorted({one.type for one in used})),
         files=len(used),
         eight_bit=len(every) - len(used),
+        bulk=(statistics.median(low for low, _ in bulks), statistics.median(high for _, high in bulks)) if bulks else None,
     )
 
 
@@ -191,16 +272,20 @@ class TiffBands:
     def __init__(self, contents: bytes) -> None:
         import tifffile
 
+        _silence_tifffile()
         self._contents = contents
         with tifffile.TiffFile(BytesIO(contents)) as file:
             page = file.pages.first
             self.stacked = _is_stack(file)
-            shape, axes = (file.series[0].shape, "") if self.stacked else (page.shape, page.axes)
+            stack = file.series[0]
+            shape, axes = (stack.shape, "" if file.is_shaped else stack.axes) if self.stacked else (page.shape, page.axes)
             self.order = _order(shape, axes)
             self.height, self.width, count = (shape[at] if at is not None else 1 for at in self.order)
             extra = page.tags.valueof(338, default=())
             extra = extra if isinstance(extra, tuple) else (extra,)
             self.alpha = not self.stacked and len(extra) == 1 and int(extra[0]) in _ALPHA and count in (2, 4)
+            self.premultiplied = self.alpha and int(extra[0]) == 1
+            self.nodata = _number(page.tags.valueof(_NODATA, default=None))
             self.dtype = np.dtype(page.dtype)
             self.white_is_zero = int(page.photometric) == 0
             self.orientation = int(page.tags.valueof(274, default=1))
@@ -228,25 +313,66 @@ class TiffBands:
                 name = getattr(page.compression, "name", page.compression)
                 raise BandsError(f"compressed with {name}, which needs a library: pip install imagecodecs") from None
         down, across, band = self.order
-        values = values[:, :, None] if band is None else values.transpose(down, across, band)
-        return Bands(np.ascontiguousarray(values), self.alpha, self.white_is_zero)
+        values = np.ascontiguousarray(values[:, :, None] if band is None else values.transpose(down, across, band))
+        if self.premultiplied:
+            values = _unpremultiplied(values)
+        return Bands(values, self.alpha, self.white_is_zero, self.nodata)
+
+
+@functools.cache
+def _silence_tifffile() -> None:
+    """Keep what tifffile logs of a damaged file off the terminal. Once a process."""
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # without a handler, warnings go to stderr
 
 
 def _is_stack(file: Any) -> bool:
-    """Whether the pages of a TIFF are one array, by the words of tifffile or scikit-image that wrote it."""
-    return bool(file.is_shaped) and len(file.pages) > 1 and len(file.series[0].shape) == 3
+    """Whether the pages of a TIFF are bands of one image, by what tifffile, scikit-image, ImageJ or OME wrote of them."""
+    if len(file.pages) == 1:
+        return False
+    if file.is_shaped:
+        return len(file.series[0].shape) == 3
+    return bool(file.is_imagej or file.is_ome) and "C" in file.series[0].axes
+
+
+def _pages_are_bands(description: str) -> bool:
+    """As `_is_stack`, for the text of a file with several pages that is opened by Pillow."""
+    if description.startswith('{"shape": ['):
+        return description.partition("]")[0].count(",") == 2
+    if description.startswith("ImageJ="):
+        return bool(re.search(r"^channels=([2-9]|\d\d)", description, re.MULTILINE))
+    planes = re.search(r"<(?:\w+:)?OME.*\bSizeC=\"(\d+)\"", description, re.DOTALL)
+    samples = re.search(r"SamplesPerPixel=\"(\d+)\"", description)
+    return planes is not None and int(planes[1]) > int(samples[1] if samples else 1)
+
+
+def _number(text: Any) -> float | None:
+    """The value of GDAL_NODATA; None for a text that is no number."""
+    try:
+        return None if text is None else float(str(text).strip("\0 "))
+    except ValueError:
+        return None
+
+
+def _unpremultiplied(values: NDArray[Any]) -> NDArray[Any]:
+    """(H, W, C) with the colours divided by the opacity, the last band."""
+    top = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
+    opacity = values[:, :, -1:].astype(np.float64)
+    colour = np.divide(values[:, :, :-1] * top, opacity, out=np.zeros(values[:, :, :-1].shape), where=opacity > 0).clip(0, top)
+    if values.dtype.kind != "f":
+        colour = np.rint(colour)
+    return np.concatenate([colour.astype(values.dtype), values[:, :, -1:]], axis=2)
 
 
 def _order(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
     """Which axes are rows, columns and bands. Raises BandsError for an array that is no picture."""
-    if len(shape) == 2:
+    if len(shape) == 2 and 0 not in shape:
         return 0, 1, None
-    if len(shape) != 3:
+    if len(shape) != 3 or 0 in shape:
         raise BandsError(f"an array of shape {shape} is no picture")
     if not axes:  # of a stack: the bands are the shorter end
         return (0, 1, 2) if shape[2] <= shape[0] else (1, 2, 0)
-    if "S" in axes:
-        return axes.index("Y"), axes.index("X"), axes.index("S")
+    if band := {"S", "C"} & set(axes):
+        return axes.index("Y"), axes.index("X"), axes.index(band.pop())
     raise BandsError(f"an array of shape {shape} is no picture")
 
 
@@ -255,15 +381,17 @@ def pillow_reads(image: Image.Image) -> bool:
     if image.format != "TIFF":
         return True
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    pages = _pages_are_bands(str(tags.get(270, ""))) and getattr(image, "n_frames", 1) > 1
+    return not pages and pillow_reads_page(image)
+
+
+def pillow_reads_page(image: Image.Image) -> bool:
+    """Whether Pillow gives all bands of the page that an opened file is at, 16-bit colour aside."""
+    if image.format != "TIFF":
+        return True
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
     samples, bits, kinds = int(tags.get(277, 1)), tags.get(258, (1,)), tags.get(339, (1,))
     extra, photometric = tags.get(338, ()), tags.get(262)
-    description = str(tags.get(270, ""))
-    if (
-        description.startswith('{"shape": [')
-        and description.partition("]")[0].count(",") == 2
-        and getattr(image, "n_frames", 1) > 1
-    ):
-        return False
     signed = any(kind != 1 for kind in kinds)
     if samples == 1:
         return not (signed and max(bits) == 8)
@@ -271,9 +399,10 @@ def pillow_reads(image: Image.Image) -> bool:
     alpha = samples - colour == 1 and len(extra) == 1 and int(extra[0]) in _ALPHA
     if samples != colour and not alpha:
         return False
-    if all(width <= 8 for width in bits):
-        return not signed
     contiguous = tags.get(284, 1) == 1
+    if all(width <= 8 for width in bits):
+        premultiplied = alpha and int(extra[0]) == 1  # which Pillow can't convert to "L", and not read in planes
+        return not signed and not (premultiplied and (samples == 2 or not contiguous))
     return contiguous and not signed and set(bits) == {16} and colour == 3
 
 
@@ -287,9 +416,28 @@ def bands_of(image: Image.Image | TiffBands, contents: bytes) -> Bands | None:
     if is_16_bit_colour(image):
         return _both_bytes(image, contents)
     if image.mode.startswith("I") or image.mode == "F":
-        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
-        return Bands(_grey(image), white_is_zero=white_is_zero)
+        tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+        bands = Bands(_grey(image), white_is_zero=tags.get(262) == 0, nodata=_number(tags.get(_NODATA)))
+        return _with_transparent_colour(bands, image)
     return None
+
+
+def in_native_order(image: Image.Image) -> None:
+    """Correct the byte order in which Pillow reads a big-endian TIFF of signed or floating-point values that is compressed.
+
+    libtiff gives native order, which Pillow knows of unsigned values only. The image must not be loaded yet.
+    """
+    if image.format == "TIFF" and (tiles := getattr(image, "tile", None)) and tiles[0][0] == "libtiff":
+        fixed: Any = image
+        fixed.tile = [tile._replace(args=(_NATIVE.get(tile.args[0], tile.args[0]), *tile.args[1:])) for tile in tiles]
+
+
+def _with_transparent_colour(bands: Bands, image: Image.Image) -> Bands:
+    """Bands with an opacity where a 16-bit PNG names the colour that is transparent (tRNS)."""
+    if image.format != "PNG" or (colour := image.info.get("transparency")) is None or bands.alpha:
+        return bands
+    transparent = (bands.values == np.array(colour)).all(axis=2, keepdims=True)
+    return Bands(np.concatenate([bands.values, np.where(transparent, 0, 65535).astype(np.uint16)], axis=2), alpha=True)
 
 
 def _grey(image: Image.Image) -> NDArray[Any]:
@@ -308,8 +456,15 @@ def _grey(image: Image.Image) -> NDArray[Any]:
 def is_16_bit_colour(image: Image.Image) -> bool:
     """Whether Pillow is to give the upper bytes only, of a file that is opened and not decoded."""
     return (
-        image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA") and any(";16" in mode for mode in _raw_modes(image))
+        image.format in ("PNG", "TIFF")
+        and image.mode in ("RGB", "RGBA", "LA")
+        and any(";16" in mode for mode in _raw_modes(image))
     )
+
+
+def is_16_bit_grey_alpha(image: Image.Image) -> bool:
+    """Whether a file is a 16-bit grey PNG with opacity, which Pillow opens as colour."""
+    return any(mode.startswith("LA;16") for mode in _raw_modes(image))
 
 
 def _raw_modes(image: Image.Image) -> list[str]:
@@ -317,20 +472,18 @@ def _raw_modes(image: Image.Image) -> list[str]:
     return [args if isinstance(args, str) else str(args[0]) for *_, args in tiles if args]
 
 
-def _both_bytes(image: Image.Image, contents: bytes) -> Bands | None:
-    """16-bit colour out of Pillow, which gives one of the two bytes: the file is decoded once for each.
-
-    None for a grey PNG with opacity, of which it gives the upper ones only.
-    """
-    if any(mode.startswith("LA;") for mode in _raw_modes(image)):
-        return None
+def _both_bytes(image: Image.Image, contents: bytes) -> Bands:
+    """16-bit colour out of Pillow, which gives one of the two bytes: the file is decoded once for each."""
+    if is_16_bit_grey_alpha(image):
+        return _grey_alpha(contents)
     halves = []
+    premultiplied = _raw_modes(image)[0].startswith("RGBa")
     for little in (False, True):
         again: Any = Image.open(BytesIO(contents), formats=("PNG", "TIFF"))
         tiles = []
         for tile in again.tile:
             name = tile.args if isinstance(tile.args, str) else tile.args[0]
-            mode = f"{name.partition(';')[0]};16{'L' if little else 'B'}"
+            mode = f"{name.partition(';')[0].replace('RGBa', 'RGBA')};16{'L' if little else 'B'}"
             tiles.append(tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:])))
         native = "16L" in _raw_modes(again)[0] or ("16N" in _raw_modes(again)[0] and sys.byteorder == "little")
         again.tile = tiles
@@ -338,4 +491,15 @@ def _both_bytes(image: Image.Image, contents: bytes) -> Bands | None:
         halves.append(np.asarray(again).astype(np.uint16))
     first, second = halves  # of each pair in the file, the first byte and the second
     values = first + 256 * second if native else 256 * first + second
-    return Bands(values, alpha=image.mode == "RGBA")
+    alpha = image.mode == "RGBA"
+    return _with_transparent_colour(Bands(_unpremultiplied(values) if premultiplied else values, alpha=alpha), image)
+
+
+def _grey_alpha(contents: bytes) -> Bands:
+    """A 16-bit grey PNG with opacity: its four bytes a pixel are read as those of 8-bit RGBA."""
+    again: Any = Image.open(BytesIO(contents), formats=("PNG",))
+    again._mode = "RGBA"
+    again.tile = [tile._replace(args="RGBA") for tile in again.tile]
+    again.load()
+    pairs = np.ascontiguousarray(np.asarray(again))  # (H, W, 4): the upper and the lower byte of grey and of opacity
+    return Bands(pairs.view(">u2").astype(np.uint16), alpha=True)

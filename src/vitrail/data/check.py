@@ -78,6 +78,8 @@ class Report:
         for split, used in self.values.items():
             ends = "the whole range" if used.range is None else f"{used.range[0]:.6g} to {used.range[1]:.6g}"
             lines += [f"{split}: {used}; data.range auto takes {ends} of train" if split == "train" else f"{split}: {used}"]
+            if split == "train" and (few := used.few_levels(used.range)):
+                lines += [f"{split}: {few}"]
         lines += [f"unreadable: {path}: {reason}" for path, reason in self.bad[:_SHOWN]]
         lines += [f"and {len(self.bad) - _SHOWN} more unreadable files"] * (len(self.bad) > _SHOWN)
         lines += [f"the same image on two sides: {', '.join(group)}" for group in self.duplicates[:_SHOWN]]

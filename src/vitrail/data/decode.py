@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -32,8 +33,11 @@ from vitrail.data.bands import (
     TiffBands,
     ValueRange,
     bands_of,
+    in_native_order,
     is_16_bit_colour,
+    is_16_bit_grey_alpha,
     pillow_reads,
+    pillow_reads_page,
     scaled,
 )
 from vitrail.data.quiet import silence_decoders
@@ -148,6 +152,9 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
             else:
                 if value_range is not None and is_16_bit_colour(image):
                     raise BadImage("Pillow gives half of the bits of 16-bit colour; give the file, or its bytes")
+                if not pillow_reads_page(image):
+                    raise BadImage("Pillow does not give the bands of this TIFF as they are; give the file, or its bytes")
+                in_native_order(image)
                 upright = _turn(image, _orientation(image))
                 upright.load()
                 planes = _planes(upright, b"", channels, value_range)
@@ -337,6 +344,7 @@ def _open(file: BufferedIOBase, formats: tuple[str, ...]) -> Image.Image | TiffB
         with _quiet():  # of sizes above 89 megapixels: our own limit is lower
             image = Image.open(file, formats=formats)  # type: ignore[arg-type]
         if pillow_reads(image):
+            in_native_order(image)
             return image
     except UnidentifiedImageError:
         file.seek(0)
@@ -428,6 +436,8 @@ def _bands_and_bits(image: Image.Image | TiffBands) -> tuple[int, int]:
     if isinstance(image, TiffBands):
         return image.count, 8 * image.dtype.itemsize
     grey = image.mode in GREY_MODES or image.mode == "F"
+    if is_16_bit_grey_alpha(image):
+        return 1, 16
     if is_16_bit_colour(image) or image.mode.startswith("I;16"):
         return 1 if grey else 3, 16
     if image.mode in ("I", "F"):
@@ -447,6 +457,9 @@ def _planes(
     if isinstance(image, TiffBands) or image.mode == "F" or image.mode.startswith("I") or is_16_bit_colour(image):
         bands = bands_of(image, _contents(source) if source else b"")
     if bands is not None:
+        if bands.alpha and channels == bands.count + 1 == 4:  # as of 8 bits: the opacity is a band
+            opaque = replace(bands, values=bands.values[:, :, :3], alpha=False)
+            return _fitted(np.concatenate([opaque.to_bytes(value_range), bands.opacity()], axis=2), channels)
         return _fitted(bands.to_bytes(value_range), channels)
     assert isinstance(image, Image.Image)
     image.load()
@@ -481,9 +494,8 @@ def _of_array(pixels: np.ndarray, channels: int, value_range: ValueRange | None)
     if pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise BadImage(f"{shown}; give (H, W) or (H, W, C)")
     pixels = np.atleast_3d(pixels)
-    known = pixels.dtype == np.uint8 or (pixels.dtype == np.uint16 and pixels.shape[2] == 1)
-    if not known and value_range is None:
-        raise BadImage(f"{shown}; give bytes (uint8), or 16 bits (uint16) of grey, or a model that was trained with data.range")
+    if value_range is None and not (pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2):
+        raise BadImage(f"{shown}; give bytes (uint8) or 16 bits (uint16), or a model that was trained with data.range")
     if pixels.dtype == np.uint8 and pixels.shape[2] == 4 and channels in (1, 3):
         return [_convert(Image.fromarray(pixels), channels)]
     return _fitted(scaled(pixels, value_range), channels)

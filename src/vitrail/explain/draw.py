@@ -57,6 +57,13 @@ def picture(pixels: UInt8[Tensor, "C H W"] | UInt8[np.ndarray, "C H W"]) -> Imag
     return Image.fromarray(np.ascontiguousarray(shown.transpose(1, 2, 0)))
 
 
+def shown_bands(count: int) -> str:
+    """Note on which of an image's bands `picture` draws; empty where it draws all."""
+    if count in (1, 3):
+        return ""
+    return f"the picture shows {'bands 1 to 3, as red, green, blue,' if count > 3 else 'band 1'} of {count}"
+
+
 @dataclass(frozen=True, eq=False)
 class Placed:
     """A map, and where its patches lie. Raises ValueError for a map with numbers that are not finite."""

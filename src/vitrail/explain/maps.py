@@ -178,6 +178,6 @@ def maps_of(
         pixels=scene.pixels,
         names=scene.names,
         signed=signed,
-        note=joined(notes),
+        note=joined((*notes, "" if scene.pixels is None else draw.shown_bands(scene.pixels.shape[1]))),
         colors=colors,
     )

@@ -154,14 +154,23 @@ def with_values(settings: Settings, source: Source, given: Preprocessing | None,
 
     For images with more than 8 bits `data.range` auto takes what the weights were trained with, else the values in use.
     """
-    data, threads = settings.data, settings.data.workers
-    if data.range == "auto" and given is not None and given.range is not None:
-        data = dataclasses.replace(data, range=given.range)
-    elif used := source.values_in_use(threads=threads):
-        chosen = (used.range or "full") if data.range == "auto" else data.range
-        data = dataclasses.replace(data, range=chosen)
-        ends = "the whole range of the type" if isinstance(chosen, str) else f"{chosen[0]:.6g} to {chosen[1]:.6g}"
-        display.say(f"note: {used}: {ends} becomes black to white (data.range)")
+    data, threads, used = settings.data, settings.data.workers, source.values_in_use(threads=settings.data.workers)
+    weights = given.range if given is not None and data.range == "auto" else None
+    if weights is not None:
+        data = dataclasses.replace(data, range=weights)
+    elif used is not None and data.range == "auto":
+        data = dataclasses.replace(data, range=used.range or "full")
+    if used is not None:
+        chosen = range_of(data)
+        ends = "the whole range of the type" if chosen is None else f"{chosen[0]:.6g} to {chosen[1]:.6g}"
+        whose = ", as the weights were trained with," if weights is not None else ""
+        display.say(f"note: {used}: {ends}{whose} becomes black to white (data.range)")
+        if chosen is not None and used.beyond(chosen):
+            display.say(f"note: most of the values are outside of {ends}, and become black or white; see data.range")
+        elif few := used.few_levels(chosen):
+            display.say(f"note: {few}")
+    elif weights is not None:
+        pass
     elif not isinstance(data.range, str):
         display.say("note: data.range is for images with more than 8 bits, and there are none; it has no effect here")
     if given is None and settings.model.in_channels == source.channels and not (data.mean and data.std):
