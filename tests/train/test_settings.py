@@ -270,3 +270,11 @@ def test_the_file_says_every_setting() -> None:
     written = yaml.safe_load(text)
     leaves = {f"{section}.{name}" for section, fields in written.items() for name in fields}
     assert leaves == {key for key in key_types() if key.count(".") == 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["\x85", "a\u2028b", "\u2029", "\ufeffa", "a\nb", "\x1b[31m", " a ", "é\u0301", "\U0001f600", "\x7f\x80"]
+)
+def test_names_with_breaks_survive_yaml(name: str) -> None:
+    cfg = Settings(data=DataConfig(path=name))
+    assert from_yaml(to_yaml(cfg)) == cfg

@@ -186,13 +186,20 @@ def _check_number(key: str, value: Any) -> None:
             raise ValueError(f'{key} "{number}": it takes a finite number')
 
 
+YAML_BREAKS = "\x85\u2028\u2029\ufeff"
+"""Characters that PyYAML writes as they are and reads as line breaks, or not at all."""
+
+
 def to_yaml(settings: Settings) -> str:
     """Every setting as YAML, which `from_yaml` reads back exactly and `--config` takes."""
     header = "# Every setting of this run. To run it again: vitrail train --config THIS_FILE --out ANOTHER_FOLDER\n"
     plain = _plain(dataclasses.asdict(settings))
     if is_baseline(settings.model.name):  # the other fields describe a ViT that there is not
         plain["model"] = {key: value for key, value in plain["model"].items() if key in BASELINE_FIELDS}
-    return header + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    if any(character in text for character in YAML_BREAKS):
+        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=False)
+    return header + text
 
 
 def from_yaml(text: str) -> Settings:
