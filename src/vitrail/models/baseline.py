@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import BASELINES, Pair, is_baseline, pair
+from vitrail.config import BASELINES, Pair, Preprocessing, is_baseline, pair
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 
 __all__ = ["Baseline", "BaselineConfig", "check_baseline", "create_baseline", "is_baseline", "on_meta", "published_classes"]
