@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
+import dis
+import importlib
 import itertools
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 
 import pytest
 from packaging.requirements import Requirement
@@ -133,3 +138,33 @@ def test_make_installs_what_the_target_needs(target: str, installs: str) -> None
     shown = subprocess.run(["make", "-n", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     last = [line for line in shown.splitlines() if "-m pip install" in line][-1]
     assert f"-e {installs} " in last
+
+
+MODULES = [".".join(path.relative_to(ROOT / "src").with_suffix("").parts) for path in sorted((ROOT / "src").rglob("*.py"))]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith(("__init__", "__main__"))])
+def test_every_name_is_defined(name: str) -> None:
+    """A forgotten import: shapes in annotations look like undefined names, so the checkers are not asked about any."""
+    module = importlib.import_module(name)
+    assert module.__file__ is not None
+    code = compile(Path(module.__file__).read_text(encoding="utf-8"), module.__file__, "exec")
+    bodies = [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    known = (
+        vars(module).keys() | vars(builtins).keys() | {"__annotations__", "__class__", "__module__", "__qualname__", "__name__"}
+    )
+    used = {word for body in bodies for inner in walked(body) for word in operands(inner, "LOAD_GLOBAL", "LOAD_NAME")}
+    of_classes = {word for body in bodies for inner in walked(body) for word in operands(inner, "STORE_NAME")}
+    assert used - known - of_classes == set()
+
+
+def walked(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from walked(inner)
+
+
+def operands(code: CodeType, *names: str) -> Iterator[str]:
+    """Operands of some of a code's instructions."""
+    return (instruction.argval for instruction in dis.get_instructions(code) if instruction.opname in names)

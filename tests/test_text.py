@@ -85,7 +85,7 @@ def test_a_table_s_cells_are_lines(text: str) -> None:
     lines = file.getvalue().split("\n")
     assert lines[2].startswith(printable(text).rstrip())
     assert all(is_shown(c) for line in lines for c in line)
-    assert len(lines) == 5 if text else 4
+    assert len(lines) == 5
 
 
 @pytest.mark.parametrize(

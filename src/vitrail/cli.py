@@ -330,7 +330,9 @@ def evaluate(words: list[str]) -> int:
     if args.data:
         for note in source.notes:
             terminal.report(note)
-    say_unscaled(source.values_in_use(threads=cfg.data.workers), model)
+    used = source.values_in_use(threads=cfg.data.workers)
+    if used and (mismatch := used.mismatch(model.preprocessing.range)):
+        terminal.report(mismatch)
     if source.classes != tuple(map(composed, model.classes)):
         theirs, ours = terminal.listed(source.classes), terminal.listed(model.classes) or "no names"
         if run or len(source.classes) != model.config.num_classes:
@@ -385,23 +387,6 @@ def open_data(run: str, data: str | None, *, way_out: str = "name DATA") -> tupl
     return cfg, open_source(data or weights.read_run(run).data, val_fraction=cfg.data.val_fraction)
 
 
-def say_unscaled(used: Any, model: Any) -> None:
-    """Report images with more than 8 bits whose values a model sees little of.
-
-    They use little of their type's range, and the model was trained without one; or they are outside of the model's range.
-    """
-    if used is None:
-        return
-    given = model.preprocessing.range
-    if given is None and used.range is not None:
-        terminal.report(f"{used}; the model was trained without data.range, so it sees few levels of them")
-    elif given is not None and used.beyond(given):
-        terminal.report(
-            f"{used}; the model was trained with data.range {given[0]:.6g} to {given[1]:.6g}, "
-            "and values outside of it become black or white"
-        )
-
-
 def say_receipt(model: Any, source: str) -> None:
     """Of somebody else's weights, what was assumed of them; of a run nothing, for it says all."""
     if not Path(source, "config.yaml").is_file() and model.receipt is not None:
@@ -438,7 +423,9 @@ def predict(words: list[str]) -> int:
         raise ValueError("stdin named no image; write one path a line")
     predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size)
     say_receipt(predictor.model, args.run)
-    say_unscaled(measure_values(Path(), [Listed(str(path), 0) for path in images], threads=-1), predictor.model)
+    used = measure_values(Path(), [Listed(str(path), 0) for path in images], threads=-1)
+    if used and (mismatch := used.mismatch(predictor.preprocessing.range)):
+        terminal.report(mismatch)
     done = list(predictor.predict(images, top=args.top))
 
     if args.json:

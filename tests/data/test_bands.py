@@ -88,12 +88,10 @@ def test_8_bits_are_what_pillow_gives(mode: str, format: str) -> None:
     file = io.BytesIO()
     image.save(file, format)
     for channels, name in ((1, "L"), (3, "RGB")):
-        opaque = image if mode not in ("RGBA", "LA") else image.convert("RGB")
-        if mode in ("RGBA", "LA"):
-            image.putalpha(255)
+        opaque = image.convert({"RGBA": "RGB", "LA": "L"}.get(mode, mode))
         expected = np.atleast_3d(np.asarray(opaque.convert("RGB").convert(name) if mode == "P" else opaque.convert(name)))
         seen = eval_view(file.getvalue(), view(channels)).permute(1, 2, 0).numpy()
-        assert np.array_equal(seen, expected) or mode == "LA"
+        assert np.array_equal(seen, expected)
         assert np.array_equal(seen, eval_view(file.getvalue(), view(channels, value_range=(3.0, 9.0))).permute(1, 2, 0).numpy())
 
 

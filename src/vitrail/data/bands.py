@@ -8,8 +8,6 @@ ones or none. Here all values are read, by Pillow where it can be asked for them
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 import re
 import statistics
@@ -28,7 +26,7 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WIDE = 0.5
 """Share of the type's range from which on the values count as using all of it."""
 FEWEST_LEVELS = 16
-"""Of 256: a range that gives most values of most images fewer levels is warned of."""
+"""Number of the 256 levels below which the span of most values triggers a warning."""
 _ALPHA = (1, 2)  # of the TIFF tag ExtraSamples: associated and unassociated; 0 is a band of its own
 _NODATA = 42113  # TIFF tag GDAL_NODATA
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
@@ -45,9 +43,9 @@ class Bands:
     values: NDArray[Any]
     """(H, W, C), of any number type; an alpha band is the last."""
     alpha: bool = False
-    """Whether the last band is the opacity."""
+    """True if the last band is an alpha channel."""
     white_is_zero: bool = False
-    """Whether 0 is white, as in some grey TIFFs."""
+    """True if 0 is white (TIFF PhotometricInterpretation 0)."""
     nodata: float | None = None
     """Value of the pixels without data, which the file declares (GDAL_NODATA); may be NaN."""
 
@@ -201,7 +199,7 @@ class ValuesInUse:
 
     @property
     def range(self) -> ValueRange | None:
-        """What "auto" takes: the values in use; None, which is the whole range, where they use half of it and more."""
+        """Range for `data.range` auto: the values in use, or None (the range of the type) if they span half of it or more."""
         whole = self.whole
         if whole is not None and self.high - self.low >= WIDE * (whole[1] - whole[0]):
             return None
@@ -225,9 +223,19 @@ class ValuesInUse:
         )
 
     def beyond(self, value_range: ValueRange) -> bool:
-        """Whether more than half of the span of the values is outside of a range."""
+        """Return whether more than half of the span of the values lies outside a range."""
         inside = min(self.high, value_range[1]) - max(self.low, value_range[0])
         return inside < 0.5 * (self.high - self.low)
+
+    def mismatch(self, value_range: ValueRange | None) -> str | None:
+        """Return why a model trained with a range (None: without one) sees little of these values; None if it sees them."""
+        if value_range is None:
+            few = "the model was trained without data.range, so it sees few levels of them"
+            return None if self.range is None else f"{self}; {few}"
+        if not self.beyond(value_range):
+            return None
+        ends = f"{value_range[0]:.6g} to {value_range[1]:.6g}"
+        return f"{self}; the model was trained with data.range {ends}, and values outside of it become black or white"
 
     def __str__(self) -> str:
         of = ""
@@ -272,7 +280,6 @@ class TiffBands:
     def __init__(self, contents: bytes) -> None:
         import tifffile
 
-        _silence_tifffile()
         self._contents = contents
         with tifffile.TiffFile(BytesIO(contents)) as file:
             page = file.pages.first
@@ -319,14 +326,8 @@ class TiffBands:
         return Bands(values, self.alpha, self.white_is_zero, self.nodata)
 
 
-@functools.cache
-def _silence_tifffile() -> None:
-    """Keep what tifffile logs of a damaged file off the terminal. Once a process."""
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # without a handler, warnings go to stderr
-
-
 def _is_stack(file: Any) -> bool:
-    """Whether the pages of a TIFF are bands of one image, by what tifffile, scikit-image, ImageJ or OME wrote of them."""
+    """Return whether the pages of a TIFF are bands of one image, by the metadata of tifffile, ImageJ or OME."""
     if len(file.pages) == 1:
         return False
     if file.is_shaped:
@@ -377,7 +378,7 @@ def _order(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
 
 
 def pillow_reads(image: Image.Image) -> bool:
-    """Whether Pillow gives all bands of a file that it has opened, 16-bit colour aside."""
+    """Return whether Pillow decodes every band of an opened file; 16-bit colour is handled separately."""
     if image.format != "TIFF":
         return True
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
@@ -386,7 +387,7 @@ def pillow_reads(image: Image.Image) -> bool:
 
 
 def pillow_reads_page(image: Image.Image) -> bool:
-    """Whether Pillow gives all bands of the page that an opened file is at, 16-bit colour aside."""
+    """Return whether Pillow decodes every band of the current page; 16-bit colour is handled separately."""
     if image.format != "TIFF":
         return True
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
@@ -404,6 +405,11 @@ def pillow_reads_page(image: Image.Image) -> bool:
         premultiplied = alpha and int(extra[0]) == 1  # which Pillow can't convert to "L", and not read in planes
         return not signed and not (premultiplied and (samples == 2 or not contiguous))
     return contiguous and not signed and set(bits) == {16} and colour == 3
+
+
+def has_bands(image: Image.Image | TiffBands) -> bool:
+    """Return whether `bands_of` has an answer: for most files it has none, and their contents need not be read for it."""
+    return isinstance(image, TiffBands) or image.mode == "F" or image.mode.startswith("I") or is_16_bit_colour(image)
 
 
 def bands_of(image: Image.Image | TiffBands, contents: bytes) -> Bands | None:
@@ -454,7 +460,7 @@ def _grey(image: Image.Image) -> NDArray[Any]:
 
 
 def is_16_bit_colour(image: Image.Image) -> bool:
-    """Whether Pillow is to give the upper bytes only, of a file that is opened and not decoded."""
+    """Return whether Pillow would decode only the upper bytes of an opened file."""
     return (
         image.format in ("PNG", "TIFF")
         and image.mode in ("RGB", "RGBA", "LA")
@@ -463,7 +469,7 @@ def is_16_bit_colour(image: Image.Image) -> bool:
 
 
 def is_16_bit_grey_alpha(image: Image.Image) -> bool:
-    """Whether a file is a 16-bit grey PNG with opacity, which Pillow opens as colour."""
+    """Return whether a file is a 16-bit grey PNG with alpha, which Pillow opens as colour."""
     return any(mode.startswith("LA;16") for mode in _raw_modes(image))
 
 

@@ -33,6 +33,7 @@ from vitrail.data.bands import (
     TiffBands,
     ValueRange,
     bands_of,
+    has_bands,
     in_native_order,
     is_16_bit_colour,
     is_16_bit_grey_alpha,
@@ -129,7 +130,7 @@ def read_bands(source: File) -> Bands | None:
     Raises BadImage.
     """
     with _opened(source) as (image, _):
-        return bands_of(image, _contents(source))
+        return bands_of(image, _contents(source)) if has_bands(image) else None
 
 
 def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
@@ -454,7 +455,7 @@ def _planes(
     With `loaded` False, one image may come in the mode that it has, for `_convert`. Raises BadImage for bands that do not fit.
     """
     bands = None
-    if isinstance(image, TiffBands) or image.mode == "F" or image.mode.startswith("I") or is_16_bit_colour(image):
+    if has_bands(image):
         bands = bands_of(image, _contents(source) if source else b"")
     if bands is not None:
         if bands.alpha and channels == bands.count + 1 == 4:  # as of 8 bits: the opacity is a band

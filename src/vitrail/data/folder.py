@@ -12,7 +12,7 @@ from vitrail.data.bands import ValueRange, ValuesInUse
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Source, Split, SplitName, stable_fraction, whole_images
 from vitrail.data.decode import BadImage, read_header
 from vitrail.data.files import Listed, load_files
-from vitrail.data.listing import composed, entries, files_under, folders, is_image_name, natural
+from vitrail.data.listing import composed, entries, files_under, folders, is_image_name, loose_files, natural
 from vitrail.data.measure import measure_bands, measure_values
 from vitrail.data.splits import find_splits
 
@@ -200,9 +200,7 @@ def _listed(root: Path) -> tuple[dict[SplitName, list[tuple[str, str]]], list[st
         sides = split_without_folders([(file, {name}) for file, name in files])
         for file, name in files:
             found.setdefault(sides[file], []).append((file, name))
-    inside = [
-        f"{top}/{entry.name}" if top else entry.name for top in tops for entry in entries(root / top) if not entry.is_dir()
-    ]
+    inside = [f"{top}/{name}" if top else name for top in tops for name in loose_files(root / top)]
     if loose := [file for file in inside if is_image_name(file)]:
         some = ", ".join(loose[:_SHOWN]) + (", …" if len(loose) > _SHOWN else "")
         notes.append(f"not used: {len(loose)} image{'s' * (len(loose) > 1)} outside of class folders ({some})")

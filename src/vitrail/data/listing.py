@@ -34,6 +34,7 @@ LOCK = ".lock"
 """The first file in a run's folder: locked by the process that trains there; the system unlocks it however that ends."""
 SETTINGS_HEADER = "# Every setting of this run."
 """First words of a run folder's config.yaml."""
+_SIGNS = ("config.yaml", "call.json", "config.json", MARKER)
 _NOTES = frozenset((".md", ".txt", ".json", ".csv", ".yaml", ".yml", ".html", ".log", ".py", ".sh", ".ipynb"))
 _CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
 
@@ -46,11 +47,25 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """Files and folders of interest in a folder, in natural order."""
+    kept = [entry for entry in unsorted_entries(folder) if not (entry.is_dir() and is_output(Path(entry.path)))]
+    return sorted(kept, key=lambda entry: natural(entry.name))
+
+
+def unsorted_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Files and folders of interest in a folder, and folders of output: one pass over the folder, no other is opened."""
     written = written_files(folder)
     with os.scandir(folder) as found:
-        kept = [entry for entry in found if of_interest(entry.name) and entry.name not in written]
-    kept = [entry for entry in kept if not (entry.is_dir() and is_output(Path(entry.path)))]
-    return sorted(kept, key=lambda entry: natural(entry.name))
+        return [entry for entry in found if of_interest(entry.name) and entry.name not in written]
+
+
+def loose_files(folder: Path) -> list[str]:
+    """Names of the files of interest that stand in a folder itself, in natural order."""
+    return sorted((entry.name for entry in unsorted_entries(folder) if not entry.is_dir()), key=natural)
+
+
+def has_folders(folder: Path) -> bool:
+    """Return whether a folder has a folder of interest in it."""
+    return any(entry.is_dir() and not is_output(Path(entry.path)) for entry in unsorted_entries(folder))
 
 
 def folders(folder: Path) -> list[str]:
@@ -122,9 +137,10 @@ def written_files(folder: Path) -> set[str]:
 def is_output(folder: Path) -> bool:
     """Return whether Vitrail wrote all that matters in a folder: a run, a checkpoint, pictures, or a folder of such folders."""
     try:
-        if is_run(folder) or is_checkpoint(folder):
+        signed = any(os.path.lexists(os.path.join(folder, name)) for name in _SIGNS)  # of most folders none: a class is cheap
+        if signed and (is_run(folder) or is_checkpoint(folder)):
             return True
-        written, inner, others = written_files(folder), list[Path](), False
+        written, inner, others = written_files(folder) if signed else set(), list[Path](), False
         with os.scandir(folder) as found:
             for entry in filter(lambda entry: of_interest(entry.name), found):
                 if entry.is_symlink():

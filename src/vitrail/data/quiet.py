@@ -19,8 +19,9 @@ def ignore_pillow_warnings() -> None:
 
 @functools.cache
 def silence_decoders() -> None:
-    """Turn off what Pillow logs, and what libtiff writes to file descriptor 2 past Python. Once a process."""
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # without a handler, warnings go to stderr
+    """Turn off what Pillow and tifffile log, and what libtiff writes to file descriptor 2 past Python. Once a process."""
+    for logger in ("PIL", "tifffile"):
+        logging.getLogger(logger).addHandler(logging.NullHandler())  # without a handler, warnings go to stderr
     for path in _loaded_libtiff():
         try:
             library = ctypes.CDLL(str(path))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail.data.dataset import SplitName
-from vitrail.data.listing import entries, folders, is_image_name
+from vitrail.data.listing import entries, folders, has_folders, is_image_name, loose_files, unsorted_entries
 
 STRONG: dict[str, SplitName] = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -76,14 +76,13 @@ def find_splits(root: Path) -> SplitFolders:
     split, and where the splits stand inside of class folders.
     """
     names = folders(root)
-    inner = {name: folders(root / name) for name in names}
-    with_folders = [name for name in names if inner[name]]
+    with_folders = [name for name in names if has_folders(root / name)]
     strong = {name: STRONG[_word(name)] for name in with_folders if _word(name) in STRONG}
     weak = {name: WEAK[_word(name)] for name in with_folders if _word(name) in WEAK} if "train" in strong.values() else {}
     if not strong:
         strong = _with_one_affix(with_folders)
     if not strong:
-        _refuse_splits_inside(root, inner)
+        _refuse_splits_inside(root, names, with_folders)
         return SplitFolders({}, ())
     found: dict[SplitName, str] = {}
     for name, split in {**strong, **weak}.items():
@@ -122,32 +121,29 @@ def _with_one_affix(names: Sequence[str]) -> dict[str, SplitName]:
 
 def _unnested(root: Path, name: str, split: SplitName) -> str:
     """The folder inside, where a split's folder holds nothing but one of the same name, as archives unpack."""
-    while True:
+    while any(split_of(entry.name) == split for entry in unsorted_entries(root / name)):
         inside = entries(root / name)
-        if len(inside) != 1 or not inside[0].is_dir() or split_of(inside[0].name) != split:
-            return name
-        if not folders(root / name / inside[0].name):
-            return name
+        if len(inside) != 1 or not inside[0].is_dir() or not has_folders(Path(inside[0].path)):
+            break
         name = f"{name}/{inside[0].name}"
+    return name
 
 
-def _refuse_splits_inside(root: Path, inner: dict[str, list[str]]) -> None:
+def _refuse_splits_inside(root: Path, names: Sequence[str], with_folders: Sequence[str]) -> None:
     """Raises ValueError for a folder above the set's own, and for splits inside of class folders."""
-    for name, inside in inner.items():
+    for name in with_folders:
+        inside = (entry.name for entry in unsorted_entries(root / name) if entry.is_dir())
         words = {split: word for word in inside if (split := STRONG.get(_word(word)))}
         if "train" not in words:
             continue
-        if folders(root / name / words["train"]):
+        if has_folders(root / name / words["train"]):
             raise ValueError(
                 f"{root} has no splits or classes itself, but {name}/{words['train']} has; did you mean {root / name}?"
             )
         if len(words) > 1:
             raise ValueError(
-                f"{root / name} holds splits ({', '.join(words.values())}); put them outside of the class folders, "
+                f"{root / name} holds splits ({', '.join(sorted(words.values()))}); put them outside of the class folders, "
                 f"as in {words['train']}/{name}"
             )
-    if len(inner) == 1:
-        [(name, inside)] = inner.items()
-        loose = [entry.name for entry in entries(root / name) if not entry.is_dir() and is_image_name(entry.name)]
-        if len(inside) > 1 and not loose:
-            raise ValueError(f"{root} holds one folder, {name}, and the classes are in that; did you mean {root / name}?")
+    if len(names) == 1 and len(folders(root / names[0])) > 1 and not any(map(is_image_name, loose_files(root / names[0]))):
+        raise ValueError(f"{root} holds one folder, {names[0]}, and the classes are in that; did you mean {root / names[0]}?")

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,6 +28,9 @@ class Classify(Task):
 
     `weights` weigh an image by its classes; `label_smoothing` is of the targets. Mixup and cutmix mix them.
     """
+
+    score: ClassVar[Callable[..., Scores]] = staticmethod(evaluate)
+    """Function that scores a split."""
 
     def __init__(
         self,
@@ -78,9 +83,9 @@ class Classify(Task):
         autocast_dtype: torch.dtype | None = None,
         among: Among = ALONE,
     ) -> Scores:
-        """Accuracy with intervals, as a whole and of each class."""
+        """Scores with intervals, as a whole and of each class."""
         scored = self.model if model is None else model
-        return evaluate(
+        return self.score(
             scored,
             split,
             preprocessing=self.preprocessing,
@@ -94,29 +99,10 @@ class Classify(Task):
 class MultiLabel(Classify):
     """Binary cross-entropy of each label (Wightman et al. 2021)."""
 
+    score = staticmethod(evaluate_labels)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """ "loss", and the share of (image, label) pairs that are told right."""
         logits = call(self.model, batch).float()  # (B, K)
         right = (logits.detach() > 0) == (batch.targets > 0.5)
         return {"loss": self.label_loss(logits, batch), "binary_accuracy": right.float().mean()}
-
-    def evaluate(
-        self,
-        split: Split,
-        *,
-        model: Backbone | None = None,
-        device: torch.device,
-        autocast_dtype: torch.dtype | None = None,
-        among: Among = ALONE,
-    ) -> Scores:
-        """Average precision with intervals, as a whole and of each label."""
-        scored = self.model if model is None else model
-        return evaluate_labels(
-            scored,
-            split,
-            preprocessing=self.preprocessing,
-            classes=scored.classes,
-            device=device,
-            autocast_dtype=autocast_dtype,
-            among=among,
-        )

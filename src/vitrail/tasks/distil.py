@@ -47,6 +47,22 @@ class Distil(Classify):
         self.answers: Float[Tensor, "N K"] | None = None
         self._teacher = (teacher,)  # in a tuple it is no submodule
 
+    def preparation(self, images: int) -> str:
+        """See Task.preparation: with `distill.once` the teacher is asked before training."""
+        return f"asking the teacher about {images:,} images once (distill.once)" if self.cfg.once else ""
+
+    def prepare(self, view: Split, *, among: Among = ALONE) -> None:
+        """Ask the teacher about every training image, of which each process asks about its part."""
+        self.answers = answers(
+            self.cfg,
+            view,
+            preprocessing=self.preprocessing,
+            classes=self.model.classes,
+            device=self.device,
+            dtype=self.autocast_dtype,
+            among=among,
+        )
+
     def extra_targets(self) -> Float[Tensor, "N K"] | None:
         """See Classify.extra_targets: the teacher's answers, where it was asked before."""
         return self.answers

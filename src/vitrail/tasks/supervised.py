@@ -28,7 +28,7 @@ def supervised_task(
 ) -> Classify:
     """Classification, labels, or distillation. `preprocessing` and `classes` are the model's own: a teacher has to fit them.
 
-    With `distill.once` the task's `answers` are to be set before it learns. Raises ValueError for a teacher that does not fit,
+    Raises ValueError for a teacher that does not fit,
     and for settings that images of several classes can't have.
     """
     optim, distill, multi_label = settings.optim, settings.distill, split.multi_label

@@ -37,6 +37,13 @@ class Task(nn.Module):
         super().__init__()
         self.model, self.preprocessing = model, preprocessing
 
+    def preparation(self, images: int) -> str:
+        """A line that says what `prepare` is about to compute of so many training images; "" where that is nothing."""
+        return ""
+
+    def prepare(self, view: Split, *, among: Among = ALONE) -> None:
+        """Compute what is needed once, before the first step, from the training images in evaluation view."""
+
     @abstractmethod
     def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:
         """Augmented images at `img_size` with their targets. Every draw is keyed by seed, epoch and image."""

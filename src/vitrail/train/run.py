@@ -17,9 +17,8 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
-from vitrail.config import SCRATCH, DataConfig, DistillConfig, ModelConfig, Preprocessing, Settings, TrainConfig, is_baseline
+from vitrail.config import SCRATCH, DataConfig, ModelConfig, Preprocessing, Settings, TrainConfig, is_baseline
 from vitrail.data.batches import Part, steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import open_source
@@ -29,7 +28,6 @@ from vitrail.models import Baseline, ViT, baseline_fields, build_model, meta_mod
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.tasks import Task
-from vitrail.tasks.distil import Distil, answers
 from vitrail.tasks.supervised import supervised_task
 from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World, is_sharded, own_device, require_shardable, shard, whole, world
@@ -211,12 +209,12 @@ def prepare(
         settings, model, split=split, preprocessing=images, classes=source.classes, device=device, autocast_dtype=dtype
     )
     asked_s = 0.0
-    if isinstance(task, Distil) and settings.distill.once:
-        display.say(f"asking the teacher about {len(split):,} images once (distill.once)")
+    if line := task.preparation(len(split)):
+        display.say(line)
         start, view = time.perf_counter(), source.load("train", preprocessing=images, cfg=data)
-        task.answers = ask_once(
-            settings.distill, view, split, source, processes, preprocessing=images, device=device, dtype=dtype
-        )
+        if tuple(view.names) != tuple(split.names):
+            raise ValueError(f"the images of {source.name} changed while they were read; start again")
+        task.prepare(view, among=Among(Part(processes.rank, processes.size), gather=processes.gather))
         asked_s = processes.greatest(time.perf_counter() - start)[0]
     stop = False
     if begin and settings.model.weights not in (None, SCRATCH) and cfg.ladder and not source.multi_label:
@@ -265,24 +263,6 @@ def prepare(
         stopped_at_probe=stop,
         images_are=images_are,
     )
-
-
-def ask_once(
-    told: DistillConfig,
-    view: Split,
-    split: Split,
-    source: Source,
-    processes: World,
-    *,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    """The teacher's answers (N, K) about the training images, of which each process asks about its part."""
-    if tuple(view.names) != tuple(split.names):
-        raise ValueError(f"the images of {source.name} changed while they were read; start again")
-    among = Among(Part(processes.rank, processes.size), gather=processes.gather)
-    return answers(told, view, preprocessing=preprocessing, classes=source.classes, device=device, dtype=dtype, among=among)
 
 
 def images_of(
