@@ -33,8 +33,8 @@ from vitrail.config import PATCHES, SIZES
 from vitrail.data.augment import normalise
 from vitrail.data.decode import eval_view
 from vitrail.models import create_model
+from vitrail.settings import layers
 from vitrail.text import is_shown
-from vitrail.train import settings
 from vitrail.train.folder import settings_of as read_settings
 from vitrail.weights import load, save_model
 
@@ -122,14 +122,14 @@ def test_every_command_has_a_page_of_help(vitrail: Typed, command: str) -> None:
 
 def test_the_help_of_train_has_every_setting_its_docstring_and_default(vitrail: Typed) -> None:
     page = " ".join(vitrail("train", "--help").out.split()).replace("- ", "-")  # lines may break behind a hyphen
-    for key in settings.key_types():
+    for key in layers.key_types():
         assert f"--{key} " in page or key.count(".") == 2
-    for section, cls in settings.SECTIONS.items():
+    for section, cls in layers.SECTIONS.items():
         assert f" {section}: " in page
-        for text in settings._documents(cls).values():
+        for text in layers._documents(cls).values():
             assert text.replace("- ", "-") in page
     assert "scaled linearly with the batch. [0.001]" in page
-    assert "one of " + ", ".join(settings.recipes()) in page
+    assert "one of " + ", ".join(layers.recipes()) in page
 
 
 def test_help_needs_no_torch() -> None:
@@ -365,15 +365,13 @@ def test_train_says_what_to_run_next(vitrail: Typed, tmp_path: Path, monkeypatch
 
 def test_the_layers_come_in_order(run: Path, tmp_path: Path, vitrail: Typed) -> None:
     """The data's channels below the recipe, a run's config.yaml above it, what was typed above all."""
-    kept = settings.from_yaml((run / "config.yaml").read_text())
+    kept = layers.from_yaml((run / "config.yaml").read_text())
     assert (kept.model.in_channels, kept.model.num_classes, kept.model.embed_dim) == (1, 10, 16)
     assert (kept.train.steps, kept.train.minutes) == (2, None)
     again = tmp_path / "again"
     assert vitrail("train", "--config", run / "config.yaml", "--out", again, "--train.steps=1", "--optim.lr", "5e-4").code == 0
-    changed = settings.from_yaml((again / "config.yaml").read_text())
-    assert changed == settings.build(
-        [settings.read_config(run / "config.yaml"), {"train": {"steps": 1}, "optim": {"lr": 5e-4}}]
-    )
+    changed = layers.from_yaml((again / "config.yaml").read_text())
+    assert changed == layers.build([layers.read_config(run / "config.yaml"), {"train": {"steps": 1}, "optim": {"lr": 5e-4}}])
 
 
 def test_a_run_folder_is_never_overwritten(vitrail: Typed, run: Path) -> None:

@@ -240,7 +240,7 @@ def check(words: list[str]) -> int:
 
 def train(words: list[str]) -> int:
     """`vitrail train [DATA]`."""
-    from vitrail.train import settings
+    from vitrail.settings import layers
 
     parser = terminal.make_settings_parser(
         "train",
@@ -248,7 +248,7 @@ def train(words: list[str]) -> int:
         usage="[DATA] [--weights W] [--recipe R] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…",
     )
     parser.add_argument("path", nargs="?", metavar="DATA", help="a folder, or the name of a set [fashion-sample]")
-    parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(settings.recipes())} [the one for DATA]")
+    parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(layers.recipes())} [the one for DATA]")
     parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings; a run's config.yaml is one")
     parser.add_argument(
         "--out",
@@ -259,7 +259,7 @@ def train(words: list[str]) -> int:
     parser.add_argument(
         "--resume", type=str, choices=["auto"], help="auto: go on with the run in --out where there is one, else begin it"
     )
-    settings.add_settings(parser)
+    layers.add_settings(parser)
     parsed = terminal.parse_settings(parser, words)
 
     from vitrail.train.folder import Finished
@@ -272,7 +272,7 @@ def train(words: list[str]) -> int:
             config=parsed.get("config"),
             out=parsed.get("out"),
             resume=parsed.get("resume"),
-            **settings.layer_of(parsed),
+            **layers.layer_of(parsed),
         )
     except Finished as finished:  # all that --resume auto asks for
         if in_front():
@@ -378,12 +378,12 @@ def open_data(run: str, data: str | None, *, way_out: str = "name DATA") -> tupl
     """A run's settings, or the defaults for another checkpoint, and the data: without a name those of the run."""
     from vitrail import weights
     from vitrail.data.sources import open_source
-    from vitrail.train import settings
+    from vitrail.settings import layers
 
     config = Path(run, "config.yaml")
     if data is None and not config.is_file():
         raise ValueError(f"{run} is no folder of `vitrail train`, so it does not say its data; {way_out}")
-    cfg = settings.build([settings.read_config(config)] if config.is_file() else [])
+    cfg = layers.build([layers.read_config(config)] if config.is_file() else [])
     return cfg, open_source(data or weights.read_run(run).data, val_fraction=cfg.data.val_fraction)
 
 
@@ -732,14 +732,14 @@ def models(words: list[str]) -> int:
 
     from vitrail.config import PATCHES, SIZES
     from vitrail.models.describe import describe
-    from vitrail.train import settings
+    from vitrail.settings import layers
 
     table = terminal.make_table(
         "name", "width", "depth", "heads", "tokens", "parameters", "GFLOPs", "weights", "inference", "training", "in bf16"
     )
     shape = {"img_size": args.img_size, "in_channels": args.in_channels, "num_classes": args.num_classes}
     for name in (f"{size}/{patch}" for size in SIZES for patch in PATCHES):
-        vit = settings.build([{"model": {"name": name, **shape}}]).model.vit()
+        vit = layers.build([{"model": {"name": name, **shape}}]).model.vit()
         cost = describe(vit, batch_size=args.batch_size)
         counts = (f"{number:,}" for number in (vit.embed_dim, vit.depth, vit.num_heads, cost.tokens, cost.parameters))
         memory = (cost.weights_bytes, cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16)
@@ -750,7 +750,7 @@ def models(words: list[str]) -> int:
 
 def show(words: list[str]) -> int:
     """`vitrail show NAME`."""
-    from vitrail.train import settings
+    from vitrail.settings import layers
 
     usage = "NAME|RUN|WEIGHTS [--img-size 384] [--model.FIELD VALUE]… [--groups] [--verbose]"
     parser = terminal.make_settings_parser("show", SHOW_HELP, usage=usage)
@@ -763,9 +763,9 @@ def show(words: list[str]) -> int:
     parser.add_argument("--revision", type=str, metavar="R", help="branch, tag or commit of a Hub id")
     parser.add_argument("--verbose", action="store_true", help="a line for every tensor of the receipt")
     parser.add_argument("--no-strict", action="store_true", help="load what fits, even if much is missing or has no place")
-    settings.add_settings(parser, sections=("model", "optim"))
+    layers.add_settings(parser, sections=("model", "optim"))
     parsed = terminal.parse_settings(parser, words)
-    short = {field: parsed[field] for field in settings.OF_THE_DATA if parsed.get(field) is not None}
+    short = {field: parsed[field] for field in layers.OF_THE_DATA if parsed.get(field) is not None}
 
     from vitrail import weights
     from vitrail.config import is_baseline
@@ -773,17 +773,17 @@ def show(words: list[str]) -> int:
     from vitrail.models.describe import describe, describe_baseline
     from vitrail.weights.load import is_name
 
-    config, asked = Path(parsed["name"], "config.yaml"), [{"model": short}, settings.layer_of(parsed)]
+    config, asked = Path(parsed["name"], "config.yaml"), [{"model": short}, layers.layer_of(parsed)]
     below: Mapping[str, Any] = {"model": parsed["name"]}
     if config.is_file():
-        below = settings.read_config(config)
+        below = layers.read_config(config)
     elif not (is_name(parsed["name"]) or is_baseline(parsed["name"])):
-        strict, fields = not parsed.get("no_strict"), settings.model_fields(*asked)
+        strict, fields = not parsed.get("no_strict"), layers.model_fields(*asked)
         model = weights.load(parsed["name"], revision=parsed.get("revision"), strict=strict, **fields)
         assert isinstance(model.receipt, weights.Receipt)
         print(model.receipt.verbose() if parsed.get("verbose") else model.receipt, end="\n\n")
         below, asked = {"model": dataclasses.asdict(model.config)}, [{"optim": asked[1].get("optim", {})}]
-    cfg = settings.build([below, *asked])
+    cfg = layers.build([below, *asked])
     if isinstance(below["model"], dict) and "name" not in below["model"]:
         cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, name=parsed["name"]))
     batch_size = parsed.get("batch_size") or 1
@@ -802,7 +802,7 @@ def show(words: list[str]) -> int:
 
 def convert(words: list[str]) -> int:
     """`vitrail convert SRC DST --to TARGET`."""
-    from vitrail.train import settings
+    from vitrail.settings import layers
 
     usage = "SRC DST --to timm|hf|torchvision|npz [--overwrite] [--model.FIELD VALUE]… [--verbose]"
     parser = terminal.make_settings_parser("convert", CONVERT_HELP, usage=usage)
@@ -813,13 +813,13 @@ def convert(words: list[str]) -> int:
     parser.add_argument("--revision", type=str, metavar="R", help="branch, tag or commit of a Hub id")
     parser.add_argument("--verbose", action="store_true", help="a line for every tensor of the receipt")
     parser.add_argument("--no-strict", action="store_true", help="load what fits, even if much is missing or has no place")
-    settings.add_settings(parser, sections=("model",))
+    layers.add_settings(parser, sections=("model",))
     parsed = terminal.parse_settings(parser, words)
 
     from vitrail import weights
     from vitrail.weights.convert import place, planned, write
 
-    overwrite, fields = bool(parsed.get("overwrite")), settings.model_fields(settings.layer_of(parsed))
+    overwrite, fields = bool(parsed.get("overwrite")), layers.model_fields(layers.layer_of(parsed))
     path = place(parsed["to"], parsed["destination"], overwrite=overwrite)
     strict = not parsed.get("no_strict")
     model = weights.load(parsed["source"], revision=parsed.get("revision"), strict=strict, **fields)

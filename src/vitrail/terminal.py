@@ -160,25 +160,25 @@ def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
 
 def parse_settings(parser: ArgumentParser, words: list[str]) -> Namespace:
     """What was typed, and nothing of the defaults."""
-    from vitrail.train import settings
+    from vitrail.settings import layers
 
     words = list(chain.from_iterable(word.split("=", 1) if word.startswith("--") else [word] for word in words))
     words = [SHORT.get(word, word) for word in words]
     for position, word in enumerate(words[1:], start=1):
         if words[position - 1] in ("--model.img_size", "--model.patch_size"):
-            words[position] = settings.sides(word)
+            words[position] = layers.sides(word)
     known = parser._option_string_actions
     for option in _options(words):
         section, dot, _ = option.rpartition(".")
-        if option in known or (section in known and option[2:] in settings.key_types()):  # --augment.rand_augment.n
+        if option in known or (section in known and option[2:] in layers.key_types()):  # --augment.rand_augment.n
             continue
         near = difflib.get_close_matches(option, [*SHORT, *known], n=1, cutoff=0.8)
-        meant = [name for name in (f"--{settings.nearest_key(option[2:])}",) if name in known]
+        meant = [name for name in (f"--{layers.nearest_key(option[2:])}",) if name in known]
         raise ValueError(_no_option(option, parser.prog, meant or near if dot else near or meant))
     try:
         return parser.parse_args(words, defaults=False)
     except argparse.ArgumentError as error:
-        raise ValueError(settings.explain(error)) from error
+        raise ValueError(layers.explain(error)) from error
 
 
 def _options(words: Iterable[str]) -> Iterator[str]:

@@ -28,7 +28,7 @@ from vitrail.config import ModelConfig, Preprocessing, is_baseline
 from vitrail.models import Baseline, ViT, build_model, check_model, create_baseline, create_model, meta_model
 from vitrail.models.baseline import BaselineConfig, published_classes
 from vitrail.models.describe import describe_baseline
-from vitrail.train import settings as layers
+from vitrail.settings import layers
 from vitrail.train.loop import Loop
 from vitrail.train.notes import unused
 from vitrail.train.step import Ema

@@ -14,8 +14,8 @@ from vitrail.data.dataset import Source
 from vitrail.data.sources import NAMES, open_source
 from vitrail.models import Baseline, ViT, check_model
 from vitrail.models.device import autocast_dtype, pick_device
+from vitrail.settings import layers
 from vitrail.train import advice
-from vitrail.train import settings as layers
 from vitrail.train.notes import unused
 from vitrail.train.progress import Display
 from vitrail.train.sizes import check_sizes
