@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vitrail import cli, terminal
+from vitrail import cli, commands, terminal
 from vitrail.config import PATCHES, SIZES
 from vitrail.data.augment import normalise
 from vitrail.data.decode import eval_view
@@ -132,9 +132,20 @@ def test_the_help_of_train_has_every_setting_its_docstring_and_default(vitrail: 
     assert "one of " + ", ".join(layers.recipes()) in page
 
 
-def test_help_needs_no_torch() -> None:
-    code = "import sys, vitrail.cli; vitrail.cli.main([]); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+@pytest.mark.parametrize("words", [[], *([command] for command in cli.COMMANDS)])
+def test_help_needs_no_torch(words: list[str]) -> None:
+    code = (
+        f"import sys, vitrail.cli; code = vitrail.cli.main({[*words, '--help']}); "
+        "print({'torch', 'matplotlib', 'numpy', 'PIL'} & set(sys.modules) or 'none', file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "none\n")
+
+
+def test_each_command_is_a_file_and_a_row() -> None:
+    files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(cli.COMMANDS)
+    assert [module.rpartition(".")[2] for module in cli.COMMANDS.values()] == list(cli.COMMANDS)
 
 
 # Mistakes
