@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from vitrail import terminal
 
 USAGE = "check DATA"
@@ -21,21 +19,11 @@ def run(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     args = terminal.parse(parser, words)
 
-    from vitrail.data.check import check as look_through
+    from vitrail.data.check import check
 
-    report = look_through(args.data)
+    report = check(args.data)
     if args.json:
-        sizes = [{"height": height, "width": width, "images": images} for (height, width), images in report.sizes.items()]
-        bad = [{"path": path, "reason": reason} for path, reason in report.bad]
-        found = {"name": report.name, "images": report.images, "counts": report.counts, "sizes": sizes, "modes": report.modes}
-        if report.labels is not None:
-            found["labels"] = [{"labels": number, "images": images} for number, images in report.labels.items()]
-        alike = {"duplicates": report.duplicates, "contradictions": report.contradictions}
-        values = {
-            split: dataclasses.asdict(used) | {"range": used.range or "full", "warning": used.few_levels(used.range)}
-            for split, used in report.values.items()
-        }
-        terminal.print_json({**found, "values": values, "bad": bad, **alike, "notes": report.notes})
+        terminal.print_json(report.to_dict())
     else:
         print(report)
     return terminal.SOME_FAILED if report.bad else terminal.OK

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail import terminal
-from vitrail.text import listed
 
 if TYPE_CHECKING:
     from vitrail.evaluate import Evaluation, MultiLabelEvaluation
@@ -34,61 +32,21 @@ def run(words: list[str]) -> int:
     terminal.add_device(parser, batch_size=256)
     args = terminal.parse(parser, words)
 
-    from vitrail import weights
-    from vitrail.data.listing import composed, mark_output
-    from vitrail.evaluate import MultiLabelEvaluation, evaluate_labels, save_evaluation
-    from vitrail.evaluate import evaluate as measure
-    from vitrail.evaluate.run import open_data
-    from vitrail.models.device import autocast_dtype, pick_device
+    from vitrail.evaluate import MultiLabelEvaluation, evaluate_run
 
-    device, run = pick_device(args.device), Path(args.run, "config.yaml").is_file()
-    model = weights.load(args.run).to(device)
-    assert model.preprocessing is not None
-    cfg, source = open_data(args.run, args.data)
-    if args.data:
-        for note in source.notes:
-            terminal.report(note)
-    used = source.values_in_use(threads=cfg.data.workers)
-    if used and (mismatch := used.mismatch(model.preprocessing.range)):
-        terminal.report(mismatch)
-    if source.classes != tuple(map(composed, model.classes)):
-        theirs, ours = listed(source.classes), listed(model.classes) or "no names"
-        if run or len(source.classes) != model.config.num_classes:
-            says = f"{source.name} has the classes {theirs}, and the model {model.config.num_classes:,}: {ours}"
-            raise ValueError(f"{says}; give data of the model's classes")
-        terminal.report(f"the checkpoint calls its classes {ours}; taken in the order of {theirs}")
-    if run and source.multi_label != model.multi_label:
-        kinds = ("one class an image", "any number of labels an image")
-        says = f"{source.name} has {kinds[source.multi_label]}, and the model was trained on {kinds[model.multi_label]}"
-        raise ValueError(f"{says}; give data of its kind")
-    name = args.split or next(split for split in ("test", "val", "train") if split in source.splits)
-    split = source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None)
-    precision = "auto" if cfg.train.precision == "fp16" and device.type != "cuda" else cfg.train.precision
-    result = (evaluate_labels if source.multi_label else measure)(
-        model,
-        split,
-        preprocessing=model.preprocessing,
-        classes=source.classes,
-        batch_size=args.batch_size,
-        device=device,
-        autocast_dtype=autocast_dtype(precision, device),  # as when the training measured itself
+    done = evaluate_run(
+        args.run, args.data, split=args.split, batch_size=args.batch_size, device=args.device, report=terminal.report
     )
-
-    another = args.data or args.split  # the run's own scores stay as they are
-    beside = args.run if Path(args.run).is_dir() else ""  # a file or a Hub id is no place to write to
-    folder = Path(args.out or (Path(beside, f"evaluation-{source.name}-{name}") if another or not run else args.run))
-    folder.mkdir(parents=True, exist_ok=True)
-    files = save_evaluation(result, folder, data=source.name, split=name)
-    mark_output(folder, files, command="evaluate")
+    files = done.save(args.out)
     if args.json:
-        terminal.print_json({"data": source.name, "split": name, **result.to_dict()})
+        terminal.print_json(done.to_dict())
+        return terminal.OK
+    title = f"{done.data}, {done.split}: {done.scores.count:,} images"
+    if isinstance(done.scores, MultiLabelEvaluation):
+        print_labels(done.scores, title=title)
     else:
-        title = f"{source.name}, {name}: {result.count:,} images"
-        if isinstance(result, MultiLabelEvaluation):
-            print_labels(result, title=title)
-        else:
-            print_evaluation(result, title=title)
-        terminal.say("Written: " + ", ".join(map(str, files)))
+        print_evaluation(done.scores, title=title)
+    terminal.say("Written: " + ", ".join(map(str, files)))
     return terminal.OK
 
 

@@ -6,7 +6,6 @@ import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail import terminal
@@ -37,8 +36,6 @@ def run(words: list[str]) -> int:
     terminal.add_device(parser, batch_size=32)
     args = terminal.parse(parser, words)
 
-    from vitrail.data.files import Listed
-    from vitrail.data.measure import measure_values
     from vitrail.deploy.predict import NOT_FINITE, Predictor, find_images
 
     if args.top < 1:
@@ -49,8 +46,7 @@ def run(words: list[str]) -> int:
         raise ValueError("stdin named no image; write one path a line")
     predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size)
     terminal.print_receipt(predictor.model, args.run)
-    used = measure_values(Path(), [Listed(str(path), 0) for path in images], threads=-1)
-    if used and (mismatch := used.mismatch(predictor.preprocessing.range)):
+    if mismatch := predictor.range_mismatch(images):
         terminal.report(mismatch)
     done = list(predictor.predict(images, top=args.top))
 

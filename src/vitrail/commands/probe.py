@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vitrail import terminal
 from vitrail.text import listed
 
 if TYPE_CHECKING:
-    from vitrail.evaluate.few_shot import FewShot, Mean
+    from vitrail.evaluate.few_shot import Mean
     from vitrail.evaluate.metrics import Accuracy
-    from vitrail.train.ladder import Ladder
+    from vitrail.train.ladder import CheckpointProbe
 
 USAGE = "probe WEIGHTS DATA"
 SUMMARY = "what frozen features are worth: k-NN, a linear probe, a few images a class"
@@ -43,48 +42,24 @@ def run(words: list[str]) -> int:
     if args.draws and not args.shots:
         raise ValueError(f"--draws {args.draws} is for few images a class; add --shots 1,5,10, or leave it out")
 
-    from vitrail import weights
-    from vitrail.evaluate.few_shot import few_shot
-    from vitrail.evaluate.run import open_data
-    from vitrail.models.device import autocast_dtype, pick_device
-    from vitrail.train import ladder
-    from vitrail.weights.load import is_name
+    from vitrail.train.ladder import probe_checkpoint
 
-    if is_name(args.weights):
-        raise ValueError(f'"{args.weights}" is a shape with random weights; give a run or a checkpoint')
-    device = pick_device(args.device)
-    dtype = autocast_dtype(args.precision, device)
-    model = weights.load(args.weights, revision=args.revision).to(device)
-    assert model.preprocessing is not None
-    cfg, source = open_data(args.weights, args.data)
-    views = ladder.views(source, preprocessing=model.preprocessing, cfg=cfg.data)
-    seen = ladder.features(
-        model, views, preprocessing=model.preprocessing, batch_size=args.batch_size, device=device, autocast_dtype=dtype
+    done = probe_checkpoint(
+        args.weights,
+        args.data,
+        shots=args.shots or (),
+        draws=args.draws or 5,
+        seed=args.seed,
+        precision=args.precision,
+        revision=args.revision,
+        batch_size=args.batch_size,
+        device=args.device,
     )
-    classes = len(source.classes)
-    rungs = ladder.ladder(seen, num_classes=classes, device=device, seed=args.seed)
-    judges = seen.get("test") or seen.get("val")
-    if args.shots and judges is None:
-        raise ValueError(f"--shots needs images to score on, and {source.name} has neither test nor val; add a folder of them")
-    few = (
-        ()
-        if judges is None or not args.shots
-        else few_shot(
-            seen["train"], judges, shots=args.shots, draws=args.draws or 5, num_classes=classes, seed=args.seed, device=device
-        )
-    )
-
-    images = {name: len(features) for name, features in seen.items()}
     if args.json:
-        short = [[source.classes[k] for k in each.short] for each in few]
-        shots = [
-            {"shots": each.shots, "knn": each.knn.to_dict(), "probe": each.probe.to_dict(), "short": names}
-            for each, names in zip(few, short, strict=True)
-        ]
-        terminal.print_json({"data": source.name, "images": images, "classes": classes, **rungs.to_dict(), "few_shot": shots})
+        terminal.print_json(done.to_dict())
     else:
-        terminal.print_receipt(model, args.weights)
-        print_probe(rungs, few, name=source.name, images=images, classes=source.classes)
+        terminal.print_receipt(done.model, args.weights)
+        print_probe(done)
     return terminal.OK
 
 
@@ -96,16 +71,15 @@ def counts(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f'"{text}": give whole numbers of at least 1, as in 1,5,10') from None
 
 
-def print_probe(
-    ladder: Ladder, few: Sequence[FewShot], *, name: str, images: Mapping[str, int], classes: Sequence[str]
-) -> None:
-    """The rungs, what a few images a class are enough for, and what can be expected of fine-tuning."""
+def print_probe(done: CheckpointProbe) -> None:
+    """Print the rungs, the few-shot accuracy and what to expect of fine-tuning."""
+    ladder, images, classes = done.ladder, done.images, done.classes
     console, test = terminal.make_console(), ladder.probe.test
     split = "test" if test is not None else "val" if "val" in images else None
     where = f"scored on {images[split]:,} {split} images" if split else "scored on training images, held out in turn"
     teachers = [side for side in ("train", "val") if side in images and (side == "train" or test is not None)]
     learned, each_class = " + ".join(f"{images[side]:,} {side}" for side in teachers), sum(images[side] for side in teachers)
-    console.print(f"{name}: {len(classes):,} classes; learned from {learned}; {where}", style="bold", soft_wrap=True)
+    console.print(f"{done.data}: {len(classes):,} classes; learned from {learned}; {where}", style="bold", soft_wrap=True)
     console.print()
     table = terminal.make_table("", "images a class", "accuracy", "95 % interval", "of", words=("of",))
 
@@ -117,13 +91,13 @@ def print_probe(
         score = val if on_test is None else on_test
         if score.count:
             row(rung, f"{each_class / len(classes):,.0f}", score, f"{score.count:,} images")
-    for each in few:
+    for each in done.few:
         draws = terminal.counted(len(each.knn.values), "draw")
         row("k-NN", str(each.shots), each.knn, f"the mean of {draws}")
         row("linear probe", str(each.shots), each.probe, f"the mean of {draws}")
     console.print(table)
     console.print()
-    for each in few:
+    for each in done.few:
         if each.short:
             names = listed([classes[k] for k in each.short])
             console.print(f"Fewer than {each.shots} images, of which all were taken: {names}.", soft_wrap=True)

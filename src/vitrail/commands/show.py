@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitrail import terminal
 from vitrail.commands.models import MEMORY_HELP
@@ -51,25 +49,15 @@ def run(words: list[str]) -> int:
     parsed = terminal.parse_settings(parser, words)
     short = {field: parsed[field] for field in layers.OF_THE_DATA if parsed.get(field) is not None}
 
-    from vitrail import weights
     from vitrail.config import is_baseline
     from vitrail.models import baseline_config, meta_model
     from vitrail.models.describe import describe, describe_baseline
-    from vitrail.weights.load import is_name
+    from vitrail.weights.shape import resolve_model
 
-    config, asked = Path(parsed["name"], "config.yaml"), [{"model": short}, layers.layer_of(parsed)]
-    below: Mapping[str, Any] = {"model": parsed["name"]}
-    if config.is_file():
-        below = layers.read_config(config)
-    elif not (is_name(parsed["name"]) or is_baseline(parsed["name"])):
-        strict, fields = not parsed.get("no_strict"), layers.model_fields(*asked)
-        model = weights.load(parsed["name"], revision=parsed.get("revision"), strict=strict, **fields)
-        assert isinstance(model.receipt, weights.Receipt)
-        print(model.receipt.verbose() if parsed.get("verbose") else model.receipt, end="\n\n")
-        below, asked = {"model": dataclasses.asdict(model.config)}, [{"optim": asked[1].get("optim", {})}]
-    cfg = layers.build([below, *asked])
-    if isinstance(below["model"], dict) and "name" not in below["model"]:
-        cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, name=parsed["name"]))
+    changes, strict = ({"model": short}, layers.layer_of(parsed)), not parsed.get("no_strict")
+    cfg, receipt = resolve_model(parsed["name"], *changes, revision=parsed.get("revision"), strict=strict)
+    if receipt is not None:
+        print(receipt.verbose() if parsed.get("verbose") else receipt, end="\n\n")
     batch_size = parsed.get("batch_size") or 1
     if not is_baseline(cfg.model.name):
         print_model(cfg.model, describe(cfg.model.vit(), batch_size=batch_size), batch_size=batch_size)

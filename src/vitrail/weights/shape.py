@@ -1,0 +1,34 @@
+"""Settings of a model that is given by a name, a run folder or a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from vitrail.config import Settings, is_baseline
+from vitrail.settings import layers
+from vitrail.weights.load import is_name, load
+from vitrail.weights.receipt import Receipt
+from vitrail.weights.run_folder import SETTINGS
+
+
+def resolve_model(
+    source: str, *changes: layers.Layer, revision: str | None = None, strict: bool = True
+) -> tuple[Settings, Receipt | None]:
+    """Return the settings of a model with `changes` above them, and the receipt of a checkpoint.
+
+    `source` is a name such as "B/16" or "torchvision:resnet50", a run folder, or anything that `load` takes, at a `revision`.
+    Raises ValueError for a source that can't be read and for settings that make no model.
+    """
+    receipt, below = None, {"model": {"name": source}}
+    if Path(source, SETTINGS).is_file():
+        below = layers.read_config(Path(source, SETTINGS))
+    elif not (is_name(source) or is_baseline(source)):
+        model = load(source, revision=revision, strict=strict, **layers.model_fields(*changes))
+        assert isinstance(model.receipt, Receipt)
+        receipt, below = model.receipt, {"model": dataclasses.asdict(model.config)}
+        changes = tuple({section: layer[section] for section in layer if section != "model"} for layer in changes)
+    settings = layers.build([below, *changes])
+    if "name" not in below["model"]:
+        settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=source))
+    return settings, receipt
