@@ -26,33 +26,33 @@ OK, SOME_FAILED, MISTAKE = 0, 1, 2
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Words to values
+# Options
 
 SHORT = {"--model": "--model.name", "--minutes": "--train.minutes", "--weights": "--model.weights"}
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help with room for long options."""
+    """Help formatter with room for long options."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=min(shutil.get_terminal_size((110, 24)).columns, 110))
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are raised for `main` to say."""
+    """argparse's parser, whose errors are raised for `cli.main` to report."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises ValueError."""
+        """Raise ValueError."""
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def make_parser(command: str, description: str, epilog: str = "") -> Parser:
-    """The parser of a command."""
+    """Return the parser of a command."""
     return Parser(prog=f"vitrail {command}", description=description, epilog=epilog, formatter_class=Help, allow_abbrev=False)
 
 
 def make_settings_parser(command: str, description: str, *, usage: str) -> ArgumentParser:
-    """A parser for jsonargparse's typed options. Parse with `parse_settings`."""
+    """Return a parser for typed settings (jsonargparse). Parse with `parse_settings`."""
     from jsonargparse import ArgumentParser
 
     prog = f"vitrail {command}"
@@ -67,7 +67,7 @@ def make_settings_parser(command: str, description: str, *, usage: str) -> Argum
 
 
 def count(text: str | int) -> int:
-    """A whole number of at least 1."""
+    """Convert text to a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise ValueError
@@ -125,13 +125,13 @@ def size(text: str) -> int | tuple[int, int]:
 
 
 def add_device(parser: Parser, *, batch_size: int) -> None:
-    """The options of a command that runs a model."""
+    """Add the options of a command that runs a model."""
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
     parser.add_argument("--batch-size", type=count, default=batch_size, metavar="N", help=f"images a batch [{batch_size}]")
 
 
 def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
-    """What was typed, the options anywhere among the rest. Raises ValueError in one line, naming the nearest option."""
+    """Parse words, with options anywhere among them. Raises ValueError in one line that names the nearest option."""
     for option in _options(words):
         if option not in parser._option_string_actions:
             close = difflib.get_close_matches(option, parser._option_string_actions, n=1)
@@ -140,7 +140,7 @@ def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
 
 
 def parse_settings(parser: ArgumentParser, words: list[str]) -> Namespace:
-    """What was typed, and nothing of the defaults."""
+    """Parse words without filling in defaults. Raises ValueError in one line that names the nearest option."""
     from vitrail.settings import layers
 
     words = list(chain.from_iterable(word.split("=", 1) if word.startswith("--") else [word] for word in words))
@@ -163,7 +163,7 @@ def parse_settings(parser: ArgumentParser, words: list[str]) -> Namespace:
 
 
 def _options(words: Iterable[str]) -> Iterator[str]:
-    """The options among the words, without what follows a "="."""
+    """Yield the options among the words, without what follows a "="."""
     return (word.partition("=")[0] for word in takewhile(lambda word: word != "--", words) if word.startswith("--"))
 
 
@@ -172,11 +172,11 @@ def _no_option(option: str, prog: str, close: list[str]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Values to lines
+# Output
 
 
 def warning_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """A warning as a user sees it: ours in the words of a mistake, others with their kind."""
+    """Format a warning as one line, with its category unless it is a UserWarning."""
     kind = "" if category is UserWarning else f"{category.__name__}: "
     return f"vitrail: {kind}{one_line(message)}\n"
 
@@ -187,17 +187,17 @@ def in_front() -> bool:
 
 
 def say(text: object = "") -> None:
-    """Print one line, whatever names stand in it."""
+    """Print one line to stdout, with control characters escaped."""
     print(printable(text))
 
 
 def report(text: object, *, process: str = "") -> None:
-    """Print one line to stderr: a fault, or what was assumed."""
+    """Print one line to stderr: an error, a warning or an assumption."""
     print(f"vitrail{process}: {printable(text)}", file=sys.stderr)
 
 
 def make_console() -> Console:
-    """Colours and the terminal's width on a terminal; plain text of any width in a pipe."""
+    """Return a console with colours and the terminal's width, or for plain text of any width in a pipe."""
     from vitrail.console import PlainConsole
 
     terminal = sys.stdout.isatty()
@@ -208,7 +208,7 @@ def make_console() -> Console:
 
 
 def make_table(*columns: str, words: Sequence[str] = ()) -> Table:
-    """An empty table of numbers, but for the first column and those named in `words`."""
+    """Return an empty table; columns are numbers, except the first and those in `words`."""
     from rich import box
     from rich.table import Table
 
@@ -219,27 +219,27 @@ def make_table(*columns: str, words: Sequence[str] = ()) -> Table:
 
 
 def print_json(value: Any) -> None:
-    """Any value as indented JSON. Raises ValueError for numbers that are not finite, which JSON does not have."""
+    """Print a value as indented JSON. Raises ValueError for numbers that are not finite, which JSON does not have."""
     print(json_escaped(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def percent(share: float) -> str:
-    """A share, as in 87.3 %."""
+    """Format a share, as in 87.3 %."""
     return f"{100 * share:.1f} %"
 
 
 def interval(ends: tuple[float, float]) -> str:
-    """The ends of an interval of shares, as in 84.1 to 90.2, in per cent."""
+    """Format the ends of an interval of shares in per cent, as in 84.1 to 90.2."""
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
 def counted(count: int, noun: str, plural: str = "s") -> str:
-    """A number and its noun, as in 12 heads."""
+    """Format a number and its noun, as in 12 heads."""
     return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes, as in 86.6 MB."""
+    """Format a number of bytes, as in 86.6 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -248,7 +248,7 @@ def in_bytes(count: float) -> str:
 
 
 def print_what_is_next(folder: Path) -> None:
-    """Where a run is, and the commands that use it."""
+    """Print where a run is, and the commands that use it."""
     run = shlex.quote(str(folder))
     say()
     say(f"The run is in {folder}. What to run next:")
@@ -264,7 +264,7 @@ def print_receipt(model: Any, source: str) -> None:
 
 
 def report_unread(bad: int, images: int) -> int:
-    """Report how many of the images could not be read. Returns the exit code."""
+    """Report how many of the images could not be read. Return the exit code."""
     if not bad:
         return OK
     others = "; the others are done" if bad < images else ""

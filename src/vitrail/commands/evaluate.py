@@ -51,7 +51,7 @@ def run(words: list[str]) -> int:
 
 
 def print_evaluation(result: Evaluation, *, title: str) -> None:
-    """Accuracy as a whole and of each class."""
+    """Print accuracy, overall and of each class."""
     console = terminal.make_console()
     console.print(title, style="bold", soft_wrap=True)
     console.print()
@@ -73,7 +73,7 @@ def print_evaluation(result: Evaluation, *, title: str) -> None:
 
 
 def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:
-    """Mean average precision, F1, and the average precision of each label."""
+    """Print mean average precision, F1, and the average precision of each label."""
     console = terminal.make_console()
     console.print(title, style="bold", soft_wrap=True)
     console.print()

@@ -65,7 +65,7 @@ def run(words: list[str]) -> int:
 
 
 def print_pretrained(rows: Sequence[pretrained.Row]) -> None:
-    """One line a checkpoint, two where the terminal is narrow: an id is there to be copied, so it is never cut."""
+    """Print one line per checkpoint, or two on a narrow terminal: an id is copied by readers, so it is never cut."""
     console = terminal.make_console()
     ids = ["id", *(row.id for row in rows)]
     cells = [("size", "px", "data", "top-1", "source", "licence"), *map(_of_a_checkpoint, rows)]

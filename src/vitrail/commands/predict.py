@@ -66,12 +66,12 @@ def run(words: list[str]) -> int:
 
 
 def lines(stream: Iterable[str]) -> Iterator[str]:
-    """The lines that hold something."""
+    """Return the lines of a stream that are not blank."""
     return (line.rstrip("\r\n") for line in stream if line.strip())
 
 
 def print_predictions(done: Sequence[Prediction]) -> None:
-    """One row an image."""
+    """Print a table with one row per image."""
     from vitrail.deploy.predict import NOT_FINITE
 
     many = any(len(prediction.top) > 1 for prediction in done)
@@ -101,7 +101,7 @@ def _pairs(given: Iterable[tuple[str, float]]) -> str:
 
 
 def print_csv(done: Sequence[Prediction], *, top: int) -> None:
-    """path,label,probability,label_2,probability_2,…,error; an image without a label has empty fields and its error.
+    """Print path,label,probability,label_2,probability_2,…,error; an image without a label has empty fields and its error.
 
     Of a model for any number of labels an image, `labels` behind the path has all from 0.5 on, with ";" between.
     """

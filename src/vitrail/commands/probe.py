@@ -64,7 +64,7 @@ def run(words: list[str]) -> int:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1, with commas between."""
+    """Convert comma-separated whole numbers of at least 1."""
     try:
         return tuple(terminal.count(part) for part in text.split(","))
     except ValueError:

@@ -73,7 +73,7 @@ def run(words: list[str]) -> int:
 
 
 def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None:
-    """A model's shape and what it costs."""
+    """Print a model's shape and cost."""
     (height, width), (down, across) = pair(cfg.img_size), pair(cfg.patch_size)
     patches = height // down * (width // across)
     hidden = round(cfg.embed_dim * cfg.mlp_ratio)
@@ -95,7 +95,7 @@ def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None
 
 
 def print_baseline(cfg: ModelConfig, cost: BaselineDescription) -> None:
-    """What can be told of another library's model."""
+    """Print the shape and cost of another library's model."""
     height, width = pair(cfg.img_size)
     classes = counted(cfg.num_classes, "class", "es") if cfg.num_classes else "no head"
     lines = {
@@ -123,7 +123,7 @@ def _flops(count: int) -> str:
 
 
 def print_groups(rows: Sequence[Row]) -> None:
-    """What the optimizer does to each parameter."""
+    """Print the optimizer, rate factor and weight decay of each parameter."""
     table = terminal.make_table("parameter", "shape", "optimizer", "rate factor", "weight decay", words=("shape", "optimizer"))
     for row in rows:
         shape = " x ".join(map(str, row.shape))
