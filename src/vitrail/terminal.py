@@ -6,11 +6,10 @@ import argparse
 import difflib
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -72,56 +71,6 @@ def count(text: str | int) -> int:
     if number < 1:
         raise ValueError
     return number
-
-
-def method(text: str) -> str:
-    """A method's name, with - or _."""
-    return text.replace("-", "_")
-
-
-def layers(text: str) -> tuple[int, ...] | str:
-    """Layers with commas between, or "all"."""
-    if text == "all":
-        return text
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'"{text}": give layers as in 0,5,-1, or all') from None
-
-
-def with_negative_numbers(words: Sequence[str], *options: str) -> list[str]:
-    """The words, -2,-1 behind one of the options tied to it: argparse takes that for an option of its own."""
-    tied: list[str] = []
-    for word in words:
-        if tied and tied[-1] in options and re.match(r"-\d", word):
-            tied[-1] = f"{tied[-1]}={word}"
-        else:
-            tied.append(word)
-    return tied
-
-
-def heads(text: str) -> tuple[int | str, ...] | str:
-    """Heads, or what is made of all of them, with commas between; or "all"."""
-    if text == "all":
-        return text
-    parts = text.split(",")
-    if not all(part in ("mean", "max", "min") or part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f'"{text}": give heads as in 0,3, or mean, max, min, or all')
-    return tuple(int(part) if part.isdecimal() else part for part in parts)
-
-
-def query(text: str) -> str | tuple[int, int]:
-    """A pixel, as x,y; or any word."""
-    numbers = re.fullmatch(r"(-?\d+),(-?\d+)", text)
-    return (int(numbers[1]), int(numbers[2])) if numbers else text
-
-
-def size(text: str) -> int | tuple[int, int]:
-    """A side in pixels, or height x width."""
-    numbers = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not numbers or 0 in map(int, filter(None, numbers.groups())):
-        raise argparse.ArgumentTypeError(f'"{text}": give a side as in 448, or height and width as in 224x448')
-    return int(numbers[1]) if numbers[2] is None else (int(numbers[1]), int(numbers[2]))
 
 
 def add_device(parser: Parser, *, batch_size: int) -> None:
@@ -270,72 +219,3 @@ def report_unread(bad: int, images: int) -> int:
     others = "; the others are done" if bad < images else ""
     report(f"{bad} of {images} image{'s' * (images > 1)} could not be read{others}")
     return SOME_FAILED
-
-
-def print_explained(rows: Sequence[Mapping[str, Any]], *, files: Sequence[Path], verdict: str = "") -> None:
-    """The maps of one sheet with their scores, and where the pictures are."""
-    console = make_console()
-    numbers = ("insertion", "deletion", "random map", "shuffled weights", "correlation")
-    table = make_table("image", "class", "map", *numbers, words=("class", "map"))
-    for row in rows:
-        has = row["insertion"] is not None
-        called = row["class"] or "-"
-        if row.get("probability") is not None:
-            called += f" ({percent(row['probability'])})"
-        table.add_row(
-            Path(row["image"]).name,
-            called,
-            f"{row['method'].replace('_', ' ')}: {row['label']}"
-            if row["method"] in ("attention", "similarity")
-            else row["method"],
-            f"{row['insertion']:.3f}" if has else "-",
-            f"{row['deletion']:.3f}" if has else "-",
-            f"{row['random_insertion']:.3f}, {row['random_deletion']:.3f}" if has else "-",
-            f"{row['shuffled_insertion']:.3f}, {row['shuffled_deletion']:.3f}" if has else "-",
-            "-" if row["rank_correlation"] is None else f"{row['rank_correlation']:.2f}",
-        )
-    console.print(table)
-    notes: dict[str, list[str]] = {}
-    for row in rows:
-        if row["note"]:
-            notes.setdefault(row["note"], []).append(row["method"].replace("_", " "))
-    for note, methods in notes.items():
-        console.print(f"{', '.join(dict.fromkeys(methods))}: {note}")
-    if verdict:
-        console.print(verdict)
-    for file in files:
-        console.print(f"-> {file}", soft_wrap=True)
-    console.print()
-
-
-def print_statistics(
-    rows: Sequence[Mapping[str, Any]],
-    sentences: Sequence[str],
-    notes: Sequence[str],
-    *,
-    title: str,
-    files: Sequence[Path],
-) -> None:
-    """What each layer's heads do, what to conclude of early and late layers, and where the picture is."""
-    console = make_console()
-    console.print(f"On {title}. Means over heads; in brackets the least and the greatest head.")
-    console.print()
-    table = make_table("layer", "looks, px", "patches", "entropy, bits", "to patches", "alike", "norm", "greatest", "outliers")
-    for row in rows:
-        alike = row["redundancy"]
-        table.add_row(
-            f"{row['layer']}",
-            f"{row['distance_px']:.1f} ({row['distance_px_min']:.1f} to {row['distance_px_max']:.1f})",
-            f"{row['distance_patches']:.2f}",
-            f"{row['entropy_bits']:.2f} ({row['entropy_bits_min']:.2f} to {row['entropy_bits_max']:.2f})",
-            percent(row["cls_to_patch"]),
-            "-" if alike is None else f"{alike:.2f}",
-            f"{row['norm_median']:.1f}",
-            f"{row['norm_max']:.1f}",
-            percent(row["outlier_share"]),
-        )
-    console.print(table)
-    for line in [*sentences, *notes]:
-        console.print(f"- {line}", soft_wrap=False)
-    for file in files:
-        console.print(f"-> {file}", soft_wrap=True)
