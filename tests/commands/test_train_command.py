@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from command_line import TINY, Typed
+from vitrail.config import ModelConfig
 from vitrail.settings import layers
 
 
@@ -18,7 +19,7 @@ def test_the_help_of_train_has_every_setting_its_docstring_and_default(vitrail: 
     page = " ".join(vitrail("train", "--help").out.split()).replace("- ", "-")  # lines may break behind a hyphen
     for key in layers.key_types():
         assert f"--{key} " in page or key.count(".") == 2
-    for section, cls in layers.SECTIONS.items():
+    for section, cls in (layers.SECTIONS | {"model": ModelConfig}).items():
         assert f" {section}: " in page
         for text in layers._documents(cls).values():
             assert text.replace("- ", "-") in page

@@ -55,7 +55,7 @@ def run(words: list[str]) -> int:
     )
     shape = {"img_size": args.img_size, "in_channels": args.in_channels, "num_classes": args.num_classes}
     for name in (f"{size}/{patch}" for size in SIZES for patch in PATCHES):
-        vit = layers.build([{"model": {"name": name, **shape}}]).model.vit()
+        vit = layers.build([{"model": {"name": name, **shape}}]).model.shape()
         cost = describe(vit, batch_size=args.batch_size)
         counts = (f"{number:,}" for number in (vit.embed_dim, vit.depth, vit.num_heads, cost.tokens, cost.parameters))
         memory = (cost.weights_bytes, cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from vitrail import terminal
 from vitrail.commands.models import MEMORY_HELP
-from vitrail.config import pair
+from vitrail.config import ModelConfig, pair
+from vitrail.settings.families import family_of
 from vitrail.terminal import counted, in_bytes
 
 if TYPE_CHECKING:
-    from vitrail.config import ModelConfig
-    from vitrail.models.describe import BaselineDescription, Description, Peak
+    from vitrail.config import ModelSection
+    from vitrail.models.describe import Cost, Description, Peak
     from vitrail.train.optim import Row
 
 USAGE = "show NAME"
@@ -49,22 +50,22 @@ def run(words: list[str]) -> int:
     parsed = terminal.parse_settings(parser, words)
     short = {field: parsed[field] for field in layers.OF_THE_DATA if parsed.get(field) is not None}
 
-    from vitrail.config import is_baseline
-    from vitrail.models import baseline_config, meta_model
-    from vitrail.models.describe import describe, describe_baseline
+    from vitrail.models import meta_model
+    from vitrail.models.describe import Description, describe_model
     from vitrail.weights.shape import resolve_model
 
     changes, strict = ({"model": short}, layers.layer_of(parsed)), not parsed.get("no_strict")
     cfg, receipt = resolve_model(parsed["name"], *changes, revision=parsed.get("revision"), strict=strict)
     if receipt is not None:
         print(receipt.verbose() if parsed.get("verbose") else receipt, end="\n\n")
-    batch_size = parsed.get("batch_size") or 1
-    if not is_baseline(cfg.model.name):
-        print_model(cfg.model, describe(cfg.model.vit(), batch_size=batch_size), batch_size=batch_size)
+    batch_size, title = parsed.get("batch_size") or 1, cfg.model.name if receipt is None else parsed["name"]
+    cost = describe_model(cfg.model.shape(), batch_size=batch_size)
+    if isinstance(cost, Description):
+        print_model(cfg.model, cost, batch_size=batch_size, title=title)
     elif "batch_size" in parsed:
         raise ValueError(f"--batch-size is for memory, which is not counted of {cfg.model.name}; leave it out")
     else:
-        print_baseline(cfg.model, describe_baseline(baseline_config(cfg.model)))
+        print_cost(cfg.model, cost, title=title)
     if parsed.get("groups"):
         from vitrail.train.optim import group_table
 
@@ -72,8 +73,9 @@ def run(words: list[str]) -> int:
     return terminal.OK
 
 
-def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None:
-    """Print a model's shape and cost."""
+def print_model(cfg: ModelSection, cost: Description, *, batch_size: int, title: str) -> None:
+    """Print a ViT's shape and cost."""
+    assert isinstance(cfg, ModelConfig)
     (height, width), (down, across) = pair(cfg.img_size), pair(cfg.patch_size)
     patches = height // down * (width // across)
     hidden = round(cfg.embed_dim * cfg.mlp_ratio)
@@ -91,21 +93,22 @@ def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None
         "in all": f"{_peak(cost.peak)}, with weights, gradients and AdamW",
         "recomputed": f"{_peak(cost.checkpointing_peak)} in all, with train.checkpointing",
     }
-    _print_lines(cfg.name, lines)
+    _print_lines(title, lines)
 
 
-def print_baseline(cfg: ModelConfig, cost: BaselineDescription) -> None:
-    """Print the shape and cost of another library's model."""
-    height, width = pair(cfg.img_size)
+def print_cost(cfg: ModelSection, cost: Cost, *, title: str) -> None:
+    """Print what can be counted of a model of any family."""
+    (height, width), words = pair(cfg.img_size), family_of(cfg.name).words(cfg.shape())
     classes = counted(cfg.num_classes, "class", "es") if cfg.num_classes else "no head"
     lines = {
         "images": f"{height} x {width} px, {counted(cfg.in_channels, 'channel')}; {classes}",
+        "shape": words.shape,
         "parameters": f"{cost.parameters:,}",
         "weights": f"{in_bytes(cost.weights_bytes)} in fp32",
         "FLOPs": _flops(cost.flops),
-        "memory": "of activations is not counted: it depends on the library's code",
+        "memory": "of activations is not counted for this family",
     }
-    _print_lines(cfg.name, lines)
+    _print_lines(title, lines)
 
 
 def _print_lines(title: str, lines: Mapping[str, str]) -> None:

@@ -19,7 +19,6 @@ from vitrail.evaluate.metrics import Accuracy
 from vitrail.evaluate.probe import Probe, linear_probe
 from vitrail.evaluate.run import open_data
 from vitrail.models.backbone import Backbone
-from vitrail.models.baseline import Baseline
 from vitrail.models.device import autocast_dtype, pick_device
 from vitrail.weights.load import is_name, load
 
@@ -249,7 +248,7 @@ def probe_checkpoint(
     return CheckpointProbe(model, source.name, source.classes, counts, rungs, few)
 
 
-def apply_probe(model: nn.Module, probe: Probe) -> None:
+def apply_probe(model: Backbone, probe: Probe) -> None:
     """Makes the probe the model's head, in place: a whole model that says what the probe says, or fine-tuning's start.
 
     Starting there instead of from a random head keeps the features from being distorted first (LP-FT: Kumar et al. 2022).
@@ -257,9 +256,9 @@ def apply_probe(model: nn.Module, probe: Probe) -> None:
     A head of as many classes stays the same module, so that an optimizer that knows it goes on knowing it.
     Raises ValueError for a model whose head is not one linear layer.
     """
-    if model.config.num_classes != len(probe.bias):  # type: ignore[union-attr]
-        model.reset_head(len(probe.bias))  # type: ignore[operator]
-    heads = heads_of(model)
+    if model.config.num_classes != len(probe.bias):
+        model.reset_head(len(probe.bias))
+    heads = list(model.head_modules())
     weights = probe.weight.chunk(len(heads), dim=1)
     if not has_linear_head(model) or any(head.weight.shape != part.shape for head, part in zip(heads, weights, strict=True)):
         raise ValueError(f"{type(model).__name__} has no linear head of {tuple(weights[0].shape)}, so a probe can't become it")
@@ -269,14 +268,6 @@ def apply_probe(model: nn.Module, probe: Probe) -> None:
             head.bias.copy_(probe.bias)  # type: ignore[operator]
 
 
-def has_linear_head(model: nn.Module) -> bool:
+def has_linear_head(model: Backbone) -> bool:
     """Whether a probe can become the model's head."""
-    return all(isinstance(head, nn.Linear) for head in heads_of(model))
-
-
-def heads_of(model: nn.Module) -> list[nn.Module]:
-    """The layers whose outputs, on average, are the logits."""
-    if isinstance(model, Baseline):
-        return [model.net.get_submodule(name) for name in model.heads]
-    found = (getattr(model, name, None) for name in ("head", "head_dist"))
-    return [head for head in found if head is not None]
+    return all(isinstance(head, nn.Linear) for head in model.head_modules())

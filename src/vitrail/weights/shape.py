@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from vitrail.config import Settings, is_baseline
+from vitrail.config import Settings
+from vitrail.models.receipt import Receipt
 from vitrail.settings import layers
-from vitrail.weights.load import is_name, load
-from vitrail.weights.receipt import Receipt
+from vitrail.settings.families import name_of
+from vitrail.weights.load import load, named_family
 from vitrail.weights.run_folder import SETTINGS
 
 
@@ -23,12 +24,9 @@ def resolve_model(
     receipt, below = None, {"model": {"name": source}}
     if Path(source, SETTINGS).is_file():
         below = layers.read_config(Path(source, SETTINGS))
-    elif not (is_name(source) or is_baseline(source)):
+    elif named_family(source) is None:
         model = load(source, revision=revision, strict=strict, **layers.model_fields(*changes))
         assert isinstance(model.receipt, Receipt)
-        receipt, below = model.receipt, {"model": dataclasses.asdict(model.config)}
+        receipt, below = model.receipt, {"model": {**dataclasses.asdict(model.config), "name": name_of(model.config)}}
         changes = tuple({section: layer[section] for section in layer if section != "model"} for layer in changes)
-    settings = layers.build([below, *changes])
-    if "name" not in below["model"]:
-        settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=source))
-    return settings, receipt
+    return layers.build([below, *changes]), receipt
