@@ -18,8 +18,9 @@ from torch import Tensor
 import vitrail
 from vitrail.config import SIZES, ViTConfig
 from vitrail.models import create_model
-from vitrail.weights.infer import TRANSFORMERS_DEFAULTS, Inferred, facts_of, infer
-from vitrail.weights.origins import TIMM
+from vitrail.weights.infer import Inferred, config_fields, infer
+from vitrail.weights.libraries.timm import VIT_LAYOUT
+from vitrail.weights.libraries.transformers.config import DEFAULTS
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -44,8 +45,8 @@ def shapes(*, dim: int, depth: int = 2, patch: int = 16, rows: int = 197, inner:
     return {name: shape for name, shape in made.items() if shape is not None}
 
 
-def inferred(given: Shapes, *, config: Any = None, prefix: str = "", **said: Any) -> Inferred:
-    return infer(given, TIMM, config=config or {}, said=said, prefix=prefix)
+def inferred(given: Shapes, *, config: Any = None, prefix: str = "", **overrides: Any) -> Inferred:
+    return infer(given, VIT_LAYOUT, config=config or {}, overrides=overrides, prefix=prefix)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ AT_224 = {"img_size": (224, 224)}
 
 
 @pytest.mark.parametrize(
-    ("config", "facts"),
+    ("config", "fields"),
     [
         ({}, {}),
         (of_timm("vit_base_patch16_clip_quickgelu_224"), {"mlp": "quick_gelu", "img_size": (224, 224)}),
@@ -232,8 +233,8 @@ AT_224 = {"img_size": (224, 224)}
         (of_open_clip({"timm_model_name": "vit_base_patch16_224", "timm_pool": "token"}), {"mlp": "gelu", "pool": "cls"}),
     ],
 )
-def test_what_a_config_tells(config: dict[str, Any], facts: dict[str, Any]) -> None:
-    assert facts_of(config) == facts
+def test_what_a_config_tells(config: dict[str, Any], fields: dict[str, Any]) -> None:
+    assert config_fields(config) == fields
 
 
 @pytest.mark.parametrize(
@@ -255,14 +256,14 @@ def test_configs_of_no_plain_vit(config: dict[str, Any], says: str) -> None:
         inferred(shapes(dim=384), config=config)
 
 
-@pytest.mark.parametrize("kind", TRANSFORMERS_DEFAULTS)
+@pytest.mark.parametrize("kind", DEFAULTS)
 def test_what_a_config_of_transformers_leaves_out(kind: str) -> None:
     """Files by hand, such as SigLIP's on the Hub, say a model_type and little more."""
     config = transformers.AutoConfig.for_model(kind)
-    assert {name: getattr(config, name) for name in TRANSFORMERS_DEFAULTS[kind]} == TRANSFORMERS_DEFAULTS[kind]
-    facts = facts_of({"vision_config": {"model_type": kind}})
-    assert facts == {key: value for key, value in facts_of(config.to_dict()).items() if key in facts}
-    assert facts_of({"model_type": kind, "num_attention_heads": 3})["num_heads"] == 3
+    assert {name: getattr(config, name) for name in DEFAULTS[kind]} == DEFAULTS[kind]
+    fields = config_fields({"vision_config": {"model_type": kind}})
+    assert fields == {key: value for key, value in config_fields(config.to_dict()).items() if key in fields}
+    assert config_fields({"model_type": kind, "num_attention_heads": 3})["num_heads"] == 3
 
 
 JUNK = st.none() | st.booleans() | st.integers(-5, 2000) | st.floats() | st.text(max_size=5)
@@ -300,7 +301,7 @@ def test_the_names_of_timm_say_what_timm_s_models_have() -> None:
         patch = re.search(r"patch(\d+)", name)
         assert patch is not None
         act = type(timm_vit(name, side=2 * int(patch[1]), depth=1).blocks[0].mlp.act).__name__
-        assert facts_of({"architecture": name})["mlp"] == kinds[act], name
+        assert config_fields({"architecture": name})["mlp"] == kinds[act], name
 
 
 def test_what_the_user_says_comes_before_the_config() -> None:

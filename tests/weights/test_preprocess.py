@@ -26,7 +26,8 @@ from vitrail.config import Pair, Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.decode import eval_view
 from vitrail.models import ViT
-from vitrail.weights.preprocess import CLIP, HALF, IMAGENET, RULES, Given, preprocessing_for
+from vitrail.weights.eval_transform import CLIP, HALF, IMAGENET
+from vitrail.weights.preprocess import DEFAULTS, Given, preprocessing_for
 from vitrail.weights.run_folder import save_model
 
 Config = Mapping[str, Any]
@@ -429,8 +430,8 @@ def test_a_guess_is_called_one(origin: str) -> None:
 
 
 def test_every_rule_can_be_reached() -> None:
-    for rule in RULES:
-        assert asked(origin=rule.word).source == f"built in for {rule.whose}"
+    for default in DEFAULTS:
+        assert asked(origin=default.word).source == f"built in for {default.whose}"
 
 
 # --------------------------------------------------------------------------------------------------------------------

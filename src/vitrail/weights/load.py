@@ -26,10 +26,11 @@ from vitrail.weights import hub
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.baseline import published_baseline, trained_baseline
 from vitrail.weights.infer import Inferred, infer, refuse_foreign
-from vitrail.weights.origins import OURS, Recognised, recognise, unstack
+from vitrail.weights.libraries.vitrail import OURS
 from vitrail.weights.preprocess import preprocessing_for
 from vitrail.weights.read import Checkpoint, read
 from vitrail.weights.receipt import Entry, Receipt, Status
+from vitrail.weights.recognise import LAYOUTS, Recognised, recognise, unstack
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
 
 BACKBONE_SHARE = 0.95
@@ -79,14 +80,14 @@ def load(
         return trained_baseline(known, checkpoint, changes, channels=channels)
     tensors = unstack(checkpoint.tensors)
     theirs = checkpoint.shapes if tensors is checkpoint.tensors else {name: tuple(t.shape) for name, t in tensors.items()}
-    found = recognise(tensors, (OURS,) if known else None)
+    found = recognise(tensors, (OURS,) if known else LAYOUTS)
     if strict:
         refuse_foreign(found)
-    said = {"heads": found.heads(theirs), **changes}
+    overrides = {"heads": found.heads(theirs), **changes}
     stored = (
         of_ours(known)
         if known
-        else infer(found.shapes(theirs), found.origin, config=checkpoint.config, said=said, prefix=found.prefix)
+        else infer(found.shapes(theirs), found.layout, config=checkpoint.config, overrides=overrides, prefix=found.prefix)
     )
     config = configured(stored.config, changes)
     with torch.device("meta"):
@@ -326,7 +327,7 @@ class Adaptation:
             self._used.add("pos_embed")
             return (value, "exact", "") if grid == self.stored.grid else (value, "resized", "computed")
         if "pos_embed" not in self.found.sources:
-            if not self.found.origin.computes_positions:
+            if not self.found.layout.computes_positions:
                 return None, "new", ""
             return torch.cat([front, sincos_of_files(grid, dim)], dim=1), "new", "computed, as its code does"
         table = self.found.sources["pos_embed"].read(self.tensors).reshape(1, -1, dim).float()
@@ -436,7 +437,7 @@ def documented(
         num_classes=model.config.num_classes if model.config.num_classes == stored.config.num_classes else -1,
         config=checkpoint.config,
         preprocessor=checkpoint.preprocessor,
-        origin=found.origin.name,
+        origin=found.layout.name,
         file_img_size=pair(stored.config.img_size),
     )
     notes = list(checkpoint.notes)
@@ -445,7 +446,7 @@ def documented(
         notes.append(f"took {found.prefix.rstrip('./') or 'the one without a prefix'}; the file also holds {shown}")
     model.preprocessing, model.classes, model.multi_label = given.preprocessing, given.classes, given.multi_label
     receipt = Receipt(
-        origin=found.origin.name,
+        origin=found.layout.name,
         file=checkpoint.file,
         sha256=checkpoint.sha256,
         licence=checkpoint.licence or licence_of(checkpoint.config),

@@ -20,8 +20,9 @@ from vitrail.config import Preprocessing, ViTConfig
 from vitrail.models import Baseline
 from vitrail.models.backbone import Backbone
 from vitrail.models.baseline import BaselineConfig
+from vitrail.weights.libraries.timm import timm_config, timm_state
 from vitrail.weights.receipt import Receipt
-from vitrail.weights.targets import Inexpressible, for_timm, timm_form
+from vitrail.weights.targets import Inexpressible
 
 CONFIG, WEIGHTS, SETTINGS = "config.json", "model.safetensors", "config.yaml"
 
@@ -56,8 +57,8 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
         timm = baseline_for_timm(model, model.preprocessing)
     elif isinstance(cfg, ViTConfig):
         with contextlib.suppress(Inexpressible):
-            timm = for_timm(cfg, model.preprocessing, licence=origin.get("licence"))
-            state, cfg = timm_form(state, cfg)
+            timm = timm_config(cfg, model.preprocessing, licence=origin.get("licence"))
+            state, cfg = timm_state(state, cfg)
     draft = folder / f"{WEIGHTS}.part"
     save_tensors(state, draft)
     digest = sha256(draft)
@@ -144,7 +145,7 @@ def baseline_for_timm(model: Baseline, images: Preprocessing) -> dict[str, Any]:
     args: dict[str, Any] = {"in_chans": cfg.in_channels}
     if published.get("fixed_input_size"):
         args["img_size"] = cfg.img_size
-    taken = {"fixed_input_size", "classifier", *(["first_conv"] if cfg.in_channels in (1, 3) else [])}  # as `for_timm` does
+    taken = {"fixed_input_size", "classifier", *(["first_conv"] if cfg.in_channels in (1, 3) else [])}  # as `timm_config` does
     return {
         "architecture": cfg.theirs.partition(".")[0],
         "model_args": args,

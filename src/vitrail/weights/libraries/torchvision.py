@@ -1,0 +1,94 @@
+"""torchvision's VisionTransformer: state dicts of `vit_b_16` to `vit_h_14`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vitrail.config import pair
+from vitrail.models import ViT
+from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
+from vitrail.weights.library import Layout, Library, Plan, Writer
+from vitrail.weights.names import rows
+from vitrail.weights.targets import (
+    ANY,
+    Class,
+    Inexpressible,
+    check,
+    cpu_state,
+    rename,
+    require_head,
+    with_token_rows,
+    with_zeros,
+)
+
+BLOCK = "encoder.layers.encoder_layer_#"
+VIT_LAYOUT = Layout(
+    name="torchvision",
+    anchor="conv_proj.weight",
+    table=rows(
+        [
+            ("cls_token", "class_token"),
+            ("pos_embed", "encoder.pos_embedding"),
+            ("patch_embed.proj.*", "conv_proj.*"),
+            ("blocks.#.norm1.*", f"{BLOCK}.ln_1.*"),
+            ("blocks.#.attn.qkv.weight", f"{BLOCK}.self_attention.in_proj_weight"),
+            ("blocks.#.attn.qkv.bias", f"{BLOCK}.self_attention.in_proj_bias"),
+            ("blocks.#.attn.proj.*", f"{BLOCK}.self_attention.out_proj.*"),
+            ("blocks.#.norm2.*", f"{BLOCK}.ln_2.*"),
+            ("blocks.#.mlp.fc1.*", f"{BLOCK}.mlp.0.*"),
+            ("blocks.#.mlp.fc1.*", f"{BLOCK}.mlp.linear_1.*"),  # of older versions
+            ("blocks.#.mlp.fc2.*", f"{BLOCK}.mlp.3.*"),
+            ("blocks.#.mlp.fc2.*", f"{BLOCK}.mlp.linear_2.*"),
+            ("norm.*", "encoder.ln.*"),
+            ("pre_logits.fc.*", "heads.pre_logits.*"),
+            ("head.*", "heads.head.*"),
+        ]
+    ),
+    class_row=True,
+)
+
+VIT = Class(
+    "torchvision's VisionTransformer",
+    {"qkv_bias": ANY, "pos_embed": ANY, "no_embed_class": ANY, "head": ANY},
+    square=("img_size", "patch_size"),
+)
+
+
+def plan(model: ViT) -> Plan:
+    """Plan a state dict and the arguments of VisionTransformer. Raises Inexpressible for a model that it can't be."""
+    cfg = model.config
+    check(cfg, VIT)
+    require_head(cfg, VIT)
+    if cfg.in_channels != 3:
+        raise Inexpressible(f"{VIT.name} has no in_channels {cfg.in_channels}, only 3")
+    args: dict[str, Any] = {
+        "image_size": pair(cfg.img_size)[0],
+        "patch_size": pair(cfg.patch_size)[0],
+        "num_layers": cfg.depth,
+        "num_heads": cfg.num_heads,
+        "hidden_dim": cfg.embed_dim,
+        "mlp_dim": round(cfg.embed_dim * cfg.mlp_ratio),
+        "num_classes": cfg.num_classes,
+        **({"representation_size": cfg.embed_dim} if cfg.head == "mlp" else {}),
+    }
+    images = {} if model.preprocessing is None else {"preprocessing": dataclasses.asdict(model.preprocessing)}
+    labels = {"label_names": list(model.classes), "multi_label": model.multi_label}
+    return Plan(
+        "torchvision",
+        f"torchvision.models.VisionTransformer({', '.join(f'{name}={value}' for name, value in args.items())})",
+        tensors=rename(with_zeros(*with_token_rows(cpu_state(model), cfg, present=True)), cfg, VIT_LAYOUT),
+        beside={".json": {"arguments": args, **images, **labels}},
+    )
+
+
+TORCHVISION = Library(
+    layouts=(VIT_LAYOUT,),
+    default_transforms=(
+        # IMAGENET1K_V1 (L/16 alone resizes to 242), and SWAG at 384, 512 and 518 px
+        DefaultTransform(
+            "torchvision", "torchvision's checkpoints", IMAGENET, 0.875, "center", "bilinear", above_224=(1.0, "bicubic")
+        ),
+    ),
+    writer=Writer("torchvision", plan, suffixes=(".pth", ".pt", ".safetensors"), beside=(".json",)),
+)
