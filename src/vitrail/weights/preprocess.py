@@ -51,7 +51,7 @@ def preprocessing_for(
     The crop's share stays if img_size differs. One channel takes the mean over the file's channels, more of them repeat
     the file's. Raises ValueError for a file with invalid values.
     """
-    sources = transforms(config, preprocessor, f"{origin} {config.get('model_type', '')}".lower(), file_img_size)
+    sources = transforms(config, preprocessor, origin, file_img_size)
     stated = next((transform for transform in sources if transform is not None), None)
     transform = stated or EvalTransform(*IMAGENET, 0.875, "center", "bicubic", "a guess: ImageNet's mean and std")
     preprocessing = Preprocessing(
@@ -82,9 +82,8 @@ def transforms(config: Config, preprocessor: Config, origin: str, img_size: Pair
         yield library.processor_transform(preprocessor, img_size)
     for library in LIBRARIES.values():
         yield library.config_transform(config)
-    for default in DEFAULTS:
-        if default.word in origin:
-            yield default.at(img_size)
+    for name in (origin, str(config.get("model_type", ""))):
+        yield from (default.at(img_size) for default in DEFAULTS if default.word in name.lower())
 
 
 def run_transform(config: Config) -> EvalTransform | None:
