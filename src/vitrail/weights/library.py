@@ -110,6 +110,19 @@ class Labels(NamedTuple):
     multi_label: bool = False
 
 
+SWIN_BIAS, SWIN_MERGING = "layers.0.blocks.0.attn.relative_position_bias_table", "layers.1.downsample.reduction.weight"
+
+
+class SwinLayout(NamedTuple):
+    """One kind of Swin Transformer checkpoint. Query, key and value of ours may be three tensors there."""
+
+    name: str
+    names: Callable[[str], tuple[str, ...]]
+    """Our name, which is timm's, to those of the library."""
+    shows: tuple[str, ...] = (SWIN_BIAS, SWIN_MERGING)
+    """Our names whose tensors a file has, under the library's names, if it is of this layout."""
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Writing
 
@@ -152,6 +165,8 @@ class Library:
     """All that is known of one library's checkpoints. A new library is one file and one row of LIBRARIES."""
 
     layouts: tuple[Layout, ...] = ()
+    swin_layouts: tuple[SwinLayout, ...] = ()
+    """The first one is written."""
     unstack: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
     """Split tensors that hold several blocks; the same mapping if there are none."""
     fields: Callable[[Config], dict[str, Any]] = lambda config: {}

@@ -17,100 +17,25 @@ from vitrail.models.windows import resize_bias_table
 from vitrail.settings.swin import SwinConfig
 from vitrail.text import printable_errors
 from vitrail.weights.adapt import adapt_channels
+from vitrail.weights.libraries import LIBRARIES
 from vitrail.weights.preprocess import preprocessing_for
 from vitrail.weights.read import Checkpoint, read
 from vitrail.weights.receipt import Entry, Receipt
 
-Library = Literal["timm", "torchvision", "transformers", "Microsoft"]
+Names = Callable[[str], tuple[str, ...]]
 Shape = tuple[int, ...]
 _BUFFERS = re.compile(r"relative_position_index$|attn_mask$")  # computed, in files of some versions
+LAYOUTS = tuple(layout for library in LIBRARIES.values() for layout in library.swin_layouts)
+WRITES: dict[str, Names] = {layout.name: layout.names for layout in reversed(LAYOUTS)}
+"""Our names to those that each library has today."""
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Names: ours, which are timm's, to those of each library; three are joined to one
-
-
-def timm_names(name: str) -> tuple[str, ...]:
-    """timm's name, which is ours."""
-    return (name,)
-
-
-def microsoft_names(name: str) -> tuple[str, ...]:
-    """The name in the paper's own files, and in timm's before version 0.9: merging stands behind a stage."""
-    if found := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
-        return (f"layers.{int(found[1]) - 1}.downsample.{found[2]}",)
-    return (name.replace("head.fc.", "head."),)
-
-
-def torchvision_names(name: str) -> tuple[str, ...]:
-    """torchvision's name: stages and mergings take turns in one list."""
-    if found := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
-        return (f"features.{2 * int(found[1])}.{found[2]}",)
-    if found := re.fullmatch(r"layers\.(\d+)\.blocks\.(.*)", name):
-        rest = found[2].replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.3.")
-        return (f"features.{2 * int(found[1]) + 1}.{rest}",)
-    name = name.replace("patch_embed.proj.", "features.0.0.").replace("patch_embed.norm.", "features.0.2.")
-    return (name.replace("head.fc.", "head."),)
-
-
-def transformers_names(name: str) -> tuple[str, ...]:
-    """The names in transformers from version 5."""
-    if found := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
-        return (f"swin.encoder.layers.{int(found[1]) - 1}.downsample.{found[2]}",)
-    if found := re.fullmatch(r"layers\.(\d+)\.blocks\.(\d+)\.(.*)", name):
-        block, part = f"swin.encoder.layers.{found[1]}.blocks.{found[2]}", found[3]
-        if part.startswith("attn.qkv."):
-            return tuple(f"{block}.attention.{which}_proj.{part.rpartition('.')[2]}" for which in "qkv")
-        for ours, theirs in (
-            ("attn.relative_position_bias_table", "attention.relative_position_bias.relative_position_bias_table"),
-            ("attn.proj.", "attention.o_proj."),
-            ("norm1.", "layernorm_before."),
-            ("norm2.", "layernorm_after."),
-        ):
-            part = part.replace(ours, theirs)
-        return (f"{block}.{part}",)
-    name = name.replace("patch_embed.proj.", "swin.embeddings.patch_embeddings.projection.")
-    name = name.replace("patch_embed.norm.", "swin.embeddings.norm.").replace("head.fc.", "classifier.")
-    return (re.sub(r"^norm\.", "swin.layernorm.", name),)
-
-
-def transformers_4_names(name: str) -> tuple[str, ...]:
-    """The names in transformers before version 5, which are those of the files on the Hub."""
-    table = ("attention.relative_position_bias.relative_position_bias_table", "attention.self.relative_position_bias_table")
-    old = {
-        table[0]: table[1],
-        "attention.q_proj.": "attention.self.query.",
-        "attention.k_proj.": "attention.self.key.",
-        "attention.v_proj.": "attention.self.value.",
-        "attention.o_proj.": "attention.output.dense.",
-        "mlp.fc1.": "intermediate.dense.",
-        "mlp.fc2.": "output.dense.",
-    }
-    names = transformers_names(name)
-    for new, before in old.items():
-        names = tuple(one.replace(new, before) for one in names)
-    return names
-
-
-Names = Callable[[str], tuple[str, ...]]
-WRITES: dict[Library, Names] = {
-    "timm": timm_names,
-    "torchvision": torchvision_names,
-    "transformers": transformers_names,
-    "Microsoft": microsoft_names,
-}
-
-
-def names_of(keys: Mapping[str, Any]) -> tuple[Library, Names] | None:
-    """Whose names a file has, and how ours become theirs; None for no Swin Transformer."""
-    if "swin.embeddings.patch_embeddings.projection.weight" in keys:
-        new = any("attention.q_proj." in key for key in keys)
-        return "transformers", transformers_names if new else transformers_4_names
-    if "features.1.0.attn.relative_position_bias_table" in keys:
-        return ("torchvision", torchvision_names) if "features.2.reduction.weight" in keys else None
-    if "layers.0.blocks.0.attn.relative_position_bias_table" in keys:
-        return ("Microsoft", microsoft_names) if "layers.0.downsample.reduction.weight" in keys else ("timm", timm_names)
-    return None
+def names_of(keys: Mapping[str, Any]) -> tuple[str, Names] | None:
+    """Return the library whose names a file has, and the function from ours to them; None for no Swin Transformer."""
+    return next(
+        ((name, names) for name, names, shows in LAYOUTS if all(names(one)[0] in keys for one in shows)),
+        None,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -211,7 +136,7 @@ def load_swin(
     return documented(model, checkpoint, library, stored, tuple(entries))
 
 
-def documented(model: Swin, checkpoint: Checkpoint, library: Library, stored: SwinConfig, entries: tuple[Entry, ...]) -> Swin:
+def documented(model: Swin, checkpoint: Checkpoint, library: str, stored: SwinConfig, entries: tuple[Entry, ...]) -> Swin:
     """The model with its preprocessing, classes and receipt."""
     size = stored.img_size
     side = (size, size) if isinstance(size, int) else size
@@ -261,7 +186,7 @@ def own_size(config: Mapping[str, Any]) -> int | tuple[int, int] | None:
 # Writing
 
 
-def export_state(model: Swin, to: Library) -> dict[str, Tensor]:
+def export_state(model: Swin, to: str) -> dict[str, Tensor]:
     """The model's tensors under another library's names."""
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():

@@ -12,6 +12,7 @@ from vitrail.config import Preprocessing, ViTConfig
 from vitrail.models import ViT
 from vitrail.weights.eval_transform import IMAGENET, EvalTransform, filter_of, numbers, with_notes
 from vitrail.weights.library import (
+    SWIN_BIAS,
     Config,
     Evidence,
     Labels,
@@ -19,6 +20,7 @@ from vitrail.weights.library import (
     Library,
     Plan,
     Question,
+    SwinLayout,
     Writer,
     activation,
     from_list,
@@ -289,6 +291,7 @@ def plan(model: ViT) -> Plan:
 
 TIMM = Library(
     layouts=(VIT_LAYOUT, EVA_LAYOUT),
+    swin_layouts=(SwinLayout("timm", lambda name: (name,), shows=(SWIN_BIAS,)),),
     fields=config_fields,
     config_transform=config_transform,
     labels=labels,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from vitrail.config import pair
 from vitrail.models import ViT
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
-from vitrail.weights.library import Layout, Library, Plan, Writer
+from vitrail.weights.library import Layout, Library, Plan, SwinLayout, Writer
 from vitrail.weights.names import rows
 from vitrail.weights.targets import (
     ANY,
@@ -82,8 +83,24 @@ def plan(model: ViT) -> Plan:
     )
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# Swin Transformer
+
+
+def swin_names(name: str) -> tuple[str, ...]:
+    """Return torchvision's name: stages and patch mergings alternate in one list."""
+    if merging := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
+        return (f"features.{2 * int(merging[1])}.{merging[2]}",)
+    if block := re.fullmatch(r"layers\.(\d+)\.blocks\.(.*)", name):
+        rest = block[2].replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.3.")
+        return (f"features.{2 * int(block[1]) + 1}.{rest}",)
+    name = name.replace("patch_embed.proj.", "features.0.0.").replace("patch_embed.norm.", "features.0.2.")
+    return (name.replace("head.fc.", "head."),)
+
+
 TORCHVISION = Library(
     layouts=(VIT_LAYOUT,),
+    swin_layouts=(SwinLayout("torchvision", swin_names),),
     default_transforms=(
         # IMAGENET1K_V1 (L/16 alone resizes to 242), and SWAG at 384, 512 and 518 px
         DefaultTransform(

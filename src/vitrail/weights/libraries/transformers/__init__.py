@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from vitrail.weights.eval_transform import HALF, DefaultTransform
 from vitrail.weights.libraries.transformers.config import config_assumptions, config_fields, labels, processor_transform
-from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, VIT_LAYOUT
+from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, SWIN_LAYOUTS, VIT_LAYOUT
 from vitrail.weights.libraries.transformers.write import plan
 from vitrail.weights.library import Library, Writer
 
 TRANSFORMERS = Library(
     layouts=(VIT_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, CLIP_LAYOUT),
+    swin_layouts=SWIN_LAYOUTS,
     fields=config_fields,
     config_assumptions=config_assumptions,
     processor_transform=processor_transform,
