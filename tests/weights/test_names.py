@@ -17,7 +17,7 @@ from vitrail.weights.convert import WRITERS
 from vitrail.weights.libraries import LIBRARIES
 from vitrail.weights.libraries.transformers.names import DINOV2_BLOCKS, DINOV2_LAYOUT, SWIGLU, VIT_BLOCKS, VIT_LAYOUT
 from vitrail.weights.library import Layout
-from vitrail.weights.names import rows
+from vitrail.weights.names import key_table
 from vitrail.weights.recognise import LAYOUTS, recognise
 from vitrail.weights.targets import rename
 
@@ -101,7 +101,7 @@ def test_older_names_are_the_same_table_read_backwards(layout: Layout, spelling:
 
 def test_a_new_library_is_a_table_of_names() -> None:
     names = {"patch_embed.proj": "stem", "blocks.#.attn.qkv": "blocks.#.qkv", "norm": "last_norm"}
-    layout = Layout("new", "stem.weight", rows((f"{ours}.*", f"{theirs}.*") for ours, theirs in names.items()))
+    layout = Layout("new", "stem.weight", key_table((f"{ours}.*", f"{theirs}.*") for ours, theirs in names.items()))
     file = [
         f"net.{name}.{kind}" for name in ("stem", "blocks.0.qkv", "blocks.1.qkv", "last_norm") for kind in ("weight", "bias")
     ]

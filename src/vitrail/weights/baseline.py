@@ -1,4 +1,4 @@
-"""Baselines with weights: a run's, or its library's own, for the channels and classes that are asked for."""
+"""Load baselines: weights of a run, or of the library, for other channels and classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(BaselineConfig) if fie
 
 
 def published_baseline(name: str, changes: Mapping[str, Any]) -> Baseline:
-    """The model with its library's default weights. Raises ValueError for fields of a ViT, and as `create_baseline` does."""
+    """Return the model with its library's default weights. Raises ValueError as `create_baseline`, and for fields of a ViT."""
     check_fields(name, changes)
     model = create_baseline(name, pretrained=True, **changes).eval()
     own_head = model.num_classes == published_classes(name)
@@ -47,7 +47,7 @@ def published_baseline(name: str, changes: Mapping[str, Any]) -> Baseline:
 def trained_baseline(
     config: BaselineConfig, checkpoint: Checkpoint, changes: Mapping[str, Any], *, channels: Literal["repeat", "keep"]
 ) -> Baseline:
-    """The model of a run, in evaluation mode: another number of classes gets a fresh head, other channels an adapted stem.
+    """Return the model of a run, in evaluation mode: a new number of classes gets a fresh head, other channels an adapted stem.
 
     Raises ValueError for fields of a ViT, and for a file that is not this model's.
     """
@@ -86,7 +86,7 @@ def trained_baseline(
 def fitted(
     model: Baseline, key: str, slot: Tensor, checkpoint: Checkpoint, channels: Literal["repeat", "keep"]
 ) -> tuple[Tensor | None, Status, str]:
-    """The file's value for one tensor (None: a fresh one), its status and what was done."""
+    """Return the file's value for one tensor (None: a fresh one), its status and what was changed."""
     value, layer = checkpoint.tensors.get(key), layer_of(key)
     if value is not None and value.shape == slot.shape:
         return value, "exact", ""
@@ -105,12 +105,12 @@ def fitted(
 
 
 def check_fields(name: str, changes: Mapping[str, Any]) -> None:
-    """Raises ValueError for a field that is no baseline's."""
+    """Raise ValueError for a field that a baseline does not have."""
     for field in changes:
         if field not in FIELDS:
             raise ValueError(f"{field} is a part of a ViT, and {name} is none: it takes {', '.join(FIELDS)}; leave it out")
 
 
 def layer_of(key: str) -> str:
-    """The layer of a tensor."""
+    """Return the layer of a tensor."""
     return key.rpartition(".")[0]

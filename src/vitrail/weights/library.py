@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.config import Pair
 from vitrail.models import ViT
 from vitrail.weights.eval_transform import DefaultTransform, EvalTransform
-from vitrail.weights.names import Row
+from vitrail.weights.names import KeyRow
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]
@@ -77,7 +77,7 @@ class Layout:
     name: str
     anchor: str
     """Name of the patch projection: what precedes it in a file is a wrapper's prefix."""
-    table: tuple[Row, ...]
+    table: tuple[KeyRow, ...]
     assumes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ViTConfig that its code fixes and no tensor shows."""
     spellings: tuple[tuple[str, str], ...] = ()

@@ -69,7 +69,7 @@ NO_KEY_BIAS = Form(
 # Rows
 
 
-class Row(NamedTuple):
+class KeyRow(NamedTuple):
     """Where one tensor of ours stands in a library's checkpoint."""
 
     ours: str
@@ -77,21 +77,21 @@ class Row(NamedTuple):
     form: Form = SAME
 
 
-Line = tuple[str, str | tuple[str, ...]] | tuple[str, str | tuple[str, ...], Form]
+KeyLine = tuple[str, str | tuple[str, ...]] | tuple[str, str | tuple[str, ...], Form]
 
 
-def rows(lines: Iterable[Line]) -> tuple[Row, ...]:
+def key_table(lines: Iterable[KeyLine]) -> tuple[KeyRow, ...]:
     """Expand the lines of a table into rows: each ".*" to weight and bias."""
 
-    def expand(ours: str, theirs: str | tuple[str, ...], form: Form = SAME) -> Iterator[Row]:
+    def expand(ours: str, theirs: str | tuple[str, ...], form: Form = SAME) -> Iterator[KeyRow]:
         parts = (theirs,) if isinstance(theirs, str) else theirs
         for kind in ("weight", "bias") if ours.endswith(".*") else ("",):
-            yield Row(ours.replace("*", kind), tuple(part.replace("*", kind) for part in parts), form)
+            yield KeyRow(ours.replace("*", kind), tuple(part.replace("*", kind) for part in parts), form)
 
     return tuple(row for line in lines for row in expand(*line))
 
 
-VIT_TABLE = rows(
+VIT_TABLE = key_table(
     (name, name)
     for name in (
         *("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.proj.*", "norm_pre.*"),

@@ -24,7 +24,7 @@ AVERAGED = r"(teacher|ema(?![a-z])|target)"  # not MoCo's momentum encoder: its 
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorSource:
     """Source of one tensor of ours: names in the file, and their form."""
 
     theirs: tuple[str, ...]
@@ -42,7 +42,7 @@ class Recognised:
     layout: Layout
     prefix: str
     """Added by a wrapper before the model's names."""
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TensorSource]
     """By our names."""
     foreign: tuple[str, ...]
     """Names inside the encoder that no row explains: the model is not a plain ViT."""
@@ -113,7 +113,7 @@ def match(layout: Layout, prefix: str, actual: Mapping[str, str]) -> Recognised:
             for level in levels(prefix):
                 if name.startswith(level):
                     around.setdefault(respell(name[len(level) :], layout), key)
-    sources: dict[str, Source] = {}
+    sources: dict[str, TensorSource] = {}
     used: set[str] = set()
     whole = any(numbers(row.theirs[0], inside) for row in layout.table if row.ours == "blocks.#.attn.qkv.weight")
     for row in layout.table:  # transformers 5 writes the blocks of ViTMSNForImageClassification beside its embedding
@@ -122,7 +122,7 @@ def match(layout: Layout, prefix: str, actual: Mapping[str, str]) -> Recognised:
             ours = row.ours.replace("#", number)
             parts = [part.replace("#", number) for part in row.theirs]
             if ours not in sources and all(part in names for part in parts):
-                sources[ours] = Source(tuple(names[part] for part in parts), row.form)
+                sources[ours] = TensorSource(tuple(names[part] for part in parts), row.form)
                 used.update(names[part] for part in parts)
     if "dist_token" in sources and "head.weight" in sources and "head_dist.weight" not in sources:
         sources["reg_token"] = sources.pop("dist_token")  # without a head of its own it is a register

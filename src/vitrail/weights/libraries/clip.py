@@ -8,13 +8,13 @@ from typing import Any
 from vitrail.weights.eval_transform import CLIP, DefaultTransform, EvalTransform, filter_of, numbers, with_notes
 from vitrail.weights.libraries.timm import config_fields as timm_fields
 from vitrail.weights.library import Config, Layout, Library, from_list
-from vitrail.weights.names import TOKEN, TOKENS, TRANSPOSED, rows
+from vitrail.weights.names import TOKEN, TOKENS, TRANSPOSED, key_table
 
 BLOCK = "transformer.resblocks.#"
 TOWER = Layout(
     name="CLIP",
     anchor="conv1.weight",
-    table=rows(
+    table=key_table(
         [
             ("cls_token", "class_embedding", TOKEN),
             ("pos_embed", "positional_embedding", TOKENS),

@@ -14,7 +14,7 @@ from vitrail.config import ViTConfig, pair
 from vitrail.models import ViT
 from vitrail.weights.eval_transform import HALF, DefaultTransform
 from vitrail.weights.library import Layout, Library, Plan, Writer
-from vitrail.weights.names import SAME, TRANSPOSED, Form, Line, rows
+from vitrail.weights.names import SAME, TRANSPOSED, Form, KeyLine, key_table
 from vitrail.weights.targets import ANY, Class, check, cpu_state, rename, with_zeros
 
 
@@ -40,17 +40,17 @@ OUT = Form(lambda parts: parts[0].flatten(0, 1).T, lambda x, cfg: [x.T.unflatten
 # Names
 
 
-def layer(ours: str, theirs: str, kernel: Form) -> list[Line]:
+def layer(ours: str, theirs: str, kernel: Form) -> list[KeyLine]:
     """Weight and bias of a layer."""
     return [(f"{ours}.weight", f"{theirs}/kernel", kernel), (f"{ours}.bias", f"{theirs}/bias", SAME)]
 
 
-def norm(ours: str, theirs: str) -> list[Line]:
+def norm(ours: str, theirs: str) -> list[KeyLine]:
     """Weight and bias of a norm."""
     return [(f"{ours}.weight", f"{theirs}/scale"), (f"{ours}.bias", f"{theirs}/bias")]
 
 
-def projections(ours: str, theirs: str, *names: str) -> list[Line]:
+def projections(ours: str, theirs: str, *names: str) -> list[KeyLine]:
     """Weight and bias of attention's input projections, stacked in ours."""
     return [
         (f"{ours}.weight", tuple(f"{theirs}/{name}/kernel" for name in names), HEADS),
@@ -58,7 +58,7 @@ def projections(ours: str, theirs: str, *names: str) -> list[Line]:
     ]
 
 
-def encoder(*, positions: str, attention: int, norm2: int, mlp: int) -> list[Line]:
+def encoder(*, positions: str, attention: int, norm2: int, mlp: int) -> list[KeyLine]:
     """The encoder's rows, with the numbers that Flax gave the parts of a block."""
     block = "Transformer/encoderblock_#"
     heads = f"{block}/MultiHeadDotProductAttention_{attention}"
@@ -81,7 +81,7 @@ def encoder(*, positions: str, attention: int, norm2: int, mlp: int) -> list[Lin
 VISION_TRANSFORMER = Layout(
     name="Google vision_transformer",
     anchor="embedding/kernel",
-    table=rows(encoder(positions="Transformer/posembed_input/pos_embedding", attention=1, norm2=2, mlp=3)),
+    table=key_table(encoder(positions="Transformer/posembed_input/pos_embedding", attention=1, norm2=2, mlp=3)),
     assumes={"mlp": "gelu_tanh"},  # the default of flax.linen.gelu
     class_row=True,
 )
@@ -90,7 +90,7 @@ MAP_HEADS = "MAPHead_0/MultiHeadDotProductAttention_0"
 BIG_VISION = Layout(
     name="Google big_vision",
     anchor="embedding/kernel",
-    table=rows(
+    table=key_table(
         [
             *encoder(positions="pos_embedding", attention=0, norm2=1, mlp=0),
             ("attn_pool.latent", "MAPHead_0/probe"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
 from vitrail.weights.library import Layout, Library
-from vitrail.weights.names import VIT_SPELLINGS, VIT_TABLE, rows
+from vitrail.weights.names import VIT_SPELLINGS, VIT_TABLE, key_table
 
 DINOV2 = Layout(
     name="DINOv2",
     anchor="patch_embed.proj.weight",
     table=(
-        *rows(
+        *key_table(
             [
                 ("reg_token", "register_tokens"),
                 ("blocks.#.mlp.fc1.*", "blocks.#.mlp.w12.*"),

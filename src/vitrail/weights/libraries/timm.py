@@ -25,7 +25,7 @@ from vitrail.weights.library import (
     activation,
     from_list,
 )
-from vitrail.weights.names import NO_KEY_BIAS, VIT_SPELLINGS, VIT_TABLE, rows
+from vitrail.weights.names import NO_KEY_BIAS, VIT_SPELLINGS, VIT_TABLE, key_table
 from vitrail.weights.targets import (
     ANY,
     GELUS,
@@ -70,7 +70,7 @@ def assumptions(evidence: Evidence) -> Iterator[str]:
         yield "DeiT III, not RoPE-ViT, whose rotary positions no tensor shows"
 
 
-TABLE = (*VIT_TABLE, *rows([("head.weight", "head.proj.weight")]))  # the last in open_clip, around a tower of timm's
+TABLE = (*VIT_TABLE, *key_table([("head.weight", "head.proj.weight")]))  # the last in open_clip, around a tower of timm's
 VIT_LAYOUT = Layout(
     name="timm",
     anchor="patch_embed.proj.weight",
@@ -84,7 +84,7 @@ VIT_LAYOUT = Layout(
 EVA_LAYOUT = Layout(
     name="timm EVA",  # and BEiT, whose relative positions are rejected
     anchor="patch_embed.proj.weight",
-    table=(*rows([("blocks.#.attn.qkv.bias", ("blocks.#.attn.q_bias", "blocks.#.attn.v_bias"), NO_KEY_BIAS)]), *TABLE),
+    table=(*key_table([("blocks.#.attn.qkv.bias", ("blocks.#.attn.q_bias", "blocks.#.attn.v_bias"), NO_KEY_BIAS)]), *TABLE),
     spellings=VIT_SPELLINGS,
     ignored=r"mask_token",
     questions=lambda evidence: rotary(

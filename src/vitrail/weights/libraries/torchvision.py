@@ -10,7 +10,7 @@ from vitrail.config import pair
 from vitrail.models import ViT
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
 from vitrail.weights.library import Layout, Library, Plan, SwinLayout, Writer
-from vitrail.weights.names import rows
+from vitrail.weights.names import key_table
 from vitrail.weights.targets import (
     ANY,
     Class,
@@ -27,7 +27,7 @@ BLOCK = "encoder.layers.encoder_layer_#"
 VIT_LAYOUT = Layout(
     name="torchvision",
     anchor="conv_proj.weight",
-    table=rows(
+    table=key_table(
         [
             ("cls_token", "class_token"),
             ("pos_embed", "encoder.pos_embedding"),

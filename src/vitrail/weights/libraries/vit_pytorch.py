@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vitrail.weights.library import Evidence, Layout, Library
-from vitrail.weights.names import LINEAR_PATCH, PIXEL_NORM, TOKENS, Line, rows
+from vitrail.weights.names import LINEAR_PATCH, PIXEL_NORM, TOKENS, KeyLine, key_table
 
 LAYER = "transformer.layers.#"
-ENCODER: list[Line] = [
+ENCODER: list[KeyLine] = [
     ("cls_token", "cls_token", TOKENS),
     ("pos_embed", "pos_embedding", TOKENS),
     ("blocks.#.norm1.*", f"{LAYER}.0.norm.*"),
@@ -47,27 +47,27 @@ def assumptions(evidence: Evidence) -> Iterator[str]:
         yield "the class token is what its head sees"
 
 
-STEM: list[Line] = [
+STEM: list[KeyLine] = [
     ("patch_embed.pixel_norm.*", "to_patch_embedding.1.*", PIXEL_NORM),
     ("patch_embed.proj.weight", "to_patch_embedding.2.weight", LINEAR_PATCH),
     ("patch_embed.proj.bias", "to_patch_embedding.2.bias"),
     ("patch_embed.norm.*", "to_patch_embedding.3.*"),
 ]
-OLD_STEM: list[Line] = [
+OLD_STEM: list[KeyLine] = [
     ("patch_embed.proj.weight", "to_patch_embedding.1.weight", LINEAR_PATCH),
     ("patch_embed.proj.bias", "to_patch_embedding.1.bias"),
 ]
 LAYOUT = Layout(
     name="vit-pytorch",
     anchor="to_patch_embedding.2.weight",
-    table=rows([*STEM, *ENCODER]),
+    table=key_table([*STEM, *ENCODER]),
     assumes={"norm_eps": 1e-5, "head_dim": 64},
     computes_positions=True,
     adjust=pooling,
     assumptions=assumptions,
 )
 OLD_LAYOUT = dataclasses.replace(
-    LAYOUT, name="vit-pytorch before 1.0", anchor="to_patch_embedding.1.weight", table=rows([*OLD_STEM, *ENCODER])
+    LAYOUT, name="vit-pytorch before 1.0", anchor="to_patch_embedding.1.weight", table=key_table([*OLD_STEM, *ENCODER])
 )
 
 VIT_PYTORCH = Library(layouts=(LAYOUT, OLD_LAYOUT))

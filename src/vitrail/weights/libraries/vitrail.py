@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitrail.weights.library import Labels, Layout, Library
-from vitrail.weights.names import VIT_TABLE, rows
+from vitrail.weights.names import VIT_TABLE, key_table
 
 STEM = [
     *("patch_embed.pixel_norm.*", "patch_embed.norm.*"),
@@ -17,7 +17,7 @@ STEM = [
 OURS = Layout(
     name="vitrail",
     anchor="patch_embed.proj.weight",
-    table=(*VIT_TABLE, *rows((name, name) for name in STEM)),
+    table=(*VIT_TABLE, *key_table((name, name) for name in STEM)),
     mixed_gelu=True,
 )
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vitrail.weights.library import Evidence, Layout, Question, SwinLayout
-from vitrail.weights.names import NO_KEY_BIAS, SAME, STACKED, STACKED_PAIR, TOKEN, TOKENS, Form, Line, rows
+from vitrail.weights.names import NO_KEY_BIAS, SAME, STACKED, STACKED_PAIR, TOKEN, TOKENS, Form, KeyLine, key_table
 
-TABLE = rows(
+TABLE = key_table(
     [
         ("cls_token", "embeddings.cls_token"),
         ("dist_token", "embeddings.distillation_token"),
@@ -91,7 +91,7 @@ DINOV2_LAYOUT = Layout(
     class_row=True,
 )
 
-TOWER: list[Line] = [
+TOWER: list[KeyLine] = [
     ("patch_embed.proj.*", "embeddings.patch_embedding.*"),
     ("pos_embed", "embeddings.position_embedding.weight", TOKENS),
     ("blocks.#.norm1.*", "encoder.layers.#.layer_norm1.*"),
@@ -118,7 +118,7 @@ def siglip_pooling(evidence: Evidence) -> Mapping[str, Any]:
 CLIP_LAYOUT = Layout(
     name="transformers CLIP",
     anchor="embeddings.patch_embedding.weight",
-    table=rows(
+    table=key_table(
         [
             *TOWER,
             ("cls_token", "embeddings.class_embedding", TOKEN),
@@ -137,7 +137,7 @@ CLIP_LAYOUT = Layout(
 SIGLIP_LAYOUT = Layout(
     name="transformers SigLIP",
     anchor=CLIP_LAYOUT.anchor,
-    table=rows(
+    table=key_table(
         [
             *TOWER,
             ("attn_pool.latent", "head.probe"),

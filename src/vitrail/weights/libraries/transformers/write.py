@@ -25,7 +25,7 @@ from vitrail.weights.libraries.transformers.names import (
     Spelling,
 )
 from vitrail.weights.library import Layout, Plan
-from vitrail.weights.names import rows
+from vitrail.weights.names import key_table
 from vitrail.weights.targets import (
     ANY,
     GELUS,
@@ -131,7 +131,7 @@ def encoder_config(cfg: ViTConfig, kind: str, **more: Any) -> dict[str, Any]:
 
 def with_head(layout: Layout, name: str) -> Layout:
     """Return the layout of a class that calls its head otherwise."""
-    return dataclasses.replace(layout, table=(*rows([("head.*", f"{name}.*")]), *layout.table))
+    return dataclasses.replace(layout, table=(*key_table([("head.*", f"{name}.*")]), *layout.table))
 
 
 def deit(cfg: ViTConfig) -> Target:
