@@ -72,9 +72,9 @@ PUBLISHED = {
 @pytest.mark.parametrize(("dim", "heads"), PUBLISHED.items())
 def test_heads_of_published_widths(dim: int, heads: int) -> None:
     """As in our table of sizes and in timm's models of that width, and the receipt says that it was taken for granted."""
-    found = inferred(shapes(dim=dim))
-    assert (found.config.num_heads, found.config.head_dim) == (heads, None)
-    assert found.assumed == (f"{heads} heads, as published at width {dim}",)
+    result = inferred(shapes(dim=dim))
+    assert (result.config.num_heads, result.config.head_dim) == (heads, None)
+    assert result.assumed == (f"{heads} heads, as published at width {dim}",)
     assert all(size.num_heads == heads for size in SIZES.values() if size.embed_dim == dim)
 
 
@@ -86,7 +86,7 @@ def test_the_giants_of_one_width_differ_by_their_class_token() -> None:
 @pytest.mark.parametrize(
     ("dim", "offered"), [(48, "2 or num_heads=4 or num_heads=8"), (128, "2 or"), (1000, "2 or"), (7, "1$")]
 )
-def test_other_widths_are_asked_about(dim: int, offered: str) -> None:
+def test_heads_of_other_widths_are_a_question(dim: int, offered: str) -> None:
     with pytest.raises(
         ValueError, match=rf"^the tensors do not tell num_heads \(width {dim} is not that .*\): give num_heads={offered}"
     ):
@@ -95,16 +95,16 @@ def test_other_widths_are_asked_about(dim: int, offered: str) -> None:
 
 
 def test_attention_that_is_not_as_wide_as_its_tokens() -> None:
-    found = inferred(shapes(dim=48, inner=32), num_heads=2)
-    assert (found.config.num_heads, found.config.head_dim) == (2, 16)
-    found = inferred(shapes(dim=768, inner=512), num_heads=8)
-    assert (found.config.num_heads, found.config.head_dim) == (8, 64)
+    result = inferred(shapes(dim=48, inner=32), num_heads=2)
+    assert (result.config.num_heads, result.config.head_dim) == (2, 16)
+    result = inferred(shapes(dim=768, inner=512), num_heads=8)
+    assert (result.config.num_heads, result.config.head_dim) == (8, 64)
 
 
 def test_a_norm_of_queries_tells_the_heads() -> None:
     norms = {f"blocks.0.attn.{x}_norm.{kind}": (16,) for x in "qk" for kind in ("weight", "bias")}
-    found = inferred({**shapes(dim=48), **norms})
-    assert (found.config.num_heads, found.config.qk_norm, found.assumed) == (3, True, ())
+    result = inferred({**shapes(dim=48), **norms})
+    assert (result.config.num_heads, result.config.qk_norm, result.assumed) == (3, True, ())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -115,12 +115,12 @@ def test_a_norm_of_queries_tells_the_heads() -> None:
 def test_our_own_sizes(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, depth=2)
-    found = inferred({key: tuple(value.shape) for key, value in model.state_dict().items()})
-    assert found.config == ViTConfig(**{**vars(model.config), "img_size": (224, 224)})
-    assert (found.grid, found.positions_for) == ((14, 14), ("cls",))
+    result = inferred({key: tuple(value.shape) for key, value in model.state_dict().items()})
+    assert result.config == ViTConfig(**{**vars(model.config), "img_size": (224, 224)})
+    assert (result.grid, result.positions_for) == ((14, 14), ("cls",))
 
 
-def test_swiglu_is_what_is_twice_as_wide() -> None:
+def test_swiglu_has_a_first_layer_twice_as_wide() -> None:
     given = shapes(dim=384, blocks__0__mlp__fc1__weight=(2048, 384), blocks__0__mlp__fc2__weight=(384, 1024))
     config = inferred(given).config
     assert (config.mlp, round(config.mlp_ratio * 384)) == ("swiglu", 1024)
@@ -233,7 +233,7 @@ AT_224 = {"img_size": (224, 224)}
         (of_open_clip({"timm_model_name": "vit_base_patch16_224", "timm_pool": "token"}), {"mlp": "gelu", "pool": "cls"}),
     ],
 )
-def test_what_a_config_tells(config: dict[str, Any], fields: dict[str, Any]) -> None:
+def test_fields_that_a_config_states(config: dict[str, Any], fields: dict[str, Any]) -> None:
     assert config_fields(config) == fields
 
 
@@ -257,7 +257,7 @@ def test_configs_of_no_plain_vit(config: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_what_a_config_of_transformers_leaves_out(kind: str) -> None:
+def test_defaults_that_a_config_of_transformers_omits(kind: str) -> None:
     """Files by hand, such as SigLIP's on the Hub, say a model_type and little more."""
     config = transformers.AutoConfig.for_model(kind)
     assert {name: getattr(config, name) for name in DEFAULTS[kind]} == DEFAULTS[kind]
@@ -292,7 +292,7 @@ def test_a_config_of_nonsense_is_one_line(config: dict[str, Any]) -> None:
     assert len(says.splitlines()) <= 1
 
 
-def test_the_names_of_timm_say_what_timm_s_models_have() -> None:
+def test_architecture_names_of_timm_imply_the_form_of_gelu() -> None:
     """Of every architecture with CLIP's, SigLIP's or our own test's names: the form of GELU, by its live model."""
     kinds = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
     for name in timm.list_models(["*_clip_*", "*siglip*", "*_gap_*", "*_map_*"], module="vision_transformer"):
@@ -304,9 +304,9 @@ def test_the_names_of_timm_say_what_timm_s_models_have() -> None:
         assert config_fields({"architecture": name})["mlp"] == kinds[act], name
 
 
-def test_what_the_user_says_comes_before_the_config() -> None:
-    found = inferred(shapes(dim=48), config=of_timm("vit_tiny_patch16_clip_224", num_heads=2), num_heads=3, mlp="gelu_tanh")
-    assert (found.config.num_heads, found.config.mlp) == (3, "gelu_tanh")
+def test_overrides_take_precedence_over_the_config() -> None:
+    result = inferred(shapes(dim=48), config=of_timm("vit_tiny_patch16_clip_224", num_heads=2), num_heads=3, mlp="gelu_tanh")
+    assert (result.config.num_heads, result.config.mlp) == (3, "gelu_tanh")
 
 
 # --------------------------------------------------------------------------------------------------------------------
