@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitrail.config import Pair, ViTConfig, pair
 from vitrail.text import printable_errors
@@ -84,22 +84,24 @@ def infer(shapes: Shapes, layout: Layout, *, config: Config, overrides: Mapping[
     refuse_shapes(shapes, layout)
     stated = config_fields(config)
     known = {**stated, **{name: value for name, value in overrides.items() if value is not None}}
-    assumed: list[str] = []
-    questions: list[Question] = []
-
     fields = fields_of(shapes, layout, config) | {name: value for name, value in stated.items() if name in STATED}
     if gated := is_gated(shapes):
         fields["mlp"] = "swiglu"
-    heads, head_dim = heads_of(shapes, layout, fields, known, prefix, assumed, questions)
-    fields |= {"num_heads": heads, "head_dim": None if head_dim * heads == fields["embed_dim"] else head_dim}
     evidence = Evidence(shapes, fields, known, config)
-    questions += [*gelu_questions(evidence, layout), *layout.questions(evidence), *position_questions(evidence, layout)]
+    heads = heads_of(evidence, layout, prefix)
+    fields |= {
+        "num_heads": heads.number,
+        "head_dim": None if heads.width * heads.number == fields["embed_dim"] else heads.width,
+    }
+    questions = [*heads.questions, *gelu_questions(evidence, layout), *layout.questions(evidence)]
+    questions += position_questions(evidence, layout)
     if fields["pool"] == "map" and fields["reg_tokens"] and "pool_include_prefix" not in known:
         why = "whether attention pooling looks at the registers"
         questions.append(Question("pool_include_prefix", why, (False, True)))
     positions, mismatch = None, None
     try:
-        positions = positions_of(shapes, fields, stated, overrides, questions, class_row=layout.class_row)
+        positions = positions_of(evidence, stated, overrides, class_row=layout.class_row)
+        questions += positions.questions
     except ValueError as error:
         mismatch = error
     if questions:  # first what can be answered
@@ -114,7 +116,7 @@ def infer(shapes: Shapes, layout: Layout, *, config: Config, overrides: Mapping[
     fields["no_embed_class"] = fields["class_token"] and "cls" not in prefix_rows
     fields["pos_embed"] = "learn" if "pos_embed" in shapes or layout.computes_positions else "none"
     fields["img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
-    assumed += layout.assumptions(evidence._replace(fields=fields))
+    assumed = [*heads.assumed, *layout.assumptions(evidence._replace(fields=fields))]
     assumed += [text for library in LIBRARIES.values() for text in library.config_assumptions(config)]
     return Inferred(ViTConfig(**fields), grid, prefix_rows, tuple(assumed), f"{grid[0]}x{grid[1]} patches: {positions.source}")
 
@@ -226,48 +228,54 @@ def fields_of(shapes: Shapes, layout: Layout, config: Config) -> dict[str, Any]:
 # What shapes leave open
 
 
-def heads_of(
-    shapes: Shapes,
-    layout: Layout,
-    fields: Mapping[str, Any],
-    known: Mapping[str, Any],
-    prefix: str,
-    assumed: list[str],
-    questions: list[Question],
-) -> tuple[int, int]:
-    """Return number and width of the heads."""
+class Heads(NamedTuple):
+    """Number and width of the attention heads."""
+
+    number: int
+    width: int
+    assumed: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+
+def heads_of(evidence: Evidence, layout: Layout, prefix: str) -> Heads:
+    """Return the heads: as stated, as a tensor shows them, or as published at this width; else with a question.
+
+    Raises ValueError for a stated number that does not divide the attention's width.
+    """
+    shapes, fields, known, _ = evidence
     dim, inner = fields["embed_dim"], shapes["blocks.0.attn.qkv.weight"][0] // 3
     if "num_heads" in known:
         heads = int(known["num_heads"])
         if heads < 1 or inner % heads:
             raise ValueError(f"num_heads {heads} does not divide the attention's width {inner}")
-        return heads, inner // heads
-    if "blocks.0.attn.q_norm.weight" in shapes and shapes["blocks.0.attn.q_norm.weight"][0] < inner:
-        head_dim = shapes["blocks.0.attn.q_norm.weight"][0]
-        return inner // head_dim, head_dim
-    heads = 0
-    if "heads" in known:  # Google's files have an axis for them
+        return Heads(heads, inner // heads)
+    width = shapes.get("blocks.0.attn.q_norm.weight", (inner,))[0]
+    if width < inner:
+        return Heads(inner // width, width)
+    heads, fixed = 0, layout.assumes.get("head_dim")
+    if "heads" in known:  # the file has an axis for them
         heads = known["heads"]
-    elif layout.assumes.get("head_dim"):
-        heads = inner // layout.assumes["head_dim"] if inner % layout.assumes["head_dim"] == 0 else 0
+    elif fixed:
+        heads = inner // fixed if inner % fixed == 0 else 0
     elif inner == dim and dim in WIDE_HEADS:
         heads = WIDE_HEADS[dim]
     elif dim == 1536:  # DINOv2's g has 24 heads, SigLIP's giantopt 16
         heads = 24 if fields["class_token"] else 16
     elif dim == 768 and fields["pool"] == "avg" and not fields["class_token"] and not fields["reg_tokens"]:
-        questions.append(Question("num_heads", "12 in SigLIP, 16 in timm's vit_base_patch16_gap_224", (12, 16)))
-        return 12, 64
+        return open_heads(inner, "12 in SigLIP, 16 in timm's vit_base_patch16_gap_224", (12, 16))
     elif dim == 384 and re.search(r"(base|momentum)_encoder", prefix):
-        questions.append(Question("num_heads", "12 in MoCo v3, 6 in all others of this width", (12, 6)))
-        return 12, 32
+        return open_heads(inner, "12 in MoCo v3, 6 in all others of this width", (12, 6))
     elif inner == dim and 192 <= dim <= 1024 and dim % 64 == 0:
         heads = dim // 64
     if not heads:
         several = tuple(heads for heads in (2, 4, 8, 16) if inner % heads == 0) or (1,)
-        questions.append(Question("num_heads", f"width {inner} is not that of a published family", several))
-        return 1, inner
-    assumed.append(f"{heads} heads, as published at width {dim}")
-    return heads, inner // heads
+        return open_heads(inner, f"width {inner} is not that of a published family", several)
+    return Heads(heads, inner // heads, assumed=(f"{heads} heads, as published at width {dim}",))
+
+
+def open_heads(inner: int, why: str, answers: tuple[int, ...]) -> Heads:
+    """Ask for the number of heads."""
+    return Heads(1, inner, questions=(Question("num_heads", why, answers),))
 
 
 def gelu_questions(evidence: Evidence, layout: Layout) -> Iterator[Question]:
@@ -307,16 +315,11 @@ class PositionGrid:
     """Prefix tokens that have a row: of cls, dist, reg."""
     source: str
     """Where the grid comes from, for the receipt."""
+    questions: tuple[Question, ...] = ()
 
 
 def positions_of(
-    shapes: Shapes,
-    fields: Mapping[str, Any],
-    stated: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-    questions: list[Question],
-    *,
-    class_row: bool | None,
+    evidence: Evidence, stated: Mapping[str, Any], overrides: Mapping[str, Any], *, class_row: bool | None
 ) -> PositionGrid:
     """Return the grid of the position embedding, and which prefix tokens have a row in it.
 
@@ -324,6 +327,7 @@ def positions_of(
     config.json states, the size that the caller asks for, a square; each only if it has as many patches as there are rows.
     Raises ValueError if none has.
     """
+    shapes, fields = evidence.shapes, evidence.fields
     patch = pair(fields["patch_size"])
     new_patch = patch if overrides.get("patch_size") is None else pair(from_list(overrides["patch_size"]))
     own = grid_at(stated.get("img_size"), patch)
@@ -357,9 +361,9 @@ def positions_of(
         )
     grid, tokens = squares[0], tokens_at(squares[0])
     assert tokens is not None
-    if class_row is None and not tokens:
-        questions += rectangle_questions(grid, table[-2], prefix, fields)
-    return PositionGrid(grid, tokens, "assumed, a square: no size is in the file and none that fits is asked for")
+    questions = () if tokens or class_row is not None else rectangle_questions(grid, table[-2], prefix, fields)
+    source = "assumed, a square: no size is in the file and none that fits is asked for"
+    return PositionGrid(grid, tokens, source, tuple(questions))
 
 
 def grid_at(size: Any, patch: Pair) -> Pair | None:

@@ -41,17 +41,17 @@ OUT = Form(lambda parts: parts[0].flatten(0, 1).T, lambda x, cfg: [x.T.unflatten
 
 
 def layer(ours: str, theirs: str, kernel: Form) -> list[KeyLine]:
-    """Weight and bias of a layer."""
+    """Return the rows of a layer."""
     return [(f"{ours}.weight", f"{theirs}/kernel", kernel), (f"{ours}.bias", f"{theirs}/bias", SAME)]
 
 
 def norm(ours: str, theirs: str) -> list[KeyLine]:
-    """Weight and bias of a norm."""
+    """Return the rows of a norm."""
     return [(f"{ours}.weight", f"{theirs}/scale"), (f"{ours}.bias", f"{theirs}/bias")]
 
 
 def projections(ours: str, theirs: str, *names: str) -> list[KeyLine]:
-    """Weight and bias of attention's input projections, stacked in ours."""
+    """Return the rows of attention's input projections, stacked in ours."""
     return [
         (f"{ours}.weight", tuple(f"{theirs}/{name}/kernel" for name in names), HEADS),
         (f"{ours}.bias", tuple(f"{theirs}/{name}/bias" for name in names), HEADS_BIAS),
@@ -59,7 +59,7 @@ def projections(ours: str, theirs: str, *names: str) -> list[KeyLine]:
 
 
 def encoder(*, positions: str, attention: int, norm2: int, mlp: int) -> list[KeyLine]:
-    """The encoder's rows, with the numbers that Flax gave the parts of a block."""
+    """Return the encoder's rows, with the numbers that Flax gave the parts of a block."""
     block = "Transformer/encoderblock_#"
     heads = f"{block}/MultiHeadDotProductAttention_{attention}"
     return [
