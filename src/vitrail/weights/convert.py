@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.config import nearest
-from vitrail.models import Baseline, ViT
+from vitrail.models.backbone import Backbone
+from vitrail.settings.families import name_of
 from vitrail.text import json_escaped
 from vitrail.weights.libraries import LIBRARIES
 from vitrail.weights.library import Plan
@@ -39,35 +40,43 @@ def convert(
 ) -> Path:
     """Write a checkpoint that another library loads strictly and computes the same with. Returns its path.
 
-    `source` is whatever `load` takes, or a ViT. `to` is "timm" or "hf", for a folder, or "torchvision" or "npz", for a
+    `source` is whatever `load` takes, or a model. `to` is "timm" or "hf", for a folder, or "torchvision" or "npz", for a
     file; torchvision's arguments stand in a .json beside it. Preprocessing and class names are written if the format has a
     place for them. A warning names what the result lacks. Nothing is overwritten without `overwrite`, and a failure leaves
     no file behind. Raises ValueError, in one line, for a model that the other library can't be, naming the field.
     """
     path = place(to, destination, overwrite=overwrite)
-    plan = planned(source if isinstance(source, ViT) else load(source), to)
+    plan = planned(source if isinstance(source, Backbone) else load(source), to)
     for note in plan.notes:
         warnings.warn(note, stacklevel=2)
     write(plan, path, overwrite=overwrite)
     return path
 
 
-def planned(model: ViT | Baseline, to: str) -> Plan:
+def planned(model: Backbone, to: str) -> Plan:
     """Return what another library needs to be this model. Raises Inexpressible, which names the field and who has it."""
-    if isinstance(model, Baseline):
-        raise Inexpressible(f"{model.config.name} has the names of {model.config.library} in its model.safetensors already")
+    if not any(type(model.config) in writer.plans for writer in WRITERS.values()):
+        raise Inexpressible(f"{name_of(model.config)} has the names of its own library in its model.safetensors already")
     try:
-        return WRITERS[to].plan(model)
+        return plan_for(model, to)
     except Inexpressible as error:
         others = [f'"{other}"' for other in WRITERS if other != to and expressible(model, other)]
         way = f"convert it to {' or '.join(others)}" if others else "Vitrail's own run folders hold it"
         raise Inexpressible(f"{error}; {way}") from error
 
 
-def expressible(model: ViT, to: str) -> bool:
+def plan_for(model: Backbone, to: str) -> Plan:
+    """Return a library's plan for the model's family. Raises Inexpressible if it has none, or not for this model."""
+    plans = WRITERS[to].plans
+    if type(model.config) not in plans:
+        raise Inexpressible(f'"{to}" has no {type(model).__name__}')
+    return plans[type(model.config)](model)
+
+
+def expressible(model: Backbone, to: str) -> bool:
     """Return whether the other library can be this model."""
     try:
-        return WRITERS[to].plan(model) is not None
+        return plan_for(model, to) is not None
     except ValueError:
         return False
 

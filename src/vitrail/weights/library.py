@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vitrail.config import Pair
-from vitrail.models import ViT
+from vitrail.models.backbone import Backbone
 from vitrail.weights.eval_transform import DefaultTransform, EvalTransform
 from vitrail.weights.names import KeyRow
 
@@ -134,7 +134,7 @@ class Plan:
     to: str
     opens: str
     """The line of Python that opens it, with PATH for its path."""
-    model: ViT | None = None
+    model: Backbone | None = None
     """Written as a run folder, if the library reads our own files."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """By the library's names: views of the model's tensors wherever the layout allows it."""
@@ -148,8 +148,8 @@ class Writer:
     """A target of `vitrail convert`."""
 
     name: str
-    plan: Callable[[ViT], Plan]
-    """Raises Inexpressible for a model that the library has no class for."""
+    plans: Mapping[type[Any], Callable[[Any], Plan]]
+    """By the config of a family. Each raises Inexpressible for a model that the library has no class for."""
     suffixes: tuple[str, ...] = ()
     """Of the single file that is written, the default first; empty for a folder."""
     beside: tuple[str, ...] = ()

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.config import Pair, Preprocessing
+from vitrail.config import Pair, Preprocessing, tupled
+from vitrail.models.card import Card, Kind
+from vitrail.models.receipt import Receipt
 from vitrail.weights.eval_transform import IMAGENET, EvalTransform, Numbers
 from vitrail.weights.libraries import LIBRARIES
 from vitrail.weights.library import Config
-from vitrail.weights.run_folder import tupled
 
 DEFAULTS = tuple(default for library in LIBRARIES.values() for default in library.default_transforms)
 
@@ -32,6 +33,11 @@ class Given:
     """Whether no source states it."""
     multi_label: bool = False
     """Whether the head was trained for images with any number of the classes."""
+
+    def card(self, receipt: Receipt) -> Card:
+        """Return the card of the model that is loaded from the checkpoint."""
+        task: Kind = "multi-label" if self.multi_label else "classify"
+        return Card(preprocessing=self.preprocessing, classes=self.classes, task=task, receipt=receipt)
 
 
 def preprocessing_for(

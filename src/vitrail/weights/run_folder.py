@@ -16,13 +16,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitrail.config import Preprocessing, ViTConfig
-from vitrail.models import Baseline
+from vitrail.config import Preprocessing, tupled
 from vitrail.models.backbone import Backbone
-from vitrail.models.baseline import BaselineConfig
-from vitrail.weights.libraries.timm import timm_config, timm_state
-from vitrail.weights.receipt import Receipt
-from vitrail.weights.targets import Inexpressible
+from vitrail.settings.families import FAMILIES, family_of_config
+from vitrail.weights.libraries.timm import RUN_FORMS
+from vitrail.weights.targets import Inexpressible, State
 
 CONFIG, WEIGHTS, SETTINGS = "config.json", "model.safetensors", "config.yaml"
 
@@ -32,7 +30,8 @@ class RunInfo:
     """What a run folder says of its model."""
 
     folder: Path
-    config: ViTConfig | BaselineConfig
+    config: Any
+    """Config of the model's family."""
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     data: str
@@ -51,14 +50,12 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     """
     if model.preprocessing is None:
         raise ValueError("the model does not say what happens to its images; set model.preprocessing before it is saved")
-    theirs, cfg, origin = model.net if isinstance(model, Baseline) else model, model.config, come_from(model)
-    state, timm = {name: value.detach().cpu() for name, value in theirs.state_dict().items()}, {}
-    if isinstance(model, Baseline):
-        timm = baseline_for_timm(model, model.preprocessing)
-    elif isinstance(cfg, ViTConfig):
+    cfg, origin = model.config, come_from(model)
+    state: State = {name: value.detach().cpu() for name, value in model.stored().state_dict().items()}
+    timm: dict[str, Any] = {}
+    if type(cfg) in RUN_FORMS:
         with contextlib.suppress(Inexpressible):
-            timm = timm_config(cfg, model.preprocessing, licence=origin.get("licence"))
-            state, cfg = timm_state(state, cfg)
+            timm, state, cfg = RUN_FORMS[type(cfg)](model, state, model.preprocessing, origin.get("licence"))
     draft = folder / f"{WEIGHTS}.part"
     save_tensors(state, draft)
     digest = sha256(draft)
@@ -66,7 +63,7 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     preprocessing = dataclasses.asdict(model.preprocessing)
     config = {
         "vitrail": {
-            "baseline" if isinstance(model, Baseline) else "model": dataclasses.asdict(cfg),
+            family_of_config(cfg).stored_as: dataclasses.asdict(cfg),
             "preprocessing": preprocessing,
             "data": data,
             "sha256": digest,
@@ -128,38 +125,12 @@ def come_from(model: Backbone) -> dict[str, Any]:
     Of a file's path the last part only: where it lay is nobody's business.
     """
     receipt = model.receipt
-    if not isinstance(receipt, Receipt) or not receipt.total("exact", "resized", "adapted"):
+    if receipt is None or not receipt.total("exact", "resized", "adapted"):
         return {}
     told = receipt.to_dict()
     if os.path.isabs(receipt.file) or os.path.exists(receipt.file):  # else it is a Hub id, or none at all
         told["file"] = Path(receipt.file).name
     return {"licence": receipt.licence, "receipt": told}
-
-
-def baseline_for_timm(model: Baseline, images: Preprocessing) -> dict[str, Any]:
-    """The keys by which timm opens one of its own models; none for another library's."""
-    if model.config.library != "timm":
-        return {}
-    cfg, published = model.config, model.net.pretrained_cfg
-    assert isinstance(published, dict)
-    args: dict[str, Any] = {"in_chans": cfg.in_channels}
-    if published.get("fixed_input_size"):
-        args["img_size"] = cfg.img_size
-    taken = {"fixed_input_size", "classifier", *(["first_conv"] if cfg.in_channels in (1, 3) else [])}  # as `timm_config` does
-    return {
-        "architecture": cfg.theirs.partition(".")[0],
-        "model_args": args,
-        "pretrained_cfg": {
-            **{key: value for key, value in published.items() if key in taken},
-            "input_size": [cfg.in_channels, *images.img_size],
-            "mean": images.mean,
-            "std": images.std,
-            "crop_pct": images.crop_pct,
-            "crop_mode": images.crop_mode,
-            "interpolation": images.interpolation,
-            "num_classes": cfg.num_classes,
-        },
-    }
 
 
 def read_run(folder: str | Path) -> RunInfo:
@@ -175,24 +146,19 @@ def read_run(folder: str | Path) -> RunInfo:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         ours = config["vitrail"]
         images = tupled(ours["preprocessing"])
-        theirs = "baseline" in ours
+        family = next(family for family in FAMILIES.values() if family.stored_as in ours)
         return RunInfo(
             folder=folder,
-            config=BaselineConfig(**tupled(ours["baseline"])) if theirs else ViTConfig(**tupled(ours["model"])),
+            config=family.config(**tupled(ours[family.stored_as])),
             preprocessing=Preprocessing(**images),
             classes=tuple(config["label_names"]),
             data=str(ours["data"]),
             sha256=str(ours["sha256"]),
             multi_label=bool(config.get("multi_label", False)),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder / CONFIG} can't be read ({reason}); restore it from a copy, or train again") from error
-
-
-def tupled(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists as the tuples that they were."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def sha256(path: Path) -> str:

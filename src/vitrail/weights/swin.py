@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitrail.config import configured
+from vitrail.config import configured, pair
+from vitrail.models.receipt import Entry, Receipt
 from vitrail.models.swin import Swin
 from vitrail.models.windows import resize_bias_table
 from vitrail.settings.swin import SwinConfig
-from vitrail.text import printable_errors
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.libraries import LIBRARIES
 from vitrail.weights.preprocess import preprocessing_for
-from vitrail.weights.read import Checkpoint, read
-from vitrail.weights.receipt import Entry, Receipt
+from vitrail.weights.read import Checkpoint
+from vitrail.weights.targets import rename_swin
 
 Names = Callable[[str], tuple[str, ...]]
 Shape = tuple[int, ...]
@@ -74,34 +72,35 @@ def infer(shapes: Mapping[str, Shape], names: Names, *, img_size: Any) -> SwinCo
     )
 
 
-@printable_errors()
+def is_swin(tensors: Mapping[str, Any]) -> bool:
+    """Whether tensors of these names make a Swin Transformer."""
+    return names_of(tensors) is not None
+
+
 def load_swin(
-    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module,
+    checkpoint: Checkpoint,
+    known: SwinConfig | None,
+    changes: Mapping[str, Any],
     *,
     channels: Literal["repeat", "keep"] = "repeat",
-    **changes: Any,
+    strict: bool = True,
 ) -> Swin:
-    """A Swin Transformer with the weights of a file, folder, state dict or model of timm, torchvision or transformers.
+    """A Swin Transformer with the weights of a checkpoint, in evaluation mode; see `vitrail.load`.
 
-    `changes` are fields of SwinConfig. Windows of another side resize the relative position bias; other channels adapt the stem
-    as `vitrail.load` does; other classes get a fresh head. `model.receipt` says what became of every tensor. Raises ValueError
-    for a source that holds no Swin Transformer of version 1, or not all of one.
+    `known` is the config of a model of ours. Windows of another side resize the relative position bias. Raises ValueError for
+    tensors that make no Swin Transformer of version 1, or not all of one (with `strict=False`, fresh weights fill the gaps).
     """
-    beside = config_of(source) if isinstance(source, nn.Module) else {}
-    tensors = source.state_dict() if isinstance(source, nn.Module) else source
-    checkpoint = read(os.fspath(tensors) if isinstance(tensors, os.PathLike) else tensors)
-    checkpoint = dataclasses.replace(checkpoint, config=checkpoint.config or beside)
     found = names_of(checkpoint.tensors)
     if found is None:
         raise ValueError(f"{checkpoint.file} is no Swin Transformer of timm, torchvision, transformers or the paper's code")
     library, names = found
     shapes = checkpoint.shapes
-    stored = infer(shapes, names, img_size=own_size(checkpoint.config) or 224)
-    config = configured(stored, changes)
+    stored = known or infer(shapes, names, img_size=own_size(checkpoint.config) or 224)
+    config = configured(stored, dict(changes))
     with torch.device("meta"):
         model = Swin(config)
     state, entries, used = {}, [], set[str]()
-    fresh = Swin(config).state_dict() if config.num_classes != stored.num_classes else {}
+    fresh = Swin(config).state_dict() if config.num_classes != stored.num_classes or not strict else {}
     for name, target in model.state_dict().items():
         theirs = names(name)
         head = name.startswith("head.")
@@ -111,6 +110,10 @@ def load_swin(
             entries.append(Entry(name, "new", target.numel(), head=True))
             continue
         if missing := [one for one in theirs if one not in shapes]:
+            if not strict:
+                state[name] = fresh[name]
+                entries.append(Entry(name, "new", target.numel(), head=head))
+                continue
             raise ValueError(f"{checkpoint.file} has no {missing[0]}, so the Swin Transformer is not complete")
         used.update(theirs)
         parts = [checkpoint.tensors[one] for one in theirs]
@@ -138,20 +141,16 @@ def load_swin(
 
 def documented(model: Swin, checkpoint: Checkpoint, library: str, stored: SwinConfig, entries: tuple[Entry, ...]) -> Swin:
     """The model with its preprocessing, classes and receipt."""
-    size = stored.img_size
-    side = (size, size) if isinstance(size, int) else size
-    own = model.config.img_size
     given = preprocessing_for(
-        img_size=(own, own) if isinstance(own, int) else own,
+        img_size=pair(model.config.img_size),
         in_channels=model.config.in_channels,
-        num_classes=model.config.num_classes,
+        num_classes=model.config.num_classes if model.config.num_classes == stored.num_classes else -1,
         config=checkpoint.config,
         preprocessor=checkpoint.preprocessor,
         origin=f"{library} swin",
-        file_img_size=side,
+        file_img_size=pair(stored.img_size),
     )
-    model.preprocessing, model.classes = given.preprocessing, given.classes
-    model.receipt = Receipt(
+    receipt = Receipt(
         origin=f"{library}, Swin",
         file=checkpoint.file,
         sha256=checkpoint.sha256,
@@ -160,16 +159,8 @@ def documented(model: Swin, checkpoint: Checkpoint, library: str, stored: SwinCo
         notes=checkpoint.notes,
         preprocessing=given.source,
     )
+    model.card = given.card(receipt)
     return model.eval()
-
-
-def config_of(model: nn.Module) -> dict[str, Any]:
-    """What a live model says of itself beside its tensors, as its config.json would."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "to_dict"):
-        return dict(config.to_dict())
-    published = getattr(model, "pretrained_cfg", None)
-    return {"pretrained_cfg": dict(published)} if published else {}
 
 
 def own_size(config: Mapping[str, Any]) -> int | tuple[int, int] | None:
@@ -187,9 +178,5 @@ def own_size(config: Mapping[str, Any]) -> int | tuple[int, int] | None:
 
 
 def export_state(model: Swin, to: str) -> dict[str, Tensor]:
-    """The model's tensors under another library's names."""
-    state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        theirs = WRITES[to](name)
-        state |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
-    return state
+    """Return the model's tensors under another library's names."""
+    return rename_swin(model, WRITES[to])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config import Preprocessing, ViTConfig, pair
-from vitrail.models import ViT
+from vitrail.models.backbone import Backbone
 from vitrail.weights.library import Layout
 
 State = Mapping[str, Tensor]
@@ -97,12 +97,12 @@ def mlp_ratio(hidden: int, dim: int) -> float:
 # The same model in other weights
 
 
-def cpu_state(model: ViT) -> dict[str, Tensor]:
+def cpu_state(model: Backbone) -> dict[str, Tensor]:
     """Return the model's tensors on the CPU."""
     return {name: value.detach().cpu() for name, value in model.state_dict().items()}
 
 
-def preprocessing_of(model: ViT) -> Preprocessing:
+def preprocessing_of(model: Backbone) -> Preprocessing:
     """Return the model's preprocessing. Raises ValueError if it has none."""
     if model.preprocessing is None:
         raise ValueError("the model does not say what happens to its images; set model.preprocessing before it is converted")
@@ -168,3 +168,12 @@ def rename(
                 outside = layout.head_outside and name.startswith("head")
                 renamed.setdefault(short if outside else prefix + short, []).append(part)
     return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in renamed.items()}
+
+
+def rename_swin(model: Backbone, names: Callable[[str], tuple[str, ...]]) -> dict[str, Tensor]:
+    """Rename the tensors of a Swin Transformer; query, key and value are split if `names` returns three."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in cpu_state(model).items():
+        theirs = names(name)
+        renamed |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
+    return renamed

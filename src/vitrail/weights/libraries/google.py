@@ -158,5 +158,5 @@ GOOGLE = Library(
         # google-research/vision_transformer: vit_jax/input_pipeline.py resizes to the crop's size
         DefaultTransform("google", "Google's checkpoints", HALF, 1.0, "squash", "bilinear"),
     ),
-    writer=Writer("npz", plan, suffixes=(".npz",)),
+    writer=Writer("npz", {ViTConfig: plan}, suffixes=(".npz",)),
 )

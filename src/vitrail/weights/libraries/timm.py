@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from vitrail.config import Preprocessing, ViTConfig
-from vitrail.models import ViT
+from vitrail.models import Baseline, Swin, ViT
+from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.swin import SwinConfig
 from vitrail.weights.eval_transform import IMAGENET, EvalTransform, filter_of, numbers, with_notes
 from vitrail.weights.library import (
     SWIN_BIAS,
@@ -225,21 +227,35 @@ def timm_config(cfg: ViTConfig, images: Preprocessing, *, licence: str | None = 
     return {
         "architecture": architecture,
         "model_args": model_args(cfg),
-        "pretrained_cfg": {
-            "input_size": [cfg.in_channels, *images.img_size],
-            "fixed_input_size": True,
-            "mean": images.mean,
-            "std": images.std,
-            "crop_pct": images.crop_pct,
-            "crop_mode": images.crop_mode,
-            "interpolation": images.interpolation,
-            "num_classes": cfg.num_classes,
-            # with other channels, timm before 1.0.27 would throw the stem away instead of taking it as it is
-            **({"first_conv": "patch_embed.proj"} if cfg.in_channels in (1, 3) else {}),
-            "classifier": ["head", "head_dist"] if cfg.dist_token else "head",
-            **({"license": licence} if licence else {}),
-        },
+        "pretrained_cfg": pretrained_cfg(
+            cfg,
+            images,
+            licence,
+            fixed_input_size=True,
+            **first_conv(cfg),
+            classifier=["head", "head_dist"] if cfg.dist_token else "head",
+        ),
     }
+
+
+def pretrained_cfg(cfg: Any, images: Preprocessing, licence: str | None, **more: Any) -> dict[str, Any]:
+    """Return the part of config.json about the weights, which all models have."""
+    return {
+        "input_size": [cfg.in_channels, *images.img_size],
+        "mean": images.mean,
+        "std": images.std,
+        "crop_pct": images.crop_pct,
+        "crop_mode": images.crop_mode,
+        "interpolation": images.interpolation,
+        "num_classes": cfg.num_classes,
+        **more,
+        **({"license": licence} if licence else {}),
+    }
+
+
+def first_conv(cfg: Any) -> dict[str, Any]:
+    """Name the stem. With other channels, timm before 1.0.27 would discard it instead of loading it as it is."""
+    return {"first_conv": "patch_embed.proj"} if cfg.in_channels in (1, 3) else {}
 
 
 def model_args(cfg: ViTConfig) -> dict[str, Any]:
@@ -283,11 +299,77 @@ def timm_state(state: State, cfg: ViTConfig) -> tuple[dict[str, Tensor], ViTConf
     return with_token_rows(state, cfg, present=False) if cfg.reg_tokens else (dict(state), cfg)
 
 
+def swin_config(cfg: SwinConfig, images: Preprocessing, *, licence: str | None = None) -> dict[str, Any]:
+    """Return the keys of config.json by which timm opens a Swin Transformer. Raises Inexpressible for another epsilon."""
+    if cfg.norm_eps != SwinConfig.norm_eps:
+        raise Inexpressible(f"timm's SwinTransformer has no norm_eps {cfg.norm_eps:g}")
+    return {
+        "architecture": "swin_tiny_patch4_window7_224",
+        "model_args": {
+            "img_size": cfg.img_size,
+            "patch_size": cfg.patch_size,
+            "in_chans": cfg.in_channels,
+            "embed_dim": cfg.embed_dim,
+            "depths": cfg.depths,
+            "num_heads": cfg.num_heads,
+            "window_size": cfg.window_size,
+            "mlp_ratio": cfg.mlp_ratio,
+        },
+        "pretrained_cfg": pretrained_cfg(
+            cfg,
+            images,
+            licence,
+            fixed_input_size=True,
+            **first_conv(cfg),
+            classifier="head.fc",
+        ),
+    }
+
+
+def baseline_config(model: Baseline, images: Preprocessing) -> dict[str, Any]:
+    """Return the keys of config.json by which timm opens one of its own models; none for another library's."""
+    cfg = model.config
+    if cfg.library != "timm":
+        return {}
+    published = model.net.pretrained_cfg
+    assert isinstance(published, dict)
+    kept = {"fixed_input_size", "classifier", *(["first_conv"] if first_conv(cfg) else [])}
+    args: dict[str, Any] = {"in_chans": cfg.in_channels}
+    if published.get("fixed_input_size"):
+        args["img_size"] = cfg.img_size
+    return {
+        "architecture": cfg.theirs.partition(".")[0],
+        "model_args": args,
+        "pretrained_cfg": pretrained_cfg(cfg, images, None, **{key: value for key, value in published.items() if key in kept}),
+    }
+
+
 def plan(model: ViT) -> Plan:
     """Plan a folder for `create_model("local-dir:…")`, which is a run folder too."""
     timm_config(model.config, preprocessing_of(model))
     return Plan("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
 
+
+def swin_plan(model: Swin) -> Plan:
+    """Plan the same for a Swin Transformer, whose names are timm's."""
+    swin_config(model.config, preprocessing_of(model))
+    return Plan("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
+
+
+RunForm = tuple[dict[str, Any], State, Any]
+RUN_FORMS: dict[type[Any], Callable[[Any, State, Preprocessing, str | None], RunForm]] = {
+    ViTConfig: lambda model, state, images, licence: (
+        timm_config(model.config, images, licence=licence),
+        *timm_state(state, model.config),
+    ),
+    SwinConfig: lambda model, state, images, licence: (
+        swin_config(model.config, images, licence=licence),
+        state,
+        model.config,
+    ),
+    BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
+}
+"""By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
 
 TIMM = Library(
     layouts=(VIT_LAYOUT, EVA_LAYOUT),
@@ -295,5 +377,5 @@ TIMM = Library(
     fields=config_fields,
     config_transform=config_transform,
     labels=labels,
-    writer=Writer("timm", plan),
+    writer=Writer("timm", {ViTConfig: plan, SwinConfig: swin_plan}),
 )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from vitrail.config import pair
-from vitrail.models import ViT
+from vitrail.config import ViTConfig, pair
+from vitrail.models import Swin, ViT
+from vitrail.models.backbone import Backbone
+from vitrail.models.windows import relative_index
+from vitrail.settings.swin import SwinConfig
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
 from vitrail.weights.library import Layout, Library, Plan, SwinLayout, Writer
 from vitrail.weights.names import key_table
@@ -18,6 +22,7 @@ from vitrail.weights.targets import (
     check,
     cpu_state,
     rename,
+    rename_swin,
     require_head,
     with_token_rows,
     with_zeros,
@@ -73,14 +78,19 @@ def plan(model: ViT) -> Plan:
         "num_classes": cfg.num_classes,
         **({"representation_size": cfg.embed_dim} if cfg.head == "mlp" else {}),
     }
-    images = {} if model.preprocessing is None else {"preprocessing": dataclasses.asdict(model.preprocessing)}
-    labels = {"label_names": list(model.classes), "multi_label": model.multi_label}
     return Plan(
         "torchvision",
         f"torchvision.models.VisionTransformer({', '.join(f'{name}={value}' for name, value in args.items())})",
         tensors=rename(with_zeros(*with_token_rows(cpu_state(model), cfg, present=True)), cfg, VIT_LAYOUT),
-        beside={".json": {"arguments": args, **images, **labels}},
+        beside=arguments_file(model, args),
     )
+
+
+def arguments_file(model: Backbone, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the .json beside the weights: arguments of the class, preprocessing and class names."""
+    images = {} if model.preprocessing is None else {"preprocessing": dataclasses.asdict(model.preprocessing)}
+    labels = {"label_names": list(model.classes), "multi_label": model.multi_label}
+    return {".json": {"arguments": args, **images, **labels}}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -98,6 +108,34 @@ def swin_names(name: str) -> tuple[str, ...]:
     return (name.replace("head.fc.", "head."),)
 
 
+def swin_plan(model: Swin) -> Plan:
+    """Plan a state dict and the arguments of SwinTransformer. Raises Inexpressible for a model that it can't be."""
+    cfg = model.config
+    if cfg.in_channels != 3 or not cfg.num_classes:
+        raise Inexpressible(f"torchvision's SwinTransformer has no in_channels {cfg.in_channels} or num_classes 0")
+    args = {
+        "patch_size": [cfg.patch_size] * 2,
+        "embed_dim": cfg.embed_dim,
+        "depths": list(cfg.depths),
+        "num_heads": list(cfg.num_heads),
+        "window_size": [cfg.window_size] * 2,
+        "mlp_ratio": cfg.mlp_ratio,
+        "num_classes": cfg.num_classes,
+    }
+    state = rename_swin(model, swin_names)
+    indexes = {  # buffers that a strict load requires
+        name.replace("bias_table", "index"): relative_index(cfg.window_size).flatten()
+        for name in state
+        if name.endswith("relative_position_bias_table")
+    }
+    return Plan(
+        "torchvision",
+        f"torchvision.models.SwinTransformer({', '.join(f'{name}={value}' for name, value in args.items())})",
+        tensors=state | indexes,
+        beside=arguments_file(model, args),
+    )
+
+
 TORCHVISION = Library(
     layouts=(VIT_LAYOUT,),
     swin_layouts=(SwinLayout("torchvision", swin_names),),
@@ -107,5 +145,7 @@ TORCHVISION = Library(
             "torchvision", "torchvision's checkpoints", IMAGENET, 0.875, "center", "bilinear", above_224=(1.0, "bicubic")
         ),
     ),
-    writer=Writer("torchvision", plan, suffixes=(".pth", ".pt", ".safetensors"), beside=(".json",)),
+    writer=Writer(
+        "torchvision", {ViTConfig: plan, SwinConfig: swin_plan}, suffixes=(".pth", ".pt", ".safetensors"), beside=(".json",)
+    ),
 )

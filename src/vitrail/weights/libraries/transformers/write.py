@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config import Pair, Preprocessing, ViTConfig, pair
-from vitrail.models import ViT
+from vitrail.models import Swin, ViT
 from vitrail.weights.libraries.transformers.config import PROCESSORS
 from vitrail.weights.libraries.transformers.names import (
     CLIP_LAYOUT,
@@ -23,6 +23,7 @@ from vitrail.weights.libraries.transformers.names import (
     VIT_BLOCKS,
     VIT_LAYOUT,
     Spelling,
+    swin_names,
 )
 from vitrail.weights.library import Layout, Plan
 from vitrail.weights.names import key_table
@@ -36,6 +37,7 @@ from vitrail.weights.targets import (
     cpu_state,
     preprocessing_of,
     rename,
+    rename_swin,
     require_head,
     with_token_rows,
     with_zeros,
@@ -100,20 +102,23 @@ def target_for(cfg: ViTConfig, classes: tuple[str, ...] = (), *, multi_label: bo
         target = Target("ViTForImageClassification", config, VIT_LAYOUT, "vit.", VIT_BLOCKS, "ViT")
     else:
         target = dinov2(cfg)
-    names = classes or tuple(f"LABEL_{i}" for i in range(cfg.num_classes))
-    both_ways = {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
-    problem = {"problem_type": "multi_label_classification"} if multi_label and cfg.num_classes else {}
-    config = {"architectures": [target.cls], **target.config, **both_ways, **problem, "torch_dtype": "float32"}
+    labels = label_config(classes, num_classes=cfg.num_classes, multi_label=multi_label)
+    config = {"architectures": [target.cls], **target.config, **labels, "torch_dtype": "float32"}
     return target._replace(config=config)
+
+
+def label_config(classes: tuple[str, ...], *, num_classes: int, multi_label: bool) -> dict[str, Any]:
+    """Return the part of config.json that names the classes, and the loss of their labels."""
+    names = classes or tuple(f"LABEL_{i}" for i in range(num_classes))
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        **({"problem_type": "multi_label_classification"} if multi_label and num_classes else {}),
+    }
 
 
 def encoder_config(cfg: ViTConfig, kind: str, **more: Any) -> dict[str, Any]:
     """Return the part of config.json that all image encoders have."""
-
-    def sides(value: int | Pair) -> int | list[int]:
-        height, width = pair(value)
-        return height if height == width else [height, width]
-
     return {
         "model_type": kind,
         "hidden_size": cfg.embed_dim,
@@ -127,6 +132,12 @@ def encoder_config(cfg: ViTConfig, kind: str, **more: Any) -> dict[str, Any]:
         "num_channels": cfg.in_channels,
         **more,
     }
+
+
+def sides(value: int | Pair) -> int | list[int]:
+    """Return one side if both are the same, else [height, width]."""
+    height, width = pair(value)
+    return height if height == width else [height, width]
 
 
 def with_head(layout: Layout, name: str) -> Layout:
@@ -234,6 +245,35 @@ def plan(model: ViT) -> Plan:
         tensors=tensors,
         beside={"config.json": target.config, "preprocessor_config.json": image_processor(images, target.processor)},
         notes=notes,
+    )
+
+
+def swin_plan(model: Swin) -> Plan:
+    """Plan a folder for from_pretrained. Raises Inexpressible for a model without a head, whose class has other names."""
+    cfg = model.config
+    if not cfg.num_classes:
+        raise Inexpressible("transformers' SwinForImageClassification has no num_classes 0")
+    config = {
+        "architectures": ["SwinForImageClassification"],
+        "model_type": "swin",
+        "image_size": sides(cfg.img_size),
+        "patch_size": cfg.patch_size,
+        "num_channels": cfg.in_channels,
+        "embed_dim": cfg.embed_dim,
+        "depths": cfg.depths,
+        "num_heads": cfg.num_heads,
+        "window_size": cfg.window_size,
+        "mlp_ratio": cfg.mlp_ratio,
+        "hidden_act": "gelu",
+        "layer_norm_eps": cfg.norm_eps,
+        **label_config(model.classes, num_classes=cfg.num_classes, multi_label=model.multi_label),
+        "torch_dtype": "float32",
+    }
+    return Plan(
+        "hf",
+        'transformers.SwinForImageClassification.from_pretrained("PATH")',
+        tensors=rename_swin(model, swin_names),
+        beside={"config.json": config, "preprocessor_config.json": image_processor(preprocessing_of(model), "ViT")},
     )
 
 
