@@ -49,7 +49,8 @@ class Features:
     grid: Pair | None = None
     """Patches down and across, of the whole image; None without tokens."""
     pyramid: tuple[Float[Tensor, "B _C _h _w"], ...] | None = None
-    """Feature maps from fine to coarse; None where there are none."""
+    """Feature maps from fine to coarse, on the way from the images to `pooled`, so that its gradient reaches each of them; None
+    where there are none."""
 
 
 class Stage(NamedTuple):
@@ -86,6 +87,9 @@ class Backbone(nn.Module):
     """Parameters with two or more dimensions that have no weight decay and are no matrices: tokens, positions, bias tables."""
     heads: tuple[str, ...] = ("head",)
     """Paths of the modules that a new set of classes replaces. Their outputs, on average, are the logits."""
+    global_attention: bool = False
+    """Whether in every block all tokens attend to each other, and the pass can be made block by block: `embed`, `blocks` and
+    `read`, as ViT has them."""
 
     @abstractmethod
     def features(self, images: Images, view: View = View()) -> Features:
