@@ -45,7 +45,7 @@ def test_each_patch_covers_exactly_its_own_pixels() -> None:
 def test_padding_is_cut_off() -> None:
     values = numbers(5, 6)  # two rows and a column lie beyond the image, and its last patches jut out
     placed = Placed(values, (4, 3), (11, 13))
-    np.testing.assert_array_equal(placed.own, values[:3, :5])
+    np.testing.assert_array_equal(placed.cropped, values[:3, :5])
     np.testing.assert_array_equal(placed.spread(smooth=False), blocks(values, 4, 3)[:11, :13])
 
 

@@ -76,12 +76,12 @@ class Placed:
 
     def __post_init__(self) -> None:
         assert all(count * side >= whole for count, side, whole in zip(self.map.shape, self.patch, self.size, strict=True))
-        wrong = self.own.size - int(np.isfinite(self.own).sum())
+        wrong = self.cropped.size - int(np.isfinite(self.cropped).sum())
         if wrong:
-            raise ValueError(f"{wrong} of the map's {self.own.size} numbers are not finite; compute it in float32")
+            raise ValueError(f"{wrong} of the map's {self.cropped.size} numbers are not finite; compute it in float32")
 
     @property
-    def own(self) -> Float[np.ndarray, "_ _"]:
+    def cropped(self) -> Float[np.ndarray, "_ _"]:
         """The patches that hold pixels of the image."""
         down, across = (-(-whole // side) for whole, side in zip(self.size, self.patch, strict=True))
         return self.map[:down, :across]
@@ -92,7 +92,7 @@ class Placed:
         Smooth is bilinear between the centres of the patches, and level from the outermost centres to the edge. Else each
         patch covers its own pixels.
         """
-        return self.spread_of(self.own, size or self.size, smooth=smooth)
+        return self.spread_of(self.cropped, size or self.size, smooth=smooth)
 
     def spread_of(self, values: Float[np.ndarray, "_ _"], size: Pair, *, smooth: bool) -> Float[np.ndarray, "H W"]:
         """Other numbers of the same patches, as `spread`."""
@@ -133,13 +133,13 @@ def overlay(
     size = (picture.height, picture.width)
     require_shape(size, placed.size)
     if colors is None:
-        values = _scaled(placed.spread(size, smooth=smooth), placed.own, signed=signed)  # (H, W)
+        values = _scaled(placed.spread(size, smooth=smooth), placed.cropped, signed=signed)  # (H, W)
         opacity = alpha * (np.abs(2 * values - 1) ** _EASE if signed else _FAINT + (1 - _FAINT) * values)[..., None]
         paint = matplotlib.colormaps[_SIGNED if signed else _UNSIGNED](values, bytes=True)[..., :3]  # (H, W, 3)
     else:
         if not np.isfinite(colors).all():
             raise ValueError("the map's colours are not finite; compute it in float32")
-        down, across = placed.own.shape
+        down, across = placed.cropped.shape
         planes = (placed.spread_of(colors[:down, :across, plane], size, smooth=smooth) for plane in range(3))
         paint, opacity = 255 * np.stack(list(planes), axis=-1).clip(0, 1), np.float32(alpha)
     base = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]
@@ -274,7 +274,7 @@ class _Sheet:
 
     def add_grid(self, placed: Placed, drawn: Image.Image, left: int, top: int) -> None:
         """Lines between the patches."""
-        down, across = placed.own.shape
+        down, across = placed.cropped.shape
         for y in range(1, down):
             place = top + round(y * placed.patch[0] * drawn.height / placed.size[0])
             self.lines.append(([left, left + drawn.width], [place, place]))
