@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitrail.config import pair
+from vitrail.explain import METHODS
 from vitrail.text import json_escaped, one_line, printable
 
 if TYPE_CHECKING:
@@ -458,7 +459,7 @@ def print_explained(rows: Sequence[Mapping[str, Any]], *, files: Sequence[Path],
             Path(row["image"]).name,
             called,
             f"{row['method'].replace('_', ' ')}: {row['label']}"
-            if row["method"] in ("attention", "similarity")
+            if {"layer", "query"} <= METHODS[row["method"]].options  # the label names both
             else row["method"],
             f"{row['insertion']:.3f}" if has else "-",
             f"{row['deletion']:.3f}" if has else "-",

@@ -303,7 +303,7 @@ def test_words_stand_around_their_pictures() -> None:
 def test_the_legend_says_what_the_colours_mean() -> None:
     plain, signed = panel(), panel(signed=True)
     coloured = Panel(plain.placed, colors=numbers(7, 7, 3))
-    named = Panel(plain.placed, signed=True, ends=("unlike", "alike"))
+    named = Panel(plain.placed, signed=True, legend=("unlike", "alike"))
     ends = {"low", "high", "against", "for", "unlike", "alike"}
     for panels, expected, bars in (
         ([plain], {"low", "high"}, 1),

@@ -1,4 +1,4 @@
-"""What every method starts from: the backbone, its images, their patch grid, the query token and the target class."""
+"""Inputs of every method: the backbone and what it offers, its images, their patch grid, query token and target class."""
 
 # B batch · C channels · H W image · T prefix tokens · L patches · N tokens = T + L · gh gw grid · K classes
 
@@ -65,7 +65,7 @@ def require_global_attention(model: Backbone, what: str) -> ViT:
 
 
 class Spatial(NamedTuple):
-    """Where a backbone's features lie on its images, and what it offers to methods."""
+    """The grid of a backbone's features on its images, and what the backbone offers to methods."""
 
     offers: frozenset[Need]
     grid: Pair | None

@@ -171,8 +171,8 @@ class Finding:
     high: float
     """The least and the greatest number in either part."""
     verdict: Verdict
-    """Of the late layers: "more" or "less" where the means differ by more than the spread, "same" where they do not, "open"
-    where there is no spread to judge by."""
+    """The late layers against the early: "more" or "less" where the means differ by more than the spread, "same" where they do
+    not, "open" where there is no spread to judge by."""
     sentence: str
 
 

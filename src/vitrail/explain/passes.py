@@ -170,7 +170,7 @@ class ClassGradient:
     grad: Float[Tensor, "B N D"]
     """Gradient of the target's logit at those tokens."""
     pooled: tuple[Attended, Tensor] | None
-    """What attention pooling took and gave, and the gradient at its output; None where the model has none."""
+    """Input and output of attention pooling, and the gradient at the output; None where the model has none."""
 
 
 def class_gradient(forward: ForwardPass, target: Target) -> ClassGradient:

@@ -42,7 +42,7 @@ DRAWS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
-    """What a sheet shows. Raises ValueError for an unknown method, and for an option that the method does not take."""
+    """Settings of a sheet. Raises ValueError for an unknown method, and for an option that the method does not take."""
 
     method: str | None = None
     """Name of the method; None: relevance where the model has attention and a head, else what `default_method` names."""
@@ -54,12 +54,12 @@ class ExplainConfig:
     discard_ratio: float = 0.0
     """Share of the smallest weights that rollout leaves out."""
     hold_norms: bool = False
-    """Whether the gradient of relevance and Grad-CAM takes the scales of the tokens' norms for constants."""
+    """Take the scales of the tokens' norms for constants in the gradient (relevance, Grad-CAM)."""
     img_size: int | Pair | None = None
     steps: int = 20
     """Steps of insertion and deletion; 0 leaves the scores out."""
     grid: bool = False
-    """Whether thin lines show the patches."""
+    """Draw thin lines between the patches."""
 
     def __post_init__(self) -> None:
         if self.method is not None:
@@ -98,7 +98,7 @@ class Explained:
     """A row for each map and image: method, label, note, class, and insertion and deletion, those of random maps and those of
     the same method with shuffled weights, or None."""
     verdict: str = ""
-    """What follows from the scores, in a sentence."""
+    """Conclusion from the scores, in a sentence."""
 
     def save_arrays(self, path: Path) -> Path:
         """Write the maps as one .npy, (maps, images, gh, gw), and return the path."""

@@ -79,7 +79,7 @@ def head_statistics(
     `pad`, `patch_size` and `img_size` are as for `attention`. Raises ValueError where there is no image, for sizes that do not
     fit the images, and for a model without layers or without global attention.
     """
-    vit = require_global_attention(backbone_of(model), "the statistics of heads")
+    vit = require_global_attention(backbone_of(model), "head_statistics")
     if not vit.config.depth:
         raise ValueError("this model has no layers, so there is no attention to measure; give one with depth 1 or more")
     if batch_size < 1:

@@ -22,7 +22,7 @@ NEEDS: dict[Need, str] = {
     "grid": "a grid of features",  # Features.pyramid, or the tokens' grid
     "head": "a class head",  # config.num_classes above 0
 }
-"""What a method may need of a backbone, and its name in messages."""
+"""Needs of methods, with their names in messages."""
 
 WITHOUT_EFFECT: dict[Option, str] = {
     "layer": "{method} goes through all layers; leave the layers out, or use {others}",
