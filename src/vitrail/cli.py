@@ -546,12 +546,12 @@ def explain(words: list[str]) -> int:
         type=float,
         default=0.0,
         metavar="R",
-        help=f"{', '.join(table.taking('discard_ratio'))}: smallest weights left out [0]",
+        help=f"{', '.join(table.methods_with('discard_ratio'))}: smallest weights left out [0]",
     )
     parser.add_argument(
         "--hold-norms",
         action="store_true",
-        help=f"{', '.join(table.taking('hold_norms'))}: a gradient that takes the norms' scales for constants",
+        help=f"{', '.join(table.methods_with('hold_norms'))}: a gradient that takes the norms' scales for constants",
     )
     parser.add_argument("--img-size", type=terminal.size, metavar="N|HxW", help="look at the images at another size")
     what = parser.add_mutually_exclusive_group()
@@ -577,7 +577,7 @@ def explain(words: list[str]) -> int:
 
     from vitrail import weights
     from vitrail.deploy.predict import find_images
-    from vitrail.explain.inputs import backbone_of, require_global_attention
+    from vitrail.explain.inputs import backbone_of, offers_of, require_global_attention
     from vitrail.explain.sheets import ExplainConfig
     from vitrail.models.device import pick_device
     from vitrail.weights.load import is_name
@@ -600,7 +600,9 @@ def explain(words: list[str]) -> int:
     model = weights.load(args.run, revision=args.revision).to(pick_device(args.device)).eval()
     if args.model:  # a model that does not offer what is needed is refused before anything is read
         require_global_attention(backbone_of(model), "--model")
-    elif not args.compare:
+    elif args.compare:
+        table.default_method(offers_of(model))
+    else:
         config = config.for_model(model)
     say_receipt(model, args.run)
     images = list(find_images(args.images))

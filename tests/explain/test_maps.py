@@ -197,9 +197,14 @@ def test_a_saved_png_has_a_row_for_each_image(suffix: str, tmp_path: Path) -> No
 def test_what_stands_around_a_map() -> None:
     made = maps(signed=True)
     panel = made.panel(1, line="insertion 0.7")
-    assert (panel.label, panel.line, panel.signed, panel.ends) == ("integrated gradients\nclass b", "insertion 0.7", True, None)
+    assert (panel.label, panel.line, panel.signed, panel.legend) == (
+        "integrated gradients\nclass b",
+        "insertion 0.7",
+        True,
+        None,
+    )
     assert made.panel(label="mine").label == "mine"
-    assert maps(method="similarity", signed=True).panel().ends == ("unlike", "alike")
+    assert maps(method="similarity", signed=True).panel().legend == ("unlike", "alike")
 
 
 @pytest.mark.parametrize("name", ["maps.npy", "maps.NPY"])

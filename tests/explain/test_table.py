@@ -38,7 +38,7 @@ def test_a_row_agrees_with_its_function(name: str) -> None:
 def test_the_words_of_options_and_needs_are_complete() -> None:
     assert set(WITHOUT_EFFECT) == set(get_args(Option))
     assert set(NEEDS) == set(get_args(Need))
-    assert all(table.taking(option) for option in WITHOUT_EFFECT)
+    assert all(table.methods_with(option) for option in WITHOUT_EFFECT)
 
 
 def test_no_other_file_of_the_package_knows_a_method_by_name() -> None:

@@ -19,7 +19,7 @@ from vitrail.explain import plots
 from vitrail.explain.curves import curves
 from vitrail.explain.inputs import Images, Target, model_name, offers_of, open_scene
 from vitrail.explain.score import Baseline, Compared, Scores, Trial, random_maps, shuffled
-from vitrail.explain.table import EVIDENCE, METHODS, Need, require_known, require_offered, spoken, usable
+from vitrail.explain.table import EVIDENCE, METHODS, Need, as_words, require_known, require_offered, usable
 
 HARDLY_CHANGES = 0.7
 """A rank correlation from which shuffled weights explain about half of a map's ranks (0.7² ≈ 0.5) and more."""
@@ -98,11 +98,11 @@ class Comparison:
         chance = f"where random orders have {self.random_gap:.3f} ({low:.3f} to {high:.3f} in {len(self.random)} draws)"
         over = f"on {count} image{'s' if count != 1 else ''}"
         if self.beats_random(self.best):
-            sentence = f"The numbers favour {spoken(self.best)} {over}: {numbers}, {chance}"
+            sentence = f"The numbers favour {as_words(self.best)} {over}: {numbers}, {chance}"
         else:
-            sentence = f"No method beats every random order {over}: the best, {spoken(self.best)}, has {numbers}, {chance}"
+            sentence = f"No method beats every random order {over}: the best, {as_words(self.best)}, has {numbers}, {chance}"
         correlations = {name: self.correlation(name) or 0.0 for name in self.methods}
-        unchanged = [f"{spoken(name)} ({value:.2f})" for name, value in correlations.items() if value >= HARDLY_CHANGES]
+        unchanged = [f"{as_words(name)} ({value:.2f})" for name, value in correlations.items() if value >= HARDLY_CHANGES]
         if unchanged:
             names = " and ".join(unchanged)
             sentence += (

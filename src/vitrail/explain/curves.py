@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vitrail.explain.draw import legible
 from vitrail.explain.score import Compared, Scores
-from vitrail.explain.table import spoken
+from vitrail.explain.table import as_words
 
 # distinct for colour-blind readers too (Okabe & Ito 2008)
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000")
@@ -54,7 +54,7 @@ def _side(axes: Axes, methods: Mapping[str, Compared], random: Sequence[Scores],
     chance = np.stack([curve(one) for one in random])
     axes.fill_between(share, chance.min(0), chance.max(0), color="0.85", linewidth=0, label=f"random {area(*random):.2f}")
     for (name, one), color in zip(methods.items(), cycle(_COLORS), strict=False):
-        label = f"{spoken(name)} {area(one.scores):.2f} (dashed, with shuffled weights: {area(one.shuffled_scores):.2f})"
+        label = f"{as_words(name)} {area(one.scores):.2f} (dashed, with shuffled weights: {area(one.shuffled_scores):.2f})"
         axes.plot(share, curve(one.shuffled_scores), color=color, linewidth=0.8, linestyle=(0, (3, 2)), alpha=0.7)
         axes.plot(share, curve(one.scores), color=color, linewidth=2.0, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))

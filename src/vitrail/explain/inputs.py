@@ -410,6 +410,6 @@ def require_finite_output(values: Float[Tensor, B * rest], name: str, *, so: str
         )
 
 
-def joined(notes: Iterable[str]) -> str:
+def join_notes(notes: Iterable[str]) -> str:
     """Join the notes that are not empty."""
     return "; ".join(note for note in notes if note)

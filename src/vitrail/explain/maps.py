@@ -16,8 +16,8 @@ from torch import Tensor
 from vitrail.config import Pair
 from vitrail.data.decode import Picture, decode, decode_planes, read_bands, read_header, to_tensor
 from vitrail.explain import draw
-from vitrail.explain.inputs import Scene, joined
-from vitrail.explain.table import METHODS, spoken
+from vitrail.explain.inputs import Scene, join_notes
+from vitrail.explain.table import METHODS, as_words
 from vitrail.weights.run_folder import write_atomically
 
 
@@ -97,7 +97,7 @@ class Maps:
     def panel(self, index: int = 0, *, label: str | None = None, line: str = "") -> draw.Panel:
         """Return a map as a panel of a sheet: below a label (method and map label unless given), above a line of numbers."""
         if label is None:
-            label = f"{spoken(self.method)}\n{self.labels[self.position(index)]}"
+            label = f"{as_words(self.method)}\n{self.labels[self.position(index)]}"
         legend = METHODS[self.method].legend if self.method in METHODS else None
         return draw.Panel(self.placed(index), label, line, self.signed, self.patch_colors(index), legend)
 
@@ -179,6 +179,6 @@ def maps_of(
         pixels=scene.pixels,
         names=scene.names,
         signed=signed,
-        note=joined((*notes, "" if scene.pixels is None else draw.shown_bands(scene.pixels.shape[1]))),
+        note=join_notes((*notes, "" if scene.pixels is None else draw.shown_bands(scene.pixels.shape[1]))),
         colors=colors,
     )

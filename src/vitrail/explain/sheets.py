@@ -21,6 +21,7 @@ from vitrail.explain.inputs import (
     Scene,
     Target,
     backbone_of,
+    join_notes,
     layer_count,
     model_name,
     offers_of,
@@ -30,7 +31,7 @@ from vitrail.explain.inputs import (
 from vitrail.explain.maps import Maps
 from vitrail.explain.methods.attention import Fusion, Heads
 from vitrail.explain.score import Compared, Scores, Trial, logits_of, random_maps, shuffled
-from vitrail.explain.table import METHODS, Option, default_method, require_known, require_offered, require_options, spoken
+from vitrail.explain.table import METHODS, Option, as_words, default_method, require_known, require_offered, require_options
 from vitrail.weights.run_folder import write_atomically
 
 SIDES = ("insertion", "deletion")
@@ -89,7 +90,7 @@ class ExplainConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
+class ExplainResult:
     """A sheet, the maps in it, and their scores."""
 
     figure: Figure
@@ -111,7 +112,7 @@ class Explained:
 # One method
 
 
-def explain(model: nn.Module, images: Picture | Sequence[Picture], config: ExplainConfig) -> Explained:
+def explain(model: nn.Module, images: Picture | Sequence[Picture], config: ExplainConfig) -> ExplainResult:
     """Draw the maps of one method, each over its image, with scores where the method has them.
 
     Raises ValueError for a method that needs what the model does not offer, and as the method's function does.
@@ -124,12 +125,12 @@ def explain(model: nn.Module, images: Picture | Sequence[Picture], config: Expla
         compared: list[Compared] = []
         classes: dict[int, tuple[str, float]] = {}
         if not scene.model.config.num_classes:
-            note = _and(note, "no scores: the model has no head")
+            note = join_notes((note, "no scores: the model has no head"))
         else:
             targets, classes = _classes(scene, config.target)
             why_not = _why_no_scores(config, len(maps))
             if why_not:
-                note = _and(note, why_not)
+                note = join_notes((note, why_not))
             elif config.steps:
                 trial = Trial.of(scene, target=targets, steps=config.steps, baseline="mean")
                 shuffled_maps = method_maps(shuffled(model), images, config, target=targets)
@@ -137,10 +138,10 @@ def explain(model: nn.Module, images: Picture | Sequence[Picture], config: Expla
                 chance = [trial.scores(random_maps(maps[0], seed=seed)) for seed in range(DRAWS)]
                 for place, row in enumerate(rows):
                     _add_scores(row, compared[place % len(maps)], chance, index=place // len(maps))
-                note = _and(note, _chance_note(chance))
+                note = join_notes((note, _chance_note(chance)))
     for place, row in enumerate(rows):
         row["class"], row["probability"] = classes.get(place // len(maps), (None, None))
-    return Explained(_sheet(maps, compared, classes, note=note, grid=config.grid), tuple(maps), rows)
+    return ExplainResult(_sheet(maps, compared, classes, note=note, grid=config.grid), tuple(maps), rows)
 
 
 def method_maps(model: nn.Module, images: Picture | Sequence[Picture], config: ExplainConfig, *, target: Target) -> list[Maps]:
@@ -216,7 +217,7 @@ def side_by_side(
     config: ExplainConfig,
     *,
     methods: Sequence[str] | None = None,
-) -> tuple[Explained, Comparison]:
+) -> tuple[ExplainResult, Comparison]:
     """Draw methods on the same images and classes, with their scores, beside each other.
 
     `methods` and errors are as `compare` has them.
@@ -236,16 +237,16 @@ def side_by_side(
     for index, class_name in enumerate(comparison.classes):
         panels = []
         for name, one in comparison.methods.items():
-            panels.append(one.maps.panel(index, label=spoken(name), line=_score_line(one, index)))
+            panels.append(one.maps.panel(index, label=as_words(name), line=_score_line(one, index)))
             rows.append(_row(one.maps, index) | {"class": class_name})
             _add_scores(rows[-1], one, comparison.random, index=index)
         sheet_rows.append(draw.Row(first.picture(index), Path(first.names[index]).name, panels, label=class_name))
     note = f"{comparison.verdict} {_chance_note(comparison.random).capitalize()}."
     for text in sorted({one.note for one in maps.values() if one.note}):
-        names = (spoken(name) for name, one in maps.items() if one.note == text)
+        names = (as_words(name) for name, one in maps.items() if one.note == text)
         note += f" {', '.join(names).capitalize()}: {text}."
     figure = draw.sheet(sheet_rows, note=note, grid=config.grid)
-    return Explained(figure, tuple(maps.values()), rows, comparison.verdict), comparison
+    return ExplainResult(figure, tuple(maps.values()), rows, comparison.verdict), comparison
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -286,10 +287,6 @@ def _chance_note(chance: Sequence[Scores]) -> str:
         f"insertion (more is better) and deletion (less is better) of a random map: {insertion:.2f} and {deletion:.2f}, "
         f"mean of {len(chance)}"
     )
-
-
-def _and(note: str, more: str) -> str:
-    return f"{note}; {more}" if note else more
 
 
 def unique_names(paths: Sequence[str | Path]) -> Iterator[str]:

@@ -139,7 +139,7 @@ def require_options(name: str, given: Mapping[Option, object]) -> None:
     """Raise ValueError for an option, given with its value, that has no effect with a method."""
     for option, value in given.items():
         if option not in METHODS[name].options:
-            others = either(sorted(taking(option)))
+            others = join_or(sorted(methods_with(option)))
             raise ValueError(WITHOUT_EFFECT[option].format(method=name, value=value, others=others))
 
 
@@ -155,7 +155,7 @@ def require_offered(name: str, offers: Collection[Need], *, model: str) -> None:
         raise ValueError(f"this model has no head, so there is no class to explain; {way_out}")
     others = usable(offers, evidence=row.evidence) or usable(offers)
     raise ValueError(
-        f'method "{name}" needs {NEEDS[missing[0]]}, which {model} does not have; use {either(others) if others else "a ViT"}'
+        f'method "{name}" needs {NEEDS[missing[0]]}, which {model} does not have; use {join_or(others) if others else "a ViT"}'
     )
 
 
@@ -164,7 +164,7 @@ def usable(offers: Collection[Need], *, evidence: bool | None = None) -> list[st
     return [name for name, row in METHODS.items() if row.needs.issubset(offers) and evidence in (None, row.evidence)]
 
 
-def taking(option: Option) -> list[str]:
+def methods_with(option: Option) -> list[str]:
     """Return the methods that take an option."""
     return [name for name, row in METHODS.items() if option in row.options]
 
@@ -180,22 +180,22 @@ def default_method(offers: Collection[Need]) -> str:
     return min(names, key=lambda name: ("target" not in METHODS[name].options, not METHODS[name].evidence))
 
 
-def spoken(name: str) -> str:
+def as_words(name: str) -> str:
     """Return a method's name as words."""
     return name.replace("_", " ")
 
 
-def typed(name: str) -> str:
+def as_typed(name: str) -> str:
     """Return a method's name as the command line's help has it."""
     return name.replace("_", "-")
 
 
 def overview() -> str:
     """Return a line for each method, with what it shows."""
-    return "\n".join(f"  {typed(name):<22}{row.shows}" for name, row in METHODS.items())
+    return "\n".join(f"  {as_typed(name):<22}{row.shows}" for name, row in METHODS.items())
 
 
-def either(names: Collection[str]) -> str:
+def join_or(names: Collection[str]) -> str:
     """Join names with commas and "or"."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
