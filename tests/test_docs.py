@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 import vitrail
 from vitrail import cli
-from vitrail.config import is_baseline
+from vitrail.settings.baseline import is_baseline
 from vitrail.train import run
 from vitrail.train.settings import recipes
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.config import Pair, Preprocessing, nearest, pair
+from vitrail.config import CUSTOM, Pair, Preprocessing, nearest, pair
 from vitrail.data.augment import normalise
 from vitrail.data.decode import Picture, eval_view
 from vitrail.evaluate.evaluate import in_eval_mode
@@ -26,6 +26,7 @@ from vitrail.explain.table import NEEDS, Need, require_offered
 from vitrail.models import ViT
 from vitrail.models.backbone import Backbone, Features
 from vitrail.models.vit import grid_of
+from vitrail.settings.families import FAMILIES
 
 Images = Tensor | Picture | Sequence[Picture]
 """Normalised, (B, C, H, W); or pictures, which pass through the model's own evaluation view."""
@@ -53,8 +54,11 @@ def backbone_of(model: nn.Module) -> Backbone:
 
 
 def model_name(model: nn.Module) -> str:
-    """Return a model's name in messages: that of its config, or of its class."""
-    return getattr(getattr(model, "config", None), "name", None) or type(model).__name__
+    """Return a model's name in messages: that of its config, or of its class where the shape has no name."""
+    config = getattr(model, "config", None)
+    family = next((family for family in FAMILIES.values() if type(config) is family.config), None)
+    name = getattr(config, "name", None) if family is None else family.name_of(config)
+    return type(model).__name__ if name is None or name.endswith(CUSTOM) else name
 
 
 def require_global_attention(model: Backbone, what: str) -> ViT:
