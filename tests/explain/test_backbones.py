@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from vitrail.cli import main
 from vitrail.config import Preprocessing
 from vitrail.explain import (
     METHODS,
@@ -24,7 +26,7 @@ from vitrail.explain import (
     pca,
     similarity,
 )
-from vitrail.explain.inputs import offers_of, open_scene
+from vitrail.explain.inputs import model_name, offers_of, open_scene
 from vitrail.explain.sheets import ExplainConfig, explain, side_by_side
 from vitrail.models.backbone import Backbone, Features, Stage, View
 from vitrail.models.swin import Swin
@@ -309,3 +311,58 @@ def test_sheets_of_swin(tmp_path: Path) -> None:
     assert [row["method"] for row in both.rows] == ["gradcam", "integrated_gradients"]
     wrapped = torch.compile(model, backend="eager")
     torch.testing.assert_close(gradcam(wrapped, images()).maps, gradcam(model, images()).maps)
+
+
+def test_a_named_size_is_called_by_its_name() -> None:
+    with torch.device("meta"):
+        assert model_name(Swin()) == "swin_t"
+    assert model_name(swin()) == "Swin"
+
+
+@pytest.fixture(scope="module")
+def swin_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "swin"
+    shape = ["--model.embed_dim", "8", "--model.depths", "[1,1]", "--model.num_heads", "[2,2]", "--model.window_size", "4"]
+    assert main(["train", "--model", "swin_custom", *shape, "--train.steps", "2", "--out", str(run)]) == 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)).save(run.parent / "a.png")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "methods"),
+    [
+        (["--steps", "2"], ["gradcam"]),
+        (["--method", "integrated-gradients", "--steps", "2", "--img-size", "30x41"], ["integrated_gradients"]),
+        (["--compare", "--steps", "2", "--query", "3"], ["gradcam", "integrated_gradients"]),
+        (["--method", "similarity", "--query", "13,20"], ["similarity"]),
+    ],
+)
+def test_the_command_explains_swin(
+    swin_run: Path, words: list[str], methods: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, out = swin_run.parent / "a.png", swin_run.parent / "explained"
+    capsys.readouterr()
+    assert main(["explain", str(swin_run), str(image), *words, "--json", "--out", str(out)]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["method"] for row in rows] == methods
+    assert all(Path(row["file"]).is_file() for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["IMAGE", "--method", "rollout"],
+            'method "rollout" needs global attention, which Swin does not have; use gradcam or integrated_gradients',
+        ),
+        (["--model"], "--model needs global attention, which Swin does not have; use a ViT"),
+        (["IMAGE", "--layers", "1"], "layer 1: of Swin only the last features are explained; leave the layer out"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    swin_run: Path, words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    given = [str(swin_run.parent / "a.png") if word == "IMAGE" else word for word in words]
+    assert main(["explain", str(swin_run), *given, "--out", str(swin_run.parent / "refused")]) == 2
+    assert capsys.readouterr().err == f"vitrail: {line}\n"

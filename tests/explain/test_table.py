@@ -54,6 +54,13 @@ def test_no_other_file_of_the_package_knows_a_method_by_name() -> None:
             assert not any(name in path.read_text() for name in names), path
 
 
+def test_the_overview_has_a_line_for_each_method() -> None:
+    lines = table.overview().splitlines()
+    assert [line.split()[0] for line in lines] == [name.replace("_", "-") for name in METHODS]
+    assert [line.split(maxsplit=1)[1] for line in lines] == [row.shows for row in METHODS.values()]
+    assert max(map(len, lines)) < 118
+
+
 def test_the_table_needs_no_torch() -> None:
     script = "import sys; sys.modules['torch'] = None; from vitrail.explain import METHODS; assert METHODS"
     subprocess.run([sys.executable, "-c", script], check=True)
