@@ -26,6 +26,7 @@ import vitrail
 from vitrail import cli
 from vitrail.config import ModelConfig, Preprocessing
 from vitrail.models import Baseline, ViT, build_model, check_model, create_baseline, create_model, meta_model
+from vitrail.models.backbone import View
 from vitrail.models.baseline import BaselineConfig, published_classes
 from vitrail.models.describe import describe_model
 from vitrail.settings.baseline import BaselineModelConfig, is_baseline
@@ -161,6 +162,11 @@ def test_what_a_vit_has_and_a_baseline_has_not() -> None:
     with pytest.raises(ValueError, match=r"^train.checkpointing recomputes a ViT's blocks, and timm:test_resnet has none"):
         model.checkpointing = True
     assert isinstance(create_model("timm:test_resnet", num_classes=3), Baseline)
+    images = torch.randn(2, 3, 32, 32)
+    model.eval()
+    assert torch.equal(model.features(images).pooled, model.embedding(images))
+    with pytest.raises(ValueError, match=r"^timm:test_resnet looks at whole images only; use a ViT$"):
+        model.features(images, View(patch_size=4))
 
 
 def test_batch_norms_are_in_the_running_mean() -> None:

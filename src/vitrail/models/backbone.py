@@ -37,6 +37,11 @@ class View:
     visible: Int64[Tensor, "B L"] | None = None
     """Positions, row by row, of the patches that the backbone sees; None: all. What is hidden is never computed."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether it looks at whole images, with all of the model's own patches."""
+        return not self.pad and self.sizes is None and self.patch_size is None and self.visible is None
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:

@@ -82,7 +82,7 @@ class Baseline(Backbone):
 
     def features(self, images: Images, view: View = View()) -> Features:
         """The embedding alone. Raises ValueError for a view with masks, hidden patches or another patch."""
-        if view != View():
+        if not view.whole:
             raise ValueError(f"{self.config.name} looks at whole images only; use a ViT")
         return Features(pooled=self.embedding(images))
 
