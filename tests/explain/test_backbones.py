@@ -54,12 +54,12 @@ def images(height: int = 20, width: int = 28, count: int = 2) -> Tensor:
 class Pyramid(Backbone):
     """Two convolutions and a mean: maps without tokens. Its head is linear in the last map."""
 
-    def __init__(self, *, maps: bool = True, tokens: bool = False) -> None:
+    def __init__(self, *, maps: bool = True, tokens: bool = False, copied: bool = False) -> None:
         super().__init__()
         self.config = ViT(img_size=16, patch_size=4, embed_dim=8, depth=0, num_heads=1, num_classes=3).config
         self.fine, self.coarse = nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(4, 5, 4, stride=4)
         self.head = nn.Linear(5, 3)
-        self.maps, self.tokens = maps, tokens
+        self.maps, self.tokens, self.copied = maps, tokens, copied
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x).pooled)
@@ -71,8 +71,10 @@ class Pyramid(Backbone):
         pooled = tokens.mean(dim=1)
         grid = (coarse.shape[2], coarse.shape[3])
         if self.tokens:
-            return Features(pooled=pooled, tokens=tokens, grid=grid)
-        return Features(pooled=coarse.mean(dim=(2, 3)), pyramid=(fine, coarse) if self.maps else None)
+            pyramid = (tokens.mT.unflatten(2, grid),) if self.copied else None
+            return Features(pooled=pooled, tokens=tokens, grid=grid, pyramid=pyramid)
+        pyramid = (fine, coarse.clone() if self.copied else coarse) if self.maps else None
+        return Features(pooled=coarse.mean(dim=(2, 3)), pyramid=pyramid)
 
     def head_logits(self, images: Tensor, *, patch_size: Any = None) -> tuple[Tensor, ...]:
         return (self(images),)
@@ -128,15 +130,26 @@ def test_gradcam_with_held_norms_takes_the_last_norms_scale_for_a_constant() -> 
     assert not torch.allclose(result.maps, gradcam(model, x, target=1).maps, rtol=0.05, atol=1e-4)
 
 
-@pytest.mark.parametrize("tokens", [False, True], ids=["pyramid", "tokens"])
-def test_gradcam_of_a_linear_head_is_the_class_activation_map(tokens: bool) -> None:
+@pytest.mark.parametrize(
+    "made",
+    [{}, {"tokens": True}, {"tokens": True, "copied": True}],
+    ids=["pyramid", "tokens", "tokens and a copy of them as a map"],
+)
+def test_gradcam_of_a_linear_head_is_the_class_activation_map(made: dict[str, bool]) -> None:
     """Zhou et al. 2016: behind a mean and a linear head, α_d is the head's weight over the number of patches."""
-    model, x = Pyramid(tokens=tokens), images(16, 24)
+    model, x = Pyramid(**made), images(16, 24)
     result = gradcam(model, x, target=2)
     coarse = model.coarse(model.fine(x))
     expected = torch.einsum("d,bdyx->byx", model.head.weight[2], coarse).clamp(min=0).detach() / 6
     torch.testing.assert_close(result.maps, expected, rtol=1e-4, atol=1e-6)
     assert result.patch == (8, 8)
+
+
+def test_a_map_beside_the_way_to_the_logits_has_no_gradient() -> None:
+    with pytest.raises(
+        ValueError, match=r"^the logits of Pyramid are computed from neither its last feature map nor its tokens"
+    ):
+        gradcam(Pyramid(copied=True), images(16, 24))
 
 
 def test_swin_has_one_layer_to_explain() -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vitrail.config import Pair
-from vitrail.explain.inputs import Images, Scene, Target, layer_label, open_scene, require_layer
+from vitrail.explain.inputs import Images, Scene, Target, layer_label, model_name, open_scene, require_layer
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.passes import backward_pass, class_gradient, class_labels, forward_pass, held_norms, held_note
 
@@ -32,8 +32,9 @@ def gradcam(
 
     With global attention, x are the patch tokens that the layer's attention takes; behind the last layer there is nothing to
     see where the head reads a class token, for no patch has a gradient there. Of any other model, x is the last map of the
-    pyramid, or without one the tokens. `hold_norms` is as `relevance` takes it. Raises ValueError for a layer or a class that
-    does not exist, and for a model without a grid of features or a head.
+    pyramid, or the tokens where there is none, or where it is a copy beside the way to the logits. `hold_norms` is as
+    `relevance` takes it. Raises ValueError for a layer or a class that does not exist, and for a model without a grid of
+    features or a head.
     """
     with (
         open_scene(model, images, method="gradcam", pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as scene,
@@ -72,20 +73,27 @@ def _of_layer(scene: Scene, layer: int, target: Target) -> _Features:
 
 
 def _of_last_features(scene: Scene, target: Target) -> _Features:
-    """Return the last map of the pyramid, or the tokens, position by position."""
+    """Return the last map of the pyramid, or the tokens on the same grid, position by position.
+
+    Raises ValueError for a model with several heads, and for one whose logits are computed from neither.
+    """
     heads = list(scene.model.head_modules())
     if len(heads) != 1:
-        raise ValueError(f"Grad-CAM follows one head, and this model has {len(heads)}; use integrated_gradients")
+        raise ValueError(f"Grad-CAM follows one head, and {model_name(scene.model)} has {len(heads)}; use another method")
     with torch.enable_grad():
         images = scene.images.detach().requires_grad_()  # a graph, even where all weights are frozen
         features = scene.model.features(images)
         logits = heads[0](features.pooled)
         targets = scene.targets(target, logits.detach().float())
-        x = features.tokens if features.pyramid is None else features.pyramid[-1]
-        assert x is not None
-        (grad,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), x)
-    if features.pyramid is None:
-        values, grad = x[:, scene.prefix :], grad[:, scene.prefix :]
-    else:
-        values, grad = x.flatten(2).mT, grad.flatten(2).mT  # (B, L, D)
-    return _Features(values.detach().float(), grad.float(), None, logits.detach().float(), targets)
+        candidates = [] if features.pyramid is None else [features.pyramid[-1]]
+        if features.tokens is not None and features.grid == scene.grid:
+            candidates.append(features.tokens)
+        grads = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), candidates, allow_unused=True)
+    for x, grad in zip(candidates, grads, strict=True):
+        if grad is not None:  # None for a copy of what the head reads, beside the way to it
+            values, grad = (one.flatten(2).mT if one.ndim == 4 else one[:, scene.prefix :] for one in (x, grad))  # (B, L, D)
+            return _Features(values.detach().float(), grad.float(), None, logits.detach().float(), targets)
+    raise ValueError(
+        f"the logits of {model_name(scene.model)} are computed from neither its last feature map nor its tokens, so these have "
+        "no gradient; use another method"
+    )
