@@ -56,8 +56,8 @@ class Features:
     grid: Pair | None = None
     """Patches down and across, of the whole image; None without tokens."""
     pyramid: tuple[Float[Tensor, "B _C _h _w"], ...] | None = None
-    """Feature maps from fine to coarse; None where there are none. Gradients of the logits reach them where `pooled` is computed
-    from them."""
+    """Feature maps from fine to coarse; None where there are none. Gradients of the logits reach them where `pooled` is
+    computed from them."""
 
 
 class Stage(NamedTuple):
