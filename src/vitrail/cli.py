@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import importlib.metadata
 import os
 import re
@@ -26,8 +27,11 @@ from vitrail.data.quiet import ignore_pillow_warnings
 from vitrail.text import one_line as joined
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
     from vitrail.config import Settings
     from vitrail.data.sources import Source
+    from vitrail.train import Run
 
 OK, SOME_FAILED, MISTAKE = 0, 1, 2
 
@@ -35,6 +39,7 @@ OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained,
 
   vitrail check DATA              looks through a data set before training
   vitrail train [DATA]            trains; without DATA, on the sample that comes with the package
+  vitrail pretrain [DATA]         trains without labels, on any folder of images, for `train --weights RUN`
   vitrail resume RUN              goes on where a run stopped
   vitrail evaluate RUN [DATA]     accuracy with 95 % intervals, per class, and the confusion matrix
   vitrail predict RUN IMAGES…     labels and probabilities of images
@@ -47,7 +52,7 @@ OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained,
   vitrail push RUN OWNER/NAME     a run to the Hugging Face Hub, with a model card
 
 DATA is a folder with one folder per class, or with labels.csv; or one of fashion-sample, fashion-mnist, mnist, cifar10,
-cifar100, imagenet.
+cifar100, imagenet. `pretrain` also takes a folder without classes.
 RUN is the folder that a training wrote.
 
   vitrail train --minutes 2 --out runs/first
@@ -156,6 +161,22 @@ The command line wins over --config, which wins over --recipe, which wins over t
 A length (epochs, steps or minutes) replaces any other length; a model's name starts its section afresh."""
 
 
+PRETRAIN_HELP = """Trains a backbone without labels, scores its embedding, and writes a run folder to go on from.
+
+  vitrail pretrain PHOTOS --minutes 30                 images loose, or in any tree of folders
+  vitrail train LABELLED --weights RUN                 then: fine-tune it on what is labelled
+  vitrail pretrain PHOTOS --mae.mask_ratio 0.6 --model S/16
+  vitrail pretrain                                     the sample that comes with the package
+
+Method mae (He et al. 2022): most patches are hidden, the others are encoded, and a light decoder predicts the pixels of the
+hidden ones. At each evaluation it prints the k-NN accuracy of the embedding where images have classes, else its effective
+rank, and draws originals, what was seen and reconstructions into RUN/reconstructions. DATA is what `vitrail train` takes, or a
+folder without classes: train, val and test in it are splits, else data.val_fraction of the images is held out.
+
+--model, --weights, --minutes and the order of settings are those of `vitrail train`; its settings of heads and labels have no
+effect, and are named."""
+
+
 MEMORY_HELP = """Parameters and FLOPs (of one image's forward pass, a multiply-add is two) are exact. Weights are fp32.
 Memory is what activations take: in inference at most at one time, in training until the backward pass."""
 
@@ -240,15 +261,34 @@ def check(words: list[str]) -> int:
 
 def train(words: list[str]) -> int:
     """`vitrail train [DATA]`."""
+    usage = "[DATA] [--weights W] [--recipe R] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
+    parser = run_parser("train", TRAIN_HELP, usage=usage, recipe="the one for DATA")
+    parsed = terminal.parse_settings(parser, words)
+
+    from vitrail.train.run import train as start
+
+    return finish_run(start, parsed)
+
+
+def pretrain(words: list[str]) -> int:
+    """`vitrail pretrain [DATA]`."""
+    usage = "[DATA] [--method mae] [--recipe R] [--model S/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
+    parser = run_parser("pretrain", PRETRAIN_HELP, usage=usage, recipe="the method's own")
+    parser.add_argument("--method", type=str, metavar="M", help="mae, the masked autoencoder [mae]")
+    parsed = terminal.parse_settings(parser, words)
+
+    from vitrail.train.run import pretrain as start
+
+    return finish_run(functools.partial(start, method=parsed.get("method") or "mae"), parsed)
+
+
+def run_parser(command: str, description: str, *, usage: str, recipe: str) -> ArgumentParser:
+    """The parser of a command that trains: data, recipe, run folder, and every setting."""
     from vitrail.train import settings
 
-    parser = terminal.make_settings_parser(
-        "train",
-        TRAIN_HELP,
-        usage="[DATA] [--weights W] [--recipe R] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…",
-    )
+    parser = terminal.make_settings_parser(command, description, usage=usage)
     parser.add_argument("path", nargs="?", metavar="DATA", help="a folder, or the name of a set [fashion-sample]")
-    parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(settings.recipes())} [the one for DATA]")
+    parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(settings.recipes())} [{recipe}]")
     parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings; a run's config.yaml is one")
     parser.add_argument(
         "--out",
@@ -260,10 +300,13 @@ def train(words: list[str]) -> int:
         "--resume", type=str, choices=["auto"], help="auto: go on with the run in --out where there is one, else begin it"
     )
     settings.add_settings(parser)
-    parsed = terminal.parse_settings(parser, words)
+    return parser
 
+
+def finish_run(start: Callable[..., Run], parsed: Namespace) -> int:
+    """Run a training with what was parsed by `run_parser`, and print what is next."""
+    from vitrail.train import settings
     from vitrail.train.folder import Finished
-    from vitrail.train.run import train as start
 
     try:
         done = start(
@@ -278,9 +321,16 @@ def train(words: list[str]) -> int:
         if in_front():
             terminal.say(finished)
         return OK
-    if in_front():
-        terminal.print_what_is_next(done.folder)
+    print_next_steps(done)
     return OK
+
+
+def print_next_steps(done: Run) -> None:
+    """Print where a run is and the commands that use it, in the process that talks."""
+    from vitrail.tasks import TASKS
+
+    if in_front():
+        terminal.print_what_is_next(done.folder, TASKS[done.task].next_steps)
 
 
 def resume(words: list[str]) -> int:
@@ -295,8 +345,7 @@ def resume(words: list[str]) -> int:
     from vitrail.train.run import resume as go_on
 
     done = go_on(args.run, workers=args.workers)
-    if in_front():
-        terminal.print_what_is_next(done.folder)
+    print_next_steps(done)
     return OK
 
 
@@ -854,6 +903,7 @@ def push(words: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "check": check,
     "train": train,
+    "pretrain": pretrain,
     "resume": resume,
     "evaluate": evaluate,
     "predict": predict,

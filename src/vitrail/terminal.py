@@ -261,14 +261,12 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" … ({len(names)})" if len(names) > 3 else "")
 
 
-def print_what_is_next(folder: Path) -> None:
-    """Where a run is, and the commands that use it."""
-    run = shlex.quote(str(folder))
+def print_what_is_next(folder: Path, commands: Sequence[str]) -> None:
+    """Where a run is, and the commands that use it, with {run} for its folder."""
     say()
     say(f"The run is in {folder}. What to run next:")
-    say(f"  vitrail evaluate {run}")
-    say(f"  vitrail predict {run} IMAGE.png")
-    say(f"  vitrail explain {run} IMAGE.png")
+    for command in commands:
+        say(f"  {command.replace('{run}', shlex.quote(str(folder)))}")
 
 
 def print_evaluation(result: Evaluation, *, title: str) -> None:

@@ -40,6 +40,7 @@ from vitrail.config import (
     nearest,
     parse_name,
 )
+from vitrail.settings.mae import MaeConfig
 
 Layer = Mapping[str, Any]
 
@@ -49,6 +50,7 @@ SECTIONS = {
     "augment": AugmentConfig,
     "optim": OptimConfig,
     "distill": DistillConfig,
+    "mae": MaeConfig,
     "train": TrainConfig,
 }
 LENGTHS = ("epochs", "steps", "minutes")
