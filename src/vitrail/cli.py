@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from vitrail.config import Settings
-    from vitrail.data.sources import Source
+    from vitrail.data.sources import Source, Split
+    from vitrail.evaluate import Scores
     from vitrail.train import Run
 
 OK, SOME_FAILED, MISTAKE = 0, 1, 2
@@ -352,7 +353,9 @@ def resume(words: list[str]) -> int:
 def evaluate(words: list[str]) -> int:
     """`vitrail evaluate RUN [DATA]`."""
     parser = terminal.make_parser(
-        "evaluate", "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what."
+        "evaluate",
+        "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what. Of a model without classes, the "
+        "k-NN accuracy of its embedding, or without labels its effective rank.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or a checkpoint, and DATA")
     parser.add_argument("data", metavar="DATA", nargs="?", help="a folder, or the name of a set [what the run was trained on]")
@@ -367,43 +370,38 @@ def evaluate(words: list[str]) -> int:
     args = terminal.parse(parser, words)
 
     from vitrail import weights
-    from vitrail.data.listing import composed, mark_output
-    from vitrail.evaluate import MultiLabelEvaluation, evaluate_labels, save_evaluation
+    from vitrail.data.listing import mark_output
+    from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation, evaluate_labels, save_evaluation
     from vitrail.evaluate import evaluate as measure
     from vitrail.models.device import autocast_dtype, pick_device
 
     device, run = pick_device(args.device), Path(args.run, "config.yaml").is_file()
     model = weights.load(args.run).to(device)
     assert model.preprocessing is not None
-    cfg, source = open_data(args.run, args.data)
+    headless = not model.config.num_classes
+    cfg, source = open_data(args.run, args.data, classes=not headless)
     if args.data:
         for note in source.notes:
             terminal.report(note)
     used = source.values_in_use(threads=cfg.data.workers)
     if used and (mismatch := used.mismatch(model.preprocessing.range)):
         terminal.report(mismatch)
-    if source.classes != tuple(map(composed, model.classes)):
-        theirs, ours = terminal.listed(source.classes), terminal.listed(model.classes) or "no names"
-        if run or len(source.classes) != model.config.num_classes:
-            says = f"{source.name} has the classes {theirs}, and the model {model.config.num_classes:,}: {ours}"
-            raise ValueError(f"{says}; give data of the model's classes")
-        terminal.report(f"the checkpoint calls its classes {ours}; taken in the order of {theirs}")
-    if run and source.multi_label != model.multi_label:
-        kinds = ("one class an image", "any number of labels an image")
-        says = f"{source.name} has {kinds[source.multi_label]}, and the model was trained on {kinds[model.multi_label]}"
-        raise ValueError(f"{says}; give data of its kind")
+    if not headless:
+        require_same_classes(model, source, run=run)
     name = args.split or next(split for split in ("test", "val", "train") if split in source.splits)
     split = source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None)
     precision = "auto" if cfg.train.precision == "fp16" and device.type != "cuda" else cfg.train.precision
-    result = (evaluate_labels if source.multi_label else measure)(
-        model,
-        split,
-        preprocessing=model.preprocessing,
-        classes=source.classes,
-        batch_size=args.batch_size,
-        device=device,
-        autocast_dtype=autocast_dtype(precision, device),  # as when the training measured itself
-    )
+    options: dict[str, Any] = {
+        "preprocessing": model.preprocessing,
+        "batch_size": args.batch_size,
+        "device": device,
+        "autocast_dtype": autocast_dtype(precision, device),  # as when the training measured itself
+    }
+    result: Scores
+    if headless:
+        result = measure_embedding(model, source, split, cfg, options)
+    else:
+        result = (evaluate_labels if source.multi_label else measure)(model, split, classes=source.classes, **options)
 
     another = args.data or args.split  # the run's own scores stay as they are
     beside = args.run if Path(args.run).is_dir() else ""  # a file or a Hub id is no place to write to
@@ -417,14 +415,46 @@ def evaluate(words: list[str]) -> int:
         title = f"{source.name}, {name}: {result.count:,} images"
         if isinstance(result, MultiLabelEvaluation):
             terminal.print_labels(result, title=title)
+        elif isinstance(result, EmbeddingScores):
+            terminal.print_embedding(result, title=title)
         else:
+            assert isinstance(result, Evaluation)
             terminal.print_evaluation(result, title=title)
         terminal.say("Written: " + ", ".join(map(str, files)))
     return OK
 
 
-def open_data(run: str, data: str | None, *, way_out: str = "name DATA") -> tuple[Settings, Source]:
-    """A run's settings, or the defaults for another checkpoint, and the data: without a name those of the run."""
+def require_same_classes(model: Any, source: Source, *, run: bool) -> None:
+    """Raises ValueError for data that the model's head does not fit; of another library's checkpoint, names may differ."""
+    from vitrail.data.listing import composed
+
+    if source.classes != tuple(map(composed, model.classes)):
+        theirs, ours = terminal.listed(source.classes), terminal.listed(model.classes) or "no names"
+        if run or len(source.classes) != model.config.num_classes:
+            says = f"{source.name} has the classes {theirs}, and the model {model.config.num_classes:,}: {ours}"
+            raise ValueError(f"{says}; give data of the model's classes")
+        terminal.report(f"the checkpoint calls its classes {ours}; taken in the order of {theirs}")
+    if run and source.multi_label != model.multi_label:
+        kinds = ("one class an image", "any number of labels an image")
+        says = f"{source.name} has {kinds[source.multi_label]}, and the model was trained on {kinds[model.multi_label]}"
+        raise ValueError(f"{says}; give data of its kind")
+
+
+def measure_embedding(model: Any, source: Source, split: Split, cfg: Settings, options: dict[str, Any]) -> Scores:
+    """Scores of a model without a head, whose k-NN looks among the training images of the same data, as in its training."""
+    from vitrail.evaluate.embedding import evaluate_embedding, has_classes, known_images
+
+    known = None
+    if "train" in source.splits and has_classes(split):
+        known = known_images(source.load("train", preprocessing=model.preprocessing, cfg=cfg.data), seed=cfg.train.seed)
+    return evaluate_embedding(model, split, known=known, **options)
+
+
+def open_data(run: str, data: str | None, *, way_out: str = "name DATA", classes: bool = True) -> tuple[Settings, Source]:
+    """A run's settings, or the defaults for another checkpoint, and the data: without a name those of the run.
+
+    Without `classes`, the data may have none.
+    """
     from vitrail import weights
     from vitrail.data.sources import open_source
     from vitrail.train import settings
@@ -433,7 +463,7 @@ def open_data(run: str, data: str | None, *, way_out: str = "name DATA") -> tupl
     if data is None and not config.is_file():
         raise ValueError(f"{run} is no folder of `vitrail train`, so it does not say its data; {way_out}")
     cfg = settings.build([settings.read_config(config)] if config.is_file() else [])
-    return cfg, open_source(data or weights.read_run(run).data, val_fraction=cfg.data.val_fraction)
+    return cfg, open_source(data or weights.read_run(run).data, val_fraction=cfg.data.val_fraction, classes=classes)
 
 
 def say_receipt(model: Any, source: str) -> None:
@@ -721,7 +751,8 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
     else:
         import torch
 
-        cfg, source = open_data(args.run, None, way_out="name images to look at")
+        classes = bool(model.config.num_classes)
+        cfg, source = open_data(args.run, None, way_out="name images to look at", classes=classes)
         which = next((name for name in ("test", "val", "train") if name in source.splits), "train")
         split = source.load(which, preprocessing=model.preprocessing, cfg=cfg.data)  # type: ignore[arg-type]
         chosen = torch.linspace(0, len(split) - 1, min(args.limit, len(split))).round().long()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vitrail.config import ModelConfig
     from vitrail.deploy.predict import Prediction
+    from vitrail.evaluate.embedding import EmbeddingScores
     from vitrail.evaluate.few_shot import FewShot, Mean
     from vitrail.evaluate.metrics import Accuracy, Evaluation
     from vitrail.evaluate.multilabel import MultiLabelEvaluation
@@ -323,6 +324,20 @@ def print_probe(
             names = listed([classes[k] for k in each.short])
             console.print(f"Fewer than {each.shots} images, of which all were taken: {names}.", soft_wrap=True)
     console.print(f"{ladder.advice.why[0].upper()}{ladder.advice.why[1:]}.", soft_wrap=True)
+
+
+def print_embedding(result: EmbeddingScores, *, title: str) -> None:
+    """k-NN accuracy where images have classes, and effective rank."""
+    console = make_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print()
+    table = make_table("embedding", "score", "95 % interval")
+    if result.knn is not None:
+        table.add_row("k-NN accuracy", percent(result.knn.value), _interval(result.knn.interval))
+    low, high = result.effective_rank_interval
+    table.add_row("effective rank, dimensions", f"{result.effective_rank:.1f}", f"{low:.1f} to {high:.1f}")
+    console.print(table)
+    console.print()
 
 
 def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:

@@ -31,6 +31,8 @@ class FolderSource(Source):
     """Every file in a class folder, an image or not."""
     deep: bool = False
     """Whether some of the images looked at have more than 8 bits."""
+    outside: int = 0
+    """Images outside of class folders, which are not used."""
 
     def load(
         self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
@@ -89,7 +91,7 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
     """
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; give a folder of images or a named set")
-    found, notes = _listed(path)
+    found, notes, outside = _listed(path)
     if not found:
         loose = any(not entry.is_dir() for entry in entries(path))
         what = "its files stand outside of class folders" if loose else "it is empty"
@@ -124,6 +126,7 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
         notes=tuple(notes),
         root=path,
         files=files,
+        outside=outside,
     )
 
 
@@ -192,8 +195,8 @@ def pixels_of(root: Path, files: list[Listed]) -> dict[str, Any]:
     return {"channels": channels, "mean": (0.5,) * channels, "std": (0.25,) * channels, "deep": deep}
 
 
-def _listed(root: Path) -> tuple[dict[SplitName, list[tuple[str, str]]], list[str]]:
-    """(path relative to root, class) of every file in a class folder, by split; and how the folder was read."""
+def _listed(root: Path) -> tuple[dict[SplitName, list[tuple[str, str]]], list[str], int]:
+    """(path relative to root, class) of every file in a class folder, by split; how the folder was read; images outside."""
     splits, notes = find_splits(root), list[str]()
     found: dict[SplitName, list[tuple[str, str]]] = {}
     tops = list(splits.folders.values()) or [""]
@@ -211,7 +214,7 @@ def _listed(root: Path) -> tuple[dict[SplitName, list[tuple[str, str]]], list[st
     if loose := [file for file in inside if is_image_name(file)]:
         some = ", ".join(loose[:_SHOWN]) + (", …" if len(loose) > _SHOWN else "")
         notes.append(f"not used: {len(loose)} image{'s' * (len(loose) > 1)} outside of class folders ({some})")
-    return {split: files for split, files in found.items() if files}, notes
+    return {split: files for split, files in found.items() if files}, notes, len(loose)
 
 
 def _in_classes(root: Path, classes: list[tuple[str, str]], *, complete: bool) -> list[tuple[str, str]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from vitrail.config import nearest
 from vitrail.data.dataset import NoClasses, Skipped, Source, Split, SplitName
-from vitrail.data.folder import open_folder
+from vitrail.data.folder import FolderSource, open_folder
 from vitrail.data.labelled import LABELS, PATH, TABLE, columns, is_labelled, open_labelled
 from vitrail.data.named import NAMED, data_folder, open_named
-from vitrail.data.unlabelled import has_plain_splits, open_unlabelled
+from vitrail.data.unlabelled import has_plain_splits, open_unlabelled, too_many_outside
 from vitrail.text import printable_errors
 
 __all__ = ["NAMES", "NoClasses", "Skipped", "Source", "Split", "SplitName", "open_source"]
@@ -24,7 +24,7 @@ def open_source(path: str, *, val_fraction: float = 0.1, classes: bool = True) -
     """The data set behind a name or a path; a named set is downloaded if it is nowhere on this machine.
 
     `val_fraction` of the training images is held out for validation where the set has no validation images. Without
-    `classes`, a folder that has none is a set too, whose images have label -1.
+    `classes`, a folder that has none, or images outside of them, is a set too, whose images have label -1.
     Raises ValueError, in one line, for a name or folder that is not there or holds no images.
     """
     if path in NAMED:
@@ -39,9 +39,12 @@ def open_source(path: str, *, val_fraction: float = 0.1, classes: bool = True) -
     if folder.is_dir() and not (folder / TABLE).exists() and has_plain_splits(folder):
         return open_unlabelled(folder, val_fraction=val_fraction)
     try:
-        return _opened(folder, val_fraction=val_fraction)
+        source = _opened(folder, val_fraction=val_fraction)
     except NoClasses:
         return open_unlabelled(folder, val_fraction=val_fraction)
+    if isinstance(source, FolderSource) and too_many_outside(source):
+        return open_unlabelled(folder, val_fraction=val_fraction)
+    return source
 
 
 def _opened(folder: Path, *, val_fraction: float) -> Source:

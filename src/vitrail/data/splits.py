@@ -73,8 +73,8 @@ def find_splits(root: Path, *, in_classes: bool = True) -> SplitFolders:
     """Find the folders that serve as splits.
 
     With `in_classes`, a folder without folders in it is no split but a class: pictures of trains. Without, any folder may be
-    one, but only one of training images that stands beside another split, or alone. Raises ValueError for two folders of one split, and where the splits stand
-    inside of class folders.
+    one, but only one of training images that stands beside another split, or alone. Raises ValueError for two folders of one
+    split, and where the splits stand inside of class folders.
     """
     names = folders(root)
     with_folders = [name for name in names if not in_classes or has_folders(root / name)]

@@ -13,6 +13,8 @@ from vitrail.data.splits import find_splits
 
 NO_CLASS = -1
 """Label of every image."""
+OUTSIDE = 0.01
+"""Share of images outside of class folders above which the folders are taken for a tree, not for classes."""
 _SHOWN = 3  # files that a note names
 
 
@@ -34,12 +36,18 @@ def has_plain_splits(path: Path) -> bool:
     return len(splits) > 1 and not any(has_folders(path / folder) for folder in splits)
 
 
+def too_many_outside(source: FolderSource) -> bool:
+    """Whether a folder of classes leaves so many images unused that it is better read without classes."""
+    listed = sum(map(len, source.files.values()))
+    return source.outside > OUTSIDE * (listed + source.outside)
+
+
 def open_unlabelled(path: Path, *, val_fraction: float) -> UnlabelledSource:
     """List a folder at any depth; no image is decoded.
 
-    Folders called train, val and test are splits where training images stand beside others, or alone. Else, and where there are no
-    validation images, `val_fraction` of the training images is held out, by a hash of each path relative to `path`. Notes and
-    tables such as README.md are left out. Raises ValueError for a folder without images.
+    Folders called train, val and test are splits where training images stand beside others, or alone. Else, and where there
+    are no validation images, `val_fraction` of the training images is held out, by a hash of each path relative to `path`.
+    Notes and tables such as README.md are left out. Raises ValueError for a folder without images.
     """
     splits = find_splits(path, in_classes=False)
     found: dict[SplitName, list[str]] = {}

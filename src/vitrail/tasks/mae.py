@@ -170,7 +170,9 @@ class Mae(Task):
         for patch_size in patch_sizes:
             if pair(patch_size) != self.patch:
                 own = f"{self.patch[0]}x{self.patch[1]}"
-                raise ValueError(f"MAE predicts the pixels of patches of {own}, not of {patch_size}; leave train.patch_sizes out")
+                raise ValueError(
+                    f"MAE predicts the pixels of patches of {own}, not of {patch_size}; leave train.patch_sizes out"
+                )
 
     def draw_visible(self, draws: Draws, grid: Pair) -> Visible:
         """Visible patches of each image, sorted: ⌊(1 - mask_ratio) L⌋, but at least one, and at least one is hidden.

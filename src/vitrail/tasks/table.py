@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -16,6 +16,7 @@ from vitrail.tasks.supervised import supervised_task
 from vitrail.tasks.task import Task
 
 
+@runtime_checkable
 class Builder(Protocol):
     """Builds the task of a run around its model, which is on `device`. Raises ValueError for settings that it can't have."""
 
@@ -73,7 +74,7 @@ TASKS: dict[str, TaskSpec] = {
         build=mae_task,
         supervised=False,
         check=check_mae,
-        recipe="mae",
+        recipe="mae-photos",
         small_recipe="mae-small",
         unused=(
             "distill",

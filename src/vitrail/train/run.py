@@ -248,9 +248,10 @@ def prepare(
     classes = spec.classes(source)
     model.preprocessing, model.classes, model.multi_label = images, classes, source.multi_label and spec.supervised
     model.checkpointing = cfg.checkpointing
+    kinds = f"{len(classes)} classes" if spec.supervised else "labels for the scores alone" if source.classes else "no labels"
     together = f" · {processes.size} processes" if processes.size > 1 else ""
     display.say(
-        f"{source.name}: {len(split):,} training images, {f'{len(classes)} classes' if classes else 'no labels needed'} · "
+        f"{source.name}: {len(split):,} training images, {kinds} · "
         f"{name_of_start(settings.model)}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{images.img_size[0]}x{images.img_size[1]} px · "
         f"{device.type}, {cfg.precision}{together}"

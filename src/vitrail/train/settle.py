@@ -92,7 +92,8 @@ def fine_tuning(
 ) -> tuple[Settings, Preprocessing]:
     """The settings to fine-tune weights with: the recipe's, or those fitted to the facts, below what was said.
 
-    The model's shape is the weights'; a task without classes leaves out the recipe's model and fits nothing. Also gives what the weights say of their images.
+    The model's shape is the weights'; a task without classes leaves out the recipe's model and fits nothing. Also gives what
+    the weights say of their images.
     """
     name = said.get("model", {}).get("name")
     named = parse_name(name) if name else {}  # what the name says of the shape is compared with the weights below
