@@ -20,21 +20,17 @@ from typing import Any
 import accuracy
 import machine
 
-DATA, EPOCHS, SHOTS = "fashion-sample", 10, 10
+DATA, EPOCHS = "fashion-sample", 10
 OPTIONS = ("--train.epochs", str(EPOCHS))
 UNTRAINED = ("--train.steps", "1", "--optim.lr", "1e-9")
 
 
 def probed(run: Path) -> dict[str, Any]:
-    """Scores of frozen features on the test images: all training images, and a few a class."""
-    words = ["probe", str(run), DATA, "--shots", str(SHOTS), "--json"]
+    """Scores of frozen features on the test images."""
+    words = ["probe", str(run), DATA, "--json"]
     done = subprocess.run([sys.executable, "-m", "vitrail", *words], check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
-    [few] = found["few_shot"]
-    return {
-        **{way: {name: found[way]["test"][name] for name in ("accuracy", "interval")} for way in ("knn", "probe")},
-        "few": {name: few["probe"][name] for name in ("accuracy", "interval")},
-    }
+    return {way: {name: found[way]["test"][name] for name in ("accuracy", "interval")} for way in ("knn", "probe")}
 
 
 def main() -> None:
@@ -55,7 +51,6 @@ def main() -> None:
             }
     found = {
         "command": shlex.join(["vitrail", "pretrain", DATA, *OPTIONS]),
-        "shots": SHOTS,
         "rows": rows,
         "machine": machine.facts(),
     }

@@ -232,16 +232,14 @@ def transfer(result: dict[str, Any]) -> str:
 
 def pretraining(result: dict[str, Any]) -> str:
     """Frozen features before and after pre-training."""
-    ways = ("knn", "probe", "few")
     cells = []
     for title, row in result["rows"].items():
-        scores = (row["frozen"][way] for way in ways)
+        scores = (row["frozen"][way] for way in ("knn", "probe"))
         shown = (f"**{_percent(one['accuracy'])}** ({' to '.join(_percent(end) for end in one['interval'])})" for one in scores)
         cells.append([title, *shown])
     trained = result["rows"]["pre-trained"]
-    few = f"linear probe, {result['shots']} images a class"
     return (
-        f"{_grid(['frozen features', 'k-NN', 'linear probe', few], cells)}\n\n"
+        f"{_grid(['frozen features', 'k-NN', 'linear probe'], cells)}\n\n"
         f"Percent of {trained['test_images']:,} test images, one seed, with the 95 % interval. `{result['command']}`: "
         f"{trained['steps']:,} steps in {trained['train_s']:.0f} s. {_machines([result['machine']])}\n"
     )

@@ -72,7 +72,7 @@ def tiny_train(path: str | None = None, *, start: Callable[..., Any] = real_trai
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages name: PHOTOS, PHOTO.jpg, RUN (trained on them), ALBUM, LABELLED, SCENES, WEIGHTS.safetensors."""
+    """What the pages name: PHOTOS, PHOTO.jpg, RUN (trained on them), ALBUM, LABELLED, SCENES, WEIGHTS.safetensors."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4), ("test", 4)):

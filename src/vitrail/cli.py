@@ -164,18 +164,18 @@ A length (epochs, steps or minutes) replaces any other length; a model's name st
 
 PRETRAIN_HELP = """Trains a backbone without labels, scores its embedding, and writes a run folder to go on from.
 
-  vitrail pretrain PHOTOS --minutes 30                 images loose, or in any tree of folders
-  vitrail train LABELLED --weights RUN                 then: fine-tune it on what is labelled
-  vitrail pretrain PHOTOS --mae.mask_ratio 0.6 --model S/16
-  vitrail pretrain                                     the sample that comes with the package
+  vitrail pretrain                                the sample that comes with the package
+  vitrail pretrain ALBUM --minutes 30             images loose, or in any tree of folders
+  vitrail train PHOTOS --weights RUN              then: fine-tune it on what is labelled
+  vitrail pretrain ALBUM --mae.mask_ratio 0.6 --model.depth 8
 
-Method mae (He et al. 2022): most patches are hidden, the others are encoded, and a light decoder predicts the pixels of the
-hidden ones. At each evaluation it prints the k-NN accuracy of the embedding where images have classes, else its effective
-rank, and draws originals, what was seen and reconstructions into RUN/reconstructions. DATA is what `vitrail train` takes, or a
-folder without classes: train, val and test in it are splits, else data.val_fraction of the images is held out.
+Method mae (He et al. 2022): most patches are hidden, the others are encoded, and a light decoder predicts the pixels of
+the hidden ones. Each evaluation prints the k-NN accuracy of the embedding where images have classes, else its
+effective rank, and draws originals, visible patches and reconstructions into RUN/reconstructions.
 
---model, --weights, --minutes and the order of settings are those of `vitrail train`; its settings of heads and labels have no
-effect, and are named."""
+DATA is what `vitrail train` takes, or a folder without classes: train, val and test in it are splits, else
+data.val_fraction of the images is held out. Settings come in the order of `vitrail train`; those of heads and labels
+have no effect, and a note names them."""
 
 
 MEMORY_HELP = """Parameters and FLOPs (of one image's forward pass, a multiply-add is two) are exact. Weights are fp32.
@@ -273,7 +273,7 @@ def train(words: list[str]) -> int:
 
 def pretrain(words: list[str]) -> int:
     """`vitrail pretrain [DATA]`."""
-    usage = "[DATA] [--method mae] [--recipe R] [--model S/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
+    usage = "[DATA] [--method mae] [--recipe R] [--model Ti/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
     parser = run_parser("pretrain", PRETRAIN_HELP, usage=usage, recipe="the method's own")
     parser.add_argument("--method", type=str, metavar="M", help="mae, the masked autoencoder [mae]")
     parsed = terminal.parse_settings(parser, words)
@@ -354,8 +354,8 @@ def evaluate(words: list[str]) -> int:
     """`vitrail evaluate RUN [DATA]`."""
     parser = terminal.make_parser(
         "evaluate",
-        "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what. Of a model without classes, the "
-        "k-NN accuracy of its embedding, or without labels its effective rank.",
+        "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what.\n"
+        "Of a model without classes: the k-NN accuracy of its embedding, or without labels its effective rank.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or a checkpoint, and DATA")
     parser.add_argument("data", metavar="DATA", nargs="?", help="a folder, or the name of a set [what the run was trained on]")
