@@ -29,7 +29,8 @@ import torch
 
 import machine
 from vitrail.config import OptimConfig, TrainConfig
-from vitrail.models import ViT, create_model
+from vitrail.models import create_model
+from vitrail.models.backbone import Backbone
 from vitrail.train import checkpoint
 from vitrail.train.optim import build_optimizers
 from vitrail.train.step import Ema
@@ -39,7 +40,7 @@ DAMAGES = ("flipped", "cut", "emptied", "removed")
 INTERVAL_S = 60 * TrainConfig().checkpoint_every
 
 
-def training(model: ViT) -> dict[str, Any]:
+def training(model: Backbone) -> dict[str, Any]:
     """What `save` takes of a training that has made its first step."""
     optimizers = build_optimizers(model, OptimConfig(name="adamw"), batch_size=1024)
     for parameter in model.parameters():

@@ -77,6 +77,7 @@ def compare(
             if not asked or answers or any(truth.get(field) is None for field in asked):
                 return Outcome(library, name, "refused", str(error), reason_of(str(error)))
             answers = {field: truth[field] for field in asked}
+    assert isinstance(ours, vitrail.ViT)
     with torch.no_grad():
         outputs = {"logits": ours(images), **{part: getattr(ours.outputs(images), part) for part in ("embedding", "tokens")}}
     worst = 0.0

@@ -36,7 +36,9 @@ METHODS = ("attention", "rollout", "relevance", "gradcam", "integrated_gradients
 def ours(img_size: int = 224) -> ViT:
     """B/16 with random weights."""
     torch.manual_seed(0)
-    return create_model("B/16", img_size=img_size).eval()
+    model = create_model("B/16", img_size=img_size)
+    assert isinstance(model, ViT)
+    return model.eval()
 
 
 def ways() -> dict[str, tuple[Callable[[Tensor], object], Callable[[Tensor], object]]]:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import machine
-from vitrail.config import OptimConfig, ViTConfig, parse_name
+from vitrail.config import OptimConfig, ViTConfig
+from vitrail.settings.families import parse_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

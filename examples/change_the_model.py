@@ -69,11 +69,10 @@ def main() -> None:
     test = source.load("test", preprocessing=view, cfg=DataConfig())
 
     classes = len(source.classes)
-    model = localise(
-        vitrail.create_model(
-            "Ti/4", img_size=view.img_size, in_channels=view.in_channels, num_classes=classes, depth=3, embed_dim=96
-        )
-    )
+    shape = {"img_size": view.img_size, "in_channels": view.in_channels, "num_classes": classes}
+    plain = vitrail.create_model("Ti/4", **shape, depth=3, embed_dim=96)
+    assert isinstance(plain, ViT)
+    model = localise(plain)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=args.steps + 1)
     batches = train_batches(train, batch_size=args.batch_size, seed=0, augment=crops)

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 import vitrail
 from vitrail import cli
-from vitrail.config import is_baseline
+from vitrail.settings.baseline import is_baseline
 from vitrail.train import run
 from vitrail.train.settings import recipes
 
@@ -292,6 +292,24 @@ def test_the_example_adapts_a_checkpoint(
         r"\([\d.]+%\)", "(26.3%)", out
     )
     assert float(re.search(r"differ by (\S+) at most", out)[1]) <= 1e-5  # type: ignore[index]
+
+
+def test_the_example_adds_a_family(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from vitrail.models.families import BUILDERS
+    from vitrail.settings.families import FAMILIES
+
+    monkeypatch.setattr(sys, "argv", ["add_a_family.py", "--steps", "3"])
+    before = dict(FAMILIES), dict(BUILDERS)
+    try:
+        load(ROOT / "examples" / "add_a_family.py", monkeypatch).main()
+        assert re.search(r"[\d.]+% of the test images; a black image is one class to \d+%", capsys.readouterr().out)
+        assert vitrail.create_model("mixer_s", img_size=32, depth=1).config.depth == 1
+        with pytest.raises(ValueError, match='did you mean "mixer_s"'):
+            vitrail.create_model("mixers")
+    finally:
+        for table, rows in zip((FAMILIES, BUILDERS), before, strict=True):
+            table.clear()
+            table.update(rows)
 
 
 def test_the_changed_model_starts_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -819,7 +819,7 @@ def models(words: list[str]) -> int:
     )
     shape = {"img_size": args.img_size, "in_channels": args.in_channels, "num_classes": args.num_classes}
     for name in (f"{size}/{patch}" for size in SIZES for patch in PATCHES):
-        vit = settings.build([{"model": {"name": name, **shape}}]).model.vit()
+        vit = settings.build([{"model": {"name": name, **shape}}]).model.shape()
         cost = describe(vit, batch_size=args.batch_size)
         counts = (f"{number:,}" for number in (vit.embed_dim, vit.depth, vit.num_heads, cost.tokens, cost.parameters))
         memory = (cost.weights_bytes, cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16)
@@ -848,31 +848,32 @@ def show(words: list[str]) -> int:
     short = {field: parsed[field] for field in settings.OF_THE_DATA if parsed.get(field) is not None}
 
     from vitrail import weights
-    from vitrail.config import is_baseline
-    from vitrail.models import baseline_config, meta_model
-    from vitrail.models.describe import describe, describe_baseline
-    from vitrail.weights.load import is_name
+    from vitrail.models import meta_model
+    from vitrail.models.describe import Description, describe_model
+    from vitrail.settings.families import name_of
+    from vitrail.weights.load import named_family
 
     config, asked = Path(parsed["name"], "config.yaml"), [{"model": short}, settings.layer_of(parsed)]
+    title = None
     below: Mapping[str, Any] = {"model": parsed["name"]}
     if config.is_file():
         below = settings.read_config(config)
-    elif not (is_name(parsed["name"]) or is_baseline(parsed["name"])):
+    elif named_family(parsed["name"]) is None:
         strict, fields = not parsed.get("no_strict"), settings.model_fields(*asked)
         model = weights.load(parsed["name"], revision=parsed.get("revision"), strict=strict, **fields)
         assert isinstance(model.receipt, weights.Receipt)
         print(model.receipt.verbose() if parsed.get("verbose") else model.receipt, end="\n\n")
-        below, asked = {"model": dataclasses.asdict(model.config)}, [{"optim": asked[1].get("optim", {})}]
+        shape = {**dataclasses.asdict(model.config), "name": name_of(model.config)}
+        below, asked, title = {"model": shape}, [{"optim": asked[1].get("optim", {})}], parsed["name"]
     cfg = settings.build([below, *asked])
-    if isinstance(below["model"], dict) and "name" not in below["model"]:
-        cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, name=parsed["name"]))
     batch_size = parsed.get("batch_size") or 1
-    if not is_baseline(cfg.model.name):
-        terminal.print_model(cfg.model, describe(cfg.model.vit(), batch_size=batch_size), batch_size=batch_size)
+    cost = describe_model(cfg.model.shape(), batch_size=batch_size)
+    if isinstance(cost, Description):
+        terminal.print_model(cfg.model, cost, batch_size=batch_size, title=title)
     elif "batch_size" in parsed:
         raise ValueError(f"--batch-size is for memory, which is not counted of {cfg.model.name}; leave it out")
     else:
-        terminal.print_baseline(cfg.model, describe_baseline(baseline_config(cfg.model)))
+        terminal.print_cost(cfg.model, cost, title=title)
     if parsed.get("groups"):
         from vitrail.train.optim import group_table
 

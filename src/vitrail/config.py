@@ -10,7 +10,7 @@ import difflib
 import functools
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from vitrail.settings.mae import MaeConfig
 
@@ -49,9 +49,6 @@ PATCHES = (4, 8, 14, 16, 32)
 CUSTOM = "custom"
 SCRATCH = "none"
 """Of model.weights: random weights, even where pretrained ones are within reach."""
-BASELINES = ("torchvision", "timm")
-BASELINE_FIELDS = ("name", "weights", "img_size", "in_channels", "num_classes", "drop_rate", "drop_path_rate")
-"""What of the model's section a baseline takes; the other fields are a Transformer's."""
 _LONG_NAMES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
 
@@ -61,25 +58,15 @@ def nearest(word: str, words: list[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
-def is_baseline(name: str) -> bool:
-    """Whether a name is that of another library's model, "torchvision:resnet50" or "timm:efficientnet_b0"."""
-    library, colon, _ = name.partition(":")
-    return bool(colon) and library in BASELINES
+def parse_vit_name(name: str) -> dict[str, Any] | None:
+    """Fields of ViTConfig that a name decides; None for a name of another form.
 
-
-def parse_name(name: str) -> dict[str, Any]:
-    """The ViTConfig fields that a model's name decides.
-
-    "B/16", "Ti/4" and the field's spelling, "vit_base_patch16_224", say the same things. A patch may be any whole
+    "B/16", "Ti/4" and the field's spelling, "vit_base_patch16_224", are names of the same models. A patch may be any whole
     number; `PATCHES` lists the ones in common use. A "+" behind the size asks for the convolutional stem: "S+/16".
-    "custom" is the name of a shape that has none, and decides nothing. Raises ValueError for a name of another form.
+    "custom" is the name of a shape that has none, and decides nothing. Raises ValueError for a size that does not exist.
     """
     if name == CUSTOM:
         return {}
-    if is_baseline(name):
-        return {}  # its library knows its shape
-    if re.fullmatch(r"\w+:[\w.]*", name):
-        raise ValueError(f'model "{name}": the libraries are {" and ".join(BASELINES)}, as in "torchvision:resnet50"')
     if short := re.fullmatch(r"([A-Za-z]+)(\+?)/(\d+)", name):
         size, stem, patch = short.groups()
         fields: dict[str, Any] = {"patch_size": int(patch)}
@@ -90,8 +77,7 @@ def parse_name(name: str) -> dict[str, Any]:
         if long[3]:
             fields["img_size"] = int(long[3])
     else:
-        known = [f"{s}/{p}" for s in SIZES for p in PATCHES]
-        raise ValueError(f'model "{name}" is not a name such as "B/16" or "vit_base_patch16_224"{nearest(name, known)}')
+        return None
     if size not in SIZES:
         fold = {s.lower(): s for s in SIZES}
         hint = f'; did you mean "{fold[size.lower()]}"?' if size.lower() in fold else ""
@@ -101,12 +87,12 @@ def parse_name(name: str) -> dict[str, Any]:
     return {**SIZES[size]._asdict(), **fields}
 
 
-def name_of(config: ViTConfig) -> str:
-    """The name of a model's size and patch; "custom" for a shape that has none."""
+def vit_name(config: ViTConfig) -> str:
+    """Name of a model's size and patch; "custom" for a shape that has none."""
     patch = pair(config.patch_size)
     shape = Size(config.embed_dim, config.depth, config.num_heads, config.mlp_ratio)
-    found = [name for name, size in SIZES.items() if size == shape and patch[0] == patch[1]]
-    return f"{found[0]}/{patch[0]}" if found else CUSTOM
+    names = [name for name, size in SIZES.items() if size == shape and patch[0] == patch[1]]
+    return f"{names[0]}/{patch[0]}" if names else CUSTOM
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -229,18 +215,37 @@ def choices_of_a_model() -> dict[str, tuple[str, ...]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(ViTConfig):
-    """The `model` section: what the Transformer looks like. A name starts it afresh."""
+class ModelSection:
+    """The `model` section of any family: a name, weights, what follows from the data, and the fields of the family's config.
 
-    name: str = "B/16"
-    """A size and a patch, "Ti/4" to "g/14"; "S+/16" has the convolutional stem. "torchvision:resnet50" and "timm:…" are
-    baselines of those libraries. The other fields change one thing each."""
+    A subclass is a family's config with these fields added; `config_type` names that config.
+    """
+
+    config_type: ClassVar[type[Any]]
+    name: str
+    """Name of the model. It starts the section afresh."""
     weights: str | None = None
     """Checkpoint to start from: a Hub id, a file, a folder. The shape is then the checkpoint's; null starts at random."""
+    img_size: int | Pair = 224
+    """Image side in pixels, or (height, width)."""
+    in_channels: int = 3
+    """Channels of the images."""
+    num_classes: int = 1000
+    """Outputs of the head; 0 leaves the head out, and the logits are the embedding."""
 
-    def vit(self) -> ViTConfig:
-        """The part of it that the model takes."""
-        return ViTConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(ViTConfig)})
+    def shape(self) -> Any:
+        """The family's config: the part of the section that the model is built from."""
+        return self.config_type(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self.config_type)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ViTConfig, ModelSection):
+    """The `model` section: what the Transformer looks like. A name starts it afresh."""
+
+    config_type = ViTConfig
+    name: str = "B/16"
+    """A size and a patch, "Ti/4" to "g/14"; "S+/16" has the convolutional stem; "swin_t" to "swin_l" are Swin Transformers;
+    "torchvision:resnet50" and "timm:…" models of those libraries. The other fields change one thing each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,7 +519,7 @@ class TrainConfig:
 class Settings:
     """All that a run is made of."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelSection = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -588,6 +593,11 @@ def configured(config: Config, fields: dict[str, Any]) -> Config:
     """The config with the fields put in. Raises ValueError for a field that does not exist."""
     check_names(fields, of=type(config))
     return dataclasses.replace(config, **fields)  # type: ignore[type-var]
+
+
+def tupled(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples that they were."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def check_names(fields: Iterable[str], *, of: type[Any] = ViTConfig) -> None:

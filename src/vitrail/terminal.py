@@ -15,7 +15,8 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vitrail.config import pair
+from vitrail.config import ModelConfig, pair
+from vitrail.settings.families import family_of
 from vitrail.text import json_escaped, one_line, printable
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vitrail.config import ModelConfig
+    from vitrail.config import ModelSection
     from vitrail.deploy.predict import Prediction
     from vitrail.evaluate.embedding import EmbeddingScores
     from vitrail.evaluate.few_shot import FewShot, Mean
     from vitrail.evaluate.metrics import Accuracy, Evaluation
     from vitrail.evaluate.multilabel import MultiLabelEvaluation
-    from vitrail.models.describe import BaselineDescription, Description, Peak
+    from vitrail.models.describe import Cost, Description, Peak
     from vitrail.train.ladder import Ladder
     from vitrail.train.optim import Row
     from vitrail.weights import pretrained
@@ -361,8 +362,9 @@ def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:
     console.print()
 
 
-def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None:
+def print_model(cfg: ModelSection, cost: Description, *, batch_size: int, title: str | None = None) -> None:
     """A model's shape and what it costs."""
+    assert isinstance(cfg, ModelConfig)
     (height, width), (down, across) = pair(cfg.img_size), pair(cfg.patch_size)
     patches = height // down * (width // across)
     hidden = round(cfg.embed_dim * cfg.mlp_ratio)
@@ -380,21 +382,22 @@ def print_model(cfg: ModelConfig, cost: Description, *, batch_size: int) -> None
         "in all": f"{_peak(cost.peak)}, with weights, gradients and AdamW",
         "recomputed": f"{_peak(cost.checkpointing_peak)} in all, with train.checkpointing",
     }
-    _print_lines(cfg.name, lines)
+    _print_lines(title or cfg.name, lines)
 
 
-def print_baseline(cfg: ModelConfig, cost: BaselineDescription) -> None:
-    """What can be told of another library's model."""
-    height, width = pair(cfg.img_size)
+def print_cost(cfg: ModelSection, cost: Cost, *, title: str | None = None) -> None:
+    """What can be counted of a model of any family."""
+    (height, width), words = pair(cfg.img_size), family_of(cfg.name).words(cfg.shape())
     classes = _counted(cfg.num_classes, "class", "es") if cfg.num_classes else "no head"
     lines = {
         "images": f"{height} x {width} px, {_counted(cfg.in_channels, 'channel')}; {classes}",
+        "shape": words.shape,
         "parameters": f"{cost.parameters:,}",
         "weights": f"{in_bytes(cost.weights_bytes)} in fp32",
         "FLOPs": _flops(cost.flops),
-        "memory": "of activations is not counted: it depends on the library's code",
+        "memory": "of activations is not counted for this family",
     }
-    _print_lines(cfg.name, lines)
+    _print_lines(title or cfg.name, lines)
 
 
 def _print_lines(title: str, lines: Mapping[str, str]) -> None:

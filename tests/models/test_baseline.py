@@ -24,10 +24,12 @@ from torchvision.ops import StochasticDepth
 
 import vitrail
 from vitrail import cli
-from vitrail.config import ModelConfig, Preprocessing, is_baseline
+from vitrail.config import ModelConfig, Preprocessing
 from vitrail.models import Baseline, ViT, build_model, check_model, create_baseline, create_model, meta_model
+from vitrail.models.backbone import View
 from vitrail.models.baseline import BaselineConfig, published_classes
-from vitrail.models.describe import describe_baseline
+from vitrail.models.describe import describe_model
+from vitrail.settings.baseline import BaselineModelConfig, is_baseline
 from vitrail.train import settings as layers
 from vitrail.train.loop import Loop
 from vitrail.train.notes import unused
@@ -144,7 +146,7 @@ def test_stochastic_depth_of_every_model_of_torchvision_can_be_turned_off() -> N
     """Their defaults go up to 0.5: none is left at 0 of the settings, and each can be set."""
     for name in torchvision.models.list_models(module=torchvision.models):
         if name.startswith(("convnext", "efficientnet", "swin", "maxvit")) and name.endswith(("tiny", "b0", "_t", "v2_s")):
-            model = meta_model(ModelConfig(name=f"torchvision:{name}", drop_path_rate=0.2))
+            model = meta_model(BaselineModelConfig(name=f"torchvision:{name}", drop_path_rate=0.2))
             rates = [layer.p for layer in model.modules() if isinstance(layer, StochasticDepth)]
             assert max(rates) == pytest.approx(0.2), name
 
@@ -159,8 +161,12 @@ def test_what_a_vit_has_and_a_baseline_has_not() -> None:
     model.checkpointing = False
     with pytest.raises(ValueError, match=r"^train.checkpointing recomputes a ViT's blocks, and timm:test_resnet has none"):
         model.checkpointing = True
-    with pytest.raises(ValueError, match=r"is no ViT; vitrail.models.create_baseline makes it$"):
-        create_model("timm:test_resnet")
+    assert isinstance(create_model("timm:test_resnet", num_classes=3), Baseline)
+    images = torch.randn(2, 3, 32, 32)
+    model.eval()
+    assert torch.equal(model.features(images).pooled, model.embedding(images))
+    with pytest.raises(ValueError, match=r"^timm:test_resnet looks at whole images only; use a ViT$"):
+        model.features(images, View(patch_size=4))
 
 
 def test_batch_norms_are_in_the_running_mean() -> None:
@@ -202,7 +208,7 @@ def test_batch_norms_are_in_the_running_mean() -> None:
     ],
 )
 def test_what_can_t_be_built_says_so_in_a_line(fields: dict[str, Any], said: str) -> None:
-    cfg = ModelConfig(**{"name": "torchvision:resnet18", "num_classes": 3, **fields})
+    cfg = BaselineModelConfig(**{"name": "torchvision:resnet18", "num_classes": 3, **fields})
     with pytest.raises(ValueError, match=said) as error:
         check_model(cfg)
     assert "\n" not in str(error.value)
@@ -210,8 +216,8 @@ def test_what_can_t_be_built_says_so_in_a_line(fields: dict[str, Any], said: str
 
 def test_check_lets_pass_what_can_be_built() -> None:
     for name, side in (("torchvision:resnet18", 28), ("torchvision:regnet_y_400mf", 32), ("timm:test_vit", 32)):
-        check_model(ModelConfig(name=name, img_size=side, in_channels=1, num_classes=3))
-        built = build_model(ModelConfig(name=name, img_size=side, in_channels=1, num_classes=3))
+        check_model(BaselineModelConfig(name=name, img_size=side, in_channels=1, num_classes=3))
+        built = build_model(BaselineModelConfig(name=name, img_size=side, in_channels=1, num_classes=3))
         assert isinstance(built, Baseline)
     assert isinstance(build_model(ModelConfig(name="Ti/16", embed_dim=12, num_heads=2, depth=1)), ViT)
 
@@ -370,7 +376,7 @@ def test_mistakes_with_a_run(tmp_path: Path) -> None:
         ValueError, match=r"^pos_embed is 1x5x64 in .* and 1x10x64 in the .*; leave img_size as the run has it$"
     ):
         vitrail.load(tmp_path, img_size=48)
-    with pytest.raises(ValueError, match=r"^timm:test_vit has the names of timm in its model.safetensors already$"):
+    with pytest.raises(ValueError, match=r"^timm:test_vit has the names of its own library in its model.safetensors already$"):
         convert(tmp_path, "hf", tmp_path / "there")
     config = json.loads((tmp_path / "config.json").read_text())
     config["vitrail"]["baseline"]["name"] = "timm:test_resnet"
@@ -415,20 +421,21 @@ def test_a_baseline_s_section() -> None:
 
 def test_settings_that_do_nothing_are_said() -> None:
     settings = layers.build([{"model": "torchvision:resnet18", "optim": {"name": "muon"}, "train": {"accumulate": 2}}])
-    said = unused(settings)
-    assert "optim.name muon is for a ViT's blocks, and AdamW moves all of torchvision:resnet18; it has no effect here" in said
-    assert any(line.startswith("train.accumulate 2: batch norms, where torchvision:resnet18 has them, see") for line in said)
+    said = unused(settings, meta_model(settings.model))
+    muon = "optim.name muon is for a Transformer's blocks, and AdamW moves all of torchvision:resnet18; it has no effect here"
+    assert muon in said
+    assert any(line.startswith("train.accumulate 2: the batch norms of torchvision:resnet18 see one") for line in said)
 
 
 def test_what_it_costs() -> None:
-    cost = describe_baseline(BaselineConfig(name="torchvision:resnet50"))
+    cost = describe_model(BaselineConfig(name="torchvision:resnet50"))
     assert cost.parameters == 25_557_032  # as torchvision's documentation has it
     assert cost.flops == pytest.approx(2 * 4.09e9, rel=0.01)
     state = torchvision.models.resnet50().state_dict()
     assert cost.weights_bytes == sum(value.nbytes for value in state.values())
-    assert describe_baseline(BaselineConfig(name="torchvision:regnet_y_400mf")).parameters == 4_344_144
+    assert describe_model(BaselineConfig(name="torchvision:regnet_y_400mf")).parameters == 4_344_144
     with pytest.raises(ValueError, match=r"^torchvision:vgg11 does not work on images of 16x16 px"):
-        describe_baseline(BaselineConfig(name="torchvision:vgg11", img_size=16))
+        describe_model(BaselineConfig(name="torchvision:vgg11", img_size=16))
 
 
 # --------------------------------------------------------------------------------------------------------------------

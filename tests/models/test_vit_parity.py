@@ -17,10 +17,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
-from vitrail.config import SIZES, ViTConfig, parse_name
+from vitrail.config import SIZES, ViTConfig
 from vitrail.models import ViT, create_model
 from vitrail.models.positions import resize_positions, sincos_2d
 from vitrail.models.vit import AttentionPool, PatchEmbed, SwiGLU
+from vitrail.settings.families import parse_name
 
 DIM, HEADS, DEPTH, PATCH, SIDE, CLASSES = 24, 3, 2, 4, 16, 5
 TINY = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "num_classes": CLASSES}

@@ -9,6 +9,7 @@ import pytest
 
 from vitrail.config import TrainConfig
 from vitrail.data.sources import open_source
+from vitrail.models import meta_model
 from vitrail.tasks import TASKS
 from vitrail.train import settings
 from vitrail.train.folder import settings_of
@@ -35,7 +36,7 @@ def test_recipes_of_the_masked_autoencoder_build(name: str) -> None:
         [facts(open_source("fashion-sample"), task), {"model": {"img_size": 224}} if name == "mae" else {}, layer]
     )
     assert cfg.train.task == "mae"
-    task.check(cfg)
+    task.check(cfg, meta_model(cfg.model))
     assert (cfg.augment.crop, cfg.augment.mixup_alpha, cfg.model.drop_path_rate) == ("resized", 0, 0)
     if name == "mae":  # the paper's table 8
         optim = cfg.optim

@@ -24,7 +24,8 @@ from torch import nn
 from vitrail.config import AugmentConfig, ModelConfig, Preprocessing
 from vitrail.data.batches import Part, eval_batches, train_batches
 from vitrail.data.memory import FixedSplit
-from vitrail.models import build_model
+from vitrail.models import build_model, create_model
+from vitrail.models.receipt import Receipt
 from vitrail.train import distributed
 from vitrail.train import run as run_module
 from vitrail.train.distributed import ALONE, Ended, World, anew, own_device, shard, world
@@ -309,7 +310,8 @@ def test_what_is_put_together_is_the_model(monkeypatch: pytest.MonkeyPatch) -> N
     shape: dict[str, Any] = {"img_size": (32, 32), "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
     cfg = ModelConfig(name="Ti/16", **shape, stem="conv", pos_embed="sincos2d")
     model = build_model(cfg)
-    model.classes, model.receipt, model.multi_label = ("a", "b", "c"), object(), True
+    receipt = Receipt(origin="here", file="a.safetensors", sha256=None, licence=None, entries=())
+    model.classes, model.receipt, model.multi_label = ("a", "b", "c"), receipt, True
     model.preprocessing = Preprocessing(img_size=(32, 32), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert run_module.put_together(model, cfg, World(rank=0, size=2)) is model
     monkeypatch.setattr(run_module, "is_sharded", lambda model: True)
@@ -325,10 +327,11 @@ def test_what_is_put_together_is_the_model(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_parts_need_processes_blocks_and_another_number_type() -> None:
     cpu = torch.device("cpu")
+    cnn = create_model("timm:test_resnet", num_classes=3)
     with pytest.raises(ValueError, match="torchrun --nproc-per-node"):
-        shard(nn.Linear(2, 2), ALONE, device=cpu, dtype=None)
-    with pytest.raises(ValueError, match="Linear has none"):
-        shard(nn.Linear(2, 2), World(0, 2), device=cpu, dtype=None)
+        shard(cnn, ALONE, device=cpu, dtype=None)
+    with pytest.raises(ValueError, match="Baseline has none"):
+        shard(cnn, World(0, 2), device=cpu, dtype=None)
     model = build_model(ModelConfig(name="Ti/16", img_size=(32, 32), depth=1, embed_dim=32, num_heads=2, num_classes=3))
     with pytest.raises(ValueError, match=r"does not go with fp16.*; use --train\.precision bf16$"):
         shard(model, World(0, 2), device=cpu, dtype=torch.float16)

@@ -12,6 +12,7 @@ from rich.console import Console
 import vitrail
 from conftest import ImageFolder
 from vitrail.config import Preprocessing
+from vitrail.models import meta_model
 from vitrail.train import settings
 from vitrail.train.notes import long_warmup, unused
 from vitrail.weights import save_model
@@ -22,14 +23,15 @@ FROM: dict[str, Any] = {"model": {"weights": "some.safetensors"}}
 
 def notes(*layers: settings.Layer, multi_label: bool = False) -> list[str]:
     """What is said of layers over the defaults, the last of which somebody typed."""
-    return unused(settings.build(layers), said=settings.merge(layers[-1]), multi_label=multi_label)
+    whole = settings.build(layers)
+    return unused(whole, meta_model(whole.model), said=settings.merge(layers[-1]), multi_label=multi_label)
 
 
 def test_the_defaults_and_the_recipes_have_nothing_to_say() -> None:
-    assert unused(settings.build([])) == []
+    assert notes({}) == []
     for name in settings.recipes():
-        layer = settings.read_recipe(name)
-        assert unused(settings.build([layer, FROM]), multi_label=False) == [], name
+        whole = settings.build([settings.read_recipe(name), FROM])
+        assert unused(whole, meta_model(whole.model), multi_label=False) == [], name
 
 
 @pytest.mark.parametrize(
@@ -109,10 +111,11 @@ def test_a_setting_with_effect_is_not(layer: dict[str, Any]) -> None:
 def test_only_what_was_typed_counts_where_the_default_is_the_same() -> None:
     """A run's config.yaml holds every default, and says nothing by them."""
     whole = settings.build([])
-    assert unused(whole, said={"train": {"ladder": True}}) == [f"train.ladder needs model.weights{NO_EFFECT}"]
+    model = meta_model(whole.model)
+    assert unused(whole, model, said={"train": {"ladder": True}}) == [f"train.ladder needs model.weights{NO_EFFECT}"]
     written = settings.from_yaml(settings.to_yaml(whole))
-    assert unused(written) == []
-    assert unused(written, multi_label=True) == []
+    assert unused(written, model) == []
+    assert unused(written, model, multi_label=True) == []
 
 
 @pytest.mark.parametrize("freeze", [2, "all"])

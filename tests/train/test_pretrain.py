@@ -347,6 +347,7 @@ def test_the_command_trains_and_says_what_is_next(tmp_path: Path, typed: Typed) 
         (["--mae.mask_ration", "0.5"], r"did you mean --mae.mask_ratio\?"),
         (["--model", "torchvision:resnet18"], "MAE needs a backbone that computes visible patches only: .*; use a ViT"),
         (["--model", "timm:resnet18"], "MAE needs a backbone that computes visible patches only: .*; use a ViT"),
+        (["--model", "swin_t"], "MAE needs a backbone that computes visible patches only: Swin's windows .*; use a ViT"),
         (
             ["--model", "S+/4"],
             'visible patches only: stem "conv" looks beyond each patch, so hidden ones would show; use stem "pa',

@@ -21,13 +21,15 @@ from rich.console import Console
 from torch import Tensor, fx, nn
 
 import vitrail
-from vitrail.config import AugmentConfig, ModelConfig, Pair, Preprocessing, Settings, TrainConfig
+from vitrail.config import AugmentConfig, ModelConfig, Pair, Preprocessing, TrainConfig
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
-from vitrail.models import ViT
+from vitrail.models import ViT, meta_model
+from vitrail.models.backbone import Backbone
 from vitrail.train.loop import Loop
 from vitrail.train.pace import Pace
 from vitrail.train.run import Run
+from vitrail.train.settings import build
 from vitrail.train.sizes import check_sizes, patch_at, size_at, sizes_over
 from vitrail.train.step import Step
 
@@ -54,8 +56,8 @@ def test_sizes_by_value(start: int, stages: int, full: Pair, patch: Pair, sizes:
     assert [size for size, _ in itertools.groupby(walked)] == sizes
     for stage in range(stages):  # each lasts as long, and begins where its share of the run is reached
         assert walked[240 * stage // stages] == size_at(0.75 * (stage + 0.5) / stages, full_from=0.75, **shape)
-    model = ModelConfig(img_size=full, patch_size=patch)
-    assert list(sizes_over(Settings(model=model, train=TrainConfig(start_size=start, size_stages=stages)))) == sizes
+    model = meta_model(ModelConfig(img_size=full, patch_size=patch, embed_dim=16, num_heads=1, depth=0))
+    assert list(sizes_over(TrainConfig(start_size=start, size_stages=stages), model)) == sizes
 
 
 @settings(max_examples=80, deadline=None)
@@ -109,6 +111,10 @@ def test_patches_by_value() -> None:
     assert {patch_at(step, patches=(14,), seed=3) for step in range(5)} == {14}
 
 
+def model_of(fields: dict[str, Any]) -> Backbone:
+    return meta_model(build([{"model": fields}]).model)
+
+
 @pytest.mark.parametrize(
     ("model", "train", "said"),
     [
@@ -140,7 +146,7 @@ def test_patches_by_value() -> None:
 )
 def test_sizes_and_patches_that_can_t_be(model: dict[str, Any], train: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - compared as a whole below
-        check_sizes(Settings(model=ModelConfig(**model), train=TrainConfig(**train)))
+        check_sizes(TrainConfig(**train), model_of(model))
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
 
@@ -157,7 +163,7 @@ def test_sizes_and_patches_that_can_t_be(model: dict[str, Any], train: dict[str,
     ],
 )
 def test_sizes_and_patches_that_can_be(model: dict[str, Any], train: dict[str, Any]) -> None:
-    check_sizes(Settings(model=ModelConfig(**model), train=TrainConfig(**train)))
+    check_sizes(TrainConfig(**train), model_of(model))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from torch import Tensor
 import vitrail
 from vitrail.config import Pair, Preprocessing
 from vitrail.models import ViT
+from vitrail.models.receipt import Entry, Receipt
 from vitrail.weights import load, save_model
-from vitrail.weights.receipt import Entry, Receipt
 from vitrail.weights.unwrap import Tensors
 
 State = dict[str, Tensor]
@@ -88,9 +88,9 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 
 def test_an_unknown_field_is_named_before_anything_is_read() -> None:
-    with pytest.raises(ValueError, match=r'^"img_sise" is not a field of ViTConfig; did you mean "img_size"\?$'):
+    with pytest.raises(ValueError, match=r'^"img_sise" is not a field of a model; did you mean "img_size"\?$'):
         load("no-such/repository", img_sise=32)
-    with pytest.raises(ValueError, match=r'^"num_layers" is not a field of ViTConfig; did you mean "depth"\?$'):
+    with pytest.raises(ValueError, match=r'^"num_layers" is not a field of a model; did you mean "depth"\?$'):
         load(STATE, num_layers=1)
 
 

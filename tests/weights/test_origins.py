@@ -44,7 +44,7 @@ from vit_pytorch import SimpleViT
 from vit_pytorch import ViT as VitPytorch
 
 import vitrail
-from vitrail.weights.receipt import Receipt, Status
+from vitrail.models.receipt import Receipt, Status
 
 Makers = dict[str, Callable[[], Peer]]
 ASKED = re.compile(r"(?:do not tell|; nor) (\w+) \(")

@@ -12,10 +12,11 @@ from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer as TorchvisionSwin
 
+from vitrail.models.receipt import Receipt
 from vitrail.models.swin import Swin
 from vitrail.models.windows import resize_bias_table
-from vitrail.weights.receipt import Receipt
-from vitrail.weights.swin import WRITES, Library, export_state, load_swin, microsoft_names, names_of, transformers_4_names
+from vitrail.weights import load
+from vitrail.weights.swin import WRITES, Library, export_state, microsoft_names, names_of, transformers_4_names
 
 SHAPE: dict[str, Any] = {"embed_dim": 16, "depths": (2, 1, 2), "num_heads": (2, 4, 4)}
 
@@ -57,7 +58,7 @@ def test_what_each_library_wrote_computes_the_same(library: str, make: Any, tmp_
     theirs = make()
     save_file({name: value.contiguous() for name, value in theirs.state_dict().items()}, tmp_path / "swin.safetensors")
     for source in (theirs, theirs.state_dict(), tmp_path / "swin.safetensors", str(tmp_path / "swin.safetensors")):
-        ours = load_swin(source)
+        ours = load(source)
         assert not ours.training
         torch.testing.assert_close(logits_of(ours, images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
         receipt = ours.receipt
@@ -73,7 +74,7 @@ def test_what_each_library_wrote_computes_the_same(library: str, make: Any, tmp_
 def test_a_folder_of_timm(tmp_path: Path) -> None:
     theirs = of_timm()
     save_for_hf(theirs, tmp_path, model_args={"depths": [2, 1, 2]})
-    ours = load_swin(tmp_path)
+    ours = load(tmp_path)
     torch.testing.assert_close(logits_of(ours, images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
     assert ours.preprocessing is not None
     assert ours.preprocessing.crop_pct == 0.9
@@ -85,20 +86,20 @@ def test_the_paper_s_files_and_those_of_transformers_4() -> None:
     old = {microsoft_names(name)[0]: value for name, value in theirs.state_dict().items()}
     old["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
     old["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
-    torch.testing.assert_close(logits_of(load_swin(old), images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
-    ours, four = load_swin(theirs), {}
+    torch.testing.assert_close(logits_of(load(old), images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
+    ours, four = load(theirs), {}
     for name, value in ours.state_dict().items():
         parts = transformers_4_names(name)
         four |= dict(zip(parts, value.chunk(len(parts)), strict=True))
     assert "swin.encoder.layers.0.blocks.0.attention.self.query.weight" in four
     assert "swin.encoder.layers.0.blocks.0.intermediate.dense.weight" in four
-    torch.testing.assert_close(logits_of(load_swin(four), images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(load(four), images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("to", WRITES)
 def test_what_is_written_is_read_again(to: Library) -> None:
-    ours = load_swin(of_timm())
-    again = load_swin(export_state(ours, to))
+    ours = load(of_timm())
+    again = load(export_state(ours, to))
     assert again.state_dict().keys() == ours.state_dict().keys()
     for name, value in again.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name])
@@ -106,7 +107,7 @@ def test_what_is_written_is_read_again(to: Library) -> None:
 
 def test_another_window_resizes_the_bias() -> None:
     theirs = of_timm()
-    ours = load_swin(theirs, window_size=8, img_size=256)
+    ours = load(theirs, window_size=8, img_size=256)
     table = theirs.layers[0].blocks[0].attn.relative_position_bias_table
     name = "layers.0.blocks.0.attn.relative_position_bias_table"
     assert torch.equal(ours.state_dict()[name], resize_bias_table(table, window=8))
@@ -119,37 +120,35 @@ def test_another_window_resizes_the_bias() -> None:
 
 def test_other_channels_and_classes() -> None:
     theirs = of_timm()
-    ours = load_swin(theirs, in_channels=6, num_classes=9)
+    ours = load(theirs, in_channels=6, num_classes=9)
     assert isinstance(ours.receipt, Receipt)
     states = {entry.name: (entry.status, entry.note) for entry in ours.receipt.entries}
     assert states["patch_embed.proj.weight"] == ("adapted", "3 -> 6 channels")
     assert states["head.fc.weight"][0] == "new"
     twice = images().repeat(1, 2, 1, 1)
     with torch.no_grad():
-        seen, expected = ours.embedding(twice), load_swin(theirs).embedding(images())
+        seen, expected = ours.embedding(twice), load(theirs).embedding(images())
     torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-4)
     assert logits_of(ours, twice).shape == (2, 9)
-    assert logits_of(load_swin(theirs, num_classes=0), images()).shape == (2, 64)
+    assert logits_of(load(theirs, num_classes=0), images()).shape == (2, 64)
 
 
 def test_files_that_are_none() -> None:
     state = of_timm().state_dict()
-    with pytest.raises(ValueError, match=r"a state dict is no Swin Transformer of timm, torchvision, transformers or"):
-        load_swin({"patch_embed.proj.weight": torch.zeros(4, 3, 4, 4)})
     gap = {name: value for name, value in state.items() if name != "layers.1.blocks.0.mlp.fc2.bias"}
     with pytest.raises(ValueError, match=r"has no layers\.1\.blocks\.0\.mlp\.fc2\.bias, so the Swin .* is not complete"):
-        load_swin(gap)
+        load(gap)
     with pytest.raises(ValueError, match="is not version 1"):
-        load_swin({name: value for name, value in state.items() if not name.startswith("patch_embed")})
+        load({name: value for name, value in state.items() if not name.startswith("patch_embed")})
     with pytest.raises(ValueError, match=r"and the model wants .*; leave the field out that asks for it"):
-        load_swin(state, mlp_ratio=2.0)
-    with pytest.raises(ValueError, match='"windows" is not a field of SwinConfig'):
-        load_swin(state, windows=3)
+        load(state, mlp_ratio=2.0)
+    with pytest.raises(ValueError, match='"windows" is not a field of a model'):
+        load(state, windows=3)
     assert names_of({}) is None
 
 
 def test_what_has_no_place_is_in_the_receipt() -> None:
-    ours = load_swin({**of_timm().state_dict(), "extra.weight": torch.zeros(3)})
+    ours = load({**of_timm().state_dict(), "extra.weight": torch.zeros(3)})
     assert isinstance(ours.receipt, Receipt)
     others = [(entry.name, entry.status) for entry in ours.receipt.entries if entry.status != "exact"]
     assert others == [("extra.weight", "dropped")]

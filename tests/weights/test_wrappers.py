@@ -12,7 +12,7 @@ from peers import DIM, HEADS, of_timm, random_like, renamed, same, some_images, 
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.weights.receipt import Receipt
+from vitrail.models.receipt import Receipt
 
 State = dict[str, Tensor]
 MODEL = timm_vit()

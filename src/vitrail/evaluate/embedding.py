@@ -87,8 +87,8 @@ def evaluate_embedding(
 ) -> EmbeddingScores:
     """Scores of the pooled embedding on a split loaded as evaluation view (`augment=None`).
 
-    k-NN looks for neighbours among the images of `known`. Without it, or where the split holds some of them, which would
-    find themselves, the images of the split are neighbours of each other. Raises ValueError for a split that is empty and
+    k-NN looks for neighbours among the images of `known`. Without it, or where the split holds all of them, which would find
+    themselves, the images of the split are neighbours of each other. Raises ValueError for a split that is empty and
     for embeddings that are not finite.
     """
 
@@ -101,8 +101,10 @@ def evaluate_embedding(
     require_finite(seen.embeddings.isfinite().all(dim=1))
     accuracy = None
     if has_classes(split) and len(seen) > 1:
-        apart = known is not None and has_classes(known) and set(known.names).isdisjoint(split.names)
-        accuracy = knn(embed(known), seen, device=device) if apart and known is not None else knn(seen, device=device)
+        if known is None or not has_classes(known) or set(known.names) <= set(split.names):
+            accuracy = knn(seen, device=device)
+        else:
+            accuracy = knn(embed(known), seen, device=device)
     interval = effective_rank_interval(seen.embeddings)
     return EmbeddingScores(len(seen), accuracy, effective_rank(seen.embeddings), interval)
 

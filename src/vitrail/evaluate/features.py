@@ -20,14 +20,12 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vitrail.config import Preprocessing, ViTConfig
+from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.batches import eval_batches
 from vitrail.data.dataset import Split
 from vitrail.data.named import cache_home
 from vitrail.evaluate.evaluate import in_eval_mode
-from vitrail.models import ViT
-from vitrail.models.baseline import Baseline, BaselineConfig
 from vitrail.weights.run_folder import save_tensors
 
 KEPT_BYTES = 4e9
@@ -88,16 +86,9 @@ def extract(
 
 
 def embed(model: nn.Module, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
-    """What the head sees: `model.outputs(images).embedding`; with a distillation token, what both heads see, side by side.
-
-    A model of another family says it by a method `embedding`.
-    """
-    if not isinstance(model, ViT):
-        embedding: Tensor = model.embedding(images)  # type: ignore[operator]
-        return embedding
-    tokens = model.forward_features(images)  # outputs() would hold the features of every block
-    embedding = model.pool(tokens)
-    return embedding if model.head_dist is None else torch.cat([embedding, tokens[:, 1]], dim=1)
+    """What the heads see, side by side where they see different things (`Backbone.embedding`)."""
+    embedding: Tensor = model.embedding(images)  # type: ignore[operator]
+    return embedding
 
 
 def _computed(
@@ -147,16 +138,16 @@ def _key(
 
 def _identity(model: nn.Module) -> Iterator[bytes | memoryview]:
     """What a model's embedding is made of: its layers with what they say of themselves, and its tensors; not its head."""
-    heads = [f"net.{name}" for name in model.heads] if isinstance(model, Baseline) else ["head", "head_drop", "head_dist"]
+    heads: tuple[str, ...] = getattr(model, "heads", ())
 
     def behind_it(name: str) -> bool:
         return any(name == head or name.startswith(f"{head}.") for head in heads)
 
     config = getattr(model, "config", None)
-    if isinstance(config, ViTConfig | BaselineConfig):
-        yield repr(dataclasses.replace(config, num_classes=0)).encode()
+    if config is not None and dataclasses.is_dataclass(config):
+        yield repr(dataclasses.replace(config, num_classes=0)).encode()  # type: ignore[type-var]
     for name, module in model.named_modules():
-        if not behind_it(name):
+        if not (behind_it(name) or isinstance(module, nn.Dropout)):  # dropout does nothing in evaluation
             yield f"{name} {type(module).__qualname__}({module.extra_repr()})\n".encode()
     for name, value in model.state_dict().items():
         if not behind_it(name):

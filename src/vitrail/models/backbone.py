@@ -1,7 +1,7 @@
 """The contract of a backbone: images to features and logits, and the stages that training acts on.
 
-A family of models is one file with a config dataclass and a `Backbone`, and one row of `families.FAMILIES`. Nothing outside
-its file asks which family a model is of.
+A family of models is one file with a config dataclass and a `Backbone`, a row of `settings.families.FAMILIES` and one of
+`models.families.BUILDERS`. Nothing outside its file asks which family a model is of.
 """
 
 # B batch · C channels · H W image · N tokens (prefix + patches) · D width · E width of the pooled embedding · K classes
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vitrail.config import Pair, Preprocessing
+from vitrail.models.card import Card
+from vitrail.models.receipt import Receipt
 
 Images = Float[Tensor, "B C H W"]
 Logits = Float[Tensor, "B K"]
@@ -34,6 +36,11 @@ class View:
     """Patch of this call; None is the model's own."""
     visible: Int64[Tensor, "B L"] | None = None
     """Positions, row by row, of the patches that the backbone sees; None: all. What is hidden is never computed."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it looks at whole images, with all of the model's own patches."""
+        return not self.pad and self.sizes is None and self.patch_size is None and self.visible is None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,20 +79,16 @@ class Backbone(nn.Module):
 
     config: Any
     """The family's frozen config dataclass. It has `img_size`, `in_channels` and `num_classes`."""
-    preprocessing: Preprocessing | None = None
-    """What happens to an image before the model, where the weights' origin says it."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes, where known."""
-    multi_label: bool = False
-    """Whether an image may have any number of the classes: then each has a probability of its own, the logit's sigmoid."""
-    receipt: object = None
-    """What became of every tensor of the checkpoint that the weights come from (`weights.Receipt`)."""
+    card: Card = Card()
+    """What the weights know besides numbers: preprocessing, classes, task, receipt. The four below are read from it."""
     checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
     no_decay: frozenset[str] = frozenset()
     """Parameters with two or more dimensions that have no weight decay and are no matrices: tokens, positions, bias tables."""
     heads: tuple[str, ...] = ("head",)
     """Paths of the modules that a new set of classes replaces. Their outputs, on average, are the logits."""
+    stems: tuple[str, ...] = ()
+    """Paths of the convolutions that see the images: other channels adapt their weights."""
 
     @abstractmethod
     def features(self, images: Images, view: View = View()) -> Features:
@@ -104,9 +107,53 @@ class Backbone(nn.Module):
         """Put a fresh head for `num_classes` outputs in place; 0 leaves it out, and the logits are the embedding."""
 
     @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What happens to an image before the model (`card.preprocessing`)."""
+        return self.card.preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, preprocessing: Preprocessing | None) -> None:
+        self.card = replace(self.card, preprocessing=preprocessing)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes (`card.classes`)."""
+        return self.card.classes
+
+    @classes.setter
+    def classes(self, classes: tuple[str, ...]) -> None:
+        self.card = replace(self.card, classes=classes)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of the classes (`card.task`)."""
+        return self.card.task == "multi-label"
+
+    @multi_label.setter
+    def multi_label(self, multi_label: bool) -> None:
+        self.card = replace(self.card, task="multi-label" if multi_label else "classify")
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What became of every tensor of the checkpoint that the weights come from (`card.receipt`)."""
+        return self.card.receipt
+
+    @receipt.setter
+    def receipt(self, receipt: Receipt | None) -> None:
+        self.card = replace(self.card, receipt=receipt)
+
+    @property
     @abstractmethod
     def side_unit(self) -> Pair:
         """Pixels that height and width are multiples of; (1, 1) for a model that takes any size."""
+
+    def check_patch(self, patch: Pair) -> None:
+        """Raise ValueError where `View.patch_size` can't be this patch. A backbone that resizes patches overrides it."""
+        raise ValueError(f"train.patch_sizes are for a ViT, and {type(self).__name__} has patches of its own; leave them out")
+
+    def stored(self) -> nn.Module:
+        """The module whose state dict a checkpoint file holds."""
+        return self
 
     def embedding(self, images: Images) -> Float[Tensor, "B E"]:
         """What the heads see, side by side where they see different things."""

@@ -14,56 +14,30 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import BASELINES, Pair, Preprocessing, is_baseline, pair
+from vitrail.config import Pair, Preprocessing, pair
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
+from vitrail.settings.baseline import BaselineConfig, is_baseline
 
-__all__ = ["Baseline", "BaselineConfig", "check_baseline", "create_baseline", "is_baseline", "on_meta", "published_classes"]
+__all__ = [
+    "Baseline",
+    "BaselineConfig",
+    "build_baseline",
+    "check_baseline",
+    "create_baseline",
+    "is_baseline",
+    "on_meta",
+    "published_classes",
+]
 
+_NO_MATRICES = ("token", "pos_embed", "latent")
+"""Ends of the names of parameters that are tokens and positions: no weight decay."""
 _TRIED_SIDES = (32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 288, 384, 512)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineConfig:
-    """Everything that decides a baseline: what its library calls it, and what an image and a class are."""
-
-    name: str
-    """As in the settings: "torchvision:resnet50", "timm:efficientnet_b0"."""
-    img_size: int | Pair = 224
-    """Image side in pixels, or (height, width). Most CNNs take any; those that don't are built for this one."""
-    in_channels: int = 3
-    """Channels of the images; the first convolution is fitted to them."""
-    num_classes: int = 1000
-    """Outputs of the head; 0 leaves the head out, and the logits are the embedding."""
-    drop_rate: float = 0.0
-    """Dropout before the head, where the model has it."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth of the last block, where the model has it."""
-
-    def __post_init__(self) -> None:
-        if not is_baseline(self.name):
-            raise ValueError(f'"{self.name}" is no baseline; the libraries are {", ".join(BASELINES)}, as in "timm:resnet50"')
-        if min(*pair(self.img_size), self.in_channels) < 1 or self.num_classes < 0:
-            raise ValueError(f"{self.name}: img_size and in_channels must be at least 1, and num_classes not negative")
-        for name in ("drop_rate", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 0 and below 1")
-
-    @property
-    def library(self) -> str:
-        """torchvision or timm."""
-        return self.name.partition(":")[0]
-
-    @property
-    def theirs(self) -> str:
-        """What the library calls it."""
-        return self.name.partition(":")[2]
 
 
 class Baseline(Backbone):
@@ -76,10 +50,12 @@ class Baseline(Backbone):
         """The library's own model: its state dict has the library's names."""
         if config.library == "timm":
             theirs: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-            self.stems, self.heads = _names(theirs.get("first_conv")), tuple(_names(theirs.get("classifier")))
+            stems, heads = _names(theirs.get("first_conv")), _names(theirs.get("classifier"))
         else:
             paths = [name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-            self.stems, self.heads = paths[:1], tuple(paths[-1:])  # registered in the order of the way through, in all of them
+            stems, heads = paths[:1], paths[-1:]  # registered in the order of the way through, in all of them
+        self.stems, self.heads = tuple(f"net.{path}" for path in stems), tuple(f"net.{path}" for path in heads)
+        self.no_decay = frozenset(name for name, _ in self.named_parameters() if name.endswith(_NO_MATRICES))
 
     def forward(self, images: Images) -> Float[Tensor, "B K"]:
         """Logits (B, K), or the embedding where there is no head. Raises ValueError for other channels."""
@@ -97,16 +73,16 @@ class Baseline(Backbone):
             return embedding
         if not self.config.num_classes:
             return self(images)
-        head = self.net.get_submodule(self.heads[0])
-        self.net.set_submodule(self.heads[0], nn.Identity())
+        head = self.get_submodule(self.heads[0])
+        self.set_submodule(self.heads[0], nn.Identity())
         try:
             return self(images)
         finally:
-            self.net.set_submodule(self.heads[0], head)
+            self.set_submodule(self.heads[0], head)
 
     def features(self, images: Images, view: View = View()) -> Features:
         """The embedding alone. Raises ValueError for a view with masks, hidden patches or another patch."""
-        if view != View():
+        if not view.whole:
             raise ValueError(f"{self.config.name} looks at whole images only; use a ViT")
         return Features(pooled=self.embedding(images))
 
@@ -133,7 +109,7 @@ class Baseline(Backbone):
         if self.config.library == "timm":
             self.net.reset_classifier(num_classes)  # type: ignore[operator]
         else:
-            old = self.net.get_submodule(self.heads[0])
+            old = self.get_submodule(self.heads[0])
             head: nn.Module = nn.Identity()
             if num_classes and isinstance(old, nn.Linear):
                 head = nn.Linear(old.in_features, num_classes)
@@ -141,9 +117,17 @@ class Baseline(Backbone):
                 head = nn.Conv2d(old.in_channels, num_classes, old.kernel_size)  # type: ignore[arg-type]
             elif num_classes:
                 raise ValueError(f"{self.config.name} was made without a head; create it anew with num_classes {num_classes}")
-            self.net.set_submodule(self.heads[0], head)
+            self.set_submodule(self.heads[0], head)
         self.net.to(weight.device, weight.dtype)
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
+
+    def check_patch(self, patch: Pair) -> None:
+        """See Backbone.check_patch."""
+        raise ValueError(f'train.patch_sizes are for a ViT, and "{self.config.name}" cuts no patches; leave them out')
+
+    def stored(self) -> nn.Module:
+        """The library's own model, whose names a checkpoint has."""
+        return self.net
 
     @property
     def checkpointing(self) -> bool:
@@ -211,6 +195,11 @@ def create_baseline(
     return model
 
 
+def build_baseline(config: BaselineConfig) -> Baseline:
+    """The model of a config, with random weights."""
+    return create_baseline(**dataclasses.asdict(config))
+
+
 def published_classes(name: str) -> int:
     """How many classes the library's default weights tell apart. Raises ValueError as `create_baseline` does."""
     return _library_of(BaselineConfig(name=name)).published()[1]
@@ -252,7 +241,7 @@ class _Torchvision:
             model.reset_head(config.num_classes)
         if config.in_channels != 3:
             path = model.stems[0]
-            net.set_submodule(path, _for_channels(net.get_submodule(path), config.in_channels))
+            model.set_submodule(path, _for_channels(model.get_submodule(path), config.in_channels))
         if pretrained:
             shown, names = self.weights.transforms(), tuple(self.weights.meta["categories"])
             # those two would go on to make ImageNet's mean and deviation 0.5: they get such images at once

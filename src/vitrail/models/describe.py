@@ -11,14 +11,17 @@ a CPU does.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.config import ViTConfig, pair
-from vitrail.models.baseline import Baseline, BaselineConfig, check_baseline, on_meta
+from vitrail.models.backbone import Backbone
+from vitrail.models.families import build_on_meta, check_config
 from vitrail.models.vit import PLAIN_ATTENTION_MAX_TOKENS, ViT
 
 _FP32, _BF16 = 4, 2  # bytes
@@ -26,17 +29,23 @@ _ALLOCATOR = 1.07
 """Memory of a process over what its tensors hold: gaps between buffers, and the kernels' own (benchmarks/memory.py)."""
 
 
-@dataclass(frozen=True)
-class Description:
-    """The cost of one model, for images of its own size."""
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Cost of one model of any family, for images of its own size."""
 
-    tokens: int
-    """Prefix tokens and patches of one image."""
     parameters: int
     flops: int
     """Floating-point operations of the forward pass for one image: matrix products and convolutions; a multiply-add is two."""
     weights_bytes: int
     """Parameters and buffers in fp32, as they are saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description(Cost):
+    """Cost of a plain ViT, whose tokens and activations are counted too."""
+
+    tokens: int
+    """Prefix tokens and patches of one image."""
     inference_bytes: int
     """Most memory that activations take at one time in inference, images included, in fp32."""
     training_bytes: int
@@ -61,6 +70,19 @@ class Peak:
     fp32: int
     bf16: int
     """Under autocast: what the backward pass needs is bf16, with a bf16 copy of the weights."""
+
+
+def describe_model(config: Any, *, batch_size: int = 1) -> Cost:
+    """Count what a model of any family costs; a `Description`, with memory for `batch_size` images, where that is known.
+
+    Raises ValueError for a config that makes no model, and for images that it can't take.
+    """
+    count = COUNTED.get(type(config))
+    if count is not None:
+        return count(config, batch_size)
+    check_config(config)
+    parameters, weights, flops = _counted(build_on_meta(config).eval())
+    return Cost(parameters=parameters, flops=flops, weights_bytes=weights)
 
 
 def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
@@ -106,22 +128,10 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
     )
 
 
-@dataclass(frozen=True)
-class BaselineDescription:
-    """What can be counted of another library's model; what its activations take depends on its code."""
-
-    parameters: int
-    flops: int
-    """As of a ViT: matrix products and convolutions of the forward pass for one image."""
-    weights_bytes: int
-    """Parameters and buffers in fp32, as they are saved."""
-
-
-def describe_baseline(config: BaselineConfig) -> BaselineDescription:
-    """Counts what a baseline costs. Raises ValueError for what can't be built, and for images that it can't take."""
-    check_baseline(config)
-    parameters, weights, flops = _counted(on_meta(config))
-    return BaselineDescription(parameters=parameters, flops=flops, weights_bytes=weights)
+COUNTED: dict[type[Any], Callable[[Any, int], Description]] = {
+    ViTConfig: lambda config, batch_size: describe(config, batch_size=batch_size)
+}
+"""Families whose tokens and activations can be counted."""
 
 
 def _count(config: ViTConfig) -> tuple[int, int, int]:
@@ -129,7 +139,7 @@ def _count(config: ViTConfig) -> tuple[int, int, int]:
         return _counted(ViT(config).eval())
 
 
-def _counted(model: ViT | Baseline) -> tuple[int, int, int]:
+def _counted(model: Backbone) -> tuple[int, int, int]:
     """Parameters, bytes of the state dict, and FLOPs for one image, of a model on the meta device."""
     image = torch.empty(1, model.config.in_channels, *pair(model.config.img_size), device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -187,7 +187,8 @@ class Swin(Backbone):
             nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
             nn.init.zeros_(self.head.fc.bias)
 
-    heads = ("head",)
+    heads = ("head.fc",)
+    stems = ("patch_embed.proj",)
 
     @property
     def side_unit(self) -> Pair:
@@ -210,13 +211,21 @@ class Swin(Backbone):
 
     def head_logits(self, images: Images, *, patch_size: int | Pair | None = None) -> tuple[Logits, ...]:
         """The logits, in a tuple of one."""
-        return (self.head(self.head_drop(self.features(images, View(patch_size=patch_size)).pooled)),)
+        return (self.head(self.head_drop(self.encode(images, View(patch_size=patch_size)).pooled)),)
+
+    def embedding(self, images: Images) -> Float[Tensor, "B E"]:
+        """See Backbone.embedding."""
+        return self.encode(images, View()).pooled
 
     def features(self, images: Images, view: View = View()) -> Features:
         """Mean embedding, the last map's positions behind the last norm, and the map behind each stage.
 
         Raises ValueError for other channels, and for a view with masks, hidden patches or another patch.
         """
+        return self.encode(images, view)
+
+    def encode(self, images: Images, view: View) -> Features:
+        """The one pass that the calls above share: sharding wraps each of them, and may not meet another inside it."""
         if images.shape[1] != self.config.in_channels:
             theirs = images.shape[1]
             raise ValueError(

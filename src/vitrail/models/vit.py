@@ -398,6 +398,11 @@ class ViT(Backbone):
         """(height, width) of a patch; with `pad`, any size goes."""
         return pair(self.config.patch_size)
 
+    def check_patch(self, patch: Pair) -> None:
+        """See Backbone.check_patch."""
+        if patch != pair(self.config.patch_size):
+            require_resizable(self.config, patch)
+
     def stages(self) -> list[Stage]:
         """The stem, each block, and the head with the last norm and the pooling."""
         stem = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")

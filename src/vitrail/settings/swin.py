@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from vitrail.config import Pair
+from vitrail.config import ModelSection, Pair
 
 
 class SwinSize(NamedTuple):
@@ -22,6 +23,33 @@ SWIN_SIZES = {  #           width  depths         heads            parameters at
     "swin_b": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),  #      87_768_224
     "swin_l": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48)),  #    196_532_476
 }
+
+
+SWIN_CUSTOM = "swin_custom"
+"""Name of a shape that has none."""
+_LONG_NAMES = {"tiny": "swin_t", "small": "swin_s", "base": "swin_b", "large": "swin_l"}
+
+
+def parse_swin_name(name: str) -> dict[str, Any] | None:
+    """Fields of SwinConfig that a name decides; None for a name that does not start with "swin_".
+
+    "swin_t" and timm's "swin_tiny_patch4_window7_224" are names of the same model. Raises ValueError for another size.
+    """
+    if name == SWIN_CUSTOM:
+        return {}
+    if long := re.fullmatch(r"swin_([a-z]+)_patch(\d+)_window(\d+)(?:_(\d+))?", name):
+        size = _LONG_NAMES.get(long[1], long[1])
+        fields: dict[str, Any] = {"patch_size": int(long[2]), "window_size": int(long[3])}
+        if long[4]:
+            fields["img_size"] = int(long[4])
+    elif name.startswith("swin_"):
+        size, fields = name, {"patch_size": 4, "window_size": 7}
+    else:
+        return None
+    if size not in SWIN_SIZES:
+        names = ", ".join(SWIN_SIZES)
+        raise ValueError(f'model "{name}" is none of {names}; timm\'s "swin_tiny_patch4_window7_224" is a name too')
+    return {**SWIN_SIZES[size]._asdict(), **fields}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +102,19 @@ class SwinConfig:
     def width(self, stage: int) -> int:
         """Channels of a stage."""
         return self.embed_dim * 2**stage
+
+
+def swin_name(config: SwinConfig) -> str:
+    """Name of a size of the paper's; "swin_custom" for any other shape, patch or window."""
+    shape = SwinSize(config.embed_dim, config.depths, config.num_heads)
+    names = [name for name, size in SWIN_SIZES.items() if size == shape]
+    return names[0] if names and (config.patch_size, config.window_size) == (4, 7) else SWIN_CUSTOM
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinModelConfig(SwinConfig, ModelSection):
+    """The `model` section of a Swin Transformer."""
+
+    config_type = SwinConfig
+    name: str = "swin_t"
+    """One of "swin_t", "swin_s", "swin_b", "swin_l"."""

@@ -20,7 +20,6 @@ from vitrail.data.dataset import Split
 from vitrail.data.draws import Draws
 from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding, has_classes, known_images
 from vitrail.evaluate.evaluate import ALONE, Among, in_eval_mode
-from vitrail.models import meta_model
 from vitrail.models.backbone import Backbone, Features, View
 from vitrail.models.device import autocast
 from vitrail.models.positions import grid_of, sincos_2d
@@ -304,14 +303,14 @@ def mae_task(
     ).to(device)
 
 
-def check_mae(settings: Settings) -> None:
-    """Raises ValueError for settings of a model that can't learn from hidden patches. Nothing is computed."""
+def check_mae(settings: Settings, model: Backbone) -> None:
+    """Raises ValueError for settings and a model, on the meta device, that can't learn from hidden patches."""
     cfg = settings.model
     zeros, ones = (0.0,) * cfg.in_channels, (1.0,) * cfg.in_channels
     images = Preprocessing(img_size=pair(cfg.img_size), in_channels=cfg.in_channels, mean=zeros, std=ones)
     with torch.device("meta"), torch.no_grad():
-        task = Mae(meta_model(cfg), preprocessing=images, cfg=settings.mae, augment=settings.augment, seed=0)
-        _see_one_patch(task.model.train(), images)
+        task = Mae(model, preprocessing=images, cfg=settings.mae, augment=settings.augment, seed=0)
+        _see_one_patch(model.train(), images)
     task.check_patches(settings.train.patch_sizes)
 
 

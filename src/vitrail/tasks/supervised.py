@@ -50,7 +50,7 @@ def supervised_task(
         return (MultiLabel if multi_label else Classify)(model, **options)
     if multi_label:
         raise ValueError("distill.teacher chooses one class an image, and these have several; leave it out")
-    if distill.alpha == 1 and settings.model.dist_token:
+    if distill.alpha == 1 and len(model.heads) > 1:
         raise ValueError(
             "distill.alpha 1.0 leaves the class head unlearned, and it counts in the prediction; "
             "use an alpha below 1, or model.dist_token false"

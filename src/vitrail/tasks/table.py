@@ -41,8 +41,8 @@ class TaskSpec:
     build: Builder
     supervised: bool
     """Learns from classes or labels. Without: images need none, the model has no head, and nothing is probed first."""
-    check: Callable[[Settings], None] = lambda settings: None
-    """Raises ValueError for settings that the task can't learn with, before images are read."""
+    check: Callable[[Settings, Backbone], None] = lambda settings, model: None
+    """Raises ValueError for settings that the task can't learn with, before images are read; the model is on "meta"."""
     recipe: str | None = None
     """Recipe for photographs where none is named; None takes the one for the data."""
     small_recipe: str | None = None

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Preprocessing, is_baseline
-from vitrail.models import ViT
-from vitrail.models.baseline import Baseline, create_baseline, published_classes
+from vitrail.config import Preprocessing
+from vitrail.models.backbone import Backbone
+from vitrail.models.baseline import create_baseline, is_baseline, published_classes
 from vitrail.weights.load import is_name, load
 
 LUMA = (0.299, 0.587, 0.114)
@@ -69,7 +69,7 @@ def load_teacher(
     """
     if is_baseline(name):
         require_count(name, published_classes(name), num_classes)  # before anything is fetched
-        net: ViT | Baseline = create_baseline(name, num_classes=num_classes, pretrained=True)
+        net: Backbone = create_baseline(name, num_classes=num_classes, pretrained=True)
     elif is_name(name):
         raise ValueError(f'distill.teacher "{name}" has random weights; train it, and give the folder of that run')
     else:

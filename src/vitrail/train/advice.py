@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitrail.config import Pair, ViTConfig, pair
-from vitrail.models.describe import describe
+from vitrail.config import Pair, pair
+from vitrail.models.describe import Description, describe_model
 
 
 class Row(NamedTuple):
@@ -84,8 +84,10 @@ class Facts:
     """Of the device."""
     minutes: float | None
     """The time budget; None for none."""
-    model: ViTConfig
-    """Of the weights."""
+    model: Any
+    """Config of the weights."""
+    side_unit: Pair
+    """Pixels that the sides of images are multiples of."""
     multi_label: bool = False
     """Whether an image may have any number of labels: then there is no class to draw by, and nothing to smooth."""
 
@@ -156,7 +158,7 @@ def advise(facts: Facts) -> Advice:
 
 def resolution(facts: Facts) -> tuple[Pair, str]:
     """The weights' own size; for small images less, in whole patches: enlarging adds cost and no detail."""
-    own, patch = pair(facts.model.img_size), pair(facts.model.patch_size)
+    own, patch = pair(facts.model.img_size), facts.side_unit
     if facts.side is None or 2 * facts.side >= min(own):
         return own, "the size of the weights"
     side = max(6, -(-2 * facts.side // patch[0])) * patch[0]
@@ -165,17 +167,17 @@ def resolution(facts: Facts) -> tuple[Pair, str]:
     return (side, side), f"the images have {facts.side} px; {own[0]} would cost {(own[0] / side) ** 2:.1f} times as much"
 
 
-def batch_for(model: ViTConfig, facts: Facts, wanted: int) -> tuple[int, int, str]:
+def batch_for(model: Any, facts: Facts, wanted: int) -> tuple[int, int, str]:
     """Batch, parts it is computed in, and why: what the table says, as far as there are images, in parts that fit memory."""
     batch = wanted
     while batch > 8 and batch * 8 > facts.images:  # eight steps an epoch at least
         batch //= 2
-    cost = describe(model)
-    each = cost.training_bytes if facts.device == "cpu" else cost.training_bytes_bf16
-    room = MEMORY_SHARE * facts.memory_bytes - 4 * cost.weights_bytes  # weights, gradients, two moments
-    parts = 1
-    while parts < batch and each * batch / parts > room:
-        parts *= 2
+    cost, parts = describe_model(model), 1
+    if isinstance(cost, Description):
+        each = cost.training_bytes if facts.device == "cpu" else cost.training_bytes_bf16
+        room = MEMORY_SHARE * facts.memory_bytes - 4 * cost.weights_bytes  # weights, gradients, two moments
+        while parts < batch and each * batch / parts > room:
+            parts *= 2
     why = "usual for so many images" if batch == wanted else "eight steps an epoch at least"
     return batch, parts, why if parts == 1 else f"{why}; a part fits {facts.memory_bytes / 1e9:.0f} GB"
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from vitrail.models import ViT
+from vitrail.models.backbone import Backbone
 
 Result = TypeVar("Result")
 
@@ -224,24 +224,23 @@ def own_device(device: torch.device) -> torch.device:
 # A model in parts
 
 
-def require_shardable(model: nn.Module, processes: World, *, dtype: torch.dtype | None) -> None:
+def require_shardable(model: Backbone, processes: World, *, dtype: torch.dtype | None) -> None:
     """Raises ValueError for a single process, for a model without blocks, and for fp16."""
     if processes.size == 1:
         raise ValueError("train.shard needs several processes; start them by `torchrun --nproc-per-node N -m vitrail train …`")
-    if not isinstance(model, ViT):
+    if not model.blocks_in_order():
         raise ValueError(f"train.shard needs a model with blocks, and {type(model).__name__} has none; leave it out")
     if dtype == torch.float16:
         raise ValueError("train.shard does not go with fp16, whose loss is scaled in each process; use --train.precision bf16")
 
 
-def shard(model: nn.Module, processes: World, *, device: torch.device, dtype: torch.dtype | None) -> None:
+def shard(model: Backbone, processes: World, *, device: torch.device, dtype: torch.dtype | None) -> None:
     """FSDP2: every process keeps its part of each weight, and a block is put together only while it computes.
 
     With `dtype` the blocks are sent and computed in it, and gradients are summed in fp32; the parts stay in fp32.
     Raises ValueError for what `require_shardable` refuses.
     """
     require_shardable(model, processes, dtype=dtype)
-    assert isinstance(model, ViT)
     from torch.distributed.device_mesh import init_device_mesh  # a second of imports that others do without
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -249,12 +248,13 @@ def shard(model: nn.Module, processes: World, *, device: torch.device, dtype: to
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype is not None else None)
     for weight in model.parameters():  # FSDP2 takes no others: a convolutional stem computes more slowly then
         weight.data = weight.data.contiguous()
-    for block in model.blocks:
+    for block in model.blocks_in_order():
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # Kept together behind a pass, as the outermost part is by default, a running mean would be evaluated as it was before.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for name in ("outputs", "forward_features", "features", "embedding", "head_logits"):
-        register_fsdp_forward_method(model, name)
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
 
 
 def is_sharded(model: nn.Module) -> bool:

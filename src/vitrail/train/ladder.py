@@ -15,7 +15,7 @@ from vitrail.evaluate.features import Features, extract
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import Accuracy
 from vitrail.evaluate.probe import Probe, linear_probe
-from vitrail.models.baseline import Baseline
+from vitrail.models.backbone import Backbone
 
 # What `advise` goes by; to be moved by what benchmarks measure, not by taste.
 LEFT = 0.01
@@ -174,7 +174,7 @@ def _said(val: Accuracy, test: Accuracy | None) -> str:
     return f"{score.value:.1%} of {score.count:,} {where} images (95 % interval {low:.1%} to {high:.1%})"
 
 
-def apply_probe(model: nn.Module, probe: Probe) -> None:
+def apply_probe(model: Backbone, probe: Probe) -> None:
     """Makes the probe the model's head, in place: a whole model that says what the probe says, or fine-tuning's start.
 
     Starting there instead of from a random head keeps the features from being distorted first (LP-FT: Kumar et al. 2022).
@@ -182,9 +182,9 @@ def apply_probe(model: nn.Module, probe: Probe) -> None:
     A head of as many classes stays the same module, so that an optimizer that knows it goes on knowing it.
     Raises ValueError for a model whose head is not one linear layer.
     """
-    if model.config.num_classes != len(probe.bias):  # type: ignore[union-attr]
-        model.reset_head(len(probe.bias))  # type: ignore[operator]
-    heads = heads_of(model)
+    if model.config.num_classes != len(probe.bias):
+        model.reset_head(len(probe.bias))
+    heads = list(model.head_modules())
     weights = probe.weight.chunk(len(heads), dim=1)
     if not has_linear_head(model) or any(head.weight.shape != part.shape for head, part in zip(heads, weights, strict=True)):
         raise ValueError(f"{type(model).__name__} has no linear head of {tuple(weights[0].shape)}, so a probe can't become it")
@@ -194,14 +194,6 @@ def apply_probe(model: nn.Module, probe: Probe) -> None:
             head.bias.copy_(probe.bias)  # type: ignore[operator]
 
 
-def has_linear_head(model: nn.Module) -> bool:
+def has_linear_head(model: Backbone) -> bool:
     """Whether a probe can become the model's head."""
-    return all(isinstance(head, nn.Linear) for head in heads_of(model))
-
-
-def heads_of(model: nn.Module) -> list[nn.Module]:
-    """The layers whose outputs, on average, are the logits."""
-    if isinstance(model, Baseline):
-        return [model.net.get_submodule(name) for name in model.heads]
-    found = (getattr(model, name, None) for name in ("head", "head_dist"))
-    return [head for head in found if head is not None]
+    return all(isinstance(head, nn.Linear) for head in model.head_modules())

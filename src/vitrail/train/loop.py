@@ -200,7 +200,7 @@ class Loop:
             stages=cfg.size_stages,
             full_from=cfg.full_size_from,
             full=full,
-            patch=side_unit(self.settings),
+            patch=side_unit(cfg.patch_sizes, self.task.model),
         )
 
     def patch_size(self) -> int | None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vitrail.config import SCRATCH, AugmentConfig, DistillConfig, OptimConfig, Settings, TrainConfig, is_baseline, pair
+from torch import nn
+
+from vitrail.config import SCRATCH, AugmentConfig, DistillConfig, OptimConfig, Settings, TrainConfig, pair
+from vitrail.models.backbone import Backbone
 from vitrail.tasks import TASKS
 from vitrail.train.sizes import sizes_over
 
@@ -13,24 +16,25 @@ Said = Mapping[str, Mapping[str, Any]]
 """Sections of settings that somebody typed; a default that was typed is meant too."""
 
 
-def unused(settings: Settings, *, said: Said | None = None, multi_label: bool = False) -> list[str]:
+def unused(settings: Settings, model: Backbone, *, said: Said | None = None, multi_label: bool = False) -> list[str]:
     """One line for each setting that is not its default, or was `said`, and does not do what it says beside the others.
 
-    `multi_label` is of the data: whether an image may have any number of labels.
+    `model` is that of the settings, on the meta device. `multi_label` is of the data: whether an image may have any number
+    of labels.
     """
     typed = {f"{section}.{name}": value for section, fields in (said or {}).items() for name, value in fields.items()}
     told = {
         **of_the_images(settings.augment),
-        **of_the_weights(settings),
-        **of_the_sizes(settings),
+        **of_the_weights(settings, model),
+        **of_the_sizes(settings, model),
         **of_the_ladder(settings, typed, multi_label=multi_label),
         **of_the_targets(settings, typed, multi_label=multi_label),
-        **of_a_teacher(settings),
+        **of_a_teacher(settings, model),
     }
     never = of_the_task(settings, typed)
     told = {text: is_unused for text, is_unused in told.items() if not text.startswith(tuple(never))}
     lines = [text for text, is_unused in told.items() if is_unused] + list(never.values())
-    return [f"{text}; it has no effect here" for text in lines] + consequences(settings)
+    return [f"{text}; it has no effect here" for text in lines] + consequences(settings, model)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -69,13 +73,13 @@ def of_the_images(cfg: AugmentConfig) -> dict[str, bool]:
     }
 
 
-def of_the_weights(settings: Settings) -> dict[str, bool]:
+def of_the_weights(settings: Settings, model: Backbone) -> dict[str, bool]:
     """How they move."""
-    optim, default, model = settings.optim, OptimConfig(), settings.model
-    depth = 0 if is_baseline(model.name) else model.depth
+    optim, default = settings.optim, OptimConfig()
+    depth = len(model.blocks_in_order())
     return {
-        f"optim.name muon is for a ViT's blocks, and AdamW moves all of {model.name}": optim.name == "muon"
-        and is_baseline(model.name),
+        f"optim.name muon is for a Transformer's blocks, and AdamW moves all of {settings.model.name}": optim.name == "muon"
+        and not depth,
         "optim.layer_decay reaches blocks, and optim.freeze leaves none to learn": optim.layer_decay != 1
         and optim.frozen(depth) >= depth > 0,
         "optim.betas has no second use: SGD takes the first as momentum": optim.name == "sgd"
@@ -83,17 +87,17 @@ def of_the_weights(settings: Settings) -> dict[str, bool]:
     }
 
 
-def of_the_sizes(settings: Settings) -> dict[str, bool]:
+def of_the_sizes(settings: Settings, model: Backbone) -> dict[str, bool]:
     """Sides and patches over the run."""
-    train, default, model = settings.train, TrainConfig(), settings.model
+    train, default = settings.train, TrainConfig()
     staged = train.size_stages != default.size_stages or train.full_size_from != default.full_size_from
-    own = pair(model.patch_size)
     patches = set(map(pair, train.patch_sizes))
     return {
         "train.size_stages and full_size_from need train.start_size": train.start_size is None and staged,
         f"train.start_size {train.start_size} is the full size already": train.start_size is not None
-        and len(sizes_over(settings)) == 1,
-        f"train.patch_sizes {', '.join(map(str, train.patch_sizes))} is the model's own patch and no other": patches == {own},
+        and len(sizes_over(train, model)) == 1,
+        f"train.patch_sizes {', '.join(map(str, train.patch_sizes))} is the model's own patch and no other": patches
+        == {model.side_unit},
     }
 
 
@@ -122,16 +126,16 @@ def of_the_targets(settings: Settings, typed: Mapping[str, Any], *, multi_label:
     }
 
 
-def of_a_teacher(settings: Settings) -> dict[str, bool]:
+def of_a_teacher(settings: Settings, model: Backbone) -> dict[str, bool]:
     """Distillation."""
-    told, default, model = settings.distill, DistillConfig(), settings.model
+    told, default, random = settings.distill, DistillConfig(), settings.model.weights in (None, SCRATCH)
     return {
         "distill's settings need distill.teacher": told.teacher is None and told != default,
         "distill.tau is for distill.kind soft": told.teacher is not None and told.kind == "hard" and told.tau != default.tau,
         "distill.teacher needs distill.alpha above 0": told.teacher is not None and told.alpha == 0,
-        "model.dist_token learns from distill.teacher; without one it is a second class token": model.dist_token
+        "model.dist_token learns from distill.teacher; without one it is a second class token": len(model.heads) > 1
         and told.teacher is None
-        and model.weights in (None, SCRATCH),
+        and random,
     }
 
 
@@ -142,11 +146,11 @@ def long_warmup(warmup: float, steps: int | None) -> str | None:
     return f"optim.warmup {warmup:g} steps is longer than the run of {steps:,}: the learning rate never reaches optim.lr"
 
 
-def consequences(settings: Settings) -> list[str]:
+def consequences(settings: Settings, model: Backbone) -> list[str]:
     """What settings do beside each other that one may not expect."""
-    train, optim, model, notes = settings.train, settings.optim, settings.model, []
-    if train.accumulate > 1 and is_baseline(model.name):
-        notes.append(f"train.accumulate {train.accumulate}: batch norms, where {model.name} has them, see one part at a time")
-    if optim.freeze and model.weights in (None, SCRATCH):
+    train, optim, notes = settings.train, settings.optim, []
+    if train.accumulate > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        notes.append(f"train.accumulate {train.accumulate}: the batch norms of {settings.model.name} see one part at a time")
+    if optim.freeze and settings.model.weights in (None, SCRATCH):
         notes.append(f"optim.freeze {optim.freeze}: random weights stay as they are there; --weights W starts from others")
     return notes

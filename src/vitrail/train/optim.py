@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 from vitrail.config import OptimConfig
+from vitrail.models.backbone import Backbone, Stage
 
 REFERENCE_BATCH = 1024
 """The batch that `optim.lr` is stated at (Goyal et al. 2017: the rate is scaled linearly with the batch)."""
@@ -66,15 +66,16 @@ class Row(NamedTuple):
 FROZEN = "frozen"
 
 
-def group_table(model: nn.Module, cfg: OptimConfig) -> list[Row]:
+def group_table(model: Backbone, cfg: OptimConfig) -> list[Row]:
     """One row for every parameter: its optimizer, learning-rate factor and weight decay.
 
-    Norms, biases, tokens and the position embedding are not decayed. With Muon, the blocks' matrices go to it and all
-    else to AdamW. With layer_decay, block i of n gets layer_decay ** (n - i) and the stem layer_decay ** (n + 1). With
-    freeze, the first blocks and all before them (patches, tokens, positions) are frozen, as are parameters that
-    need no gradient anyway. Raises ValueError for more frozen blocks than there are, and for "all" of none.
+    Vectors and the backbone's `no_decay` (tokens, positions, bias tables) are not decayed. With Muon, the blocks' matrices go
+    to it and all else to AdamW. With layer_decay, block i of n gets layer_decay ** (n - i) and the stem
+    layer_decay ** (n + 1). With freeze, the first blocks and all before them are frozen, as are parameters that need no
+    gradient anyway. Raises ValueError for more frozen blocks than there are, and for "all" of none.
     """
-    depth = len(getattr(model, "blocks", ()))
+    stages = model.stages()
+    depth = sum(stage.block is not None for stage in stages)
     if cfg.layer_decay != 1 and not depth:
         raise ValueError(f"optim.layer_decay {cfg.layer_decay} needs a model with blocks; use 1.0")
     if cfg.freeze == "all" and not depth:  # a CNN's batch norms would go on counting what they see
@@ -85,20 +86,24 @@ def group_table(model: nn.Module, cfg: OptimConfig) -> list[Row]:
         raise ValueError(f"optim.freeze {cfg.freeze} is too much: the model has {has}")
     rows = []
     for name, parameter in model.named_parameters():
-        decayed = parameter.ndim > 1 and not re.search(r"(token|pos_embed|latent)$", name)
-        block = re.match(r"blocks\.(\d+)\.", name)
-        if block:
-            below = depth - int(block[1])
-        else:
-            below = 0 if re.match(r"(norm|fc_norm|head|head_dist|attn_pool|pre_logits)\b", name) else depth + 1
+        stage, below = _stage_of(name, stages)
         if not parameter.requires_grad or (frozen and below > depth - frozen):
             rows.append(Row(name, tuple(parameter.shape), FROZEN, 0.0, 0.0))
             continue
-        matrix = block is not None and parameter.ndim == 2
+        decayed = parameter.ndim > 1 and name not in model.no_decay
+        matrix = stage.block is not None and parameter.ndim == 2 and decayed
         optimizer = {"adamw": "adamw", "sgd": "sgd", "muon": "muon" if matrix else "adamw"}[cfg.name]
         factor = cfg.layer_decay**below
         rows.append(Row(name, tuple(parameter.shape), optimizer, factor, cfg.weight_decay if decayed else 0.0))
     return rows
+
+
+def _stage_of(parameter: str, stages: Sequence[Stage]) -> tuple[Stage, int]:
+    """The stage that owns a parameter, and how far below the head it is: 0 in the head, 1 in the last block."""
+    index = next(index for index, stage in enumerate(stages) if stage.owns(parameter))
+    behind = sum(stage.block is not None for stage in stages[index + 1 :])
+    head = index > 0 and index == len(stages) - 1
+    return stages[index], 0 if head else behind + 1
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ def companion_table(companions: Mapping[str, nn.Module], cfg: OptimConfig) -> li
 
 
 def build_optimizers(
-    model: nn.Module, cfg: OptimConfig, *, batch_size: int, companions: Mapping[str, nn.Module] | None = None
+    model: Backbone, cfg: OptimConfig, *, batch_size: int, companions: Mapping[str, nn.Module] | None = None
 ) -> Optimizers:
     """The optimizers for the parameters of a model and of what learns beside it, their rates scaled to the batch.
 

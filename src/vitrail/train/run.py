@@ -18,15 +18,16 @@ from typing import Any, Literal, NoReturn
 import torch
 from rich.console import Console
 
-from vitrail.config import SCRATCH, DataConfig, ModelConfig, Preprocessing, Settings, TrainConfig, is_baseline, nearest
+from vitrail.config import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings, TrainConfig, nearest
 from vitrail.data.batches import Part, steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import open_source
 from vitrail.evaluate import Scores, save_evaluation
 from vitrail.evaluate.evaluate import Among
 from vitrail.evaluate.metrics import written
-from vitrail.models import Baseline, ViT, baseline_fields, build_model, meta_model
+from vitrail.models import build_model, meta_model
 from vitrail.models.backbone import Backbone
+from vitrail.models.card import Kind
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.tasks import TASKS, Task
 from vitrail.train import settings as layers
@@ -50,7 +51,7 @@ from vitrail.train.notes import long_warmup
 from vitrail.train.optim import build_optimizers, group_table
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, duration, truncate_metrics
-from vitrail.train.settle import preprocessing_for, settled, shallow
+from vitrail.train.settle import preprocessing_for, settled
 from vitrail.train.step import Ema, Step, loss_scaler
 from vitrail.weights import load as load_weights
 from vitrail.weights import save_model
@@ -246,7 +247,8 @@ def prepare(
         for line in str(model.receipt).split("\n"):
             display.say(line)
     classes = spec.classes(source)
-    model.preprocessing, model.classes, model.multi_label = images, classes, source.multi_label and spec.supervised
+    kind: Kind = "multi-label" if source.multi_label and spec.supervised else "classify"
+    model.card = dataclasses.replace(model.card, preprocessing=images, classes=classes, task=kind)
     model.checkpointing = cfg.checkpointing
     kinds = f"{len(classes)} classes" if spec.supervised else "labels for the scores alone" if source.classes else "no labels"
     together = f" · {processes.size} processes" if processes.size > 1 else ""
@@ -284,7 +286,7 @@ def prepare(
     if cfg.compile:  # blocks before they are in parts, as torch has it
         # all blocks share one list of graphs: learning, frozen or scored, at one size or any; the default of 8 is too short
         torch.compiler.config.recompile_limit = 32
-        for part in model.blocks if isinstance(model, ViT) else [model]:
+        for part in model.blocks_in_order() or [model]:
             part.compile()
     if cfg.shard and not in_parts:
         display.say("train.shard: this one process has all of every weight")
@@ -379,7 +381,7 @@ def finish(loop: Loop, source: Source) -> Run:
 
 
 def climb_first(
-    model: ViT | Baseline,
+    model: Backbone,
     splits: Mapping[str, Split],
     cfg: TrainConfig,
     folder: Path,
@@ -456,7 +458,7 @@ def conclude(loop: Loop, source: Source) -> Run:
     return Run(folder=loop.folder, evaluation=scores, split=which, seconds=loop.pace.elapsed, steps=loop.step, task=task)
 
 
-def put_together(model: Backbone, cfg: ModelConfig, processes: World) -> Backbone | None:
+def put_together(model: Backbone, cfg: ModelSection, processes: World) -> Backbone | None:
     """The model with whole weights in the first process, None in the others, all of which give their parts."""
     if not is_sharded(model):
         return model if processes.first else None
@@ -469,21 +471,22 @@ def put_together(model: Backbone, cfg: ModelConfig, processes: World) -> Backbon
         return None
     complete = meta_model(cfg)
     complete.load_state_dict(state, assign=True)
-    complete.preprocessing, complete.receipt = model.preprocessing, model.receipt
-    complete.classes, complete.multi_label = model.classes, model.multi_label
+    complete.card = model.card
     return complete.eval()
 
 
-def name_of_start(cfg: ModelConfig) -> str:
+def name_of_start(cfg: ModelSection) -> str:
     """The model's name and what its weights start from."""
     return cfg.name if cfg.weights in (None, SCRATCH) else f"{cfg.name} from {cfg.weights}"
 
 
-def model_for(cfg: ModelConfig, *, begin: bool) -> ViT | Baseline:
+def model_for(cfg: ModelSection, *, begin: bool) -> Backbone:
     """The model to train; to `begin`, with the weights that it starts from."""
     if not begin or cfg.weights in (None, SCRATCH):
         return build_model(cfg)
-    return load_weights(str(cfg.weights), **(baseline_fields(cfg) if is_baseline(cfg.name) else shallow(cfg.vit())))
+    shape = cfg.shape()
+    fields = {field.name: getattr(shape, field.name) for field in dataclasses.fields(shape) if field.name != "name"}
+    return load_weights(str(cfg.weights), **fields)
 
 
 def score_model(

@@ -26,26 +26,25 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from vitrail.config import (
-    BASELINE_FIELDS,
     OTHER_SPELLINGS,
     AugmentConfig,
     DataConfig,
     DistillConfig,
     ModelConfig,
+    ModelSection,
     OptimConfig,
     RandAugment,
     Settings,
     TrainConfig,
-    is_baseline,
     nearest,
-    parse_name,
 )
+from vitrail.settings.families import FAMILIES, Family, family_of, parse_name, require_fields
 from vitrail.settings.mae import MaeConfig
 
 Layer = Mapping[str, Any]
 
-SECTIONS = {
-    "model": ModelConfig,
+SECTIONS: dict[str, type[Any]] = {
+    "model": ModelSection,  # of the family that the name selects
     "data": DataConfig,
     "augment": AugmentConfig,
     "optim": OptimConfig,
@@ -127,7 +126,7 @@ def merge(*layers: Layer) -> dict[str, Any]:
       its own fields come right below the other fields of its layer.
     - A length (epochs, steps or minutes) drops the earlier layers' lengths, for only one of them can be set.
 
-    Raises ValueError for an unknown key, for a name that is no model's, and for fields that a baseline does not have.
+    Raises ValueError for an unknown key, for a name that is no model's, and for fields that its family does not have.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -145,11 +144,9 @@ def merge(*layers: Layer) -> dict[str, Any]:
             if section == "train" and any(fields.get(key) is not None for key in LENGTHS):
                 under = {key: value for key, value in under.items() if key not in LENGTHS}
             merged[section] = _deep(under, fields)
-    name = str(merged.get("model", {}).get("name"))
-    for key in merged.get("model", ()):
-        if is_baseline(name) and key not in BASELINE_FIELDS:
-            takes = ", ".join(field for field in BASELINE_FIELDS if field not in ("name", "weights"))
-            raise ValueError(f"model.{key} is a part of a ViT, and {name} is none: it takes {takes}; leave the setting out")
+    model = merged.get("model", {})
+    if model.get("name") is not None:
+        require_fields(str(model["name"]), model, section="model.")
     return merged
 
 
@@ -159,30 +156,35 @@ def build(layers: Sequence[Layer]) -> Settings:
     Raises ValueError, in one line, for an unknown key, a value of the wrong type and one that its section refuses.
     """
     merged = merge({"model": {"name": ModelConfig.name}}, *layers)
+    family = family_of(str(merged["model"]["name"]))
+    types = key_types(family)
     try:
-        values = _checker().parse_object(merged, defaults=False).as_dict()
+        values = _checker(family).parse_object(merged, defaults=False).as_dict()
     except argparse.ArgumentError as error:
-        raise ValueError(explain(error)) from error
+        raise ValueError(explain(error, types)) from error
     for section, fields in values.items():
         for name, value in fields.items():
-            _check_number(f"{section}.{name}", value)
+            _check_number(f"{section}.{name}", value, types)
     rand_augment = values.get("augment", {}).get("rand_augment")
     if rand_augment is not None:
         values["augment"]["rand_augment"] = RandAugment(**rand_augment)
-    return Settings(**{section: cls(**values.get(section, {})) for section, cls in SECTIONS.items()})
+    sections = SECTIONS | {"model": family.section}
+    return Settings(**{section: cls(**values.get(section, {})) for section, cls in sections.items()})
 
 
 @functools.cache
-def _checker() -> ArgumentParser:
+def _checker(family: Family) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    add_settings(parser)
+    for key, hint in key_types(family).items():
+        if key.count(".") == 1:
+            parser.add_argument(f"--{key}", type=hint)
     return parser
 
 
-def _check_number(key: str, value: Any) -> None:
+def _check_number(key: str, value: Any, types: Mapping[str, Any]) -> None:
     """What jsonargparse lets through: null where the default is not, and numbers such as nan."""
-    if value is None and type(None) not in typing.get_args(key_types()[key]):
-        raise ValueError(f'{key} "null": it takes {_accepts(key_types()[key])}; leave the line out for the default')
+    if value is None and type(None) not in typing.get_args(types[key]):
+        raise ValueError(f'{key} "null": it takes {_accepts(types[key])}; leave the line out for the default')
     for number in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             raise ValueError(f'{key} "{number}": it takes a finite number')
@@ -196,8 +198,6 @@ def to_yaml(settings: Settings) -> str:
     """Every setting as YAML, which `from_yaml` reads back exactly and `--config` takes."""
     header = "# Every setting of this run. To run it again: vitrail train --config THIS_FILE --out ANOTHER_FOLDER\n"
     plain = _plain(dataclasses.asdict(settings))
-    if is_baseline(settings.model.name):  # the other fields describe a ViT that there is not
-        plain["model"] = {key: value for key, value in plain["model"].items() if key in BASELINE_FIELDS}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     if any(character in text for character in YAML_BREAKS):
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=False)
@@ -260,12 +260,27 @@ def _deep(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def key_types() -> dict[str, Any]:
-    """Every setting's dotted key and its type: {"model.depth": int, …, "augment.rand_augment.n": int}."""
-    found: dict[str, Any] = {}
+def key_types(family: Family | None = None) -> dict[str, Any]:
+    """Every setting's dotted key and its type: {"model.depth": int, …, "augment.rand_augment.n": int}.
+
+    Without a family, the model's fields are those of all; one that differs between families has a union of their types.
+    """
+    types: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
-        found |= {f"{section}.{name}": hint for name, hint in typing.get_type_hints(cls).items()}
-    return found | {f"augment.rand_augment.{name}": hint for name, hint in typing.get_type_hints(RandAugment).items()}
+        if section != "model":
+            types |= {f"{section}.{name}": hint for name, hint in _hints(cls).items()}
+            continue
+        for one in FAMILIES.values() if family is None else (family,):
+            for name, hint in _hints(one.section).items():
+                known = types.get(f"model.{name}", hint)
+                types[f"model.{name}"] = known if known == hint else known | hint
+    return types | {f"augment.rand_augment.{name}": hint for name, hint in typing.get_type_hints(RandAugment).items()}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Type of every field of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def check_keys(layer: Layer) -> None:
@@ -318,20 +333,31 @@ def nearest_key(key: str) -> str:
 def add_settings(parser: ArgumentParser, *, sections: Sequence[str] = tuple(SECTIONS)) -> None:
     """Adds an option for every setting, `--optim.lr 1e-3`, in one group a section. Its help is the field's docstring."""
     decided = {**dict.fromkeys(parse_name(ModelConfig.name), "from the name"), **dict.fromkeys(OF_THE_DATA, "from the data")}
-    for section, cls in ((section, SECTIONS[section]) for section in sections):
-        title = (cls.__doc__ or "").partition(":")[2].strip().rstrip(".")
-        group = parser.add_argument_group(f"{section}: {title}")
-        documents = _documents(cls)
-        for field in sorted(dataclasses.fields(cls), key=lambda field: field.name != "name"):
-            key = f"{section}.{field.name}"
-            default = decided.get(field.name, "") if section == "model" else ""
-            text = f"{documents[field.name]} [{default or _written(field.default)}]".replace("%", "%%")
-            group.add_argument(
-                f"--{key}", type=key_types()[key], default=field.default, metavar=metavar(key_types()[key]), help=text
-            )
+    added: set[str] = set()
+    for section in sections:
+        classes = [family.section for family in FAMILIES.values()] if section == "model" else [SECTIONS[section]]
+        for cls in classes:
+            fields = [field for field in dataclasses.fields(cls) if f"{section}.{field.name}" not in added]
+            if not fields:  # those of another library's models are a ViT's too
+                continue
+            title = (cls.__doc__ or "").partition(":")[2].strip().rstrip(".")
+            group = parser.add_argument_group(f"{section}: {title or _of_a_family(cls)}")
+            documents = _documents(cls)
+            for field in sorted(fields, key=lambda field: field.name != "name"):
+                key = f"{section}.{field.name}"
+                default = decided.get(field.name, "") if section == "model" else ""
+                text = f"{documents[field.name]} [{default or _written(field.default)}]".replace("%", "%%")
+                hint = key_types()[key]
+                group.add_argument(f"--{key}", type=hint, default=field.default, metavar=metavar(hint), help=text)
+                added.add(key)
     for action in parser._actions:
         if action.dest.endswith(".help"):  # jsonargparse's page about RandAugment's three fields says less than the docs
             action.help = argparse.SUPPRESS
+
+
+def _of_a_family(cls: type) -> str:
+    """Title of the options that only one family has."""
+    return "further fields of " + next(family.noun for family in FAMILIES.values() if family.section is cls)
 
 
 def _written(default: Any) -> str:
@@ -376,14 +402,14 @@ def metavar(hint: Any) -> str:
     return {int: "N", float: "X", bool: "{true,false}", str: "NAME"}[hint]
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, types: Mapping[str, Any] | None = None) -> str:
     """One line out of jsonargparse's several: the key, the value, what the key takes."""
-    text = str(error)
+    text, types = str(error), types or key_types()
     key = re.search(r'Parser key "([\w.]+)"', text)
     value = re.search(r"(?:Given value|Got value): (.*)", text)
-    if key is None or key[1] not in key_types():
+    if key is None or key[1] not in types:
         return " ".join(text.split())
-    hint = key_types()[key[1]]
+    hint = types[key[1]]
     shown = "" if value is None else f' "{value[1]}"'
     close = nearest(value[1], list(typing.get_args(hint))) if value and typing.get_origin(hint) is Literal else ""
     return f"{key[1]}{shown}: it takes {_accepts(hint)}{close}"

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from vitrail.config import SCRATCH, DataConfig, Preprocessing, Settings, ViTConfig, is_baseline, name_of, pair, parse_name
+from vitrail.config import SCRATCH, DataConfig, Preprocessing, Settings, pair
 from vitrail.data.dataset import Source
 from vitrail.data.sources import NAMES, open_source
-from vitrail.models import Baseline, ViT, check_model
+from vitrail.models import check_model, meta_model
+from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
+from vitrail.settings.families import family_of, family_of_config, name_of, parse_name
 from vitrail.tasks import TASKS, TaskSpec
 from vitrail.train import advice
 from vitrail.train import settings as layers
@@ -58,11 +60,12 @@ def settled(
         what = has if task.supervised else f"train.task {settings.train.task}, which needs no head"
         raise ValueError(f"model.num_classes {settings.model.num_classes} does not fit {what}; leave the setting out")
     check_model(settings.model)  # what can't be built says so before the images are read
-    task.check(settings)
-    check_sizes(settings)
+    model = meta_model(settings.model)
+    task.check(settings, model)
+    check_sizes(settings.train, model)
     for line in source.notes:
         display.say(f"note: {line}")
-    for line in unused(settings, said=said, multi_label=source.multi_label):
+    for line in unused(settings, model, said=said, multi_label=source.multi_label):
         display.say(f"note: {line}")
     return settings
 
@@ -99,10 +102,8 @@ def fine_tuning(
     named = parse_name(name) if name else {}  # what the name says of the shape is compared with the weights below
     fields = {key: value for key, value in layers.model_fields(said).items() if key != "weights" and named.get(key) != value}
     model = load_weights(start, **{"num_classes": len(task.classes(source)), "in_channels": source.channels, **fields})
-    shape = dataclasses.asdict(model.config)
-    if isinstance(model, ViT):
-        shape["name"] = name_of(model.config)
-    if name and (isinstance(model, Baseline) or is_baseline(name)) and name != shape["name"]:
+    shape = {**dataclasses.asdict(model.config), "name": name_of(model.config)}
+    if name and (family_of(name) is not family_of_config(model.config) or not named) and name != shape["name"]:
         raise ValueError(f'model.name "{name}" is not what the weights {start} are of, {shape["name"]}; leave --model out')
     for key, value in named.items():
         if not (key in fields or key == "img_size") and pair_or(shape[key]) != pair_or(value):
@@ -117,7 +118,7 @@ def fine_tuning(
             f'recipe "{recipe}" has a model of its own, and the weights {start} have theirs; use --recipe finetune'
         )
     stack = [{"model": shape}, below]
-    if isinstance(model, Baseline):
+    if not model.blocks_in_order():
         stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # nobody asked for the recipe's
     elif fitted:
         stack.append(fit(model, source, nameless(said), display))
@@ -130,7 +131,7 @@ def fine_tuning(
     return layers.build([*stack, nameless(said)]), model.preprocessing
 
 
-def fit(model: ViT, source: Source, said: Mapping[str, Any], display: Display) -> dict[str, Any]:
+def fit(model: Backbone, source: Source, said: Mapping[str, Any], display: Display) -> dict[str, Any]:
     """The settings that follow from the facts, printed with their reasons and, beside what was said, as they are typed."""
     lengths, counts = said.get("train", {}), source.class_counts()
     device = pick_device(lengths.get("device", "auto"))
@@ -143,6 +144,7 @@ def fit(model: ViT, source: Source, said: Mapping[str, Any], display: Display) -
             memory_bytes=advice.memory_of(device),
             minutes=lengths.get("minutes"),
             model=model.config,
+            side_unit=model.side_unit,
             multi_label=source.multi_label,
         )
     )
@@ -253,8 +255,3 @@ def in_channels_of(values: tuple[float, ...], channels: int) -> tuple[float, ...
     if channels == 1:
         return (sum(values) / len(values),)
     return tuple(values[at % len(values)] for at in range(channels))
-
-
-def shallow(config: ViTConfig) -> dict[str, Any]:
-    """The fields of a config, by name."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

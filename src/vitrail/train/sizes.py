@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from vitrail.config import Pair, Settings, is_baseline, pair
+from vitrail.config import Pair, TrainConfig, pair
 from vitrail.data.draws import Draws
-from vitrail.models.vit import require_resizable
+from vitrail.models.backbone import Backbone
 
 
 def size_at(progress: float, *, start: int, stages: int, full_from: float, full: Pair, patch: Pair) -> Pair:
@@ -43,45 +43,40 @@ def patch_at(step: int, *, patches: tuple[int, ...], seed: int) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What settings mean by them
+# Sizes of a run
 
 
-def side_unit(settings: Settings) -> Pair:
+def side_unit(patch_sizes: tuple[int, ...], model: Backbone) -> Pair:
     """What the sides of the images are multiples of, whatever their size: the patch, or all that are drawn from."""
-    if settings.train.patch_sizes:
-        return pair(math.lcm(*settings.train.patch_sizes))
-    return (1, 1) if is_baseline(settings.model.name) else pair(settings.model.patch_size)
+    return pair(math.lcm(*patch_sizes)) if patch_sizes else model.side_unit
 
 
-def sizes_over(settings: Settings) -> tuple[Pair, ...]:
-    """Every size that the images have in a run of these settings, in the order of the run."""
-    cfg, full = settings.train, pair(settings.model.img_size)
+def sizes_over(cfg: TrainConfig, model: Backbone) -> tuple[Pair, ...]:
+    """Every size that the images of a model have in a run, in the order of the run."""
+    full = pair(model.config.img_size)
     if cfg.start_size is None:
         return (full,)
-    unit = side_unit(settings)
+    unit = side_unit(cfg.patch_sizes, model)
     before = [
         stage_size(i, start=cfg.start_size, stages=cfg.size_stages, full=full, patch=unit) for i in range(cfg.size_stages)
     ]
     return tuple(dict.fromkeys([*before, full]))
 
 
-def check_sizes(settings: Settings) -> None:
-    """Raises ValueError for a start that is no size of this run, and for patches that the model or its images can't have."""
-    cfg, full = settings.train, pair(settings.model.img_size)
+def check_sizes(cfg: TrainConfig, model: Backbone) -> None:
+    """Raise ValueError for a start that is no size of this run, and for patches that the model or its images can't have."""
+    full = pair(model.config.img_size)
     for patch in cfg.patch_sizes:
-        if is_baseline(settings.model.name):
-            raise ValueError(f'train.patch_sizes are for a ViT, and "{settings.model.name}" cuts no patches; leave them out')
+        model.check_patch(pair(patch))
         for side in full:
             if side % patch:
                 fits = [part for part in range(1, min(full) + 1) if not any(side % part for side in full)]
                 near = min(fits, key=lambda part: abs(part - patch))
                 raise ValueError(f"train.patch_sizes: {patch} does not divide the image side {side}; use {near}")
-        if pair(patch) != pair(settings.model.patch_size):
-            require_resizable(settings.model.vit(), pair(patch))
     if cfg.start_size is None:
         return
     axis = full.index(min(full))
-    short, unit = full[axis], side_unit(settings)[axis]
+    short, unit = full[axis], side_unit(cfg.patch_sizes, model)[axis]
     if cfg.start_size > short:
         way_out = f"use {short - unit}, or a larger model.img_size" if short > unit else "leave it out"
         raise ValueError(f"train.start_size {cfg.start_size} is larger than the images' full side {short}; {way_out}")

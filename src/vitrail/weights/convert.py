@@ -10,24 +10,29 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitrail.config import Preprocessing, ViTConfig, nearest, pair
-from vitrail.models import Baseline, ViT
+from vitrail.models import ViT
+from vitrail.models.backbone import Backbone
+from vitrail.settings.families import name_of
+from vitrail.settings.swin import SwinConfig
 from vitrail.text import json_escaped
+from vitrail.weights import swin
 from vitrail.weights.load import load
 from vitrail.weights.origins import Origin
 from vitrail.weights.run_folder import CONFIG, WEIGHTS, save_model, save_tensors, sync
 from vitrail.weights.targets import (
     Inexpressible,
+    Plan,
     State,
+    Target,
     filled,
     for_google,
     for_timm,
@@ -38,7 +43,6 @@ from vitrail.weights.targets import (
     transformers_form,
 )
 
-Target = Literal["timm", "hf", "torchvision", "npz"]
 PROCESSOR = "preprocessor_config.json"
 FOLDER_HOLDS = {CONFIG, WEIGHTS, PROCESSOR, "README.md"}
 """What a folder may hold that is written over: nobody's photographs."""
@@ -61,45 +65,33 @@ def convert(
     nothing behind. Raises ValueError, in one line, for a model that the other library can't be, naming the field.
     """
     path = place(to, destination, overwrite=overwrite)
-    plan = planned(source if isinstance(source, ViT) else load(source), to)
+    plan = planned(source if isinstance(source, Backbone) else load(source), to)
     for note in plan.notes:
         warnings.warn(note, stacklevel=2)
     write(plan, path, overwrite=overwrite)
     return path
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be written."""
-
-    to: Target
-    opens: str
-    """The line of Python that opens it, with PATH for where it is."""
-    model: ViT | None = None
-    """For timm, which reads what we read."""
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """By their names there: views of the model's own, wherever the layout allows it."""
-    beside: Mapping[str, Any] = field(default_factory=dict)
-    """JSON by the file's name, or by its suffix where the weights are one file."""
-    notes: tuple[str, ...] = ()
-
-
-def planned(model: ViT | Baseline, to: Target) -> Plan:
+def planned(model: Backbone, to: Target) -> Plan:
     """What another library needs to be this model. Raises Inexpressible, a ValueError that names the field and who has it."""
-    if isinstance(model, Baseline):
-        raise Inexpressible(f"{model.config.name} has the names of {model.config.library} in its model.safetensors already")
+    plans = PLANS.get(type(model.config))
+    if plans is None:
+        name = name_of(model.config)
+        raise Inexpressible(f"{name} has the names of its own library in its model.safetensors already")
     try:
-        return PLANS[to](model)
+        if to not in plans:
+            raise Inexpressible(f'"{to}" has no {type(model).__name__}')
+        return plans[to](model, images_of(model))
     except Inexpressible as error:
         others = [f'"{other}"' for other in get_args(Target) if other != to and expressible(model, other)]
         way = f"convert it to {' or '.join(others)}" if others else "Vitrail's own run folders hold it"
         raise Inexpressible(f"{error}; {way}") from error
 
 
-def expressible(model: ViT, to: Target) -> bool:
+def expressible(model: Backbone, to: Target) -> bool:
     """Whether the other library can be this model."""
     try:
-        return PLANS[to](model) is not None
+        return to in PLANS[type(model.config)] and PLANS[type(model.config)][to](model, images_of(model)) is not None
     except ValueError:
         return False
 
@@ -108,15 +100,15 @@ def expressible(model: ViT, to: Target) -> bool:
 # Plans
 
 
-def plan_timm(model: ViT) -> Plan:
+def plan_timm(model: ViT, images: Preprocessing) -> Plan:
     """A folder for `create_model("local-dir:…")`, which is a run folder too."""
-    for_timm(model.config, images_of(model))
+    for_timm(model.config, images)
     return Plan("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
 
 
-def plan_transformers(model: ViT) -> Plan:
+def plan_transformers(model: ViT, images: Preprocessing) -> Plan:
     """A folder for from_pretrained."""
-    cfg, images = model.config, images_of(model)
+    cfg = model.config
     found = for_transformers(cfg, model.classes, multi_label=model.multi_label)
     tensors = renamed(
         transformers_form(state_of(model), cfg, found), cfg, found.origin, found.prefix, found.spelling, found.drops
@@ -139,7 +131,7 @@ def plan_transformers(model: ViT) -> Plan:
     )
 
 
-def plan_torchvision(model: ViT) -> Plan:
+def plan_torchvision(model: ViT, images: Preprocessing) -> Plan:
     """A state dict, and the arguments of the class that loads it."""
     cfg = model.config
     origin, args = for_torchvision(cfg)
@@ -152,7 +144,7 @@ def plan_torchvision(model: ViT) -> Plan:
     )
 
 
-def plan_google(model: ViT) -> Plan:
+def plan_google(model: ViT, images: Preprocessing) -> Plan:
     """An .npz of vision_transformer or big_vision."""
     cfg = model.config
     origin, prefix = for_google(cfg)
@@ -171,10 +163,13 @@ def plan_google(model: ViT) -> Plan:
     )
 
 
-PLANS = {"timm": plan_timm, "hf": plan_transformers, "torchvision": plan_torchvision, "npz": plan_google}
+PLANS: dict[type[Any], Mapping[str, Callable[[Any, Preprocessing], Plan]]] = {  # by family, then by library
+    ViTConfig: {"timm": plan_timm, "hf": plan_transformers, "torchvision": plan_torchvision, "npz": plan_google},
+    SwinConfig: swin.PLANS,
+}
 
 
-def images_of(model: ViT) -> Preprocessing:
+def images_of(model: Backbone) -> Preprocessing:
     """The model's preprocessing. Raises ValueError where it has none."""
     if model.preprocessing is None:
         raise ValueError("the model does not say what happens to its images; set model.preprocessing before it is converted")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from vitrail.config import SIZES, ViTConfig, pair
+from vitrail.settings.families import family_of_config
 from vitrail.text import one_line
 from vitrail.weights.read import NO_MODEL, PREFERRED
 from vitrail.weights.run_folder import CONFIG, SETTINGS, WEIGHTS, read_run, sha256
@@ -470,12 +470,7 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
     head: dict[str, Any] = {"library_name": "timm" if in_timm else "vitrail", "pipeline_tag": task}
     if licence := _licence(config):
         head["license"] = licence.lower()  # the Hub's identifiers: "apache-2.0", "cc-by-nc-4.0"
-    cfg = info.config
-    if isinstance(cfg, ViTConfig):
-        name, what, tags = _size_name(cfg), "Vision Transformer", ["vision-transformer"]
-        shape = f"{cfg.depth} blocks of width {cfg.embed_dim}, {cfg.num_heads} heads"
-    else:
-        name, what, tags, shape = cfg.theirs, f"model of {cfg.library}", [], f"as in {cfg.library}"
+    name, what, shape, tags = family_of_config(info.config).words(info.config)
     head["tags"] = [task, *tags, "vitrail", *(["timm"] if in_timm else [])]
 
     data = one_line(_without_places(info.data))
@@ -514,14 +509,6 @@ def _licence(config: dict[str, Any]) -> str | None:
     """What config.json says of the weights' licence, in Vitrail's part or in timm's."""
     said = config["vitrail"].get("licence") or config.get("pretrained_cfg", {}).get("license")
     return str(said) if said else None
-
-
-def _size_name(config: ViTConfig) -> str:
-    """The model's short name, "B/16"; without the size where it is none of the table's."""
-    patch = "x".join(map(str, dict.fromkeys(pair(config.patch_size))))
-    shape = config.embed_dim, config.depth, config.num_heads, config.mlp_ratio
-    size = next((name for name, size in SIZES.items() if shape == tuple(size)), None)
-    return f"ViT with patch {patch}" if size is None else f"ViT-{size}{'+' if config.stem == 'conv' else ''}/{patch}"
 
 
 def _score(path: Path) -> dict[str, str]:

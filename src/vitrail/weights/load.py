@@ -8,29 +8,34 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Pair, ViTConfig, check_names, choices_of_a_model, configured, is_baseline, nearest, pair, parse_name
-from vitrail.models import Baseline, ViT, create_model
-from vitrail.models.baseline import BaselineConfig
+from vitrail.config import Pair, ViTConfig, choices_of_a_model, configured, nearest, pair
+from vitrail.models import ViT, create_model
+from vitrail.models.backbone import Backbone
 from vitrail.models.positions import resize_patch, resize_positions, sincos_2d
+from vitrail.models.receipt import Entry, Receipt, Status
+from vitrail.settings.baseline import BaselineConfig, is_baseline
+from vitrail.settings.families import Family, check_fields, family_of, name_of, parse_name, require_fields
+from vitrail.settings.swin import SwinConfig
 from vitrail.text import printable_errors
 from vitrail.weights import hub
 from vitrail.weights.adapt import adapt_channels
-from vitrail.weights.baseline import published_baseline, trained_baseline
+from vitrail.weights.baseline import published_baseline
 from vitrail.weights.infer import Inferred, infer, refuse_foreign
 from vitrail.weights.origins import OURS, Recognised, recognise, unstack
 from vitrail.weights.preprocess import preprocessing_for
 from vitrail.weights.read import Checkpoint, read
-from vitrail.weights.receipt import Entry, Receipt, Status
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
+from vitrail.weights.swin import is_swin, load_swin
+from vitrail.weights.trained import load_trained
 
 BACKBONE_SHARE = 0.95
 """Least share of the backbone's parameters that comes from the file."""
@@ -51,7 +56,7 @@ def load(
     strict: bool = True,
     channels: Channels = "repeat",
     **config_changes: Any,
-) -> ViT | Baseline:
+) -> Backbone:
     """A model with anybody's weights, at the size, channels and classes that are asked for, in evaluation mode.
 
     `source` is a Hub id ("timm/vit_small_patch16_224.augreg_in21k", at a `revision`), a file (.safetensors, .npz, .pth,
@@ -68,15 +73,25 @@ def load(
     """
     asked = {"num_classes": num_classes, "img_size": img_size, "in_channels": in_channels}
     changes = {name: value for name, value in asked.items() if value is not None} | config_changes
-    check_names(changes)  # a field that does not exist is named before anything is fetched
+    check_fields(changes)  # a field that does not exist is named before anything is fetched
     check_choices(changes)
-    if isinstance(source, str) and is_baseline(source):
-        return published_baseline(source, changes)
-    if is_name(source):
-        return fresh(str(source), changes)
+    if (family := named_family(source)) is not None:
+        require_fields(str(source), changes)
+        published = READERS[family.config].published if family.config in READERS else None
+        return fresh(str(source), changes) if published is None else published(str(source), changes)
     checkpoint, known = opened(source, revision)
-    if isinstance(known, BaselineConfig):
-        return trained_baseline(known, checkpoint, changes, channels=channels)
+    if known is not None:
+        require_fields(name_of(known), changes)
+        reader = READERS.get(type(known), Reader(load_trained))
+    else:
+        reader = next((one for one in READERS.values() if one.recognise(checkpoint.tensors)), READERS[ViTConfig])
+    return reader.load(checkpoint, known, changes, channels=channels, strict=strict)
+
+
+def load_vit(
+    checkpoint: Checkpoint, known: ViTConfig | None, changes: Mapping[str, Any], *, channels: Channels, strict: bool
+) -> ViT:
+    """A plain ViT with the weights of a checkpoint; `known` is the config of a model of ours."""
     tensors = unstack(checkpoint.tensors)
     theirs = checkpoint.shapes if tensors is checkpoint.tensors else {name: tuple(t.shape) for name, t in tensors.items()}
     found = recognise(tensors, (OURS,) if known else None)
@@ -88,7 +103,7 @@ def load(
         if known
         else infer(found.shapes(theirs), found.origin, config=checkpoint.config, said=said, prefix=found.prefix)
     )
-    config = configured(stored.config, changes)
+    config = configured(stored.config, dict(changes))
     with torch.device("meta"):
         model = ViT(config)
     state, entries = Adaptation(model, stored, found, tensors, theirs, channels, strict).made()
@@ -97,6 +112,32 @@ def load(
     model.load_state_dict(state, strict=True, assign=True)  # the one place that loads
     model.reset_parameters(only={entry.name for entry in entries if entry.fresh})
     return documented(model.eval(), entries, checkpoint, found, stored, strict=strict)
+
+
+class Load(Protocol):
+    """Function that builds a family's model with the weights of a checkpoint; `known` is its config, of a run."""
+
+    def __call__(
+        self, checkpoint: Checkpoint, known: Any, changes: Mapping[str, Any], *, channels: Channels, strict: bool
+    ) -> Backbone:
+        """The model, in evaluation mode, with its receipt."""
+
+
+class Reader(NamedTuple):
+    """How checkpoints of one family are read."""
+
+    load: Load
+    recognise: Callable[[Mapping[str, Any]], bool] = lambda tensors: False
+    """Whether tensors of these names, which no config of ours describes, are of this family."""
+    published: Callable[[str, Mapping[str, Any]], Backbone] | None = None
+    """Weights that a name alone stands for; None: a name has random weights."""
+
+
+READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is not here is read by `load_trained`
+    SwinConfig: Reader(load_swin, recognise=is_swin),
+    BaselineConfig: Reader(load_trained, published=published_baseline),
+    ViTConfig: Reader(load_vit),
+}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -113,16 +154,21 @@ def check_choices(changes: Mapping[str, Any]) -> None:
 
 def is_name(source: Any) -> bool:
     """Whether a source is a name such as "B/16", whose weights are random, and no file of that name is there."""
-    if not isinstance(source, str) or is_baseline(source) or os.path.exists(source):
-        return False
+    family = named_family(source)
+    return family is not None and (family.config not in READERS or READERS[family.config].published is None)
+
+
+def named_family(source: Any) -> Family | None:
+    """The family of a source that is a model's name; None for a file, a folder, a Hub id and anything that is no name."""
+    if not isinstance(source, str) or (os.path.exists(source) and not is_baseline(source)):
+        return None
     try:
-        parse_name(source)
+        return family_of(source)
     except ValueError:
-        return False
-    return True
+        return None
 
 
-def fresh(name: str, changes: Mapping[str, Any]) -> ViT:
+def fresh(name: str, changes: Mapping[str, Any]) -> Backbone:
     """A model with random weights."""
     model = create_model(name, **changes)
     entries = (Entry(key, "new", value.numel()) for key, value in model.state_dict().items())
@@ -132,13 +178,14 @@ def fresh(name: str, changes: Mapping[str, Any]) -> ViT:
 
 def opened(
     source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module, revision: str | None
-) -> tuple[Checkpoint, ViTConfig | BaselineConfig | None]:
+) -> tuple[Checkpoint, Any | None]:
     """The tensors of a source, and the config that says everything: that of a run, or of a model of ours."""
-    if isinstance(source, ViT):
+    if isinstance(source, Backbone):
         images = {} if source.preprocessing is None else {"preprocessing": dataclasses.asdict(source.preprocessing)}
         known = {"label_names": list(source.classes), "multi_label": source.multi_label}
         config = {**known, **({"vitrail": images} if images else {})}
-        return dataclasses.replace(read(source.state_dict()), file="a ViT", config=config), source.config
+        checkpoint = read(source.stored().state_dict())
+        return dataclasses.replace(checkpoint, file=f"a {type(source).__name__}", config=config), source.config
     if isinstance(source, nn.Module):
         return dataclasses.replace(read(source.state_dict()), file=f"a {type(source).__name__}", config=config_of(source)), None
     if isinstance(source, Mapping):
@@ -443,7 +490,6 @@ def documented(
     if found.others:
         shown = ", ".join(prefix.rstrip("./") or "without a prefix" for prefix in found.others)
         notes.append(f"took {found.prefix.rstrip('./') or 'the one without a prefix'}; the file also holds {shown}")
-    model.preprocessing, model.classes, model.multi_label = given.preprocessing, given.classes, given.multi_label
     receipt = Receipt(
         origin=found.origin.name,
         file=checkpoint.file,
@@ -455,7 +501,7 @@ def documented(
         preprocessing=given.source,
         grid=stored.grid_source,
     )
-    model.receipt = receipt
+    model.card = given.card(receipt)
     if receipt.backbone_share < BACKBONE_SHARE:
         fresh = [entry.name for entry in entries if entry.status == "new" and not entry.head]
         says = (

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from vitrail.config import Pair, Preprocessing
-from vitrail.weights.run_folder import tupled
+from vitrail.config import Pair, Preprocessing, tupled
+from vitrail.models.card import Card, Kind
+from vitrail.models.receipt import Receipt
 
 Numbers = tuple[float, ...]
 CropMode = Literal["center", "squash"]
@@ -37,6 +38,11 @@ class Given:
     """Whether nothing says it."""
     multi_label: bool = False
     """Whether the head was trained for images with any number of the classes."""
+
+    def card(self, receipt: Receipt) -> Card:
+        """The card of the model that was made of the checkpoint."""
+        task: Kind = "multi-label" if self.multi_label else "classify"
+        return Card(preprocessing=self.preprocessing, classes=self.classes, task=task, receipt=receipt)
 
 
 class Said(NamedTuple):

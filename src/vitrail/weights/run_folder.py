@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitrail.config import Preprocessing, ViTConfig
-from vitrail.models import Baseline
+from vitrail.config import Preprocessing, ViTConfig, tupled
+from vitrail.models import Baseline, Swin, ViT
 from vitrail.models.backbone import Backbone
-from vitrail.models.baseline import BaselineConfig
-from vitrail.weights.receipt import Receipt
-from vitrail.weights.targets import Inexpressible, for_timm, timm_form
+from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.families import FAMILIES, family_of_config
+from vitrail.settings.swin import SwinConfig
+from vitrail.weights.swin import timm_keys
+from vitrail.weights.targets import Inexpressible, State, for_timm, timm_form
 
 CONFIG, WEIGHTS, SETTINGS = "config.json", "model.safetensors", "config.yaml"
 
@@ -31,7 +33,8 @@ class RunInfo:
     """What a run folder says of its model."""
 
     folder: Path
-    config: ViTConfig | BaselineConfig
+    config: Any
+    """Config of the model's family."""
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     data: str
@@ -50,14 +53,12 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     """
     if model.preprocessing is None:
         raise ValueError("the model does not say what happens to its images; set model.preprocessing before it is saved")
-    theirs, cfg, origin = model.net if isinstance(model, Baseline) else model, model.config, come_from(model)
-    state, timm = {name: value.detach().cpu() for name, value in theirs.state_dict().items()}, {}
-    if isinstance(model, Baseline):
-        timm = baseline_for_timm(model, model.preprocessing)
-    elif isinstance(cfg, ViTConfig):
+    cfg, origin = model.config, come_from(model)
+    state: State = {name: value.detach().cpu() for name, value in model.stored().state_dict().items()}
+    timm: dict[str, Any] = {}
+    if type(cfg) in TIMM_FORMS:
         with contextlib.suppress(Inexpressible):
-            timm = for_timm(cfg, model.preprocessing, licence=origin.get("licence"))
-            state, cfg = timm_form(state, cfg)
+            timm, state, cfg = TIMM_FORMS[type(cfg)](model, state, origin.get("licence"))
     draft = folder / f"{WEIGHTS}.part"
     save_tensors(state, draft)
     digest = sha256(draft)
@@ -65,7 +66,7 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     preprocessing = dataclasses.asdict(model.preprocessing)
     config = {
         "vitrail": {
-            "baseline" if isinstance(model, Baseline) else "model": dataclasses.asdict(cfg),
+            family_of_config(cfg).stored_as: dataclasses.asdict(cfg),
             "preprocessing": preprocessing,
             "data": data,
             "sha256": digest,
@@ -79,6 +80,13 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     part = folder / f"{CONFIG}.part"
     part.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     put(part, folder / CONFIG)
+
+
+def vit_for_timm(model: ViT, state: State, licence: str | None) -> tuple[dict[str, Any], State, ViTConfig]:
+    """The keys, the tensors and the config by which timm opens a plain ViT. Raises Inexpressible where it can't be one."""
+    assert model.preprocessing is not None
+    timm = for_timm(model.config, model.preprocessing, licence=licence)
+    return (timm, *timm_form(state, model.config))
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
@@ -127,7 +135,7 @@ def come_from(model: Backbone) -> dict[str, Any]:
     Of a file's path the last part only: where it lay is nobody's business.
     """
     receipt = model.receipt
-    if not isinstance(receipt, Receipt) or not receipt.total("exact", "resized", "adapted"):
+    if receipt is None or not receipt.total("exact", "resized", "adapted"):
         return {}
     told = receipt.to_dict()
     if os.path.isabs(receipt.file) or os.path.exists(receipt.file):  # else it is a Hub id, or none at all
@@ -135,17 +143,24 @@ def come_from(model: Backbone) -> dict[str, Any]:
     return {"licence": receipt.licence, "receipt": told}
 
 
-def baseline_for_timm(model: Baseline, images: Preprocessing) -> dict[str, Any]:
-    """The keys by which timm opens one of its own models; none for another library's."""
+def swin_for_timm(model: Swin, state: State, licence: str | None) -> tuple[dict[str, Any], State, SwinConfig]:
+    """As `vit_for_timm`: a Swin Transformer has timm's names."""
+    assert model.preprocessing is not None
+    return timm_keys(model.config, model.preprocessing, licence=licence), state, model.config
+
+
+def baseline_for_timm(model: Baseline, state: State, licence: str | None) -> tuple[dict[str, Any], State, BaselineConfig]:
+    """As `vit_for_timm`, for timm's own models; no keys for another library's."""
     if model.config.library != "timm":
-        return {}
-    cfg, published = model.config, model.net.pretrained_cfg
+        return {}, state, model.config
+    cfg, published, images = model.config, model.net.pretrained_cfg, model.preprocessing
     assert isinstance(published, dict)
+    assert images is not None
     args: dict[str, Any] = {"in_chans": cfg.in_channels}
     if published.get("fixed_input_size"):
         args["img_size"] = cfg.img_size
     taken = {"fixed_input_size", "classifier", *(["first_conv"] if cfg.in_channels in (1, 3) else [])}  # as `for_timm` does
-    return {
+    keys = {
         "architecture": cfg.theirs.partition(".")[0],
         "model_args": args,
         "pretrained_cfg": {
@@ -159,6 +174,15 @@ def baseline_for_timm(model: Baseline, images: Preprocessing) -> dict[str, Any]:
             "num_classes": cfg.num_classes,
         },
     }
+    return keys, state, cfg
+
+
+TIMM_FORMS: dict[type[Any], Callable[[Any, State, str | None], tuple[dict[str, Any], State, Any]]] = {
+    ViTConfig: vit_for_timm,
+    SwinConfig: swin_for_timm,
+    BaselineConfig: baseline_for_timm,
+}
+"""By family: what timm's create_model("local-dir:RUN") needs, and the tensors and config in its form."""
 
 
 def read_run(folder: str | Path) -> RunInfo:
@@ -174,24 +198,19 @@ def read_run(folder: str | Path) -> RunInfo:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         ours = config["vitrail"]
         images = tupled(ours["preprocessing"])
-        theirs = "baseline" in ours
+        family = next(family for family in FAMILIES.values() if family.stored_as in ours)
         return RunInfo(
             folder=folder,
-            config=BaselineConfig(**tupled(ours["baseline"])) if theirs else ViTConfig(**tupled(ours["model"])),
+            config=family.config(**tupled(ours[family.stored_as])),
             preprocessing=Preprocessing(**images),
             classes=tuple(config["label_names"]),
             data=str(ours["data"]),
             sha256=str(ours["sha256"]),
             multi_label=bool(config.get("multi_label", False)),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder / CONFIG} can't be read ({reason}); restore it from a copy, or train again") from error
-
-
-def tupled(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists as the tuples that they were."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def sha256(path: Path) -> str:

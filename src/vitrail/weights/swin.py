@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitrail.config import configured
+from vitrail.config import Preprocessing, configured, pair
+from vitrail.models.receipt import Entry, Receipt
 from vitrail.models.swin import Swin
-from vitrail.models.windows import resize_bias_table
+from vitrail.models.windows import relative_index, resize_bias_table
 from vitrail.settings.swin import SwinConfig
-from vitrail.text import printable_errors
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.preprocess import preprocessing_for
-from vitrail.weights.read import Checkpoint, read
-from vitrail.weights.receipt import Entry, Receipt
+from vitrail.weights.read import Checkpoint
+from vitrail.weights.targets import Inexpressible, Plan, image_processor, labels_of, sides
 
 Library = Literal["timm", "torchvision", "transformers", "Microsoft"]
 Shape = tuple[int, ...]
@@ -149,34 +148,35 @@ def infer(shapes: Mapping[str, Shape], names: Names, *, img_size: Any) -> SwinCo
     )
 
 
-@printable_errors()
+def is_swin(tensors: Mapping[str, Any]) -> bool:
+    """Whether tensors of these names make a Swin Transformer."""
+    return names_of(tensors) is not None
+
+
 def load_swin(
-    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module,
+    checkpoint: Checkpoint,
+    known: SwinConfig | None,
+    changes: Mapping[str, Any],
     *,
     channels: Literal["repeat", "keep"] = "repeat",
-    **changes: Any,
+    strict: bool = True,
 ) -> Swin:
-    """A Swin Transformer with the weights of a file, folder, state dict or model of timm, torchvision or transformers.
+    """A Swin Transformer with the weights of a checkpoint, in evaluation mode; see `vitrail.load`.
 
-    `changes` are fields of SwinConfig. Windows of another side resize the relative position bias; other channels adapt the stem
-    as `vitrail.load` does; other classes get a fresh head. `model.receipt` says what became of every tensor. Raises ValueError
-    for a source that holds no Swin Transformer of version 1, or not all of one.
+    `known` is the config of a model of ours. Windows of another side resize the relative position bias. Raises ValueError for
+    tensors that make no Swin Transformer of version 1, or not all of one (with `strict=False`, fresh weights fill the gaps).
     """
-    beside = config_of(source) if isinstance(source, nn.Module) else {}
-    tensors = source.state_dict() if isinstance(source, nn.Module) else source
-    checkpoint = read(os.fspath(tensors) if isinstance(tensors, os.PathLike) else tensors)
-    checkpoint = dataclasses.replace(checkpoint, config=checkpoint.config or beside)
     found = names_of(checkpoint.tensors)
     if found is None:
         raise ValueError(f"{checkpoint.file} is no Swin Transformer of timm, torchvision, transformers or the paper's code")
     library, names = found
     shapes = checkpoint.shapes
-    stored = infer(shapes, names, img_size=own_size(checkpoint.config) or 224)
-    config = configured(stored, changes)
+    stored = known or infer(shapes, names, img_size=own_size(checkpoint.config) or 224)
+    config = configured(stored, dict(changes))
     with torch.device("meta"):
         model = Swin(config)
     state, entries, used = {}, [], set[str]()
-    fresh = Swin(config).state_dict() if config.num_classes != stored.num_classes else {}
+    fresh = Swin(config).state_dict() if config.num_classes != stored.num_classes or not strict else {}
     for name, target in model.state_dict().items():
         theirs = names(name)
         head = name.startswith("head.")
@@ -186,6 +186,10 @@ def load_swin(
             entries.append(Entry(name, "new", target.numel(), head=True))
             continue
         if missing := [one for one in theirs if one not in shapes]:
+            if not strict:
+                state[name] = fresh[name]
+                entries.append(Entry(name, "new", target.numel(), head=head))
+                continue
             raise ValueError(f"{checkpoint.file} has no {missing[0]}, so the Swin Transformer is not complete")
         used.update(theirs)
         parts = [checkpoint.tensors[one] for one in theirs]
@@ -213,20 +217,16 @@ def load_swin(
 
 def documented(model: Swin, checkpoint: Checkpoint, library: Library, stored: SwinConfig, entries: tuple[Entry, ...]) -> Swin:
     """The model with its preprocessing, classes and receipt."""
-    size = stored.img_size
-    side = (size, size) if isinstance(size, int) else size
-    own = model.config.img_size
     given = preprocessing_for(
-        img_size=(own, own) if isinstance(own, int) else own,
+        img_size=pair(model.config.img_size),
         in_channels=model.config.in_channels,
-        num_classes=model.config.num_classes,
+        num_classes=model.config.num_classes if model.config.num_classes == stored.num_classes else -1,
         config=checkpoint.config,
         preprocessor=checkpoint.preprocessor,
         origin=f"{library} swin",
-        file_img_size=side,
+        file_img_size=pair(stored.img_size),
     )
-    model.preprocessing, model.classes = given.preprocessing, given.classes
-    model.receipt = Receipt(
+    receipt = Receipt(
         origin=f"{library}, Swin",
         file=checkpoint.file,
         sha256=checkpoint.sha256,
@@ -235,16 +235,8 @@ def documented(model: Swin, checkpoint: Checkpoint, library: Library, stored: Sw
         notes=checkpoint.notes,
         preprocessing=given.source,
     )
+    model.card = given.card(receipt)
     return model.eval()
-
-
-def config_of(model: nn.Module) -> dict[str, Any]:
-    """What a live model says of itself beside its tensors, as its config.json would."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "to_dict"):
-        return dict(config.to_dict())
-    published = getattr(model, "pretrained_cfg", None)
-    return {"pretrained_cfg": dict(published)} if published else {}
 
 
 def own_size(config: Mapping[str, Any]) -> int | tuple[int, int] | None:
@@ -268,3 +260,111 @@ def export_state(model: Swin, to: Library) -> dict[str, Tensor]:
         theirs = WRITES[to](name)
         state |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
     return state
+
+
+def timm_keys(config: SwinConfig, images: Preprocessing, *, licence: str | None = None) -> dict[str, Any]:
+    """The keys of config.json by which timm's `create_model("local-dir:FOLDER")` opens the weights.
+
+    Raises Inexpressible for another epsilon than timm's.
+    """
+    if config.norm_eps != SwinConfig.norm_eps:
+        raise Inexpressible(f"timm's SwinTransformer has no norm_eps {config.norm_eps:g}")
+    return {
+        "architecture": "swin_tiny_patch4_window7_224",
+        "model_args": {
+            "img_size": config.img_size,
+            "patch_size": config.patch_size,
+            "in_chans": config.in_channels,
+            "embed_dim": config.embed_dim,
+            "depths": config.depths,
+            "num_heads": config.num_heads,
+            "window_size": config.window_size,
+            "mlp_ratio": config.mlp_ratio,
+        },
+        "pretrained_cfg": {
+            "input_size": [config.in_channels, *images.img_size],
+            "fixed_input_size": True,
+            "mean": images.mean,
+            "std": images.std,
+            "crop_pct": images.crop_pct,
+            "crop_mode": images.crop_mode,
+            "interpolation": images.interpolation,
+            "num_classes": config.num_classes,
+            **({"first_conv": "patch_embed.proj"} if config.in_channels in (1, 3) else {}),
+            "classifier": "head.fc",
+            **({"license": licence} if licence else {}),
+        },
+    }
+
+
+def plan_timm(model: Swin, images: Preprocessing) -> Plan:
+    """A folder for `create_model("local-dir:…")`, which is a run folder too."""
+    timm_keys(model.config, images)
+    return Plan("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
+
+
+def plan_transformers(model: Swin, images: Preprocessing) -> Plan:
+    """A folder for from_pretrained. Raises Inexpressible for a model without a head, whose class has other names."""
+    cfg = model.config
+    if not cfg.num_classes:
+        raise Inexpressible("transformers' SwinForImageClassification has no num_classes 0")
+    config = {
+        "architectures": ["SwinForImageClassification"],
+        "model_type": "swin",
+        "image_size": sides(cfg.img_size),
+        "patch_size": cfg.patch_size,
+        "num_channels": cfg.in_channels,
+        "embed_dim": cfg.embed_dim,
+        "depths": cfg.depths,
+        "num_heads": cfg.num_heads,
+        "window_size": cfg.window_size,
+        "mlp_ratio": cfg.mlp_ratio,
+        "hidden_act": "gelu",
+        "layer_norm_eps": cfg.norm_eps,
+        **labels_of(model.classes, num_classes=cfg.num_classes, multi_label=model.multi_label),
+        "torch_dtype": "float32",
+    }
+    return Plan(
+        "hf",
+        'transformers.SwinForImageClassification.from_pretrained("PATH")',
+        tensors=export_state(model, "transformers"),
+        beside={"config.json": config, "preprocessor_config.json": image_processor(images, "ViT")},
+    )
+
+
+def plan_torchvision(model: Swin, images: Preprocessing) -> Plan:
+    """A state dict, and the arguments of the class that loads it. Raises Inexpressible for other channels than three."""
+    cfg = model.config
+    if cfg.in_channels != 3 or not cfg.num_classes:
+        raise Inexpressible(f"torchvision's SwinTransformer has no in_channels {cfg.in_channels} or num_classes 0")
+    args = {
+        "patch_size": [cfg.patch_size] * 2,
+        "embed_dim": cfg.embed_dim,
+        "depths": list(cfg.depths),
+        "num_heads": list(cfg.num_heads),
+        "window_size": [cfg.window_size] * 2,
+        "mlp_ratio": cfg.mlp_ratio,
+        "num_classes": cfg.num_classes,
+    }
+    state = export_state(model, "torchvision")
+    indexes = {  # buffers that a strict load asks for
+        name.replace("bias_table", "index"): relative_index(cfg.window_size).flatten()
+        for name in state
+        if name.endswith("relative_position_bias_table")
+    }
+    return Plan(
+        "torchvision",
+        f"torchvision.models.SwinTransformer({', '.join(f'{name}={value}' for name, value in args.items())})",
+        tensors=state | indexes,
+        beside={
+            ".json": {
+                "arguments": args,
+                "preprocessing": dataclasses.asdict(images),
+                "label_names": list(model.classes),
+                "multi_label": model.multi_label,
+            }
+        },
+    )
+
+
+PLANS = {"timm": plan_timm, "hf": plan_transformers, "torchvision": plan_torchvision}

@@ -12,12 +12,13 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vitrail.config import Preprocessing, ViTConfig, pair
+from vitrail.models.backbone import Backbone
 from vitrail.weights.origins import (
     BIG_VISION,
     GOOGLE,
@@ -38,8 +39,28 @@ SIZES = ("img_size", "patch_size", "in_channels", "num_classes", "embed_dim", "d
 """Fields that every library has."""
 
 
+Target = Literal["timm", "hf", "torchvision", "npz"]
+"""Libraries, and Google's layout, that a model is written for."""
+
+
 class Inexpressible(ValueError):
     """A library has no setting for what a model has."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be written."""
+
+    to: Target
+    opens: str
+    """The line of Python that opens it, with PATH for where it is."""
+    model: Backbone | None = None
+    """For timm, which reads what we read."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """By their names there: views of the model's own, wherever the layout allows it."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """JSON by the file's name, or by its suffix where the weights are one file."""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -321,11 +342,20 @@ def for_transformers(cfg: ViTConfig, classes: tuple[str, ...] = (), *, multi_lab
         found = HuggingFace("ViTForImageClassification", config, TRANSFORMERS, "vit.", _VIT_BLOCKS, "ViT")
     else:
         found = _dinov2(cfg)
-    names = classes or tuple(f"LABEL_{i}" for i in range(cfg.num_classes))
-    labels = {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
-    problem = {"problem_type": "multi_label_classification"} if multi_label and cfg.num_classes else {}
-    config = {"architectures": [found.cls], **found.config, **labels, **problem, "torch_dtype": "float32"}
+    labels = labels_of(classes, num_classes=cfg.num_classes, multi_label=multi_label)
+    config = {"architectures": [found.cls], **found.config, **labels, "torch_dtype": "float32"}
     return found._replace(config=config)
+
+
+def labels_of(classes: tuple[str, ...], *, num_classes: int, multi_label: bool) -> dict[str, Any]:
+    """The keys of a config.json that name the classes, and the loss of their labels."""
+    names = classes or tuple(f"LABEL_{i}" for i in range(num_classes))
+    problem = {"problem_type": "multi_label_classification"} if multi_label and num_classes else {}
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        **problem,
+    }
 
 
 def _encoder(cfg: ViTConfig, kind: str, **more: Any) -> dict[str, Any]:

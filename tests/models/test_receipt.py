@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitrail.models.receipt import Entry, Receipt, Status
 from vitrail.text import is_shown
-from vitrail.weights.receipt import Entry, Receipt, Status
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 

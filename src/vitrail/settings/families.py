@@ -1,0 +1,170 @@
+"""The families of backbones as settings see them: names, and the dataclass of the `model` section that a name selects.
+
+`models.FAMILIES` builds the models. A family is a row here, a row there, and a file with its config and its model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vitrail.config import (
+    CUSTOM,
+    OTHER_SPELLINGS,
+    PATCHES,
+    SIZES,
+    ModelConfig,
+    ModelSection,
+    ViTConfig,
+    nearest,
+    pair,
+    parse_vit_name,
+    vit_name,
+)
+from vitrail.settings.baseline import BaselineConfig, BaselineModelConfig, parse_baseline_name
+from vitrail.settings.swin import SWIN_CUSTOM, SWIN_SIZES, SwinConfig, SwinModelConfig, parse_swin_name, swin_name
+
+
+class Words(NamedTuple):
+    """Description of a model for people."""
+
+    name: str
+    """ "ViT-B/16"."""
+    title: str
+    """ "Vision Transformer"."""
+    shape: str
+    """ "12 blocks of width 768, 12 heads"."""
+    tags: tuple[str, ...]
+    """Of the Hub."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What settings know of one family."""
+
+    section: type[ModelSection]
+    """The `model` section, which is the family's config with a name and weights."""
+    parse: Callable[[str], dict[str, Any] | None]
+    """Fields that a name decides; None for another family's name. May raise ValueError for a name that is nearly right."""
+    name_of: Callable[[Any], str]
+    """Name of a config, which `parse` takes."""
+    noun: str
+    """In messages: "a ViT"."""
+    words: Callable[[Any], Words]
+    """How a model card describes a config."""
+    stored_as: str
+    """Key of the config in a run's config.json."""
+    names: tuple[str, ...] = ()
+    """Names to suggest where one is mistyped."""
+
+    @property
+    def config(self) -> type[Any]:
+        """The config of a model."""
+        return self.section.config_type
+
+    def fields(self) -> tuple[str, ...]:
+        """Fields of the config."""
+        return tuple(field.name for field in dataclasses.fields(self.config))
+
+
+def _vit_words(config: ViTConfig) -> Words:
+    patch = "x".join(map(str, dict.fromkeys(pair(config.patch_size))))
+    name, stem = vit_name(config), "+" if config.stem == "conv" else ""
+    size = f"ViT with patch {patch}" if name == CUSTOM else f"ViT-{name.partition('/')[0]}{stem}/{patch}"
+    shape = f"{config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads"
+    return Words(size, "Vision Transformer", shape, ("vision-transformer",))
+
+
+def _swin_words(config: SwinConfig) -> Words:
+    name = swin_name(config)
+    blocks = "-".join(map(str, config.depths))
+    size = "Swin Transformer" if name == SWIN_CUSTOM else f"Swin-{name[-1].upper()}"
+    shape = f"{blocks} blocks from width {config.embed_dim}, window {config.window_size}"
+    return Words(size, "Swin Transformer", shape, ("swin",))
+
+
+def _baseline_words(config: BaselineConfig) -> Words:
+    return Words(config.theirs, f"model of {config.library}", f"as in {config.library}", ())
+
+
+_SHOWN = 16  # fields that a message lists
+FAMILIES: dict[str, Family] = {
+    "vit": Family(
+        section=ModelConfig,
+        parse=parse_vit_name,
+        name_of=vit_name,
+        noun="a ViT",
+        words=_vit_words,
+        stored_as="model",
+        names=tuple(f"{size}/{patch}" for size in SIZES for patch in PATCHES),
+    ),
+    "swin": Family(
+        section=SwinModelConfig,
+        parse=parse_swin_name,
+        name_of=swin_name,
+        noun="a Swin Transformer",
+        words=_swin_words,
+        stored_as="swin",
+        names=tuple(SWIN_SIZES),
+    ),
+    "baseline": Family(
+        section=BaselineModelConfig,
+        parse=parse_baseline_name,
+        name_of=lambda config: str(config.name),
+        noun="another library's model",
+        words=_baseline_words,
+        stored_as="baseline",
+    ),
+}
+
+
+def family_of(name: str) -> Family:
+    """The family that a model's name belongs to. Raises ValueError for a name of none, with the nearest that exists."""
+    return _resolve(name)[0]
+
+
+def parse_name(name: str) -> dict[str, Any]:
+    """Fields of the family's config that a model's name decides. Raises ValueError as `family_of` does."""
+    return _resolve(name)[1]
+
+
+def _resolve(name: str) -> tuple[Family, dict[str, Any]]:
+    for family in FAMILIES.values():
+        fields = family.parse(name)
+        if fields is not None:
+            return family, fields
+    hint = nearest(name, [known for family in FAMILIES.values() for known in family.names])
+    raise ValueError(f'model "{name}" is not a name such as "B/16", "vit_base_patch16_224" or "swin_t"{hint}')
+
+
+def family_of_config(config: Any) -> Family:
+    """The family whose config this is."""
+    return next(family for family in FAMILIES.values() if type(config) is family.config)
+
+
+def name_of(config: Any) -> str:
+    """Name of a model's config; "custom" and the like for a shape that has none."""
+    return family_of_config(config).name_of(config)
+
+
+def require_fields(name: str, fields: Iterable[str], *, section: str = "") -> None:
+    """Raise ValueError for a field that a named model's family does not have; `section` stands before it, "model."."""
+    family = family_of(name)
+    for field in fields:
+        if field not in family.fields() and (section == "" or field not in ("name", "weights")):
+            owner = next(other for other in FAMILIES.values() if field in other.fields())
+            known = [one for one in family.fields() if one != "name"]
+            takes = f": it takes {', '.join(known)}" if len(known) <= _SHOWN else nearest(field, known)
+            raise ValueError(f"{section}{field} is a part of {owner.noun}, and {name} is none{takes}; leave it out")
+
+
+def check_fields(fields: Iterable[str]) -> None:
+    """Raises ValueError for a name that is no field of any family's config."""
+    known = list(dict.fromkeys(name for family in FAMILIES.values() for name in family.fields()))
+    for name in fields:
+        if name not in known:
+            spelling = OTHER_SPELLINGS.get(name)
+            hint = f'; did you mean "{spelling}"?' if spelling in known else nearest(name, known)
+            raise ValueError(f'"{name}" is not a field of a model{hint}')

@@ -1,0 +1,206 @@
+"""Every family through every room: named, built, trained, resumed, saved, loaded, written for others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from torchvision.models import SwinTransformer as TorchvisionSwin
+
+import vitrail
+from conftest import ImageFolder
+from vitrail import cli
+from vitrail.config import OptimConfig
+from vitrail.models import Swin, build_on_meta
+from vitrail.models.families import BUILDERS
+from vitrail.settings.families import FAMILIES, family_of, family_of_config, name_of, parse_name
+from vitrail.settings.swin import SWIN_SIZES, SwinConfig
+from vitrail.train.optim import group_table
+from vitrail.weights import save_model
+
+Typed = Callable[..., tuple[int, str, str]]
+SHAPE: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+SMALL = ["--model", "swin_t", "--model.img_size=32", "--model.embed_dim=8", "--model.depths=[2,2]", "--model.num_heads=[2,4]"]
+SHORT = ["--train.batch_size=8", "--train.device=cpu", "--train.precision=fp32", "--data.workers=0"]
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
+    def run(*words: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(list(map(str, words)))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Names and configs
+
+
+def test_every_family_of_the_settings_has_a_builder() -> None:
+    assert {family.config for family in FAMILIES.values()} == set(BUILDERS)
+
+
+@pytest.mark.parametrize("name", ["B/16", "S+/16", "custom", *SWIN_SIZES, "swin_custom", "timm:resnet18"])
+def test_a_name_has_one_family_and_comes_back(name: str) -> None:
+    family = family_of(name)
+    assert [one for one in FAMILIES.values() if one.parse(name) is not None] == [family]
+    fields = {**parse_name(name), **({"name": name} if "name" in family.fields() else {})}
+    config = family.config(**fields)
+    assert family_of_config(config) is family
+    if "custom" not in name and "+" not in name:
+        assert name_of(config) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("swin_x", 'model "swin_x" is none of swin_t, swin_s, swin_b, swin_l'),
+        ("swint", 'model "swint" is not a name such as "B/16", "vit_base_patch16_224" or "swin_t"; did you mean "swin_t"?'),
+    ],
+)
+def test_a_name_that_is_nearly_right(name: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - compared as a whole below
+        family_of(name)
+    assert str(error.value).startswith(message)
+
+
+def test_timm_s_names_are_ours() -> None:
+    assert parse_name("swin_base_patch4_window12_384") == {
+        **SWIN_SIZES["swin_b"]._asdict(),
+        "patch_size": 4,
+        "window_size": 12,
+        "img_size": 384,
+    }
+
+
+def test_groups_of_a_swin() -> None:
+    model = build_on_meta(SwinConfig(**SHAPE))
+    rows = {row.name: row for row in group_table(model, OptimConfig(name="muon", layer_decay=0.5, weight_decay=0.1))}
+    assert set(rows) == {name for name, _ in model.named_parameters()}
+    assert rows["layers.0.blocks.0.attn.relative_position_bias_table"].weight_decay == 0
+    assert rows["layers.0.blocks.0.attn.relative_position_bias_table"].optimizer == "adamw"
+    assert rows["layers.1.blocks.1.mlp.fc1.weight"].optimizer == "muon"
+    assert rows["layers.1.blocks.1.mlp.fc1.weight"].lr_factor == 0.5
+    assert rows["layers.0.blocks.0.mlp.fc1.weight"].lr_factor == 0.5**4
+    assert rows["patch_embed.proj.weight"].lr_factor == 0.5**5
+    assert rows["head.fc.weight"].lr_factor == 1
+    frozen = {row.name for row in group_table(model, OptimConfig(freeze=2)) if row.optimizer == "frozen"}
+    assert "layers.0.blocks.1.mlp.fc1.weight" in frozen
+    assert "layers.1.downsample.reduction.weight" not in frozen
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def a_swin(**fields: Any) -> Swin:
+    torch.manual_seed(0)
+    model = vitrail.create_model("swin_t", **{**SHAPE, "img_size": 32, "num_classes": 3, **fields})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    assert isinstance(model, Swin)
+    model.preprocessing, model.classes = (
+        vitrail.config.Preprocessing(img_size=(32, 32), in_channels=model.config.in_channels, mean=(0.5,) * 3, std=(0.25,) * 3),
+        ("a", "b", "c"),
+    )
+    return model.eval()
+
+
+def test_a_saved_swin_is_loaded_by_us_and_by_timm(tmp_path: Path) -> None:
+    model, images = a_swin(), torch.randn(2, 3, 32, 32)
+    save_model(model, tmp_path, data="toys")
+    ours = vitrail.load(tmp_path)
+    assert (ours.config, ours.classes, ours.preprocessing) == (model.config, model.classes, model.preprocessing)
+    torch.testing.assert_close(ours(images), model(images), rtol=0, atol=0)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    torch.testing.assert_close(theirs(images), model(images), rtol=1e-5, atol=1e-5)
+    other = vitrail.load(tmp_path, num_classes=7, in_channels=1, window_size=2)
+    assert other(images[:, :1]).shape == (2, 7)
+    with pytest.raises(
+        ValueError, match=r"^depth is a part of a ViT, and swin_custom is none: it takes img_size, .*leave it out$"
+    ):
+        vitrail.load(tmp_path, depth=3)
+
+
+def test_converted_for_all_three(tmp_path: Path, typed: Typed) -> None:
+    model, images = a_swin(), torch.randn(2, 3, 32, 32)
+    (tmp_path / "run").mkdir()
+    save_model(model, tmp_path / "run", data="toys")
+    for target, destination in (("timm", "timm"), ("hf", "hf"), ("torchvision", "swin.pth")):
+        code, out, err = typed("convert", tmp_path / "run", tmp_path / destination, "--to", target)
+        assert (code, err) == (0, "")
+        assert "Written: " in out
+    theirs: Any = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    torch.testing.assert_close(theirs(images), model(images), rtol=1e-5, atol=1e-5)
+    theirs = transformers.SwinForImageClassification.from_pretrained(tmp_path / "hf").eval()
+    torch.testing.assert_close(theirs(images).logits, model(images), rtol=1e-5, atol=1e-5)
+    assert theirs.config.id2label == {0: "a", 1: "b", 2: "c"}
+    args = json.loads((tmp_path / "swin.json").read_text())["arguments"]
+    theirs = TorchvisionSwin(**args).eval()
+    theirs.load_state_dict(torch.load(tmp_path / "swin.pth", weights_only=True), strict=True)
+    torch.testing.assert_close(theirs(images), model(images), rtol=1e-5, atol=1e-5)
+    for written in ("timm", "hf", "swin.pth"):
+        back = vitrail.load(tmp_path / written)
+        torch.testing.assert_close(back(images), model(images), rtol=1e-5, atol=1e-5)
+    code, out, err = typed("convert", tmp_path / "run", tmp_path / "swin.npz", "--to", "npz")
+    assert (code, out.count("\n") > 0, err.count("\n")) == (2, True, 1)
+    assert '"npz" has no Swin' in err
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# As users type it
+
+
+def test_a_swin_from_the_command_line(typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
+    photos, run = image_folder({"train": {"dark": 6, "light": 6}, "test": {"dark": 3, "light": 3}}), tmp_path / "run"
+    code, out, err = typed("train", photos, *SMALL, *SHORT, "--train.steps=3", "--train.checkpointing=true", "--out", run)
+    assert (code, err) == (0, "")
+    assert "swin_t: " in out
+    written = (run / "config.yaml").read_text()
+    assert "depths:" in written
+    assert "reg_tokens" not in written
+    assert "swin" in json.loads((run / "config.json").read_text())["vitrail"]
+
+    code, out, err = typed("evaluate", run, "--json")
+    assert (code, err) == (0, "")
+    image = next((photos / "test").rglob("*.jpg"))
+    code, out, err = typed("predict", run, image, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)[0]["label"] in ("dark", "light")
+    code, out, err = typed("probe", run, photos)
+    assert (code, err) == (0, "")
+    code, out, err = typed("show", run, "--groups")
+    assert (code, err) == (0, "")
+    assert "2-2 blocks from width 8, window 7" in out
+    tuned = tmp_path / "tuned"
+    code, out, err = typed("train", photos, "--weights", run, *SHORT, "--train.steps=2", "--out", tuned)
+    assert (code, err) == (0, "")
+    assert "learning rate" in out
+    code, out, err = typed("train", photos, "--weights", run, "--model", "B/16", "--out", tmp_path / "no")
+    assert (code, err.count("\n")) == (2, 1)
+    assert 'model.name "B/16" is not what the weights' in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.depth=3"], "model.depth is a part of a ViT, and swin_t is none"),
+        (["--model.num_heads=3"], 'model.num_heads "3": it takes whole numbers'),
+        (["--model.window_size=0"], "window_size 0 must be at least 1"),
+        (["--train.patch_sizes=[4]"], "train.patch_sizes are for a ViT, and Swin has patches of its own; leave them out"),
+    ],
+)
+def test_mistakes(words: list[str], message: str, typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
+    photos = image_folder({"train": {"dark": 4, "light": 4}})
+    code, _, err = typed("train", photos, "--model", "swin_t", *words, "--out", tmp_path / "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not (tmp_path / "run").exists()
