@@ -210,7 +210,8 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
     elif args.img_size is not None:
         raise ValueError("--img-size is for IMAGES that are named; name some, or leave it out")
     else:
-        cfg, source = open_data(args.run, None, way_out="name images to look at")
+        classes = bool(model.config.num_classes)
+        cfg, source = open_data(args.run, None, way_out="name images to look at", classes=classes)
         sample = sample_images(source, preprocessing=model.preprocessing, cfg=cfg.data, limit=args.limit)
         for one in sample.unreadable:
             terminal.report(f"{one.path}: {one.reason}")
