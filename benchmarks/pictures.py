@@ -24,7 +24,7 @@ from vitrail.data.sources import open_source
 from vitrail.explain import Comparison, compare, draw, head_statistics
 from vitrail.explain.sheets import Ask, explain, side_by_side
 from vitrail.models import ViT
-from vitrail.train import settings
+from vitrail.settings import layers
 from vitrail.weights import read_run
 
 PICTURES = machine.ROOT / "docs" / "pictures"
@@ -34,7 +34,7 @@ def test_images(run: Path, data: str, count: int) -> tuple[list[Image.Image], li
     """Evenly chosen test images of a run's data: as pictures, their classes, and as the model takes them."""
     model = vitrail.load(run)
     assert model.preprocessing is not None
-    source = open_source(data, val_fraction=settings.build([settings.read_config(run / "config.yaml")]).data.val_fraction)
+    source = open_source(data, val_fraction=layers.build([layers.read_config(run / "config.yaml")]).data.val_fraction)
     split = source.load("test", preprocessing=model.preprocessing, cfg=vitrail.config.DataConfig())
     raw, _ = split.read(torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
     pictures = [draw.picture(image) for image in raw.images]
