@@ -8,7 +8,7 @@ import torch
 from vitrail.config import Preprocessing
 from vitrail.data.memory import FixedSplit
 from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding, has_classes
-from vitrail.evaluate.metrics import Accuracy, Scores, score, written
+from vitrail.evaluate.metrics import Accuracy, Scores, headline_text, score
 from vitrail.models import ViT
 
 VIEW = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.25,))
@@ -51,8 +51,8 @@ def test_classes_are_two_at_least() -> None:
 def test_a_headline_is_printed_in_its_unit() -> None:
     scores = EmbeddingScores(40, Accuracy(30, 40), 12.345, (11.0, 13.5))
     assert isinstance(scores, Scores)
-    assert written(scores, decimals=1) == ("knn accuracy", "75.0%", "59.8%", "85.8%")
+    assert headline_text(scores, decimals=1) == ("knn accuracy", "75.0%", "59.8%", "85.8%")
     without = EmbeddingScores(40, None, 12.345, (11.0, 13.5))
-    assert written(without, decimals=1) == ("effective rank", "12.3", "11.0", "13.5")
+    assert headline_text(without, decimals=1) == ("effective rank", "12.3", "11.0", "13.5")
     labelled = score(torch.eye(4), torch.tensor([0, 1, 2, 0]), classes="abcd")
-    assert written(labelled, decimals=2)[:2] == ("accuracy", "75.00%")
+    assert headline_text(labelled, decimals=2)[:2] == ("accuracy", "75.00%")
