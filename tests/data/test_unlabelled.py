@@ -103,6 +103,7 @@ def test_classes_stay_classes(album: Album) -> None:
     assert opened(root) == open_source(str(root))
     album(loose=1)  # one of 21 is more than a slip
     assert opened(root).classes == ()
+    assert opened(root).notes == ("1 image outside of class folders: all are used, and none has a class",)
     assert open_source(str(root)).classes == ("cat", "dog")
 
 

@@ -95,7 +95,7 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
     if not found:
         loose = any(not entry.is_dir() for entry in entries(path))
         what = "its files stand outside of class folders" if loose else "it is empty"
-        way = f"put the images of each class into a folder of its own{f', or learn without classes: {way_out(path)}' * loose}"
+        way = f"put the images of each class into a folder of its own{f', or learn without classes: {pretrain_command(path)}' * loose}"
         raise (NoClasses if loose else ValueError)(f"{path} has no images in class folders: {what}; {way}")
     names = sorted({name for listed in found.values() for _, name in listed}, key=natural)
     for name in names:
@@ -105,7 +105,7 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
         if unknown := sorted({name for _, name in listed} - trained, key=natural):
             raise NoClasses(f'{path}: class "{unknown[0]}" is in {split} but not in train; add images to train or remove it')
     if len(names) < 2:
-        way = f"training needs at least two class folders; learn without classes: {way_out(path)}"
+        way = f"training needs at least two class folders; learn without classes: {pretrain_command(path)}"
         raise NoClasses(f'{path} has one class only, "{names[0]}"; {way}')
     if "train" in found and "val" not in found and val_fraction:
         held_out = held_out_files([(file, {name}) for file, name in found["train"]], val_fraction)
@@ -130,7 +130,7 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
     )
 
 
-def way_out(path: Path) -> str:
+def pretrain_command(path: Path) -> str:
     """The command for images without classes."""
     return f"`vitrail pretrain {shlex.quote(str(path))}`"
 

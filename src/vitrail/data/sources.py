@@ -43,7 +43,9 @@ def open_source(path: str, *, val_fraction: float = 0.1, classes: bool = True) -
     except NoClasses:
         return open_unlabelled(folder, val_fraction=val_fraction)
     if isinstance(source, FolderSource) and too_many_outside(source):
-        return open_unlabelled(folder, val_fraction=val_fraction)
+        why = f"{source.outside} image{'s' * (source.outside > 1)} outside of class folders: all are used, and none has a class"
+        without = open_unlabelled(folder, val_fraction=val_fraction)
+        return dataclasses.replace(without, notes=(why, *without.notes))
     return source
 
 

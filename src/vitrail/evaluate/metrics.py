@@ -75,7 +75,7 @@ class Scores(Protocol):
         """The numbers, ready for JSON."""
 
 
-def written(scores: Scores, *, decimals: int) -> tuple[str, str, str, str]:
+def headline_text(scores: Scores, *, decimals: int) -> tuple[str, str, str, str]:
     """Name, value and both ends of the interval of a headline for people: a share in per cent, others as they are."""
     name, value, (low, high) = scores.headline
     shape = f".{decimals}%" if scores.unit == SHARE else f".{decimals}f"

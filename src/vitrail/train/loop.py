@@ -22,7 +22,7 @@ from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
-from vitrail.evaluate.metrics import written
+from vitrail.evaluate.metrics import headline_text
 from vitrail.models.backbone import Backbone
 from vitrail.tasks import Task
 from vitrail.text import printable
@@ -286,7 +286,7 @@ class Loop:
             self.evaluated = self.step
             return False
         self.write({f"val_{name}": value for name, value in scores.figures().items()})
-        name, shown, low, high = written(scores, decimals=1)
+        name, shown, low, high = headline_text(scores, decimals=1)
         self.display.say(f"step {self.step:,}: validation {name} {shown} ({low} to {high})")
         self.draw(self.views["val"])
         value = scores.headline.value

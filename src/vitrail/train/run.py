@@ -24,7 +24,7 @@ from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import open_source
 from vitrail.evaluate import Scores, save_evaluation
 from vitrail.evaluate.evaluate import Among
-from vitrail.evaluate.metrics import written
+from vitrail.evaluate.metrics import headline_text
 from vitrail.models import build_model, meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Kind
@@ -250,10 +250,10 @@ def prepare(
     kind: Kind = "multi-label" if source.multi_label and spec.supervised else "classify"
     model.card = dataclasses.replace(model.card, preprocessing=images, classes=classes, task=kind)
     model.checkpointing = cfg.checkpointing
-    kinds = f"{len(classes)} classes" if spec.supervised else "labels for the scores alone" if source.classes else "no labels"
+    labels = f"{len(classes)} classes" if spec.supervised else "labels for the scores alone" if source.classes else "no labels"
     together = f" · {processes.size} processes" if processes.size > 1 else ""
     display.say(
-        f"{source.name}: {len(split):,} training images, {kinds} · "
+        f"{source.name}: {len(split):,} training images, {labels} · "
         f"{name_of_start(settings.model)}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{images.img_size[0]}x{images.img_size[1]} px · "
         f"{device.type}, {cfg.precision}{together}"
@@ -442,7 +442,7 @@ def conclude(loop: Loop, source: Source) -> Run:
             loop.task, model, watch, split=split, device=loop.device, dtype=loop.move.autocast_dtype, processes=processes
         )
         assert scores is not None
-    name, value, low, high = written(scores, decimals=2)
+    name, value, low, high = headline_text(scores, decimals=2)
     loop.draw(loop.views.get("val") or split)
     for lost in processes.gather([split.skipped for split in (loop.split, *loop.views.values())]):
         loop.split.record([item for part in lost for item in part])
