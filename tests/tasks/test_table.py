@@ -11,9 +11,9 @@ from vitrail.config import TrainConfig
 from vitrail.data.sources import open_source
 from vitrail.models import meta_model
 from vitrail.tasks import TASKS
-from vitrail.train import settings
+from vitrail.settings import layers as settings
 from vitrail.train.folder import settings_of
-from vitrail.train.settle import facts
+from vitrail.train.plan import facts
 
 
 def test_every_name_in_the_settings_has_a_row() -> None:

@@ -76,17 +76,43 @@ def load(
     changes = {name: value for name, value in asked.items() if value is not None} | config_changes
     check_fields(changes)  # a field that does not exist is named before anything is fetched
     check_choices(changes)
-    if (family := named_family(source)) is not None:
-        require_fields(str(source), changes)
-        published = READERS[family.config].published if family.config in READERS else None
-        return fresh(str(source), changes) if published is None else published(str(source), changes)
-    checkpoint, known = opened(source, revision)
-    if known is not None:
-        require_fields(name_of(known), changes)
-        reader = READERS.get(type(known), Reader(load_trained))
-    else:
-        reader = next((one for one in READERS.values() if one.recognise(checkpoint.tensors)), READERS[ViTConfig])
-    return reader.load(checkpoint, known, changes, channels=channels, strict=strict)
+    return open_weights(source, revision=revision).build(changes, channels=channels, strict=strict)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedWeights:
+    """A source of weights that is read once, and from which models of several sizes can be built."""
+
+    source: Any
+    """As it was given to `open_weights`."""
+    checkpoint: Checkpoint | None
+    """Tensors, and the files beside them; None for the name of a model."""
+    config: Any | None
+    """Config that says everything: that of a run, or of a model of ours; None for other checkpoints."""
+
+    def build(self, changes: Mapping[str, Any], *, channels: Channels = "repeat", strict: bool = True) -> Backbone:
+        """The model, with fields of its config changed. See `load`."""
+        if self.checkpoint is None:
+            name = str(self.source)
+            require_fields(name, changes)
+            reader = READERS.get(family_of(name).config)
+            return fresh(name, changes) if reader is None or reader.published is None else reader.published(name, changes)
+        if self.config is not None:
+            require_fields(name_of(self.config), changes)
+            reader = READERS.get(type(self.config), Reader(load_trained))
+        else:
+            reader = next((one for one in READERS.values() if one.recognise(self.checkpoint.tensors)), READERS[ViTConfig])
+        return reader.load(self.checkpoint, self.config, changes, channels=channels, strict=strict)
+
+
+@printable_errors()
+def open_weights(
+    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module, *, revision: str | None = None
+) -> OpenedWeights:
+    """Read what `load` takes, without building a model. Raises ValueError, in one line, for a source that can't be read."""
+    if named_family(source) is not None:
+        return OpenedWeights(source, None, None)
+    return OpenedWeights(source, *opened(source, revision))
 
 
 def load_vit(
