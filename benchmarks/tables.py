@@ -5,7 +5,7 @@
 
 In Markdown, what stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->` is replaced by a table of `tables`; in a
 recipe, a comment line that begins with `# Measured [NAME]:` or `# Not measured here [NAME]` is replaced by the row of that
-name in results/accuracy.json.
+name in results/accuracy.json; [mae-small] by the k-NN accuracy in results/pretraining.json.
 """
 
 from __future__ import annotations
@@ -230,6 +230,21 @@ def transfer(result: dict[str, Any]) -> str:
     )
 
 
+def pretraining(result: dict[str, Any]) -> str:
+    """Frozen features before and after pre-training."""
+    cells = []
+    for title, row in result["rows"].items():
+        scores = (row["frozen"][way] for way in ("knn", "probe"))
+        shown = (f"**{_percent(one['accuracy'])}** ({' to '.join(_percent(end) for end in one['interval'])})" for one in scores)
+        cells.append([title, *shown])
+    trained = result["rows"]["pre-trained"]
+    return (
+        f"{_grid(['frozen features', 'k-NN', 'linear probe'], cells)}\n\n"
+        f"Percent of {trained['test_images']:,} test images, one seed, with the 95 % interval. `{result['command']}`: "
+        f"{trained['steps']:,} steps in {trained['train_s']:.0f} s. {_machines([result['machine']])}\n"
+    )
+
+
 def distillation(result: dict[str, Any]) -> str:
     """The same minutes with a teacher and without."""
     cells = [
@@ -352,6 +367,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "faults": ("faults", faults),
     "photographs": ("photographs", photographs),
     "transfer": ("transfer", transfer),
+    "pretraining": ("pretraining", pretraining),
     "distillation": ("distillation", distillation),
     "explain": ("explain", explaining),
     "explain-scores": ("pictures", explain_scores),
@@ -386,16 +402,24 @@ def measured(name: str, row: dict[str, Any] | None) -> str:
         return f"# Not measured here [{name}]."
     seeds, middle = list(row["seeds"].values()), _middle(row)
     return (
-        f"# Measured [{name}]: {_percent(row['median'])} % of {middle['test_images']:,} test images "
+        f"# Measured [{name}]: {_percent(row['median'])} % of {middle['test_images']:,} test images{row.get('how', '')} "
         f"({_spread(seeds)}), "
         f"{middle['train_s']:.0f} s of training; {_machine(middle)}."
     )
+
+
+def pretrained_row(result: dict[str, Any]) -> dict[str, Any]:
+    """The run of pretraining.json as a row of accuracy.json, by the name that the recipe has for it."""
+    run, how = result["rows"]["pre-trained"], f" by k-NN, `{result['command']}`, {result['machine']['instructions']}"
+    return {"mae-small": {"median": run["top1"], "how": how, "seeds": {"0": {**run, **result["machine"]}}}}
 
 
 def stale(*, write: bool) -> list[str]:
     """The files whose figures are out of date, as paths relative to the repository; rewritten if asked."""
     source = RESULTS / "accuracy.json"
     rows = json.loads(source.read_text()) if source.exists() else {}
+    source = RESULTS / "pretraining.json"
+    rows |= pretrained_row(json.loads(source.read_text())) if source.exists() else {}
     made = tables()
     changes = {path: fill(path.read_text(), made) for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
     for recipe in sorted((ROOT / "src" / "vitrail" / "recipes").glob("*.yaml")):

@@ -40,7 +40,7 @@ TINY = {
     "data": {"workers": 0},
     "train": {"steps": 2, "batch_size": 8, "eval_every": 0},
 }
-real_train = run.train
+real_train, real_pretrain = run.train, run.pretrain
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -51,7 +51,13 @@ def pages_with(*languages: str) -> list[Any]:
     return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in PAGES if blocks(page, *languages)]
 
 
-def tiny_train(path: str | None = None, **settings: Any) -> Any:
+def tiny_pretrain(path: str | None = None, **settings: Any) -> Any:
+    """vitrail.pretrain, with the run made short and model and decoder small."""
+    settings["mae"] = {**(settings.get("mae") or {}), "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
+    return tiny_train(path, start=real_pretrain, **settings)
+
+
+def tiny_train(path: str | None = None, *, start: Callable[..., Any] = real_train, **settings: Any) -> Any:
     """vitrail.train, with the run made short and the model small."""
     settings.pop("minutes", None)
     for section, fields in TINY.items():
@@ -61,12 +67,12 @@ def tiny_train(path: str | None = None, **settings: Any) -> Any:
         fields = {} if section == "model" and own else fields
         lengths = ("minutes", "epochs", "steps")
         settings[section] = {k: v for k, v in given.items() if section != "train" or k not in lengths} | fields
-    return real_train(path, **settings)
+    return start(path, **settings)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages name: PHOTOS, PHOTO.jpg, RUN (trained on them), LABELLED, SCENES, WEIGHTS.safetensors."""
+    """What the pages name: PHOTOS, PHOTO.jpg, RUN (trained on them), ALBUM, LABELLED, SCENES, WEIGHTS.safetensors."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
@@ -84,6 +90,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(12):
             values = rng.integers(1160, 1260, (24, 24)).astype(np.uint16) + np.uint16(more)
             Image.fromarray(values).save(folder / "SCENES" / kind / f"{i}.tif")
+    shutil.copytree(folder / "PHOTOS" / "val", folder / "ALBUM" / "2020")
+    shutil.copy(folder / "PHOTO.jpg", folder / "ALBUM")
     weights = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()  # somebody else's file
     save_file(weights, folder / "WEIGHTS.safetensors")
     tiny_train(str(folder / "PHOTOS"), out=str(folder / "RUN"), model={"name": "Ti/16", "img_size": 32})
@@ -96,6 +104,8 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(vitrail, "train", train_what_is_there)  # the one that Python blocks call
+    monkeypatch.setattr(vitrail, "pretrain", tiny_pretrain)
+    monkeypatch.setattr(run, "pretrain", tiny_pretrain)
     monkeypatch.setattr(run, "train", train_what_is_there)  # and the command line
     monkeypatch.setattr(
         run, "resume", lambda folder, workers=None: Parsed() if Path(folder).is_dir() else pytest.fail(f"no {folder}")
@@ -106,7 +116,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Parsed:
     """What stands for a run that was only parsed."""
 
-    folder = Path("RUN")
+    folder, task = Path("RUN"), "classify"
 
 
 def train_what_is_there(path: str | None = None, **settings: Any) -> Any:
@@ -317,7 +327,7 @@ def test_a_recipe_says_what_it_is() -> None:
     for recipe in (ROOT / "src" / "vitrail" / "recipes").glob("*.yaml"):
         head = recipe.read_text().splitlines()[0]
         assert head.startswith("# "), recipe
-        assert "vitrail train" in head, f"{recipe}: the first line holds the command"
+        assert re.search("vitrail (pre)?train", head), f"{recipe}: the first line holds the command"
 
 
 def test_a_recipe_says_what_it_reached_and_what_it_cost() -> None:

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from vitrail.config import ViTConfig
     from vitrail.deploy import Predictor
     from vitrail.models import ViT, create_model
-    from vitrail.train import Run, resume, train
+    from vitrail.train import Run, pretrain, resume, train
     from vitrail.weights import load
 
-__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "load", "resume", "train"]
+__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "load", "pretrain", "resume", "train"]
 
 _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for torch
     "Predictor": "deploy",
@@ -22,6 +22,7 @@ _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for tor
     "ViTConfig": "config",
     "create_model": "models",
     "load": "weights",
+    "pretrain": "train",
     "resume": "train",
     "train": "train",
 }

@@ -25,6 +25,7 @@ from vitrail.text import one_line as joined
 ON_DATA = {
     "check": "vitrail.commands.check",
     "train": "vitrail.commands.train",
+    "pretrain": "vitrail.commands.pretrain",
     "resume": "vitrail.commands.resume",
     "evaluate": "vitrail.commands.evaluate",
     "predict": "vitrail.commands.predict",
@@ -45,7 +46,7 @@ OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained,
 {commands}
 
 DATA is a folder with one folder per class, or with labels.csv; or one of fashion-sample, fashion-mnist, mnist, cifar10,
-cifar100, imagenet.
+cifar100, imagenet. `pretrain` also takes a folder without classes.
 RUN is the folder that a training wrote.
 
   vitrail train --minutes 2 --out runs/first

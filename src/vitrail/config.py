@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from vitrail.settings.mae import MaeConfig
+
 Pair = tuple[int, int]
 Config = TypeVar("Config")
 
@@ -435,6 +437,8 @@ class DistillConfig:
 class TrainConfig:
     """The `train` section: how long, on what, and what is kept."""
 
+    task: Literal["classify", "mae"] = "classify"
+    """What is learned: classes or labels; or with mae the pixels of hidden patches, without labels (`vitrail pretrain`)."""
     epochs: float | None = None
     """Passes over the training images. One of epochs, steps and minutes is set; with none, 100 epochs."""
     steps: int | None = None
@@ -520,6 +524,7 @@ class Settings:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    mae: MaeConfig = field(default_factory=MaeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 

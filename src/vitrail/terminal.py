@@ -196,14 +196,12 @@ def in_bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def print_what_is_next(folder: Path) -> None:
-    """Print where a run is, and the commands that use it."""
-    run = shlex.quote(str(folder))
+def print_what_is_next(folder: Path, commands: Sequence[str]) -> None:
+    """Print where a run is, and the commands that use it, with {run} for its folder."""
     say()
     say(f"The run is in {folder}. What to run next:")
-    say(f"  vitrail evaluate {run}")
-    say(f"  vitrail predict {run} IMAGE.png")
-    say(f"  vitrail explain {run} IMAGE.png")
+    for command in commands:
+        say(f"  {command.replace('{run}', shlex.quote(str(folder)))}")
 
 
 def print_receipt(model: Any, source: str) -> None:

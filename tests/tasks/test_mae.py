@@ -22,13 +22,13 @@ from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import Part
 from vitrail.data.draws import Draws
 from vitrail.data.memory import FixedSplit, whole_boxes
+from vitrail.evaluate import embedding
 from vitrail.evaluate.evaluate import Among
 from vitrail.evaluate.features import Features as LabelledFeatures
 from vitrail.evaluate.knn import knn
 from vitrail.models import ViT
 from vitrail.models.backbone import Backbone, Features, View
 from vitrail.settings.mae import MaeConfig
-from vitrail.tasks import mae
 from vitrail.tasks.mae import Mae, from_patches, hidden_patches, masked_loss, patch_statistics, reconstruct, to_patches
 from vitrail.train import checkpoint
 from vitrail.train.optim import Optimizers, build_optimizers, companion_table
@@ -464,7 +464,7 @@ def test_processes_that_share_a_split_have_the_same_scores() -> None:
 
 
 def test_known_images_are_capped_and_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mae, "KNOWN_IMAGES", 10)
+    monkeypatch.setattr(embedding, "KNOWN_IMAGES", 10)
     one, two = task(known=waves(40)), task(known=waves(40), seed=1)
     assert one.known is not None
     assert two.known is not None

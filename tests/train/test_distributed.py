@@ -114,6 +114,26 @@ def test_two_processes_learn_what_one_learns(photos: Path, tmp_path: Path, more:
         assert scores["nll"] == pytest.approx(json.loads((tmp_path / "one" / "evaluation.json").read_text())["nll"], abs=1e-5)
 
 
+def test_two_processes_pretrain_as_one_does(photos: Path, tmp_path: Path) -> None:
+    """Attention pooling is part of the score and not of the loss: its weights have no gradient in any process."""
+    words = ["pretrain", str(photos), *TINY, "--model.pool", "map", "--train.steps", "8", "--train.eval_every", "1"]
+    words += ["--recipe", "mae-photos", "--mae.decoder_dim", "16", "--mae.decoder_depth", "1", "--optim.clip_norm", "1.0"]
+    run([*words, "--out", "one"], processes=1, folder=tmp_path)
+    said = run([*words, "--out", "two"], processes=2, folder=tmp_path)
+    assert "2 processes" in said
+    losses = metrics(tmp_path / "one", "loss")
+    assert len(losses) == 8
+    assert metrics(tmp_path / "two", "loss") == pytest.approx(losses, abs=1e-5)
+    assert metrics(tmp_path / "two", "val_knn_accuracy") == metrics(tmp_path / "one", "val_knn_accuracy")
+    pictures = [sorted(path.name for path in (tmp_path / name / "reconstructions").iterdir()) for name in ("one", "two")]
+    assert pictures[0] == pictures[1]
+
+    process = start([*words, "--out", "no", "--train.shard", "true"], processes=2, folder=tmp_path)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode
+    assert "train.shard is for the model alone, and train.task mae also trains a decoder; leave it out" in said
+
+
 WITH = {
     "memory": ["--train.checkpointing", "true", "--train.patch_sizes", "[8,16]", "--model.patch_size", "8"],
     "tuning": ["--optim.freeze", "1", "--optim.layer_decay", "0.7", "--train.compile", "true"],

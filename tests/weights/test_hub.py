@@ -539,6 +539,26 @@ def test_the_card_of_a_model_that_timm_lacks(tmp_path: Path) -> None:
     assert 'vitrail.load("o/n")' in card
 
 
+def test_the_card_of_a_model_without_a_head_has_the_scores_of_its_embedding(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", num_classes=0)
+    scores = {"count": 40, "effective_rank": 12.345, "data": "album", "split": "val"}
+    for headline, said in (
+        (
+            {"name": "knn_accuracy", "value": 0.75, "interval": [0.6, 0.86]},
+            "| knn accuracy | 75.0% of 40 images, 95 % interval 60.0% t",
+        ),
+        (
+            {"name": "effective_rank", "value": 12.345, "interval": [11, 13.5]},
+            "| effective rank | 12.3 of 40 images, 95 % interval 11.0",
+        ),
+    ):
+        (folder / "evaluation.json").write_text(json.dumps({**scores, "headline": headline}))
+        card = model_card(folder)
+        assert said in card
+        assert "(album, val)" in card
+        assert "image-feature-extraction" in card
+
+
 def test_the_card_names_the_licence_where_it_is_known(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vitrail import terminal
 
 if TYPE_CHECKING:
-    from vitrail.evaluate import Evaluation, MultiLabelEvaluation
+    from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation
 
 USAGE = "evaluate RUN [DATA]"
 SUMMARY = "accuracy with 95 % intervals, per class, and the confusion matrix"
@@ -18,7 +18,9 @@ MANY_CLASSES = 40
 def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
     parser = terminal.make_parser(
-        "evaluate", "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what."
+        "evaluate",
+        "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what.\n"
+        "Of a model without classes: the k-NN accuracy of its embedding, or without labels its effective rank.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or a checkpoint, and DATA")
     parser.add_argument("data", metavar="DATA", nargs="?", help="a folder, or the name of a set [what the run was trained on]")
@@ -32,7 +34,7 @@ def run(words: list[str]) -> int:
     terminal.add_device(parser, batch_size=256)
     args = terminal.parse(parser, words)
 
-    from vitrail.evaluate import MultiLabelEvaluation, evaluate_run
+    from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation, evaluate_run
 
     done = evaluate_run(
         args.run, args.data, split=args.split, batch_size=args.batch_size, device=args.device, report=terminal.report
@@ -44,7 +46,10 @@ def run(words: list[str]) -> int:
     title = f"{done.data}, {done.split}: {done.scores.count:,} images"
     if isinstance(done.scores, MultiLabelEvaluation):
         print_labels(done.scores, title=title)
+    elif isinstance(done.scores, EmbeddingScores):
+        print_embedding(done.scores, title=title)
     else:
+        assert isinstance(done.scores, Evaluation)
         print_evaluation(done.scores, title=title)
     terminal.say("Written: " + ", ".join(map(str, files)))
     return terminal.OK
@@ -90,4 +95,18 @@ def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:
     for each in shown:
         labels.add_row(each.name, f"{each.count:,}", terminal.percent(each.average_precision), terminal.interval(each.interval))
     console.print(labels)
+    console.print()
+
+
+def print_embedding(result: EmbeddingScores, *, title: str) -> None:
+    """Print k-NN accuracy where images have classes, and effective rank."""
+    console = terminal.make_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print()
+    table = terminal.make_table("embedding", "score", "95 % interval")
+    if result.knn is not None:
+        table.add_row("k-NN accuracy", terminal.percent(result.knn.value), terminal.interval(result.knn.interval))
+    low, high = result.effective_rank_interval
+    table.add_row("effective rank, dimensions", f"{result.effective_rank:.1f}", f"{low:.1f} to {high:.1f}")
+    console.print(table)
     console.print()

@@ -21,8 +21,8 @@ HELP = """What a model looks at, and what speaks for a class: a PNG for each ima
   vitrail explain W photo.jpg --method similarity --query 120,80 --img-size 448
   vitrail explain runs/first --model                          the model as a whole: a table, a picture, what to conclude
 
-Methods: relevance (gradient-weighted attention), gradcam, integrated-gradients: what speaks for a class; attention,
-rollout: where tokens look; pca, similarity: which patches are alike.
+Methods:
+{methods}
 
 The score: patches are put into a blurred image (insertion) and taken from the image (deletion) in the order of the
 map, and the numbers are areas under the class's probability. A map that tells what the model goes by has a high
@@ -31,12 +31,22 @@ insertion and a low deletion. Beside it stand random maps, and the map that shuf
 
 def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
+    from vitrail.explain import table  # needs no torch
+
     parser = terminal.make_parser(
-        "explain", HELP, "Exit code: 0, or 1 when some images could not be read; the others are done all the same."
+        "explain",
+        HELP.format(methods=table.overview()),
+        "Exit code: 0, or 1 when some images could not be read; the others are done all the same.",
     )
+    headless = table.default_method(set(table.NEEDS) - {"head"})
     parser.add_argument("run", metavar="RUN|WEIGHTS", help="a run; a Hub id, a file or a folder of any origin")
     parser.add_argument("images", metavar="IMAGES", nargs="*", help="files, or folders with all that is in them")
-    parser.add_argument("--method", type=method, metavar="NAME", help="see above [relevance; without a head attention]")
+    parser.add_argument(
+        "--method",
+        type=method,
+        metavar="NAME",
+        help=f"see above [{table.default_method(table.NEEDS)}; without a head {headless}]",
+    )
     parser.add_argument("--layers", type=layers, metavar="0,-1", help="layers, from 0 or from the end, or all [-1]")
     parser.add_argument("--heads", type=heads, metavar="0,3", help="heads, or mean, max, min of them, or all [mean]")
     parser.add_argument(
@@ -46,9 +56,17 @@ def run(words: list[str]) -> int:
         metavar="Q",
         help="cls; x,y in pixels of what the model sees; or a class [cls]",
     )
-    parser.add_argument("--discard-ratio", type=float, default=0.0, metavar="R", help="rollout: smallest weights left out [0]")
     parser.add_argument(
-        "--hold-norms", action="store_true", help="relevance, gradcam: a gradient that takes the norms' scales for constants"
+        "--discard-ratio",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help=f"{', '.join(table.methods_with('discard_ratio'))}: smallest weights left out [0]",
+    )
+    parser.add_argument(
+        "--hold-norms",
+        action="store_true",
+        help=f"{', '.join(table.methods_with('hold_norms'))}: a gradient that takes the norms' scales for constants",
     )
     parser.add_argument("--img-size", type=size, metavar="N|HxW", help="look at the images at another size")
     what = parser.add_mutually_exclusive_group()
@@ -74,15 +92,15 @@ def run(words: list[str]) -> int:
 
     from vitrail import weights
     from vitrail.deploy.predict import find_images
-    from vitrail.explain.inputs import unwrapped
-    from vitrail.explain.sheets import Ask
+    from vitrail.explain.inputs import backbone_of, offers_of, require_global_attention
+    from vitrail.explain.sheets import ExplainConfig
     from vitrail.models.device import pick_device
     from vitrail.weights.load import is_name
 
     if is_name(args.run):
         raise ValueError(f'"{args.run}" is a shape with random weights; give a run or a checkpoint')
     at_pixel = isinstance(args.query, tuple)
-    ask = Ask(
+    config = ExplainConfig(
         method=args.method,
         layers=args.layers,
         heads=args.heads,
@@ -95,17 +113,24 @@ def run(words: list[str]) -> int:
         grid=args.grid,
     )
     model = weights.load(args.run, revision=args.revision).to(pick_device(args.device)).eval()
-    unwrapped(model)  # another family is refused before anything is read
+    if args.model:  # a model that does not offer what is needed is refused before anything is read
+        require_global_attention(backbone_of(model), "--model")
+    elif args.compare:
+        table.default_method(offers_of(model))
+    else:
+        config = config.for_model(model)
     terminal.print_receipt(model, args.run)
     images = list(find_images(args.images))
     folder = Path(args.out)
     if args.model:
         return _explain_model(args, model, images, folder)
-    return _explain_images(args, model, images, folder, ask)
+    return _explain_images(args, model, images, folder, config)
 
 
 def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> None:
-    """Raises ValueError for an option of `explain` that changes nothing beside the others."""
+    """Raise ValueError for an option of `explain` that changes nothing beside the others."""
+    from vitrail.explain import METHODS
+
     of_one, of_model = ["method", "layers", "heads", "discard_ratio"], ["svg", "limit"]
     if args.compare:
         says, idle = "with --compare; leave it out", of_one + of_model
@@ -116,30 +141,32 @@ def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> 
     for name in idle:
         if getattr(args, name) != parser.get_default(name):
             raise ValueError(f"--{name.replace('_', '-')} has no effect {says}")
-    if args.method in ("pca", "similarity") and args.steps != parser.get_default("steps"):
+    if args.method in METHODS and not METHODS[args.method].evidence and args.steps != parser.get_default("steps"):
         raise ValueError(f"--steps has no effect with --method {args.method}, which has no scores; leave it out")
     if args.compare and isinstance(args.query, tuple):
         x, y = args.query
         raise ValueError(f"--query {x},{y} asks about a patch, and --compare about a class; leave it out, or name a class")
 
 
-def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], folder: Path, ask: Any) -> int:
-    """A sheet for each image, or with `pca`, whose components are those of all, for all of them."""
+def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], folder: Path, config: Any) -> int:
+    """A sheet for each image, or one for all of them where the method's maps depend on each other."""
     from vitrail.data.listing import mark_output
-    from vitrail.explain import draw
+    from vitrail.explain import METHODS, draw
     from vitrail.explain.sheets import explain, side_by_side, unique_names
 
     good = readable(images, model)
-    together = ask.method == "pca" and bool(good)  # its components are those of all images
-    named = [("pca", good)] if together else [(name, [path]) for name, path in zip(unique_names(good), good, strict=True)]
+    together = bool(good) and not args.compare and METHODS[config.method].joint
+    named = (
+        [(config.method, good)] if together else [(name, [path]) for name, path in zip(unique_names(good), good, strict=True)]
+    )
     rows = []
     for name, paths in named:
         if args.compare:
-            made, found = side_by_side(model, paths, ask)
+            made, found = side_by_side(model, paths, config)
             folder.mkdir(parents=True, exist_ok=True)
             curves = [found.save(folder / f"{name}-curves.png")]
         else:
-            made, curves = explain(model, paths, ask), []
+            made, curves = explain(model, paths, config), []
         folder.mkdir(parents=True, exist_ok=True)
         method = "compare" if args.compare else made.maps[0].method
         path = draw.save(made.figure, folder / (f"{name}.png" if together else f"{name}-{method}.png"))
@@ -170,10 +197,9 @@ def readable(images: list[Path], model: Any) -> list[Path]:
 
 def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], folder: Path) -> int:
     """Statistics of all layers and heads."""
-    from vitrail.data.augment import normalise
     from vitrail.data.listing import mark_output
     from vitrail.evaluate.run import open_data
-    from vitrail.explain import head_statistics, plots
+    from vitrail.explain import head_statistics, plots, sample_images
 
     bad, tried = 0, len(images[: args.limit])
     if images:
@@ -184,17 +210,13 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
     elif args.img_size is not None:
         raise ValueError("--img-size is for IMAGES that are named; name some, or leave it out")
     else:
-        import torch
-
-        cfg, source = open_data(args.run, None, way_out="name images to look at")
-        which = next((name for name in ("test", "val", "train") if name in source.splits), "train")
-        split = source.load(which, preprocessing=model.preprocessing, cfg=cfg.data)  # type: ignore[arg-type]
-        chosen = torch.linspace(0, len(split) - 1, min(args.limit, len(split))).round().long()
-        raw, lost = split.read(chosen)
-        for one in lost:
+        classes = bool(model.config.num_classes)
+        cfg, source = open_data(args.run, None, way_out="name images to look at", classes=classes)
+        sample = sample_images(source, preprocessing=model.preprocessing, cfg=cfg.data, limit=args.limit)
+        for one in sample.unreadable:
             terminal.report(f"{one.path}: {one.reason}")
-        seen, bad, tried = normalise(raw.images, model.preprocessing), len(lost), len(chosen)
-        said = f"{len(seen)} {which} images of {source.name}"
+        seen, bad, tried = sample.images, len(sample.unreadable), len(sample.indexes)
+        said = f"{len(seen)} {sample.split} images of {source.name}"
     options = {"img_size": args.img_size} if images and args.img_size is not None else {}
     found = head_statistics(model, seen, **options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -268,6 +290,8 @@ def size(text: str) -> int | tuple[int, int]:
 
 def print_explained(rows: Sequence[Mapping[str, Any]], *, files: Sequence[Path], verdict: str = "") -> None:
     """The maps of one sheet with their scores, and where the pictures are."""
+    from vitrail.explain import METHODS
+
     console = terminal.make_console()
     numbers = ("insertion", "deletion", "random map", "shuffled weights", "correlation")
     table = terminal.make_table("image", "class", "map", *numbers, words=("class", "map"))
@@ -280,7 +304,7 @@ def print_explained(rows: Sequence[Mapping[str, Any]], *, files: Sequence[Path],
             Path(row["image"]).name,
             called,
             f"{row['method'].replace('_', ' ')}: {row['label']}"
-            if row["method"] in ("attention", "similarity")
+            if {"layer", "query"} <= METHODS[row["method"]].options  # the label names both
             else row["method"],
             f"{row['insertion']:.3f}" if has else "-",
             f"{row['deletion']:.3f}" if has else "-",

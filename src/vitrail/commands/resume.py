@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitrail import terminal
+from vitrail.commands.runs import print_next_steps
 
 USAGE = "resume RUN"
 SUMMARY = "goes on where a run stopped"
@@ -19,7 +20,5 @@ def run(words: list[str]) -> int:
 
     from vitrail.train.run import resume as go_on
 
-    done = go_on(args.run, workers=args.workers)
-    if terminal.in_front():
-        terminal.print_what_is_next(done.folder)
+    print_next_steps(go_on(args.run, workers=args.workers))
     return terminal.OK

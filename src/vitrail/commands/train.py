@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitrail import terminal
+from vitrail.commands.runs import finish_run, run_parser
 
 USAGE = "train [DATA]"
 SUMMARY = "trains; without DATA, on the sample that comes with the package"
@@ -22,44 +23,10 @@ A length (epochs, steps or minutes) replaces any other length; a model's name st
 
 def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
-    from vitrail.settings import layers
-
-    parser = terminal.make_settings_parser(
-        "train",
-        HELP,
-        usage="[DATA] [--weights W] [--recipe R] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…",
-    )
-    parser.add_argument("path", nargs="?", metavar="DATA", help="a folder, or the name of a set [fashion-sample]")
-    parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(layers.recipes())} [the one for DATA]")
-    parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings; a run's config.yaml is one")
-    parser.add_argument(
-        "--out",
-        type=str,
-        metavar="RUN",
-        help="the run folder, a new one but for --resume [the next in runs/]",
-    )
-    parser.add_argument(
-        "--resume", type=str, choices=["auto"], help="auto: go on with the run in --out where there is one, else begin it"
-    )
-    layers.add_settings(parser)
+    usage = "[DATA] [--weights W] [--recipe R] [--model B/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
+    parser = run_parser("train", HELP, usage=usage, recipe="the one for DATA")
     parsed = terminal.parse_settings(parser, words)
 
-    from vitrail.train.folder import Finished
-    from vitrail.train.run import train as start
+    from vitrail.train.run import train
 
-    try:
-        done = start(
-            parsed.get("path"),
-            recipe=parsed.get("recipe"),
-            config=parsed.get("config"),
-            out=parsed.get("out"),
-            resume=parsed.get("resume"),
-            **layers.layer_of(parsed),
-        )
-    except Finished as finished:  # all that --resume auto asks for
-        if terminal.in_front():
-            terminal.say(finished)
-        return terminal.OK
-    if terminal.in_front():
-        terminal.print_what_is_next(done.folder)
-    return terminal.OK
+    return finish_run(train, parsed)

@@ -28,6 +28,10 @@ class Skipped(NamedTuple):
     reason: str
 
 
+class NoClasses(ValueError):
+    """A folder that has images, and no classes to learn from them."""
+
+
 class Split(ABC):
     """The images of one split, ready to be read by position."""
 

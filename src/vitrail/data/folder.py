@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.bands import ValueRange, ValuesInUse
-from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Source, Split, SplitName, stable_fraction, whole_images
+from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, NoClasses, Source, Split, SplitName, stable_fraction, whole_images
 from vitrail.data.decode import BadImage, read_header
 from vitrail.data.files import Listed, load_files
 from vitrail.data.listing import composed, entries, files_under, folders, is_image_name, loose_files, natural
@@ -30,6 +31,8 @@ class FolderSource(Source):
     """Every file in a class folder, an image or not."""
     deep: bool = False
     """Whether some of the images looked at have more than 8 bits."""
+    outside: int = 0
+    """Images outside of class folders, which are not used."""
 
     def load(
         self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
@@ -82,27 +85,29 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
     """List a folder; no image is decoded.
 
     A side is drawn from a hash of the file's path relative to `path`, so it does not change when others are added; but
-    every class has at least one training image. Raises ValueError for a folder that is not there, has no files in class
-    folders or one class only, for a class that only the validation or test images have, and for a name that is no UTF-8.
+    every class has at least one training image. Raises ValueError for a folder that is not there, is empty, and for a name
+    that is no UTF-8; NoClasses for one that has no files in class folders or one class only, and for a class that only the
+    validation or test images have.
     """
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; give a folder of images or a named set")
-    found, notes = _listed(path)
+    found, notes, outside = _listed(path)
     if not found:
         loose = any(not entry.is_dir() for entry in entries(path))
         what = "its files stand outside of class folders" if loose else "it is empty"
-        raise ValueError(
-            f"{path} has no images in class folders: {what}; put the images of each class into a folder of its own"
-        )
+        unlabelled = f", or learn without classes: {pretrain_command(path)}" if loose else ""
+        way = f"put the images of each class into a folder of its own{unlabelled}"
+        raise (NoClasses if loose else ValueError)(f"{path} has no images in class folders: {what}; {way}")
     names = sorted({name for listed in found.values() for _, name in listed}, key=natural)
     for name in names:
         require_utf8(path, name)
     trained = {name for _, name in found.get("train", [])} or set(names)
     for split, listed in found.items():
         if unknown := sorted({name for _, name in listed} - trained, key=natural):
-            raise ValueError(f'{path}: class "{unknown[0]}" is in {split} but not in train; add images to train or remove it')
+            raise NoClasses(f'{path}: class "{unknown[0]}" is in {split} but not in train; add images to train or remove it')
     if len(names) < 2:
-        raise ValueError(f'{path} has one class only, "{names[0]}"; training needs at least two class folders')
+        way = f"training needs at least two class folders; learn without classes: {pretrain_command(path)}"
+        raise NoClasses(f'{path} has one class only, "{names[0]}"; {way}')
     if "train" in found and "val" not in found and val_fraction:
         held_out = held_out_files([(file, {name}) for file, name in found["train"]], val_fraction)
         found["val"] = [item for item in found["train"] if item[0] in held_out]
@@ -122,7 +127,13 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
         notes=tuple(notes),
         root=path,
         files=files,
+        outside=outside,
     )
+
+
+def pretrain_command(path: Path) -> str:
+    """The command for images without classes."""
+    return f"`vitrail pretrain {shlex.quote(str(path))}`"
 
 
 def require_utf8(root: Path, name: str) -> None:
@@ -185,8 +196,8 @@ def pixels_of(root: Path, files: list[Listed]) -> dict[str, Any]:
     return {"channels": channels, "mean": (0.5,) * channels, "std": (0.25,) * channels, "deep": deep}
 
 
-def _listed(root: Path) -> tuple[dict[SplitName, list[tuple[str, str]]], list[str]]:
-    """(path relative to root, class) of every file in a class folder, by split; and how the folder was read."""
+def _listed(root: Path) -> tuple[dict[SplitName, list[tuple[str, str]]], list[str], int]:
+    """(path relative to root, class) of every file in a class folder, by split; how the folder was read; images outside."""
     splits, notes = find_splits(root), list[str]()
     found: dict[SplitName, list[tuple[str, str]]] = {}
     tops = list(splits.folders.values()) or [""]
@@ -204,7 +215,7 @@ def _listed(root: Path) -> tuple[dict[SplitName, list[tuple[str, str]]], list[st
     if loose := [file for file in inside if is_image_name(file)]:
         some = ", ".join(loose[:_SHOWN]) + (", …" if len(loose) > _SHOWN else "")
         notes.append(f"not used: {len(loose)} image{'s' * (len(loose) > 1)} outside of class folders ({some})")
-    return {split: files for split, files in found.items() if files}, notes
+    return {split: files for split, files in found.items() if files}, notes, len(loose)
 
 
 def _in_classes(root: Path, classes: list[tuple[str, str]], *, complete: bool) -> list[tuple[str, str]]:

@@ -104,6 +104,11 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
+def is_note_name(name: str) -> bool:
+    """Return whether the suffix is one of text, tables or code that lie beside images."""
+    return os.path.splitext(name)[1].lower() in _NOTES
+
+
 def composed(name: str) -> str:
     """A name in Unicode's composed form (NFC): "é" may be one character on disk, or an "e" and an accent."""
     return unicodedata.normalize("NFC", name)

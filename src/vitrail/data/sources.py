@@ -7,22 +7,24 @@ import re
 from pathlib import Path
 
 from vitrail.config import nearest
-from vitrail.data.dataset import Skipped, Source, Split, SplitName
-from vitrail.data.folder import open_folder
+from vitrail.data.dataset import NoClasses, Skipped, Source, Split, SplitName
+from vitrail.data.folder import FolderSource, open_folder
 from vitrail.data.labelled import LABELS, PATH, TABLE, columns, is_labelled, open_labelled
 from vitrail.data.named import NAMED, data_folder, open_named
+from vitrail.data.unlabelled import has_plain_splits, open_unlabelled, too_many_outside
 from vitrail.text import printable_errors
 
-__all__ = ["NAMES", "Skipped", "Source", "Split", "SplitName", "open_source"]
+__all__ = ["NAMES", "NoClasses", "Skipped", "Source", "Split", "SplitName", "open_source"]
 
 NAMES = (*NAMED, "imagenet")
 
 
 @printable_errors()
-def open_source(path: str, *, val_fraction: float = 0.1) -> Source:
+def open_source(path: str, *, val_fraction: float = 0.1, classes: bool = True) -> Source:
     """The data set behind a name or a path; a named set is downloaded if it is nowhere on this machine.
 
-    `val_fraction` of the training images is held out for validation where the set has no validation images.
+    `val_fraction` of the training images is held out for validation where the set has no validation images. Without
+    `classes`, a folder that has none, or images outside of them, is a set too, whose images have label -1.
     Raises ValueError, in one line, for a name or folder that is not there or holds no images.
     """
     if path in NAMED:
@@ -32,7 +34,19 @@ def open_source(path: str, *, val_fraction: float = 0.1) -> Source:
     folder = Path(path).expanduser()
     if not folder.exists():
         raise ValueError(f'data "{path}" is neither a folder nor one of {", ".join(NAMES)}{nearest(path, list(NAMES))}')
-    return _opened(folder, val_fraction=val_fraction)
+    if classes:
+        return _opened(folder, val_fraction=val_fraction)
+    if folder.is_dir() and not (folder / TABLE).exists() and has_plain_splits(folder):
+        return open_unlabelled(folder, val_fraction=val_fraction)
+    try:
+        source = _opened(folder, val_fraction=val_fraction)
+    except NoClasses:
+        return open_unlabelled(folder, val_fraction=val_fraction)
+    if isinstance(source, FolderSource) and too_many_outside(source):
+        why = f"{source.outside} image{'s' * (source.outside > 1)} outside of class folders: all are used, and none has a class"
+        without = open_unlabelled(folder, val_fraction=val_fraction)
+        return dataclasses.replace(without, notes=(why, *without.notes))
+    return source
 
 
 def _opened(folder: Path, *, val_fraction: float) -> Source:
@@ -48,7 +62,8 @@ def _opened(folder: Path, *, val_fraction: float) -> Source:
     try:
         source = open_folder(folder, val_fraction=val_fraction)
     except ValueError as error:
-        raise ValueError(f"{table} has the columns {', '.join(seen) or 'none that can be read'}; {wanted} ({error})") from None
+        says = f"{table} has the columns {', '.join(seen) or 'none that can be read'}; {wanted} ({error})"
+        raise (NoClasses if isinstance(error, NoClasses) else ValueError)(says) from None
     note = f"not used: {TABLE}, whose columns are {', '.join(seen) or 'none that can be read'}; {wanted}"
     return dataclasses.replace(source, notes=(*source.notes, note))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrail.data.dataset import SplitName
+from vitrail.data.dataset import NoClasses, SplitName
 from vitrail.data.listing import entries, folders, has_folders, is_image_name, loose_files, unsorted_entries
 
 STRONG: dict[str, SplitName] = {
@@ -69,18 +69,21 @@ class SplitFolders:
         return serves + (f"; not used: {', '.join(f'{name}/' for name in self.unused)}" if self.unused else "")
 
 
-def find_splits(root: Path) -> SplitFolders:
+def find_splits(root: Path, *, in_classes: bool = True) -> SplitFolders:
     """Find the folders that serve as splits.
 
-    A folder without folders in it is no split but a class: pictures of trains. Raises ValueError for two folders of one
+    With `in_classes`, a folder without folders in it is no split but a class: pictures of trains. Without, any folder may be
+    one, but only one of training images that stands beside another split, or alone. Raises ValueError for two folders of one
     split, and where the splits stand inside of class folders.
     """
     names = folders(root)
-    with_folders = [name for name in names if has_folders(root / name)]
+    with_folders = [name for name in names if not in_classes or has_folders(root / name)]
     strong = {name: STRONG[_word(name)] for name in with_folders if _word(name) in STRONG}
     weak = {name: WEAK[_word(name)] for name in with_folders if _word(name) in WEAK} if "train" in strong.values() else {}
     if not strong:
         strong = _with_one_affix(with_folders)
+    if not in_classes and not ("train" in strong.values() and (len(strong) + len(weak) > 1 or len(names) == 1)):
+        return SplitFolders({}, ())
     if not strong:
         _refuse_splits_inside(root, names, with_folders)
         return SplitFolders({}, ())
@@ -146,4 +149,4 @@ def _refuse_splits_inside(root: Path, names: Sequence[str], with_folders: Sequen
                 f"as in {words['train']}/{name}"
             )
     if len(names) == 1 and len(folders(root / names[0])) > 1 and not any(map(is_image_name, loose_files(root / names[0]))):
-        raise ValueError(f"{root} holds one folder, {names[0]}, and the classes are in that; did you mean {root / names[0]}?")
+        raise NoClasses(f"{root} holds one folder, {names[0]}, and the classes are in that; did you mean {root / names[0]}?")

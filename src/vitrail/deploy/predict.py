@@ -78,7 +78,7 @@ class Predictor:
         self.batch_size = batch_size
         self.model = weights.load(run).to(self.device).eval()
         if not self.model.config.num_classes:
-            raise ValueError(f"{run} has no head, so it gives no classes; train one: `vitrail train DATA --weights {run}`")
+            raise ValueError(f"{run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`")
         assert self.model.preprocessing is not None  # whatever loads weights says what happens to images
         self.preprocessing = self.model.preprocessing
         self.multi_label = self.model.multi_label

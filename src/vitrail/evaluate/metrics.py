@@ -17,6 +17,8 @@ from torch import Tensor
 
 Interval = tuple[float, float]
 TOP = 5
+SHARE = "share of images"
+"""Unit of a headline that is printed in per cent."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,22 @@ class Scores(Protocol):
     def headline(self) -> Headline:
         """The one number that a run is known by."""
 
+    @property
+    def unit(self) -> str:
+        """Unit of the headline."""
+
     def figures(self) -> dict[str, float]:
         """What is logged while a model is trained."""
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, ready for JSON."""
+
+
+def headline_text(scores: Scores, *, decimals: int) -> tuple[str, str, str, str]:
+    """Name, value and both ends of the interval of a headline for people: a share in per cent, others as they are."""
+    name, value, (low, high) = scores.headline
+    shape = f".{decimals}%" if scores.unit == SHARE else f".{decimals}f"
+    return name.replace("_", " "), format(value, shape), format(low, shape), format(high, shape)
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,11 @@ class Evaluation:
     def headline(self) -> Headline:
         """The one number that a run is known by."""
         return Headline("accuracy", self.top1, self.top1_interval)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the headline."""
+        return SHARE
 
     def figures(self) -> dict[str, float]:
         """What is logged while a model is trained."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitrail.evaluate.metrics import Headline, Interval, share_interval
+from vitrail.evaluate.metrics import SHARE, Headline, Interval, share_interval
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class MultiLabelEvaluation:
     def headline(self) -> Headline:
         """The one number that a run is known by."""
         return Headline("mAP", self.mean_ap, self.mean_ap_interval)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the headline."""
+        return SHARE
 
     def figures(self) -> dict[str, float]:
         """What is logged while a model is trained."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.config import Settings
+from vitrail.config import Preprocessing, Settings
 from vitrail.data.listing import composed, mark_output
-from vitrail.data.sources import Source, SplitName, open_source
+from vitrail.data.sources import Source, Split, SplitName, open_source
+from vitrail.evaluate.embedding import evaluate_embedding, has_classes, known_images
 from vitrail.evaluate.evaluate import evaluate, evaluate_labels, save_evaluation
-from vitrail.evaluate.metrics import Evaluation
-from vitrail.evaluate.multilabel import MultiLabelEvaluation
+from vitrail.evaluate.metrics import Scores
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
 from vitrail.settings import layers
@@ -29,7 +29,7 @@ class RunEvaluation:
     data: str
     """Name of the data set."""
     split: SplitName
-    scores: Evaluation | MultiLabelEvaluation
+    scores: Scores
     folder: Path
     """Where `save` writes by default: the run folder for the run's data and default split, else a folder of its own."""
 
@@ -63,27 +63,38 @@ def evaluate_run(
     where = pick_device(device)
     model = load(str(run)).to(where)
     assert model.preprocessing is not None
-    cfg, source = open_data(run, data)
+    headless = not model.config.num_classes
+    cfg, source = open_data(run, data, classes=not headless)
     used = source.values_in_use(threads=cfg.data.workers)
     for line in (*(source.notes if data else ()), used and used.mismatch(model.preprocessing.range)):
         if line:
             report(line)
-    if line := check_classes(model, source, exact=is_run(run)):
+    if not headless and (line := check_classes(model, source, exact=is_run(run))):
         report(line)
     name = next(each for each in SPLITS if each in source.splits) if split is None else split
     precision = "auto" if cfg.train.precision == "fp16" and where.type != "cuda" else cfg.train.precision
-    scores = (evaluate_labels if source.multi_label else evaluate)(
-        model,
-        source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None),
-        preprocessing=model.preprocessing,
-        classes=source.classes,
-        batch_size=batch_size,
-        device=where,
-        autocast_dtype=autocast_dtype(precision, where),  # as when the training measured itself
-    )
+    images = source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None)
+    options: dict[str, Any] = {
+        "preprocessing": model.preprocessing,
+        "batch_size": batch_size,
+        "device": where,
+        "autocast_dtype": autocast_dtype(precision, where),  # as when the training measured itself
+    }
+    scores: Scores
+    if headless:
+        scores = evaluate_embedding(model, images, known=neighbours(source, images, cfg, model.preprocessing), **options)
+    else:
+        scores = (evaluate_labels if source.multi_label else evaluate)(model, images, classes=source.classes, **options)
     own = is_run(run) and not data and not split  # the scores that the run was saved with stay as they are
     beside = Path(run) if Path(run).is_dir() else Path()  # a file or a Hub id is no folder to write to
     return RunEvaluation(source.name, name, scores, Path(run) if own else beside / f"evaluation-{source.name}-{name}")
+
+
+def neighbours(source: Source, images: Split, cfg: Settings, preprocessing: Preprocessing) -> Split | None:
+    """The training images among which k-NN looks for those of a split, as in a training; None where there are no classes."""
+    if "train" not in source.splits or not has_classes(images):
+        return None
+    return known_images(source.load("train", preprocessing=preprocessing, cfg=cfg.data), seed=cfg.train.seed)
 
 
 SPLITS: tuple[SplitName, ...] = ("test", "val", "train")
@@ -95,15 +106,18 @@ def is_run(run: str | Path) -> bool:
     return Path(run, SETTINGS).is_file()
 
 
-def open_data(run: str | Path, data: str | None = None, *, way_out: str = "name DATA") -> tuple[Settings, Source]:
+def open_data(
+    run: str | Path, data: str | None = None, *, way_out: str = "name DATA", classes: bool = True
+) -> tuple[Settings, Source]:
     """Return a run's settings, or the defaults for another checkpoint, and a data set: without a name the run's.
 
+    Without `classes`, the data may have none.
     Raises ValueError, which ends with `way_out`, for a checkpoint that names no data set.
     """
     if data is None and not is_run(run):
         raise ValueError(f"{run} is no folder of `vitrail train`, so it does not say its data; {way_out}")
     cfg = layers.build([layers.read_config(Path(run, SETTINGS))] if is_run(run) else [])
-    return cfg, open_source(data or read_run(run).data, val_fraction=cfg.data.val_fraction)
+    return cfg, open_source(data or read_run(run).data, val_fraction=cfg.data.val_fraction, classes=classes)
 
 
 def check_classes(model: Backbone, source: Source, *, exact: bool) -> str | None:

@@ -298,6 +298,7 @@ class ViT(Backbone):
 
     config: ViTConfig
     no_decay = frozenset({"cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent"})
+    global_attention = True
     pos_embed: Tensor | None
 
     def __init__(self, config: ViTConfig | None = None, **fields: Any) -> None:
@@ -506,7 +507,8 @@ class ViT(Backbone):
     ) -> tuple[Tokens, KeyMask | None]:
         """Patches with their positions behind the prefix tokens, and the mask of the tokens that are there (None: all).
 
-        With `visible`, only those patches, in that order. Raises ValueError for it where training drops patches by itself.
+        With `visible`, only those patches, in that order. Raises ValueError for it where training drops patches by itself, and
+        where the stem sees beyond a patch.
         """
         cfg, own = self.config, pair(self.config.patch_size)
         patch = own if patch_size is None else pair(patch_size)
@@ -531,6 +533,8 @@ class ViT(Backbone):
             x = torch.cat([x[:, :place], *tokens[place:], x[:, place:]], dim=1)
         mask = None if sizes is None else token_mask(sizes, grid=grid, patch=patch, prefix=self.prefix_tokens)
         if visible is not None:
+            if cfg.stem == "conv":
+                raise ValueError('stem "conv" looks beyond each patch, so hidden ones would show; use stem "patch"')
             if self.training and cfg.patch_drop_rate:
                 raise ValueError(f"patch_drop_rate {cfg.patch_drop_rate} hides patches, and so does `visible`; use rate 0")
             x, mask = self.keep_patches(x, mask, visible)  # (B, N, D), of fewer patches

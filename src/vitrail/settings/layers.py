@@ -39,6 +39,7 @@ from vitrail.config import (
     nearest,
 )
 from vitrail.settings.families import FAMILIES, Family, family_of, parse_name, require_fields
+from vitrail.settings.mae import MaeConfig
 
 Layer = Mapping[str, Any]
 
@@ -48,6 +49,7 @@ SECTIONS: dict[str, type[Any]] = {
     "augment": AugmentConfig,
     "optim": OptimConfig,
     "distill": DistillConfig,
+    "mae": MaeConfig,
     "train": TrainConfig,
 }
 LENGTHS = ("epochs", "steps", "minutes")

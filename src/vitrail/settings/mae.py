@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MaeConfig:
-    """The `mae` section. The defaults are the paper's."""
+    """The `mae` section: the masked autoencoder of `vitrail pretrain`. The defaults are the paper's."""
 
     mask_ratio: float = 0.75
     """Share of the patches that the encoder does not see."""

@@ -5,33 +5,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.config import AugmentConfig, Pair, Preprocessing, ViTConfig, pair
-from vitrail.data.augment import augment
+from vitrail.config import AugmentConfig, Pair, Preprocessing, Settings, ViTConfig, pair
+from vitrail.data.augment import augment, normalise
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
-from vitrail.data.draws import Draws, permutation
-from vitrail.data.subset import Subset
-from vitrail.evaluate.effective_rank import effective_rank, effective_rank_interval
-from vitrail.evaluate.evaluate import ALONE, Among, in_eval_mode, over_batches
-from vitrail.evaluate.features import Features as LabelledFeatures
-from vitrail.evaluate.knn import knn
-from vitrail.evaluate.metrics import Accuracy, Headline, Interval
-from vitrail.models.backbone import Backbone, View
+from vitrail.data.draws import Draws
+from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding, has_classes, known_images
+from vitrail.evaluate.evaluate import ALONE, Among, in_eval_mode
+from vitrail.models.backbone import Backbone, Features, View
+from vitrail.models.device import autocast
 from vitrail.models.positions import grid_of, sincos_2d
 from vitrail.models.vit import Block
 from vitrail.settings.mae import MaeConfig
 from vitrail.tasks.task import Task
 
-KNOWN_IMAGES = 5000
-"""Training images among which k-NN looks for neighbours, at most: each evaluation embeds them anew."""
+PICTURED = 8
+"""Images of a split that are reconstructed for a picture, at most."""
 Images = Float[Tensor, "B C H W"]
 Visible = Int64[Tensor, "B V"]
 
@@ -108,66 +105,15 @@ class Decoder(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Scores
-
-
-@dataclass(frozen=True)
-class EmbeddingScores:
-    """Quality of frozen embeddings. Both scores are better when higher."""
-
-    count: int
-    """Images."""
-    knn: Accuracy | None
-    """Share of images that their neighbours classify correctly; None without labels of two or more classes."""
-    effective_rank: float
-    """Dimensions that the embeddings use, from 1 to their width."""
-    effective_rank_interval: Interval
-    """At 95 %, by a jackknife."""
-
-    @property
-    def headline(self) -> Headline:
-        """k-NN accuracy, or without labels the effective rank."""
-        if self.knn is not None:
-            return Headline("knn_accuracy", self.knn.value, self.knn.interval)
-        return Headline("effective_rank", self.effective_rank, self.effective_rank_interval)
-
-    @property
-    def unit(self) -> str:
-        """Unit of the headline."""
-        return "dimensions" if self.knn is None else "share of images"
-
-    @property
-    def direction(self) -> str:
-        """ "higher": which values of the headline are better."""
-        return "higher"
-
-    def figures(self) -> dict[str, float]:
-        """Scores by name, for the log."""
-        accuracy = {} if self.knn is None else {"knn_accuracy": self.knn.value}
-        return {**accuracy, "effective_rank": self.effective_rank}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        name, value, interval = self.headline
-        return {
-            "count": self.count,
-            "headline": {"name": name, "value": value, "interval": list(interval), "unit": self.unit, "better": self.direction},
-            "knn": None if self.knn is None else self.knn.to_dict(),
-            "effective_rank": self.effective_rank,
-            "effective_rank_interval": list(self.effective_rank_interval),
-        }
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # The task
 
 
 class Mae(Task):
     """Masked autoencoding of any backbone that computes visible patches only.
 
-    `known` are training images in evaluation view among which k-NN looks for neighbours; without them, or without labels, the
-    images of a split are neighbours of each other. Raises ValueError for a backbone without tokens or without
-    `View.visible`.
+    `known` are training images in evaluation view among which k-NN looks for neighbours; with `neighbours`, `prepare` takes
+    them. Without them, or without labels, the images of a split are neighbours of each other. Raises ValueError for a
+    backbone without tokens or without `View.visible`, and for images of one patch.
     """
 
     def __init__(
@@ -179,24 +125,34 @@ class Mae(Task):
         augment: AugmentConfig,
         seed: int,
         known: Split | None = None,
+        neighbours: bool = False,
     ) -> None:
         super().__init__(model, preprocessing=preprocessing)
-        self.cfg, self.augment, self.seed = cfg, augment, seed
-        self.known = None if known is None or not _classified(known) else _sample(known, seed=seed)
+        self.cfg, self.seed, self.neighbours = cfg, seed, neighbours
+        self.augment = replace(augment, mixup_alpha=0.0, cutmix_alpha=0.0)
+        self.known = None if known is None or not has_classes(known) else known_images(known, seed=seed)
         width, grid = _check_backbone(model, preprocessing)
+        _require_patches(grid[0] * grid[1])
         self.patch = preprocessing.img_size[0] // grid[0], preprocessing.img_size[1] // grid[1]
         pixels = self.patch[0] * self.patch[1] * preprocessing.in_channels
         if cfg.norm_pixels and pixels < 2:
             raise ValueError("mae.norm_pixels true needs patches of at least 2 numbers; use a larger patch, or false")
         self.decoder = Decoder(cfg, width=width, pixels=pixels)
 
+    def preparation(self, images: int) -> str:
+        """See Task.preparation: the training images of the k-NN score are read."""
+        return "reading training images in evaluation view, for the k-NN score" if self.neighbours else ""
+
+    def prepare(self, view: Split, *, among: Among = ALONE) -> None:
+        """Keep training images among which k-NN looks for neighbours."""
+        self.known = known_images(view, seed=self.seed)
+
     # ---- training
 
     def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:
         """Augmented images and their visible patches. Raises ValueError for another patch, whose pixels it can't predict."""
-        if patch_size is not None and pair(patch_size) != self.patch:
-            own = f"{self.patch[0]}x{self.patch[1]}"
-            raise ValueError(f"MAE predicts the pixels of patches of {own}, not of {patch_size}; leave train.patch_sizes out")
+        if patch_size is not None:
+            self.check_patches([patch_size])
         batch = augment(
             replace(raw, targets=raw.images.new_zeros(len(raw), 0, dtype=torch.float32)),
             cfg=self.augment,
@@ -208,14 +164,22 @@ class Mae(Task):
         draws = Draws(seed=self.seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
         return replace(batch, visible=self.draw_visible(draws, grid_of(img_size, self.patch)))
 
+    def check_patches(self, patch_sizes: Sequence[int]) -> None:
+        """Raises ValueError for a patch that is not the decoder's."""
+        for patch_size in patch_sizes:
+            if pair(patch_size) != self.patch:
+                own = f"{self.patch[0]}x{self.patch[1]}"
+                raise ValueError(
+                    f"MAE predicts the pixels of patches of {own}, not of {patch_size}; leave train.patch_sizes out"
+                )
+
     def draw_visible(self, draws: Draws, grid: Pair) -> Visible:
         """Visible patches of each image, sorted: ⌊(1 - mask_ratio) L⌋, but at least one, and at least one is hidden.
 
         Raises ValueError for images of one patch.
         """
         patches = grid[0] * grid[1]
-        if patches < 2:
-            raise ValueError("MAE needs images of at least 2 patches; use a smaller patch or larger images")
+        _require_patches(patches)
         kept = min(max(1, int(patches * (1 - self.cfg.mask_ratio))), patches - 1)
         order = draws.uniform("mae_mask", patches).argsort(dim=1, stable=True)  # (B, L)
         return order[:, :kept].sort(dim=1).values
@@ -237,6 +201,15 @@ class Mae(Task):
         assert seen.grid is not None
         return self.decoder(seen.tokens, visible, prefix=seen.prefix, grid=seen.grid)
 
+    def leaves_parameters_out(self) -> bool:
+        """See Task.leaves_parameters_out: what makes the embedding of the tokens, such as attention pooling, has no part."""
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        with in_eval_mode(self.model):
+            tokens = _see_one_patch(self.model, self.preprocessing).tokens
+        assert tokens is not None
+        gradients = torch.autograd.grad(tokens.float().sum(), learning, allow_unused=True) if learning else ()
+        return any(gradient is None for gradient in gradients)
+
     # ---- scores
 
     def evaluate(
@@ -249,17 +222,28 @@ class Mae(Task):
         among: Among = ALONE,
     ) -> EmbeddingScores:
         """k-NN accuracy of the pooled embedding where images have one of two or more classes, and its effective rank."""
-        backbone = self.model if model is None else model
+        return evaluate_embedding(
+            self.model if model is None else model,
+            split,
+            known=self.known,
+            preprocessing=self.preprocessing,
+            device=device,
+            autocast_dtype=autocast_dtype,
+            among=among,
+        )
 
-        def embed(images: Split) -> LabelledFeatures:
-            return _embed(backbone, images, self.preprocessing, device=device, autocast_dtype=autocast_dtype, among=among)
-
-        seen = embed(split)
-        accuracy = None
-        if _classified(split) and len(seen) > 1:
-            accuracy = knn(seen, device=device) if self.known is None else knn(embed(self.known), seen, device=device)
-        interval = effective_rank_interval(seen.embeddings)
-        return EmbeddingScores(len(seen), accuracy, effective_rank(seen.embeddings), interval)
+    def picture(self, split: Split, *, device: torch.device, autocast_dtype: torch.dtype | None = None) -> Image.Image | None:
+        """Original, visible patches and reconstruction of some images of a split in evaluation view, one row each."""
+        chosen = torch.linspace(0, len(split) - 1, min(PICTURED, len(split))).round().long()
+        raw, failures = split.read(chosen)
+        split.record(failures)
+        if not len(raw):
+            return None
+        images = normalise(raw.images.to(device), self.preprocessing)
+        draws = Draws(seed=self.seed, epoch=0, indexes=raw.indexes.to(device))
+        visible = self.draw_visible(draws, grid_of(self.preprocessing.img_size, self.patch))
+        with autocast(device, autocast_dtype):
+            return reconstruct(self, images, visible)
 
 
 def hidden_patches(visible: Visible, patches: int) -> Bool[Tensor, "B L"]:
@@ -267,12 +251,16 @@ def hidden_patches(visible: Visible, patches: int) -> Bool[Tensor, "B L"]:
     return torch.ones(len(visible), patches, dtype=torch.bool, device=visible.device).scatter(1, visible, False)
 
 
+def _require_patches(patches: int) -> None:
+    """Raises ValueError for images of one patch: one is to be hidden, and one to be seen."""
+    if patches < 2:
+        raise ValueError("MAE needs images of at least 2 patches; use a smaller patch or larger images")
+
+
 def _check_backbone(model: Backbone, preprocessing: Preprocessing) -> tuple[int, Pair]:
     """Width of the tokens and grid. Raises ValueError for a backbone that does not compute visible patches alone."""
-    weight = next(model.parameters())
-    images = torch.zeros(1, preprocessing.in_channels, *preprocessing.img_size, device=weight.device, dtype=weight.dtype)
     with in_eval_mode(model), torch.no_grad():
-        seen = model.features(images, View(visible=torch.zeros(1, 1, dtype=torch.long, device=weight.device)))
+        seen = _see_one_patch(model, preprocessing)
     if seen.tokens is None or seen.grid is None or seen.tokens.shape[1] != seen.prefix + 1:
         raise ValueError(
             f"MAE needs a backbone that computes visible patches only; {type(model).__name__} does not, a ViT does"
@@ -280,51 +268,50 @@ def _check_backbone(model: Backbone, preprocessing: Preprocessing) -> tuple[int,
     return seen.tokens.shape[2], seen.grid
 
 
-def _classified(split: Split) -> bool:
-    """Whether each image has one of two or more classes."""
-    return not split.multi_label and len(split) > 0 and int(split.labels.min()) >= 0 and len(split.labels.unique()) > 1
+def _see_one_patch(model: Backbone, preprocessing: Preprocessing) -> Features:
+    """What a backbone makes of one image whose first patch alone is visible."""
+    weight = next(model.parameters())
+    images = torch.zeros(1, preprocessing.in_channels, *preprocessing.img_size, device=weight.device, dtype=weight.dtype)
+    try:
+        return model.features(images, View(visible=torch.zeros(1, 1, dtype=torch.long, device=weight.device)))
+    except ValueError as error:
+        raise ValueError(f"MAE needs a backbone that computes visible patches only: {error}") from error
 
 
-def _sample(split: Split, *, seed: int) -> Split:
-    """At most `KNOWN_IMAGES` of them, drawn by the seed."""
-    if len(split) <= KNOWN_IMAGES:
-        return split
-    return Subset(split, permutation(len(split), seed=seed, epoch=0)[:KNOWN_IMAGES].sort().values)
+# --------------------------------------------------------------------------------------------------------------------
+# From settings
 
 
-class _Pooled(nn.Module):
-    """A backbone whose output is the pooled embedding."""
-
-    def __init__(self, model: Backbone) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Images) -> Float[Tensor, "B E"]:
-        return self.model.features(images).pooled
-
-
-def _embed(
+def mae_task(
+    settings: Settings,
     model: Backbone,
+    *,
     split: Split,
     preprocessing: Preprocessing,
-    *,
+    classes: Sequence[str],
     device: torch.device,
     autocast_dtype: torch.dtype | None,
-    among: Among,
-) -> LabelledFeatures:
-    """Pooled embeddings of a split on the CPU, in its order however many processes share it."""
+) -> Mae:
+    """The task of a run. Classes, where the images have some, are for the k-NN score alone."""
+    return Mae(
+        model,
+        preprocessing=preprocessing,
+        cfg=settings.mae,
+        augment=settings.augment,
+        seed=settings.train.seed,
+        neighbours=has_classes(split),
+    ).to(device)
 
-    def take(embeddings: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
-        return embeddings.float().cpu(), raw.labels.cpu(), raw.indexes.cpu()
 
-    pooled = _Pooled(model)
-    own = over_batches(take, pooled, split, preprocessing, device=device, autocast_dtype=autocast_dtype, among=among)
-    taken = [item for part in among.gather(own) for item in part]
-    if not taken:
-        raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
-    embeddings, labels, indexes = (torch.cat(values) for values in zip(*taken, strict=True))
-    order = indexes.argsort()
-    return LabelledFeatures(embeddings[order], labels[order])
+def check_mae(settings: Settings, model: Backbone) -> None:
+    """Raises ValueError for settings and a model, on the meta device, that can't learn from hidden patches."""
+    cfg = settings.model
+    zeros, ones = (0.0,) * cfg.in_channels, (1.0,) * cfg.in_channels
+    images = Preprocessing(img_size=pair(cfg.img_size), in_channels=cfg.in_channels, mean=zeros, std=ones)
+    with torch.device("meta"), torch.no_grad():
+        task = Mae(model, preprocessing=images, cfg=settings.mae, augment=settings.augment, seed=0)
+        _see_one_patch(model.train(), images)
+    task.check_patches(settings.train.patch_sizes)
 
 
 # --------------------------------------------------------------------------------------------------------------------

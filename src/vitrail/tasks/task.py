@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vitrail.config import Pair, Preprocessing
@@ -52,6 +53,10 @@ class Task(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """ "loss", a mean over the batch; the other entries are logged, and are means over the batch too."""
 
+    def leaves_parameters_out(self) -> bool:
+        """Whether the loss leaves some parameters that learn without a gradient; processes then ask for them at each step."""
+        return False
+
     def after_step(self, step: int) -> None:
         """Move what follows the weights (a teacher that is their running mean), after optimizer step `step`, from 0."""
 
@@ -69,6 +74,13 @@ class Task(nn.Module):
 
         None where the task has no score for such a split.
         """
+
+    def picture(self, split: Split, *, device: torch.device, autocast_dtype: torch.dtype | None = None) -> Image.Image | None:
+        """What the task makes of some images of a split in evaluation view, to look at; None where there is nothing to see.
+
+        Random draws of a picture are keyed, and the picture changes nothing of what is learned.
+        """
+        return None
 
     def product(self) -> Backbone:
         """What is saved, exported and served."""

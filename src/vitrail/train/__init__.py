@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import types
 
-from vitrail.train.run import Run, resume, train
+from vitrail.train.run import Run, pretrain, resume, train
 
-__all__ = ["Run", "resume", "train"]
+__all__ = ["Run", "pretrain", "resume", "train"]
 
 
 class _Room(types.ModuleType):

@@ -16,6 +16,7 @@ from vitrail.config import Settings
 from vitrail.data.dataset import Split
 from vitrail.data.listing import LOCK
 from vitrail.settings import layers
+from vitrail.tasks import TASKS
 from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train.distributed import ALONE, World
@@ -122,7 +123,8 @@ def clear(folder: Path) -> None:
 
 def others(folder: Path) -> list[str]:
     """What is in a folder besides the first files of a run, and drafts."""
-    own = BEGUN | {f"{name}.part" for name in BEGUN} | {"checkpoints", "tensorboard"}
+    pictures = {task.pictures for task in TASKS.values() if task.pictures}
+    own = BEGUN | {f"{name}.part" for name in BEGUN} | {"checkpoints", "tensorboard"} | pictures
     drafts = re.compile(r"step_\d+\.part")
     found = [path.name for path in folder.iterdir() if path.name not in own]
     return found + [path.name for path in folder.glob("checkpoints/*") if not drafts.fullmatch(path.name)]

@@ -22,6 +22,7 @@ from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
+from vitrail.evaluate.metrics import headline_text
 from vitrail.models.backbone import Backbone
 from vitrail.tasks import Task
 from vitrail.text import printable
@@ -33,7 +34,7 @@ from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, Rate
 from vitrail.train.sizes import patch_at, side_unit, size_at
 from vitrail.train.step import Ema, Step
-from vitrail.weights.run_folder import SETTINGS, sha256
+from vitrail.weights.run_folder import SETTINGS, sha256, write_atomically
 
 PATIENCE_S = 1.0
 """Seconds after which a second Ctrl-C is one of its own."""
@@ -67,6 +68,8 @@ class Loop:
     """A hash of the names of all images in their order, which every draw depends on."""
     stopped_at_probe: bool = False
     """Whether the model is the probe of its frozen features, and is not to be trained."""
+    pictures: str | None = None
+    """Folder inside the run's for what the task draws at each evaluation; None: it draws nothing."""
     step: int = 0
     evaluated: int = 0
     """The step of the last evaluation."""
@@ -283,11 +286,24 @@ class Loop:
             self.evaluated = self.step
             return False
         self.write({f"val_{name}": value for name, value in scores.figures().items()})
-        name, value, (low, high) = scores.headline
-        self.display.say(f"step {self.step:,}: validation {name} {value:.1%} ({low:.1%} to {high:.1%})")
+        name, shown, low, high = headline_text(scores, decimals=1)
+        self.display.say(f"step {self.step:,}: validation {name} {shown} ({low} to {high})")
+        self.draw(self.views["val"])
+        value = scores.headline.value
         best = self.best is None or value > self.best
         self.evaluated, self.score, self.best = self.step, value, value if best else self.best
         return best
+
+    def draw(self, split: Split) -> None:
+        """Writes the task's picture of a split, under the step. All processes compute it, the first one writes."""
+        if self.pictures is None:
+            return
+        picture = self.task.picture(split, device=self.device, autocast_dtype=self.move.autocast_dtype)
+        if picture is None or not self.world.first:
+            return
+        (self.folder / self.pictures).mkdir(exist_ok=True)
+        with write_atomically(self.folder / self.pictures / f"step_{self.step:06d}.png") as draft:
+            picture.save(draft, format="PNG")
 
     def save(self) -> Path:
         """A checkpoint of all that the run needs to go on. Raises ValueError for weights that are no numbers.

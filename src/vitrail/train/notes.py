@@ -9,6 +9,7 @@ from torch import nn
 
 from vitrail.config import SCRATCH, AugmentConfig, DistillConfig, OptimConfig, Settings, TrainConfig, pair
 from vitrail.models.backbone import Backbone
+from vitrail.tasks import TASKS
 from vitrail.train.sizes import sizes_over
 
 Said = Mapping[str, Mapping[str, Any]]
@@ -30,11 +31,32 @@ def unused(settings: Settings, model: Backbone, *, said: Said | None = None, mul
         **of_the_targets(settings, typed, multi_label=multi_label),
         **of_a_teacher(settings, model),
     }
-    return [f"{text}; it has no effect here" for text, is_unused in told.items() if is_unused] + consequences(settings, model)
+    never = of_the_task(settings, typed)
+    told = {text: is_unused for text, is_unused in told.items() if not text.startswith(tuple(never))}
+    lines = [text for text, is_unused in told.items() if is_unused] + list(never.values())
+    return [f"{text}; it has no effect here" for text in lines] + consequences(settings, model)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Why a setting has no effect -> whether it is so here
+
+
+def of_the_task(settings: Settings, typed: Mapping[str, Any]) -> dict[str, str]:
+    """What the task leaves unused although it is set: the setting or section -> its line."""
+    found, task = {}, settings.train.task
+    for entry in TASKS[task].unused:
+        key, _, value = entry.partition(" ")
+        section, _, name = key.partition(".")
+        own, default = getattr(settings, section), type(getattr(settings, section))()
+        if not name:
+            if own != default or any(other.startswith(f"{section}.") for other in typed):
+                found[section] = f"{section}'s settings are not used by train.task {task}"
+        elif value:
+            if getattr(own, name) == value:
+                found[key] = f"{key} {value} is not used by train.task {task}"
+        elif key in typed or getattr(own, name) != getattr(default, name):
+            found[key] = f"{key} is not used by train.task {task}"
+    return found
 
 
 def of_the_images(cfg: AugmentConfig) -> dict[str, bool]:

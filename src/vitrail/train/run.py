@@ -18,19 +18,19 @@ from typing import Any, Literal, NoReturn
 import torch
 from rich.console import Console
 
-from vitrail.config import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings, TrainConfig
+from vitrail.config import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings, TrainConfig, nearest
 from vitrail.data.batches import Part, steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.data.sources import open_source
 from vitrail.evaluate import Scores, save_evaluation
 from vitrail.evaluate.evaluate import Among
+from vitrail.evaluate.metrics import headline_text
 from vitrail.models import build_model, meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Kind
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.settings import layers
-from vitrail.tasks import Task
-from vitrail.tasks.supervised import supervised_task
+from vitrail.tasks import TASKS, Task
 from vitrail.train.distributed import ALONE, World, is_sharded, own_device, require_shardable, shard, whole, world
 from vitrail.train.folder import (
     CALL,
@@ -71,6 +71,8 @@ class Run:
     seconds: float
     """Of training, without loading and the last evaluation."""
     steps: int
+    task: str = "classify"
+    """What was learned, as in `train.task`."""
 
 
 def train(
@@ -87,6 +89,7 @@ def train(
     augment: Mapping[str, Any] | None = None,
     optim: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | None = None,
+    mae: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Run:
@@ -99,7 +102,8 @@ def train(
     that run goes on from its newest checkpoint, or begins anew where it has none.
     Started by torchrun, the processes train together. Raises ValueError, in one line, for what can't be.
     """
-    sections = {"model": model, "data": data, "augment": augment, "optim": optim, "distill": distill, "train": train}
+    sections = {"model": model, "data": data, "augment": augment, "optim": optim, "distill": distill}
+    sections |= {"mae": mae, "train": train}
     said: dict[str, Any] = {name: section for name, section in sections.items() if section is not None}
     if minutes is not None:
         said["train"] = {**(train or {}), "minutes": minutes}
@@ -123,7 +127,7 @@ def train(
         settings = processes.on_first(
             lambda: settled(where, recipe=recipe, from_file=config is not None, written=written, said=said, display=display)
         )
-        source = open_source(settings.data.path, val_fraction=settings.data.val_fraction)
+        source = source_of(settings)
         with new_folder(folder, processes):
             if processes.first:
                 write_whole(folder / CALL, json.dumps(call, indent=2) + "\n")
@@ -133,6 +137,58 @@ def train(
                 display.say("stopped at the probe, which is the model now")
                 return conclude(loop, source)
             return finish(loop, source)
+
+
+run_training = train
+"""`train`, where an argument has that name."""
+
+
+def pretrain(
+    path: str | Path | None = None,
+    *,
+    method: str = "mae",
+    weights: str | Path | None = None,
+    recipe: str | None = None,
+    config: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: Literal["auto"] | None = None,
+    minutes: float | None = None,
+    model: str | Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    augment: Mapping[str, Any] | None = None,
+    optim: Mapping[str, Any] | None = None,
+    distill: Mapping[str, Any] | None = None,
+    mae: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Train a backbone without labels, score its embedding, and write the run folder, whose model has no head.
+
+    `path` is whatever `train` takes, or a folder of images without classes, loose or in any tree of folders. Labels, where
+    there are some, are for the k-NN score alone. "mae" is the masked autoencoder (He et al. 2022), with the settings of the
+    section `mae`. The other arguments are those of `train`; without `recipe`, the method's own. Raises ValueError, in one
+    line, for an unknown method, for a model that can't learn by it, and as `train` does.
+    """
+    methods = [name for name, task in TASKS.items() if not task.supervised]
+    if method not in methods:
+        raise ValueError(f'method "{method}" is none of {", ".join(methods)}{nearest(method, methods)}')
+    return run_training(
+        path,
+        weights=weights,
+        recipe=recipe,
+        config=config,
+        out=out,
+        resume=resume,
+        minutes=minutes,
+        model=model,
+        data=data,
+        augment=augment,
+        optim=optim,
+        distill=distill,
+        mae=mae,
+        train={**(train or {}), "task": method},
+        console=console,
+    )
 
 
 def resume(folder: str | Path, *, workers: int | None = None, console: Console | None = None) -> Run:
@@ -160,7 +216,7 @@ def _go_on(folder: Path, processes: World, display: Display, *, workers: int | N
     settings = settings_of(folder)
     if workers is not None:
         settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, workers=workers))
-    source = processes.told_once(lambda: open_source(settings.data.path, val_fraction=settings.data.val_fraction))
+    source = processes.told_once(lambda: source_of(settings))
     if processes.first:  # before the loop opens the file, or it would write into the old one
         truncate_metrics(folder, step=state["step"], evaluated=state["evaluated"])
     processes.barrier()
@@ -174,7 +230,7 @@ def prepare(
     settings: Settings, source: Source, folder: Path, display: Display, processes: World = ALONE, *, begin: bool
 ) -> Loop:
     """Everything a training is made of, at step 0; to `begin`, with the weights that it starts from, and the ladder."""
-    cfg = settings.train
+    cfg, spec = settings.train, TASKS[settings.train.task]
     device = own_device(pick_device(cfg.device))
     keep_freed_memory(not (cfg.checkpointing or cfg.shard))  # these are there to save memory
     dtype = autocast_dtype(cfg.precision, device)
@@ -190,12 +246,14 @@ def prepare(
     if model.receipt is not None:
         for line in str(model.receipt).split("\n"):
             display.say(line)
-    kind: Kind = "multi-label" if source.multi_label else "classify"
-    model.card = dataclasses.replace(model.card, preprocessing=images, classes=source.classes, task=kind)
+    classes = spec.classes(source)
+    kind: Kind = "multi-label" if source.multi_label and spec.supervised else "classify"
+    model.card = dataclasses.replace(model.card, preprocessing=images, classes=classes, task=kind)
     model.checkpointing = cfg.checkpointing
+    labels = f"{len(classes)} classes" if spec.supervised else "labels for the scores alone" if source.classes else "no labels"
     together = f" · {processes.size} processes" if processes.size > 1 else ""
     display.say(
-        f"{source.name}: {len(split):,} training images, {len(source.classes)} classes · "
+        f"{source.name}: {len(split):,} training images, {labels} · "
         f"{name_of_start(settings.model)}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{images.img_size[0]}x{images.img_size[1]} px · "
         f"{device.type}, {cfg.precision}{together}"
@@ -207,9 +265,10 @@ def prepare(
     in_parts = cfg.shard and (begin or processes.size > 1)
     if in_parts:
         processes.told_once(lambda: require_shardable(model, processes, dtype=dtype))
-    task = supervised_task(
-        settings, model, split=split, preprocessing=images, classes=source.classes, device=device, autocast_dtype=dtype
-    )
+    task = spec.build(settings, model, split=split, preprocessing=images, classes=classes, device=device, autocast_dtype=dtype)
+    if in_parts and task.companions():
+        beside = " and ".join(task.companions())
+        processes.told_once(lambda: refuse_shard(cfg.task, beside))
     asked_s = 0.0
     if line := task.preparation(len(split)):
         display.say(line)
@@ -219,7 +278,8 @@ def prepare(
         task.prepare(view, among=Among(Part(processes.rank, processes.size), gather=processes.gather))
         asked_s = processes.greatest(time.perf_counter() - start)[0]
     stop = False
-    if begin and settings.model.weights not in (None, SCRATCH) and cfg.ladder and not source.multi_label:
+    probed = spec.supervised and settings.model.weights not in (None, SCRATCH) and cfg.ladder
+    if begin and probed and not source.multi_label:
         known = {**views, "train": source.load("train", preprocessing=images, cfg=data)}
         stop = climb_first(model, known, cfg, folder, display, processes, device=device, dtype=dtype)
     mean = copy.deepcopy(model) if cfg.ema_decay else None
@@ -264,7 +324,13 @@ def prepare(
         world=processes,
         stopped_at_probe=stop,
         images_are=images_are,
+        pictures=spec.pictures,
     )
+
+
+def refuse_shard(task: str, beside: str) -> NoReturn:
+    """Raises ValueError for a model in parts beside modules that every process would have for itself."""
+    raise ValueError(f"train.shard is for the model alone, and train.task {task} also trains a {beside}; leave it out")
 
 
 def images_of(
@@ -286,6 +352,12 @@ def images_of(
 def refuse_other_images(source: Source) -> NoReturn:
     """Raises ValueError for processes that do not see the same images."""
     raise ValueError(f"the processes do not read the same images of {source.name}; let all machines see the same files")
+
+
+def source_of(settings: Settings) -> Source:
+    """The data set of a run."""
+    task = TASKS[settings.train.task]
+    return open_source(settings.data.path, val_fraction=settings.data.val_fraction, classes=task.supervised)
 
 
 def shared_by(data: DataConfig, processes: int) -> DataConfig:
@@ -370,18 +442,20 @@ def conclude(loop: Loop, source: Source) -> Run:
             loop.task, model, watch, split=split, device=loop.device, dtype=loop.move.autocast_dtype, processes=processes
         )
         assert scores is not None
-    name, value, (low, high) = scores.headline
+    name, value, low, high = headline_text(scores, decimals=2)
+    loop.draw(loop.views.get("val") or split)
     for lost in processes.gather([split.skipped for split in (loop.split, *loop.views.values())]):
         loop.split.record([item for part in lost for item in part])
     if processes.first:
         write_skipped(loop.folder, loop.split, *loop.views.values())
         save_evaluation(scores, loop.folder, data=source.name, split=which)
     loop.display.say(
-        f"{which} {name} {value:.2%} (95 % interval {low:.2%} to {high:.2%}) on {scores.count:,} images, "
+        f"{which} {name} {value} (95 % interval {low} to {high}) on {scores.count:,} images, "
         f"after {loop.step:,} steps in {duration(loop.pace.elapsed)}"
     )
     processes.barrier()  # nobody leaves while the first still writes
-    return Run(folder=loop.folder, evaluation=scores, split=which, seconds=loop.pace.elapsed, steps=loop.step)
+    task = loop.settings.train.task
+    return Run(folder=loop.folder, evaluation=scores, split=which, seconds=loop.pace.elapsed, steps=loop.step, task=task)
 
 
 def put_together(model: Backbone, cfg: ModelSection, processes: World) -> Backbone | None:

@@ -17,6 +17,7 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
 from vitrail.settings import layers
 from vitrail.settings.families import family_of, family_of_config, name_of, parse_name
+from vitrail.tasks import TASKS, TaskSpec
 from vitrail.train import advice
 from vitrail.train.notes import unused
 from vitrail.train.progress import Display
@@ -39,24 +40,28 @@ def settled(
     """Every setting of a run on the data at `where`: what was said, what is written, a recipe's, and what the data say."""
     asked = layers.merge(written, said)
     unchecked = layers.build([asked])
-    source = open_source(where, val_fraction=unchecked.data.val_fraction)
+    named = {} if recipe is None else layers.read_recipe(recipe)
+    task = TASKS[layers.merge(named, asked).get("train", {}).get("task", unchecked.train.task)]
+    source = open_source(where, val_fraction=unchecked.data.val_fraction, classes=task.supervised)
     told = recipe is not None or from_file  # then it says what is to be done, and nothing is fitted
-    start = asked.get("model", {}).get("weights") or (None if told else within_reach(source, asked, display))
+    nearby = not told and task.supervised
+    start = asked.get("model", {}).get("weights") or (within_reach(source, asked, display) if nearby else None)
+    below = recipe or task.recipe_for(source)
     if start in (None, SCRATCH):
-        known = layers.read_recipe(recipe or layers.default_recipe(where)) if recipe or not from_file else {}
-        settings, images = layers.build([facts(source), known, written, said]), None
+        known = layers.read_recipe(below or layers.default_recipe(where)) if recipe or not from_file else {}
+        settings, images = layers.build([facts(source, task), known, written, said]), None
     else:
-        settings, images = fine_tuning(start, source, recipe=recipe, fitted=not told, said=asked, display=display)
+        settings, images = fine_tuning(start, source, task=task, recipe=below, fitted=nearby, said=asked, display=display)
     if settings.data.val_fraction != unchecked.data.val_fraction:  # the recipe's, which a resumed run takes as well
-        source = open_source(where, val_fraction=settings.data.val_fraction)
+        source = open_source(where, val_fraction=settings.data.val_fraction, classes=task.supervised)
     settings = resolved(with_values(settings, source, images, display), source, images)
-    if settings.model.num_classes != len(source.classes):
-        raise ValueError(
-            f"model.num_classes {settings.model.num_classes} does not fit {source.name}, "
-            f"which has {len(source.classes)} classes; leave the setting out"
-        )
+    if settings.model.num_classes != len(task.classes(source)):
+        has = f"{source.name}, which has {len(source.classes)} classes"
+        what = has if task.supervised else f"train.task {settings.train.task}, which needs no head"
+        raise ValueError(f"model.num_classes {settings.model.num_classes} does not fit {what}; leave the setting out")
     check_model(settings.model)  # what can't be built says so before the images are read
     model = meta_model(settings.model)
+    task.check(settings, model)
     check_sizes(settings.train, model)
     for line in source.notes:
         display.say(f"note: {line}")
@@ -79,16 +84,24 @@ def within_reach(source: Source, asked: Mapping[str, Any], display: Display) -> 
 
 
 def fine_tuning(
-    start: str, source: Source, *, recipe: str | None, fitted: bool, said: Mapping[str, Any], display: Display
+    start: str,
+    source: Source,
+    *,
+    task: TaskSpec,
+    recipe: str | None,
+    fitted: bool,
+    said: Mapping[str, Any],
+    display: Display,
 ) -> tuple[Settings, Preprocessing]:
     """The settings to fine-tune weights with: the recipe's, or those fitted to the facts, below what was said.
 
-    The model's shape is the weights'. Also gives what the weights say of their images.
+    The model's shape is the weights'; a task without classes leaves out the recipe's model and fits nothing. Also gives what
+    the weights say of their images.
     """
     name = said.get("model", {}).get("name")
     named = parse_name(name) if name else {}  # what the name says of the shape is compared with the weights below
     fields = {key: value for key, value in layers.model_fields(said).items() if key != "weights" and named.get(key) != value}
-    model = load_weights(start, **{"num_classes": len(source.classes), "in_channels": source.channels, **fields})
+    model = load_weights(start, **{"num_classes": len(task.classes(source)), "in_channels": source.channels, **fields})
     shape = {**dataclasses.asdict(model.config), "name": name_of(model.config)}
     if name and (family_of(name) is not family_of_config(model.config) or not named) and name != shape["name"]:
         raise ValueError(f'model.name "{name}" is not what the weights {start} are of, {shape["name"]}; leave --model out')
@@ -98,6 +111,8 @@ def fine_tuning(
                 f'model.name "{name}" has {key} {value}, and the weights {start} have {shape[key]}; leave --model out'
             )
     below = layers.read_recipe(recipe or "finetune")
+    if not task.supervised:
+        below.pop("model", None)
     if "name" in below.get("model", {}):
         raise ValueError(
             f'recipe "{recipe}" has a model of its own, and the weights {start} have theirs; use --recipe finetune'
@@ -107,7 +122,7 @@ def fine_tuning(
         stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # nobody asked for the recipe's
     elif fitted:
         stack.append(fit(model, source, nameless(said), display))
-    if model.classes == source.classes:
+    if task.supervised and model.classes == source.classes:
         display.say(
             "the weights know these classes: their head is where training starts (train.probe_head true takes the probe)"
         )
@@ -204,10 +219,10 @@ def resolved(settings: Settings, source: Source, given: Preprocessing | None) ->
     )
 
 
-def facts(source: Source) -> dict[str, Any]:
+def facts(source: Source, task: TaskSpec) -> dict[str, Any]:
     """What the data says of the model, below everything that somebody says."""
     size = PHOTO_SIZE if source.img_size is None else source.img_size
-    return {"model": {"img_size": size, "in_channels": source.channels, "num_classes": len(source.classes)}}
+    return {"model": {"img_size": size, "in_channels": source.channels, "num_classes": len(task.classes(source))}}
 
 
 def preprocessing_for(source: Source, settings: Settings, given: Preprocessing | None = None) -> Preprocessing:

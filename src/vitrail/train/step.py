@@ -86,7 +86,9 @@ class Step:
             return self.task
         # Of a 1x1 convolution in channels_last, whose strides can be written in two ways: the bytes are the same.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        return DistributedDataParallel(self.task, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            self.task, gradient_as_bucket_view=True, find_unused_parameters=self.task.leaves_parameters_out()
+        )
 
     @contextmanager
     def summed(self, *, last: bool) -> Iterator[None]:

@@ -513,11 +513,26 @@ def _licence(config: dict[str, Any]) -> str | None:
 def _score(path: Path) -> dict[str, str]:
     """Return the name of the score, and its value with its interval."""
     scores = _json(path)
+    if "effective_rank" in scores:
+        return _embedding_score(scores, path)
     key, what, on = ("mean_ap", "mean average precision", "on") if "mean_ap" in scores else ("top1", "accuracy", "of")
     try:
         low, high = scores[f"{key}_interval"]
         text = f"{scores[key]:.1%} {on} {_count(scores['count'], 'image')}, 95 % interval {low:.1%} to {high:.1%}"
         return {what: f"{text} ({_without_places(scores['data'])}, {scores['split']})"}
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} can't be read ({reason}); `vitrail evaluate {path.parent}` makes it anew") from error
+
+
+def _embedding_score(scores: dict[str, Any], path: Path) -> dict[str, str]:
+    """What was measured of a model without a head."""
+    try:
+        headline, on = scores["headline"], f"{_count(scores['count'], 'image')}, 95 % interval"
+        shape = ".1%" if headline["name"] == "knn_accuracy" else ".1f"
+        value, low, high = (format(number, shape) for number in (headline["value"], *headline["interval"]))
+        what = headline["name"].replace("_", " ")
+        return {what: f"{value} of {on} {low} to {high} ({_without_places(scores['data'])}, {scores['split']})"}
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} can't be read ({reason}); `vitrail evaluate {path.parent}` makes it anew") from error

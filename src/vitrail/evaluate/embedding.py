@@ -1,0 +1,165 @@
+"""Scores of frozen embeddings, which need no head: k-NN accuracy where images have classes, and effective rank."""
+
+# N images · B batch · C channels · H W image · E embedding
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.config import Preprocessing
+from vitrail.data.batch import RawBatch
+from vitrail.data.dataset import Split
+from vitrail.data.draws import permutation
+from vitrail.data.subset import Subset
+from vitrail.evaluate.effective_rank import effective_rank, effective_rank_interval
+from vitrail.evaluate.evaluate import ALONE, Among, over_batches, require_finite
+from vitrail.evaluate.features import Features
+from vitrail.evaluate.knn import knn
+from vitrail.evaluate.metrics import SHARE, Accuracy, Headline, Interval
+from vitrail.models.backbone import Backbone
+
+KNOWN_IMAGES = 5000
+"""Training images among which k-NN looks for neighbours, at most: each evaluation embeds them anew."""
+
+
+@dataclass(frozen=True)
+class EmbeddingScores:
+    """Quality of frozen embeddings. Both scores are better when higher."""
+
+    count: int
+    """Images."""
+    knn: Accuracy | None
+    """Share of images that their neighbours classify correctly; None without labels of two or more classes."""
+    effective_rank: float
+    """Dimensions that the embeddings use, from 1 to their width."""
+    effective_rank_interval: Interval
+    """At 95 %, by a jackknife."""
+
+    @property
+    def headline(self) -> Headline:
+        """k-NN accuracy, or without labels the effective rank."""
+        if self.knn is not None:
+            return Headline("knn_accuracy", self.knn.value, self.knn.interval)
+        return Headline("effective_rank", self.effective_rank, self.effective_rank_interval)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the headline."""
+        return "dimensions" if self.knn is None else SHARE
+
+    @property
+    def direction(self) -> str:
+        """ "higher": which values of the headline are better."""
+        return "higher"
+
+    def figures(self) -> dict[str, float]:
+        """Scores by name, for the log."""
+        accuracy = {} if self.knn is None else {"knn_accuracy": self.knn.value}
+        return {**accuracy, "effective_rank": self.effective_rank}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        name, value, interval = self.headline
+        return {
+            "count": self.count,
+            "headline": {"name": name, "value": value, "interval": list(interval), "unit": self.unit, "better": self.direction},
+            "knn": None if self.knn is None else self.knn.to_dict(),
+            "effective_rank": self.effective_rank,
+            "effective_rank_interval": list(self.effective_rank_interval),
+        }
+
+
+def evaluate_embedding(
+    model: Backbone,
+    split: Split,
+    *,
+    known: Split | None = None,
+    preprocessing: Preprocessing,
+    batch_size: int = 256,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None = None,
+    among: Among = ALONE,
+) -> EmbeddingScores:
+    """Scores of the pooled embedding on a split loaded as evaluation view (`augment=None`).
+
+    k-NN looks for neighbours among the images of `known`. Without it, or where the split holds all of them, which would find
+    themselves, the images of the split are neighbours of each other. Raises ValueError for a split that is empty and
+    for embeddings that are not finite.
+    """
+
+    def embed(images: Split) -> Features:
+        return _embed(
+            model, images, preprocessing, batch_size=batch_size, device=device, autocast_dtype=autocast_dtype, among=among
+        )
+
+    seen = embed(split)
+    require_finite(seen.embeddings.isfinite().all(dim=1))
+    accuracy = None
+    if has_classes(split) and len(seen) > 1:
+        if known is None or not has_classes(known) or set(known.names) <= set(split.names):
+            accuracy = knn(seen, device=device)
+        else:
+            accuracy = knn(embed(known), seen, device=device)
+    interval = effective_rank_interval(seen.embeddings)
+    return EmbeddingScores(len(seen), accuracy, effective_rank(seen.embeddings), interval)
+
+
+def has_classes(split: Split) -> bool:
+    """Whether each image has one of two or more classes."""
+    return not split.multi_label and len(split) > 0 and int(split.labels.min()) >= 0 and len(split.labels.unique()) > 1
+
+
+def known_images(split: Split, *, seed: int) -> Split:
+    """At most `KNOWN_IMAGES` of a split, drawn by the seed."""
+    if len(split) <= KNOWN_IMAGES:
+        return split
+    return Subset(split, permutation(len(split), seed=seed, epoch=0)[:KNOWN_IMAGES].sort().values)
+
+
+class _Pooled(nn.Module):
+    """A backbone whose output is the pooled embedding."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
+        return self.model.embedding(images)
+
+
+def _embed(
+    model: Backbone,
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+    among: Among,
+) -> Features:
+    """Pooled embeddings of a split on the CPU, in its order however many processes share it."""
+
+    def take(embeddings: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
+        return embeddings.float().cpu(), raw.labels.cpu(), raw.indexes.cpu()
+
+    own = over_batches(
+        take,
+        _Pooled(model),
+        split,
+        preprocessing,
+        batch_size=batch_size,
+        device=device,
+        autocast_dtype=autocast_dtype,
+        among=among,
+    )
+    taken = [item for part in among.gather(own) for item in part]
+    if not taken:
+        raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
+    embeddings, labels, indexes = (torch.cat(values) for values in zip(*taken, strict=True))
+    order = indexes.argsort()
+    return Features(embeddings[order], labels[order])

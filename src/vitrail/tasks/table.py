@@ -1,0 +1,100 @@
+"""The table of tasks: how each is built from settings, what it needs of the data, and which settings it leaves unused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from vitrail.config import Preprocessing, Settings
+from vitrail.data.dataset import Source, Split
+from vitrail.models.backbone import Backbone
+from vitrail.tasks.mae import check_mae, mae_task
+from vitrail.tasks.supervised import supervised_task
+from vitrail.tasks.task import Task
+
+
+@runtime_checkable
+class Builder(Protocol):
+    """Builds the task of a run around its model, which is on `device`. Raises ValueError for settings that it can't have."""
+
+    def __call__(
+        self,
+        settings: Settings,
+        model: Backbone,
+        *,
+        split: Split,
+        preprocessing: Preprocessing,
+        classes: Sequence[str],
+        device: torch.device,
+        autocast_dtype: torch.dtype | None,
+    ) -> Task:
+        """`split` are the training images; `preprocessing` and `classes` are those of the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """One row of `TASKS`: what is known of a task before there is a model."""
+
+    build: Builder
+    supervised: bool
+    """Learns from classes or labels. Without: images need none, the model has no head, and nothing is probed first."""
+    check: Callable[[Settings, Backbone], None] = lambda settings, model: None
+    """Raises ValueError for settings that the task can't learn with, before images are read; the model is on "meta"."""
+    recipe: str | None = None
+    """Recipe for photographs where none is named; None takes the one for the data."""
+    small_recipe: str | None = None
+    """Recipe for images of one small size where none is named; None takes `recipe`."""
+    unused: tuple[str, ...] = ()
+    """Settings that have no effect: a section, a field, or a field and one of its values."""
+    pictures: str | None = None
+    """Folder of the run for the pictures that the task draws at each evaluation; None where it draws none."""
+    next_steps: tuple[str, ...] = ()
+    """Commands that use a finished run, with {run} for its folder."""
+
+    def classes(self, source: Source) -> tuple[str, ...]:
+        """Classes that the model's head has."""
+        return source.classes if self.supervised else ()
+
+    def recipe_for(self, source: Source) -> str | None:
+        """Recipe where none is named; None takes the one for the data."""
+        return self.recipe if source.img_size is None else self.small_recipe or self.recipe
+
+
+TASKS: dict[str, TaskSpec] = {
+    "classify": TaskSpec(
+        build=supervised_task,
+        supervised=True,
+        unused=("mae",),
+        next_steps=("vitrail evaluate {run}", "vitrail predict {run} IMAGE.png", "vitrail explain {run} IMAGE.png"),
+    ),
+    "mae": TaskSpec(
+        build=mae_task,
+        supervised=False,
+        check=check_mae,
+        recipe="mae-photos",
+        small_recipe="mae-small",
+        unused=(
+            "distill",
+            "augment.mixup_alpha",
+            "augment.cutmix_alpha",
+            "augment.mixup_prob",
+            "augment.switch_prob",
+            "optim.loss",
+            "optim.label_smoothing",
+            "data.balance loss",
+            "train.ladder",
+            "train.probe_head",
+            "train.stop_early",
+        ),
+        pictures="reconstructions",
+        next_steps=(
+            "vitrail train DATA --weights {run}",
+            "vitrail probe {run} DATA",
+            "vitrail explain {run} IMAGE.png --method pca",
+        ),
+    ),
+}
+"""A name as in `train.task` -> its row."""

@@ -1,0 +1,62 @@
+"""The table of tasks: a row for each name, and recipes that build what the task takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from vitrail.config import TrainConfig
+from vitrail.data.sources import open_source
+from vitrail.models import meta_model
+from vitrail.tasks import TASKS
+from vitrail.train import settings
+from vitrail.train.folder import settings_of
+from vitrail.train.settle import facts
+
+
+def test_every_name_in_the_settings_has_a_row() -> None:
+    assert tuple(TASKS) == get_args(get_type_hints(TrainConfig)["task"])
+    assert TrainConfig().task == "classify"
+
+
+def test_what_a_row_leaves_unused_are_settings() -> None:
+    known = settings.key_types()
+    for task in TASKS.values():
+        for entry in task.unused:
+            key = entry.partition(" ")[0]
+            assert key in known or key in settings.SECTIONS, entry
+
+
+@pytest.mark.parametrize("name", [name for name in settings.recipes() if name.startswith("mae")])
+def test_recipes_of_the_masked_autoencoder_build(name: str) -> None:
+    task, layer = TASKS["mae"], settings.read_recipe(name)
+    cfg = settings.build(
+        [facts(open_source("fashion-sample"), task), {"model": {"img_size": 224}} if name == "mae" else {}, layer]
+    )
+    assert cfg.train.task == "mae"
+    task.check(cfg, meta_model(cfg.model))
+    assert (cfg.augment.crop, cfg.augment.mixup_alpha, cfg.model.drop_path_rate) == ("resized", 0, 0)
+    if name == "mae":  # the paper's table 8
+        optim = cfg.optim
+        assert (optim.lr, optim.betas, optim.weight_decay, optim.warmup) == (4 * 1.5e-4, (0.9, 0.95), 0.05, 40 / 800)
+        assert (cfg.mae.mask_ratio, cfg.mae.decoder_dim, cfg.mae.decoder_depth) == (0.75, 512, 8)
+
+
+def test_the_default_recipe_is_of_the_images(tmp_path: Path) -> None:
+    task = TASKS["mae"]
+    assert task.recipe_for(open_source("fashion-sample")) == "mae-small"
+    assert {task.recipe, task.small_recipe} <= set(settings.recipes())
+
+
+def test_settings_from_before_there_were_tasks_are_of_classification(tmp_path: Path) -> None:
+    text = settings.to_yaml(settings.build([{"optim": {"lr": 0.5}}]))
+    old = [line for line in text.splitlines() if not line.startswith("  task:")]
+    start = old.index("mae:")
+    del old[start : old.index("train:")]
+    assert "mae" not in "\n".join(old)
+    (tmp_path / "config.yaml").write_text("\n".join(old) + "\n")
+    found = settings_of(tmp_path)
+    assert (found.train.task, found.optim.lr) == ("classify", 0.5)
+    assert found == settings.build([{"optim": {"lr": 0.5}}])

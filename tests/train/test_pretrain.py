@@ -1,0 +1,416 @@
+"""`vitrail.pretrain` and `vitrail pretrain`: from images, labelled or not, to a run folder that the other commands take."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+import vitrail
+from conftest import ImageFolder
+from vitrail import cli
+from vitrail.evaluate import EmbeddingScores
+from vitrail.train import checkpoint
+from vitrail.train import run as run_module
+from vitrail.train.loop import Loop
+from vitrail.train.run import Run
+
+TINY = {"name": "Ti/7", "embed_dim": 12, "num_heads": 2, "depth": 2, "pool": "avg", "class_token": False}
+DECODER = {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
+LENGTH = {"steps": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}
+TYPED = tuple(
+    f"--{section}.{key}={value}"
+    for section, fields in {"model": TINY, "mae": DECODER, "train": LENGTH}.items()
+    for key, value in fields.items()
+    if key != "device"
+)
+
+
+def pretrain(path: str | Path = "mnist", *, out: Path, **over: Any) -> Run:
+    """Three steps of a tiny model; sections in `over` are merged."""
+    sections: dict[str, Any] = {"model": TINY, "mae": DECODER, "train": LENGTH, "data": {"workers": 0}}
+    for name, section in over.items():
+        sections[name] = sections.get(name, {}) | section if isinstance(section, dict) else section
+    sections.setdefault("console", Console(file=io.StringIO(), force_terminal=False))
+    return vitrail.pretrain(path, out=out, **sections)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Typed = Callable[..., Said]
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Types a command line in this process."""
+
+    def type_words(*words: str | Path) -> Said:
+        capsys.readouterr()
+        return Said(cli.main([str(word) for word in words]), *capsys.readouterr())
+
+    return type_words
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """24 images of four sizes: loose, in folders, and in folders of folders."""
+    rng, root = np.random.default_rng(0), tmp_path / "album"
+    for i in range(24):
+        folder = root / ("", "2019", "2020/may", "2020/june/beach")[i % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30 + i % 4, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    (root / "README.md").write_text("our album")
+    return root
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The run folder
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_run_folder_holds_a_backbone_without_head(tmp_path: Path) -> None:
+    run = pretrain(out=tmp_path / "run", train={"eval_every": 0.4}, mae={"mask_ratio": 0.5})
+    assert (run.steps, run.split, run.task) == (3, "test", "mae")
+    assert isinstance(run.evaluation, EmbeddingScores)
+    assert run.evaluation.headline.name == "knn_accuracy"
+    names = {path.name for path in run.folder.iterdir()}
+    assert {"config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "evaluation.json", "checkpoints"} <= names
+    assert "confusion.png" not in names
+    config = json.loads((run.folder / "config.json").read_text())
+    assert (config["num_classes"], config["label_names"]) == (0, [])
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, class_token=False, global_pool="avg", fc_norm=False)
+    own = {re.sub(r"blocks\.\d+", "blocks.0", name) for name in load_file(run.folder / "model.safetensors")}
+    assert own == {re.sub(r"blocks\.\d+", "blocks.0", name) for name in theirs.state_dict()}
+
+    found = [line for line in lines(run.folder) if "val_knn_accuracy" in line]
+    assert found
+    assert {"val_knn_accuracy", "val_effective_rank"} <= found[0].keys()
+    pictures = sorted(path.name for path in (run.folder / "reconstructions").iterdir())
+    assert pictures == [f"step_{step:06d}.png" for step in sorted({line["step"] for line in found} | {3})]
+    with Image.open(run.folder / "reconstructions" / pictures[0]) as picture:
+        assert picture.width == 4 + 3 * (3 * 28 + 4)  # original, visible, reconstructed; three times as large
+
+    loaded = vitrail.load(run.folder)
+    assert loaded(torch.zeros(2, 1, 28, 28)).shape == (2, 12)
+    assert loaded.classes == ()
+    opened = timm.create_model(f"local-dir:{run.folder}", pretrained=True).eval()
+    images = torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(opened(images), loaded.eval()(images), atol=1e-5, rtol=1e-5)
+
+    again = vitrail.pretrain(config=run.folder / "config.yaml", out=tmp_path / "again", console=Console(file=io.StringIO()))
+    assert (again.folder / "model.safetensors").read_bytes() == (run.folder / "model.safetensors").read_bytes()
+
+
+class CtrlC:
+    """Sends this process SIGINT behind step `at`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
+        log = Loop.log
+
+        def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
+            log(loop, *args, **numbers)
+            if loop.step == at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
+        monkeypatch.setattr(Loop, "log", log_and_interrupt)
+
+
+RANDOM: dict[str, Any] = {
+    "model": {"drop_rate": 0.1, "proj_drop_rate": 0.2, "drop_path_rate": 0.3},
+    "augment": {"crop": "pad", "erase_prob": 0.3},
+    "optim": {"name": "muon"},
+    "train": {"steps": 12, "ema_decay": 0.9, "eval_every": 1.0},
+}
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backbone, decoder, masks, dropout, running mean, scores and pictures."""
+    straight = pretrain(out=tmp_path / "straight", **RANDOM)
+    with monkeypatch.context() as patched:
+        CtrlC(patched, at=7)
+        with pytest.raises(KeyboardInterrupt, match=r"^step 7 is saved; go on with `vitrail resume"):
+            pretrain(out=tmp_path / "broken", **RANDOM)
+    torch.manual_seed(12345)  # whatever the process drew since must not matter
+    resumed = vitrail.resume(tmp_path / "broken", console=Console(file=io.StringIO()))
+    assert (resumed.steps, resumed.task) == (12, "mae")
+    for name in ("model.safetensors", "evaluation.json", "reconstructions/step_000012.png"):
+        assert (resumed.folder / name).read_bytes() == (straight.folder / name).read_bytes(), name
+    [mine], [whole] = (checkpoint.complete(run.folder / "checkpoints")[-1:] for run in (resumed, straight))
+    for name in ("model", "companions", "optimizer"):
+        assert (mine / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes(), name
+    scores = [[line for line in lines(run.folder) if "val_knn_accuracy" in line] for run in (resumed, straight)]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_the_same_call_begins_a_run_anew_behind_its_first_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    pretrain(out=tmp_path / "other")
+    for name in ("call.json", "config.yaml"):
+        (folder / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    (folder / "reconstructions").mkdir()
+    (folder / "reconstructions" / "step_000001.png").write_bytes(b"")
+    assert pretrain(out=folder, resume="auto").steps == 3
+    assert [path.name for path in (folder / "reconstructions").iterdir()] == ["step_000003.png"]
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_picture_and_a_score_change_nothing_of_what_is_learned(tmp_path: Path) -> None:
+    often = pretrain(out=tmp_path / "often", train={"steps": 6, "eval_every": 0.3})
+    never = pretrain(out=tmp_path / "never", train={"steps": 6, "eval_every": 0})
+    assert (often.folder / "model.safetensors").read_bytes() == (never.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_batch_that_stands_in_needs_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops: list[Loop] = []
+    finish = run_module.finish
+    monkeypatch.setattr(run_module, "finish", lambda loop, source: (loops.append(loop), finish(loop, source))[1])
+    pretrain(out=tmp_path / "run")
+    batch = loops[0].stand_in()
+    assert batch.stands_in
+    assert loops[0].task(batch)["loss"].isfinite()
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_weights_are_where_pretraining_starts(tmp_path: Path) -> None:
+    start = vitrail.train(
+        "mnist", out=tmp_path / "start", model=TINY, train=LENGTH, augment={"crop": "none"}, console=Console(file=io.StringIO())
+    )
+    heard = io.StringIO()
+    run = vitrail.pretrain(
+        "mnist",
+        weights=start.folder,
+        out=tmp_path / "run",
+        mae=DECODER,
+        train=LENGTH | {"steps": 1},
+        optim={"lr": 1e-9},
+        console=Console(file=heard, width=200),
+    )
+    before, after = (load_file(folder / "model.safetensors") for folder in (start.folder, run.folder))
+    assert set(before) - set(after) == {"head.weight", "head.bias"}
+    assert all(torch.allclose(after[name], before[name], atol=1e-4) for name in after)
+    assert "k-NN and a linear probe" not in heard.getvalue()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Images without classes
+
+
+def test_a_tree_of_folders_is_learned_from_and_split_by_a_hash(tree: Path, tmp_path: Path) -> None:
+    heard = io.StringIO()
+    small = {"img_size": 28, "in_channels": 3}
+    run = pretrain(tree, out=tmp_path / "run", model=small, data={"val_fraction": 0.3}, console=Console(file=heard, width=300))
+    said = heard.getvalue()
+    assert "note: not used: 1 file of notes or tables (README.md)" in said
+    assert "training images, no labels" in said
+    assert re.search(r"val effective rank [\d.]+ \(95 % interval [\d.]+ to [\d.]+\) on \d+ images", said)
+    scores = json.loads((run.folder / "evaluation.json").read_text())
+    assert (scores["split"], scores["knn"], scores["headline"]["name"]) == ("val", None, "effective_rank")
+    assert vitrail.load(run.folder).classes == ()
+    train, val = scores["count"], int(re.search(r"album: (\d+) training", said)[1])  # type: ignore[index]
+    assert train + val == 24
+
+
+def test_unreadable_files_are_left_out_up_to_a_share(tree: Path, tmp_path: Path) -> None:
+    (tree / "2019" / "broken.jpg").write_bytes(b"no image")
+    small = {"img_size": 28, "in_channels": 3}
+    with pytest.raises(
+        ValueError, match=r"1 of \d+ files for train in .*album can't be read, more than data.max_bad 0.01 \(2019"
+    ):
+        pretrain(tree, out=tmp_path / "run", model=small)
+    assert not (tmp_path / "run").exists()
+    run = pretrain(tree, out=tmp_path / "run", model=small, data={"max_bad": 0.1})
+    assert (run.folder / "skipped.txt").read_text().startswith("2019/broken.jpg\t")
+
+
+def test_classes_are_for_the_score_alone(image_folder: ImageFolder, tmp_path: Path) -> None:
+    photos = image_folder({side: {"cat": 9, "dog": 9} for side in ("train", "val", "test")})
+    run = pretrain(photos, out=tmp_path / "run", model={"img_size": 28, "in_channels": 3})
+    scores = json.loads((run.folder / "evaluation.json").read_text())
+    assert (scores["split"], scores["knn"]["count"]) == ("test", 18)
+
+
+def test_training_says_what_to_do_without_classes(tree: Path, tmp_path: Path) -> None:
+    for folder, why in ((tree / "2019", "no images in class folders"), (tree / "2020" / "june", "has one class only")):
+        with pytest.raises(ValueError, match=rf"{why}.*learn without classes: `vitrail pretrain {folder}`$"):
+            vitrail.train(folder, out=tmp_path / "run")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What takes the run
+
+
+@pytest.fixture
+def run(idx_set: Path, tmp_path: Path) -> Path:
+    return pretrain(out=tmp_path / "pre").folder
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_every_command_takes_the_run_or_says_what_to_do(run: Path, image: Path, tmp_path: Path, typed: Typed) -> None:
+    before = (run / "evaluation.json").read_text()
+    scored = typed("evaluate", run)
+    assert scored.code == 0, scored.err
+    assert "k-NN accuracy" in scored.out
+    assert "effective rank, dimensions" in scored.out
+    assert json.loads((run / "evaluation.json").read_text()) == json.loads(before)
+    told = json.loads(typed("evaluate", run, "mnist", "--json").out)
+    assert (told["split"], told["headline"]["name"]) == ("test", "knn_accuracy")
+
+    assert typed("predict", run, image) == Said(
+        2, "", f"vitrail: {run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`\n"
+    )
+    for method in (["attention"], ["rollout"], ["pca"], ["similarity", "--query", "14,14"]):
+        shown = typed("explain", run, image, "--method", *method, "--out", tmp_path / "explained")
+        assert shown.code == 0, shown.err
+    assert "no class to explain" in typed("explain", run, image, "--method", "relevance", "--out", tmp_path / "no").err
+    probed = typed("probe", run, "mnist")
+    assert probed.code == 0, probed.err
+    assert "linear probe" in probed.out
+
+    short = [word for word in TYPED if word.startswith("--train.")]
+    tuned = typed("train", "mnist", "--weights", run, "--recipe", "finetune", *short, "--out", tmp_path / "tuned")
+    assert tuned.code == 0, tuned.err
+    assert "linear probe:" in tuned.out
+    assert len(vitrail.load(tmp_path / "tuned").classes) == 10
+    assert "is finished" in typed("resume", run).err
+
+
+def test_images_without_classes_score_a_run(run: Path, tmp_path: Path, typed: Typed) -> None:
+    rng = np.random.default_rng(1)
+    (tmp_path / "loose").mkdir()
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(tmp_path / "loose" / f"{i}.png")
+    scored = typed("evaluate", run, tmp_path / "loose", "--split", "train")
+    assert scored.code == 0, scored.err
+    assert "k-NN" not in scored.out
+    assert "effective rank, dimensions" in scored.out
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_the_command_trains_and_says_what_is_next(tmp_path: Path, typed: Typed) -> None:
+    said = typed("pretrain", "mnist", "--method", "mae", *TYPED, "--train.eval_every", "0.4", "--out", tmp_path / "run")
+    assert said.code == 0, said.err
+    assert re.search(r"^step \d: validation knn accuracy [\d.]+% \([\d.]+% to [\d.]+%\)$", said.out, re.MULTILINE)
+    assert re.search(r"^test knn accuracy [\d.]+% \(95 % interval .*\) on 20 images, after 3 steps", said.out, re.MULTILINE)
+    following = said.out.partition("What to run next:\n")[2].splitlines()
+    run = tmp_path / "run"
+    assert following == [
+        f"  vitrail train DATA --weights {run}",
+        f"  vitrail probe {run} DATA",
+        f"  vitrail explain {run} IMAGE.png --method pca",
+    ]
+
+
+@pytest.mark.usefixtures("idx_set")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--method", "maee"], r'method "maee" is none of mae; did you mean "mae"\?'),
+        (["--methd", "mae"], r"--methd is not an option of vitrail pretrain; did you mean --method\?"),
+        (["--mae.mask_ratio", "1.5"], "mae.mask_ratio 1.5 must be above 0 and below 1"),
+        (["--mae.mask_ration", "0.5"], r"did you mean --mae.mask_ratio\?"),
+        (["--model", "torchvision:resnet18"], "MAE needs a backbone that computes visible patches only: .*; use a ViT"),
+        (["--model", "timm:resnet18"], "MAE needs a backbone that computes visible patches only: .*; use a ViT"),
+        (["--model", "swin_t"], "MAE needs a backbone that computes visible patches only: Swin's windows .*; use a ViT"),
+        (
+            ["--model", "S+/4"],
+            'visible patches only: stem "conv" looks beyond each patch, so hidden ones would show; use stem "pa',
+        ),
+        (["--model", "Ti/28"], "MAE needs images of at least 2 patches; use a smaller patch or larger images"),
+        (["--model", "Ti/4", "--model.patch_drop_rate", "0.5"], "patch_drop_rate 0.5 hides patches, and so does `visible`"),
+        (
+            ["--model", "Ti/4", "--train.patch_sizes", "[2,4]"],
+            "MAE predicts the pixels of patches of 4x4, not of 2; leave train.p",
+        ),
+        (
+            ["--model.num_classes", "10"],
+            "model.num_classes 10 does not fit train.task mae, which needs no head; leave the setting",
+        ),
+        (["--recipe", "finetun"], r'recipe "finetun" is none of .*; did you mean "finetune"\?'),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, typed: Typed, words: list[str], says: str) -> None:
+    said = typed("pretrain", "mnist", "--out", tmp_path / "run", *words)
+    assert (said.code, said.out) == (2, "")
+    assert re.match(r"vitrail: ", said.err)
+    assert re.search(says, said.err), said.err
+    assert len(said.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_images_is_one_line(tmp_path: Path, typed: Typed) -> None:
+    (tmp_path / "empty").mkdir()
+    said = typed("pretrain", tmp_path / "empty", "--out", tmp_path / "run")
+    assert (said.code, said.out) == (2, "")
+    assert re.fullmatch(r"vitrail: .*empty has no images in class folders: it is empty; .*\n", said.err)
+    (tmp_path / "empty" / "notes.txt").write_text("nothing")
+    said = typed("pretrain", tmp_path / "empty", "--out", tmp_path / "run")
+    assert re.fullmatch(r"vitrail: .*empty holds no images; put some there, in folders or without\n", said.err)
+    said = typed("pretrain", "fashion-smaple")
+    assert re.search(r'did you mean "fashion-sample"\?\n$', said.err)
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_settings_without_effect_are_named(tmp_path: Path, typed: Typed) -> None:
+    idle = ["--augment.mixup_alpha", "0.8", "--distill.teacher", "nowhere", "--optim.label_smoothing", "0.1"]
+    said = typed(
+        "pretrain", "mnist", *TYPED, *idle, "--data.balance", "loss", "--train.ladder", "true", "--out", tmp_path / "run"
+    )
+    assert said.code == 0, said.err
+    notes = [line for line in said.out.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        f"note: {what} not used by train.task mae; it has no effect here"
+        for what in (
+            "distill's settings are",
+            "augment.mixup_alpha is",
+            "optim.label_smoothing is",
+            "data.balance loss is",
+            "train.ladder is",
+        )
+    ]
+    said = typed("train", "mnist", *TYPED, "--out", tmp_path / "train")
+    assert said.code == 0, said.err
+    assert "note: mae's settings are not used by train.task classify; it has no effect here" in said.out
+
+
+def test_help_names_the_method_and_its_settings(typed: Typed) -> None:
+    page = typed("pretrain", "--help").out
+    assert page.startswith("usage: vitrail pretrain [DATA]")
+    for word in ("--method", "--mae.mask_ratio", "k-NN accuracy", "effective", "reconstructions"):
+        assert word in page
