@@ -590,7 +590,6 @@ NO_TIMM = {
     "vit_base_patch16_rope_mixed_224": "rotary",
     "test_vit4": "RMSNorm",
     "cait_s24_224": "something else",
-    "swin_tiny_patch4_window7_224": "no plain ViT is in",
     "resnet18": "no plain ViT is in",
 }
 NOT_SHOWN = {  # rotary positions leave nothing in a file: a question that only the plain ViT of these tensors can answer

@@ -1,4 +1,4 @@
-"""Checkpoints to our models, and our models to files."""
+"""Load checkpoints as our models, and write our models to files."""
 
 from __future__ import annotations
 

@@ -51,13 +51,8 @@ class DefaultTransform(NamedTuple):
 
 _PILLOW = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # filters by their number
 _NEAREST: dict[str, Filter] = {
-    "bicubic": "bicubic",
-    "lanczos": "bicubic",
-    "random": "bicubic",  # timm's, for training
-    "bilinear": "bilinear",
-    "hamming": "bilinear",
-    "box": "bilinear",
-    "nearest": "bilinear",
+    **dict.fromkeys(("bicubic", "lanczos", "random"), "bicubic"),  # timm trains with random ones
+    **dict.fromkeys(("bilinear", "hamming", "box", "nearest"), "bilinear"),
 }
 
 

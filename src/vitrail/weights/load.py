@@ -1,4 +1,4 @@
-"""One call for every origin of weights: read, recognise, infer, adapt, load, and the receipt of it all."""
+"""Load weights from any source: read, recognise, infer, adapt, load, and attach the receipt."""
 
 # D width · C channels · P patch · L patches
 
@@ -39,11 +39,11 @@ from vitrail.weights.swin import is_swin, load_swin
 from vitrail.weights.trained import load_trained
 
 BACKBONE_SHARE = 0.95
-"""Least share of the backbone's parameters that comes from the file."""
+"""Minimum share of the backbone's parameters that must come from the file."""
 HEADS = ("head.", "head_dist.", "pre_logits.")
 Channels = Literal["repeat", "keep"]
 GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
-"""Classes of timm, torch and open_clip."""
+"""Activation by class of timm, torch and open_clip."""
 
 
 @printable_errors()
@@ -58,22 +58,22 @@ def load(
     channels: Channels = "repeat",
     **config_changes: Any,
 ) -> Backbone:
-    """A model with anybody's weights, at the size, channels and classes that are asked for, in evaluation mode.
+    """Load a model with weights from any source, for a given size, channels and classes, in evaluation mode.
 
     `source` is a Hub id ("timm/vit_small_patch16_224.augreg_in21k", at a `revision`), a file (.safetensors, .npz, .pth,
     .pt, .bin), a folder (a run, or one that transformers or timm wrote), a state dict, a model of another library, or a
-    name: of "B/16" the weights are random, of the baselines "torchvision:resnet50" and "timm:…" their library's own. What is
-    not asked for is as in the file. Any field of ViTConfig can be changed, and answers what no tensor tells (`num_heads=8`).
-    Positions are resized as timm does, patches as FlexiViT does.
-    `channels` says how the stem takes others: "repeat" scales its filters over all, "keep" leaves the first as they are and
-    lets the rest start at zero.
+    name: of "B/16" the weights are random, of the baselines "torchvision:resnet50" and "timm:…" their library's own. Other
+    settings are those of the file. Any field of ViTConfig can be changed, and answers what no tensor determines
+    (`num_heads=8`). Positions are resized as timm does, patches as FlexiViT does.
+    `channels` selects how the stem adapts to others: "repeat" scales its filters over all, "keep" leaves the first as they
+    are and initialises the rest to zero.
 
-    `model.receipt` says what became of every tensor; `model.preprocessing` and `model.classes` come with the weights.
-    Raises ValueError, in one line, for a source that can't be read, a checkpoint that is not a plain ViT or does not tell
-    its shape, and where less than 95 % of the backbone comes from the file (with `strict=False`, a warning).
+    `model.receipt` states the status of every tensor; `model.preprocessing` and `model.classes` come with the weights.
+    Raises ValueError, in one line, for a source that can't be read, a checkpoint that is not a plain ViT or does not
+    determine its shape, and if less than 95 % of the backbone comes from the file (with `strict=False`, a warning).
     """
-    asked = {"num_classes": num_classes, "img_size": img_size, "in_channels": in_channels}
-    changes = {name: value for name, value in asked.items() if value is not None} | config_changes
+    arguments = {"num_classes": num_classes, "img_size": img_size, "in_channels": in_channels}
+    changes = {name: value for name, value in arguments.items() if value is not None} | config_changes
     check_fields(changes)  # a field that does not exist is named before anything is fetched
     check_choices(changes)
     return open_weights(source, revision=revision).build(changes, channels=channels, strict=strict)
@@ -118,27 +118,27 @@ def open_weights(
 def load_vit(
     checkpoint: Checkpoint, known: ViTConfig | None, changes: Mapping[str, Any], *, channels: Channels, strict: bool
 ) -> ViT:
-    """A plain ViT with the weights of a checkpoint; `known` is the config of a model of ours."""
+    """Load a plain ViT from a checkpoint; `known` is the config of a model of ours."""
     tensors = unstack(checkpoint.tensors)
     theirs = checkpoint.shapes if tensors is checkpoint.tensors else {name: tuple(t.shape) for name, t in tensors.items()}
-    found = recognise(tensors, (OURS,) if known else LAYOUTS)
+    match = recognise(tensors, (OURS,) if known else LAYOUTS)
     if strict:
-        refuse_foreign(found)
-    overrides = {"heads": found.heads(theirs), **changes}
+        refuse_foreign(match)
+    overrides = {"heads": match.heads(theirs), **changes}
     stored = (
         of_ours(known)
         if known
-        else infer(found.shapes(theirs), found.layout, config=checkpoint.config, overrides=overrides, prefix=found.prefix)
+        else infer(match.shapes(theirs), match.layout, config=checkpoint.config, overrides=overrides, prefix=match.prefix)
     )
     config = configured(stored.config, dict(changes))
     with torch.device("meta"):
         model = ViT(config)
-    state, entries = Adaptation(model, stored, found, tensors, theirs, channels, strict).made()
+    state, entries = Adaptation(model, stored, match, tensors, theirs, channels, strict).made()
     if strict:
-        refuse_gaps([entry for entry in entries if entry.name not in found.sources], stored.config, checkpoint.file)
+        refuse_gaps([entry for entry in entries if entry.name not in match.sources], stored.config, checkpoint.file)
     model.load_state_dict(state, strict=True, assign=True)  # the one place that loads
     model.reset_parameters(only={entry.name for entry in entries if entry.fresh})
-    return documented(model.eval(), entries, checkpoint, found, stored, strict=strict)
+    return attach_card(model.eval(), entries, checkpoint, match, stored, strict=strict)
 
 
 class Load(Protocol):
@@ -147,11 +147,11 @@ class Load(Protocol):
     def __call__(
         self, checkpoint: Checkpoint, known: Any, changes: Mapping[str, Any], *, channels: Channels, strict: bool
     ) -> Backbone:
-        """The model, in evaluation mode, with its receipt."""
+        """Return the model, in evaluation mode, with its receipt."""
 
 
 class Reader(NamedTuple):
-    """How checkpoints of one family are read."""
+    """Functions that read checkpoints of one family."""
 
     load: Load
     recognise: Callable[[Mapping[str, Any]], bool] = lambda tensors: False
@@ -172,21 +172,21 @@ READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is
 
 
 def check_choices(changes: Mapping[str, Any]) -> None:
-    """Raises ValueError for a word that is none of its field's."""
+    """Raise ValueError for a string that is no choice of its field."""
     for name, choices in choices_of_a_model().items():
         if name in changes and changes[name] not in choices:
-            meant = nearest(str(changes[name]), list(choices))
-            raise ValueError(f'{name} "{changes[name]}" is none of {", ".join(choices)}{meant}')
+            suggestion = nearest(str(changes[name]), list(choices))
+            raise ValueError(f'{name} "{changes[name]}" is none of {", ".join(choices)}{suggestion}')
 
 
 def is_name(source: Any) -> bool:
-    """Whether a source is a name such as "B/16", whose weights are random, and no file of that name is there."""
+    """Return whether a source is a name such as "B/16", whose weights are random, and not an existing file."""
     family = named_family(source)
     return family is not None and (family.config not in READERS or READERS[family.config].published is None)
 
 
 def named_family(source: Any) -> Family | None:
-    """The family of a source that is a model's name; None for a file, a folder, a Hub id and anything that is no name."""
+    """Return the family of a source that is a model's name; None for a file, a folder, a Hub id and any other text."""
     if not isinstance(source, str) or (os.path.exists(source) and not is_baseline(source)):
         return None
     try:
@@ -196,7 +196,7 @@ def named_family(source: Any) -> Family | None:
 
 
 def fresh(name: str, changes: Mapping[str, Any]) -> Backbone:
-    """A model with random weights."""
+    """Build a model with random weights."""
     model = create_model(name, **changes)
     entries = (Entry(key, "new", value.numel()) for key, value in model.state_dict().items())
     model.receipt = Receipt(origin="random weights", file=name, sha256=None, licence=None, entries=tuple(entries))
@@ -206,7 +206,7 @@ def fresh(name: str, changes: Mapping[str, Any]) -> Backbone:
 def opened(
     source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module, revision: str | None
 ) -> tuple[Checkpoint, Any | None]:
-    """The tensors of a source, and the config that says everything: that of a run, or of a model of ours."""
+    """Read the tensors of a source, and the config of a run or of a model of ours, which states everything."""
     if isinstance(source, Backbone):
         images = {} if source.preprocessing is None else {"preprocessing": dataclasses.asdict(source.preprocessing)}
         known = {"label_names": list(source.classes), "multi_label": source.multi_label}
@@ -220,7 +220,7 @@ def opened(
     path = Path(source)
     if not path.exists():
         if not hub.looks_like_repo(str(source)):
-            raise ValueError(f'"{source}" does not exist, and is neither a Hub id nor a name of a model{meant(str(source))}')
+            raise ValueError(f'"{source}" does not exist, and is neither a Hub id nor a name of a model{suggest(str(source))}')
         path = fetched(str(source), revision)
         checkpoint = dataclasses.replace(read(path), file=str(source))
         hub.check(path, checkpoint.sha256 or "")
@@ -231,8 +231,8 @@ def opened(
     return read(path), None
 
 
-def meant(text: str) -> str:
-    """What is wrong with a name that seems to be meant as one, else what could be given."""
+def suggest(text: str) -> str:
+    """Return the error of what looks like a model's name, else what could be given."""
     try:
         parse_name(text)
     except ValueError as error:
@@ -242,7 +242,7 @@ def meant(text: str) -> str:
 
 
 def fetched(repo: str, revision: str | None) -> Path:
-    """The folder of a Hub repository. An error for what may have been meant as a path says that there is none."""
+    """Download a Hub repository and return its folder. An error mentions that no path of that name exists."""
     try:
         return hub.fetch(repo, revision=revision)
     except ValueError as error:
@@ -252,24 +252,24 @@ def fetched(repo: str, revision: str | None) -> Path:
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
-    """What a live model has for a config.json: transformers' own, or as timm writes it, from what its parts say."""
+    """Return a config.json for a live model: transformers' own, or timm's form, from attributes of its modules."""
     parts = list(model.modules())
     configs: Iterator[Any] = (getattr(part, "config", None) for part in parts)
     if config := next((config for config in configs if hasattr(config, "to_dict")), None):  # transformers
         return dict(config.to_dict())
 
     def first(kind: type, *names: str) -> Any:
-        found = (getattr(part, name, None) for part in parts for name in names)
-        return next((value for value in found if isinstance(value, kind)), None)
+        values = (getattr(part, name, None) for part in parts for name in names)
+        return next((value for value in values if isinstance(value, kind)), None)
 
-    made_by_timm = first(dict, "pretrained_cfg") or {}
+    pretrained_cfg = first(dict, "pretrained_cfg") or {}
     grids = (getattr(part, "grid_size", None) for part in parts)  # timm's PatchEmbed, open_clip's towers
     patches = (getattr(part, "patch_size", None) for part in parts)
     grid, patch = (next((pair_of(value) for value in values if pair_of(value)), None) for values in (grids, patches))
-    own_size = (grid[0] * patch[0], grid[1] * patch[1]) if grid and patch else first(int, "image_size")
+    image_size = (grid[0] * patch[0], grid[1] * patch[1]) if grid and patch else first(int, "image_size")
     tanh = any(getattr(part, "approximate", "none") == "tanh" for part in parts)  # torch's GELU
-    said = {
-        "img_size": own_size,
+    arguments = {
+        "img_size": image_size,
         "num_heads": first(int, "num_heads", "heads"),
         "global_pool": first(str, "global_pool"),
         "pool_include_prefix": first(bool, "pool_include_prefix"),
@@ -279,14 +279,14 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         else next((GELUS[k] for k in (type(part).__name__ for part in parts) if k in GELUS), None),
     }
     return {
-        "architecture": made_by_timm.get("architecture", ""),
-        "pretrained_cfg": dict(made_by_timm),
-        "model_args": {name: value for name, value in said.items() if value is not None},
+        "architecture": pretrained_cfg.get("architecture", ""),
+        "pretrained_cfg": dict(pretrained_cfg),
+        "model_args": {name: value for name, value in arguments.items() if value is not None},
     }
 
 
 def pair_of(value: Any) -> Pair | None:
-    """Two whole numbers of a library's attribute, or one for both; None for anything else."""
+    """Return two integers of a library's attribute, or one for both; None for any other value."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value, value
     both = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(side, int) for side in value)
@@ -294,7 +294,7 @@ def pair_of(value: Any) -> Pair | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `vitrail train` or `save_model` wrote the folder."""
+    """Return whether `vitrail train` or `save_model` wrote the folder."""
     try:
         return (folder / SETTINGS).exists() or '"vitrail"' in (folder / CONFIG).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -302,7 +302,7 @@ def is_run(folder: Path) -> bool:
 
 
 def of_ours(cfg: ViTConfig) -> Inferred:
-    """A model of ours, whose config says everything."""
+    """Return the description of a model of ours, whose config states everything."""
     grid = tuple(side // patch for side, patch in zip(pair(cfg.img_size), pair(cfg.patch_size), strict=True))
     placed = () if cfg.no_embed_class else ("cls",) * cfg.class_token + ("dist",) * cfg.dist_token
     return Inferred(cfg, (grid[0], grid[1]), placed, ())
@@ -314,40 +314,40 @@ def of_ours(cfg: ViTConfig) -> Inferred:
 
 @dataclass
 class Adaptation:
-    """A file's tensors on their way into a model that may look at other images."""
+    """Adaptation of a file's tensors to a model for other images."""
 
     model: ViT
-    """On the meta device: its shapes are what is wanted."""
+    """On the meta device: its shapes are the target."""
     stored: Inferred
-    found: Recognised
+    match: Recognised
     tensors: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
-    """Of the file's tensors: what is dropped is not read."""
+    """Of the file's tensors: those that are dropped are not read."""
     channels: Channels
     strict: bool
     _used: set[str] = field(default_factory=set)
 
     def made(self) -> tuple[dict[str, Tensor], tuple[Entry, ...]]:
-        """Every tensor of the model, and what became of each; one copy of the weights in all, made tensor by tensor."""
+        """Return every tensor of the model, and its entry in the receipt; one copy of the weights in all."""
         state: dict[str, Tensor] = {}
         entries: list[Entry] = []
         for name, slot in self.model.state_dict().items():
             value, status, note = self.one(name, slot)
-            state[name] = own(value, slot)
+            state[name] = owned(value, slot)
             entries.append(Entry(name, status, slot.numel(), note, head=name.startswith(HEADS)))
         return state, (*entries, *self.dropped())
 
     def one(self, name: str, slot: Tensor) -> tuple[Tensor | None, Status, str]:
-        """The value for one tensor of the model (None: fresh), its status and what was done."""
+        """Return the value for one tensor of the model (None: fresh), its status and what was changed."""
         if name == "pos_embed":
             return self.positions(slot)
         weight = f"{name.removesuffix('bias')}weight" if name.endswith(".bias") else None
         if weight is not None and weight not in self._used:  # a layer is made afresh as a whole
             return None, "new", ""
-        if name not in self.found.sources:
+        if name not in self.match.sources:
             zero = slot.new_zeros(slot.shape, device="cpu")
             return (None, "new", "") if weight is None else (zero, "new", "zero: the file has none")
-        value = self.found.sources[name].read(self.tensors)
+        value = self.match.sources[name].read(self.tensors)
         if slot.is_floating_point() and (not value.is_floating_point() or value.itemsize == 1):
             raise ValueError(f"{name} holds numbers of type {value.dtype}: quantised weights need the code that made them")
         status: Status = "exact"
@@ -370,11 +370,11 @@ class Adaptation:
         return value, status, ", ".join(notes)
 
     def replaced(self, name: str) -> bool:
-        """Whether a tensor that does not fit is one that the user asked to have anew: a head, registers."""
+        """Return whether a tensor that does not fit belongs to a part that the caller replaces: a head, registers."""
         return name.startswith(HEADS) or name == "reg_token"
 
     def stem(self, weight: Tensor, slot: Tensor) -> tuple[Tensor, Status, list[str]]:
-        """The patches' projection for other channels and other patches."""
+        """Adapt the patch projection to other channels and other patches."""
         notes, status = [], "exact"
         old, new = tuple(weight.shape), tuple(slot.shape)
         if old != new and self.model.config.patch_norm:
@@ -390,7 +390,7 @@ class Adaptation:
         return weight, status, notes  # type: ignore[return-value]
 
     def positions(self, slot: Tensor) -> tuple[Tensor | None, Status, str]:
-        """The position embedding for the model's grid and for the tokens to which it gives a row."""
+        """Adapt the position embedding to the model's grid and to the prefix tokens that have a row in it."""
         grid, dim = self.model.grid, slot.shape[-1]
         front = torch.zeros(1, self.model.placed_tokens, dim)
         if self.model.config.pos_embed == "sincos2d":
@@ -399,11 +399,11 @@ class Adaptation:
                 return value, "new", "computed"
             self._used.add("pos_embed")
             return (value, "exact", "") if grid == self.stored.grid else (value, "resized", "computed")
-        if "pos_embed" not in self.found.sources:
-            if not self.found.layout.computes_positions:
+        if "pos_embed" not in self.match.sources:
+            if not self.match.layout.computes_positions:
                 return None, "new", ""
             return torch.cat([front, sincos_of_files(grid, dim)], dim=1), "new", "computed, as its code does"
-        table = self.found.sources["pos_embed"].read(self.tensors).reshape(1, -1, dim).float()
+        table = self.match.sources["pos_embed"].read(self.tensors).reshape(1, -1, dim).float()
         self._used.add("pos_embed")
         own_rows = self.rows()
         kinds = ("cls", "dist")[: self.model.placed_tokens]
@@ -419,46 +419,46 @@ class Adaptation:
         return value, "adapted", f"{table.shape[1]} -> {value.shape[1]} rows{more}"
 
     def rows(self) -> dict[str, Float[Tensor, "1 n D"]]:
-        """The file's positions of the tokens before the patches, by the kind of token."""
-        if "pos_embed" not in self.found.sources:
+        """Return the file's positions of the prefix tokens, by the kind of token."""
+        if "pos_embed" not in self.match.sources:
             return {}
-        table = self.found.sources["pos_embed"].read(self.tensors)
+        table = self.match.sources["pos_embed"].read(self.tensors)
         if table.ndim == 4:
             return {}
-        made, start = {}, 0
+        rows, start = {}, 0
         for kind in dict.fromkeys(self.stored.positions_for):
             count = self.stored.positions_for.count(kind)
-            made[kind] = table[:, start : start + count].float()
+            rows[kind] = table[:, start : start + count].float()
             start += count
-        return made
+        return rows
 
     def moved(self, kind: str) -> Tensor | None:
-        """The position of a token to which the model gives none: added to the token itself, it says the same."""
+        """Return the position of a token that has no row in the model: added to the token, it gives the same."""
         if self.model.placed_tokens and kind != "reg":
             return None
         return self.rows().get(kind)
 
     def dropped(self) -> Iterator[Entry]:
-        """What of the file is not in the model."""
-        for name, source in self.found.sources.items():
+        """Yield the tensors of the file that are not in the model."""
+        for name, source in self.match.sources.items():
             count = sum(math.prod(self.shapes[part]) for part in source.theirs)
             if name not in self._used and count:  # vit-pytorch's mean has a class token of no rows
                 yield Entry(name, "dropped", count, head=name.startswith(HEADS))
-        for name in (*self.found.foreign, *self.found.outside):
+        for name in (*self.match.foreign, *self.match.outside):
             yield Entry(name, "dropped", math.prod(self.shapes[name]))
 
 
 TOKENS = {"cls_token": "cls", "dist_token": "dist", "reg_token": "reg"}
 
 
-def own(value: Tensor | None, slot: Tensor) -> Tensor:
-    """Memory of the model's own, in its type: nothing of a model depends on a file that somebody may change."""
-    made = torch.empty_like(slot, device="cpu")  # in the order of memory that the layer wants: channels last in a conv stem
-    return made if value is None else made.copy_(value)
+def owned(value: Tensor | None, slot: Tensor) -> Tensor:
+    """Copy a value to new memory of the model's dtype: a model must not depend on a file that may change."""
+    copy = torch.empty_like(slot, device="cpu")  # in the order of memory that the layer wants: channels last in a conv stem
+    return copy if value is None else copy.copy_(value)
 
 
 def sincos_of_files(grid: Pair, dim: int) -> Float[Tensor, "1 L D"]:
-    """The fixed positions of big_vision and SimpleViT, which their files leave out (Beyer et al. 2022).
+    """Compute the fixed positions of big_vision and SimpleViT, which their files omit (Beyer et al. 2022).
 
     As `models.positions.sincos_2d`, but the frequencies reach 1 / 10,000 with the last one.
     """
@@ -469,7 +469,7 @@ def sincos_of_files(grid: Pair, dim: int) -> Float[Tensor, "1 L D"]:
 
 
 def refuse_gaps(entries: Iterable[Entry], stored: ViTConfig, file: str) -> None:
-    """Raises ValueError where a tensor of the backbone, one of `entries`, is missing that the model in the file has."""
+    """Raise ValueError if one of `entries` is missing, in the backbone, that the model in the file has."""
     fresh = [entry.name for entry in entries if entry.fresh and not entry.head]
     if not fresh:
         return
@@ -482,43 +482,43 @@ def refuse_gaps(entries: Iterable[Entry], stored: ViTConfig, file: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What the model knows of itself
+# Card
 
 
 def licence_of(config: Mapping[str, Any]) -> str | None:
-    """What a run's config.json, or timm's, says of the licence."""
+    """Return the licence in the config.json of a run, or of timm."""
     ours, timms = config.get("vitrail"), config.get("pretrained_cfg")
-    said = (ours.get("licence") if isinstance(ours, dict) else None) or (
+    licence = (ours.get("licence") if isinstance(ours, dict) else None) or (
         timms.get("license") if isinstance(timms, dict) else None
     )
-    return said if isinstance(said, str) else None
+    return licence if isinstance(licence, str) else None
 
 
-def documented(
+def attach_card(
     model: ViT,
     entries: tuple[Entry, ...],
     checkpoint: Checkpoint,
-    found: Recognised,
+    match: Recognised,
     stored: Inferred,
     *,
     strict: bool,
 ) -> ViT:
-    """The model with its receipt, preprocessing and class names."""
+    """Attach receipt, preprocessing and class names to the model."""
     given = preprocessing_for(
         img_size=pair(model.config.img_size),
         in_channels=model.config.in_channels,
         num_classes=model.config.num_classes if model.config.num_classes == stored.config.num_classes else -1,
         config=checkpoint.config,
         preprocessor=checkpoint.preprocessor,
-        origin=found.layout.name,
+        origin=match.layout.name,
         file_img_size=pair(stored.config.img_size),
     )
     notes = list(checkpoint.notes)
-    if found.others:
-        shown = ", ".join(prefix.rstrip("./") or "without a prefix" for prefix in found.others)
-        notes.append(f"took {found.prefix.rstrip('./') or 'the one without a prefix'}; the file also holds {shown}")
+    if match.others:
+        shown = ", ".join(prefix.rstrip("./") or "without a prefix" for prefix in match.others)
+        notes.append(f"took {match.prefix.rstrip('./') or 'the one without a prefix'}; the file also holds {shown}")
     receipt = Receipt(
-        origin=found.layout.name,
+        origin=match.layout.name,
         file=checkpoint.file,
         sha256=checkpoint.sha256,
         licence=checkpoint.licence or licence_of(checkpoint.config),
@@ -531,11 +531,11 @@ def documented(
     model.card = given.card(receipt)
     if receipt.backbone_share < BACKBONE_SHARE:
         fresh = [entry.name for entry in entries if entry.status == "new" and not entry.head]
-        says = (
+        message = (
             f"only {receipt.backbone_share:.1%} of the backbone's parameters come from {checkpoint.file}, at least "
             f"{BACKBONE_SHARE:.0%} have to; fresh are {', '.join(fresh[:3])}{' …' if len(fresh) > 3 else ''}"
         )
         if strict:
-            raise ValueError(f"{says}; leave the field out that asks for them, or give strict=False")
-        warnings.warn(says, stacklevel=3)
+            raise ValueError(f"{message}; leave the field out that asks for them, or give strict=False")
+        warnings.warn(message, stacklevel=3)
     return model

@@ -1,4 +1,4 @@
-"""A run folder's model: config.json says what it is, model.safetensors holds its weights, each with its hash."""
+"""Save and read the model of a run folder: config.json and model.safetensors, with its hash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG, WEIGHTS, SETTINGS = "config.json", "model.safetensors", "config.yaml"
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run folder says of its model."""
+    """Description of the model in a run folder."""
 
     folder: Path
     config: Any
@@ -35,7 +35,7 @@ class RunInfo:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     data: str
-    """The data set that it was trained on: a name or a path."""
+    """Dataset that it was trained on: a name or a path."""
     sha256: str
     """Of model.safetensors."""
     multi_label: bool = False
@@ -43,10 +43,10 @@ class RunInfo:
 
 
 def save_model(model: Backbone, folder: Path, *, data: str) -> None:
-    """Writes model.safetensors and config.json, each whole or not at all. The folder is then one that `load` takes.
+    """Write model.safetensors and config.json atomically. `load` reads the folder.
 
-    timm opens it too, where it can be this model. Registers have no position, and timm knows that of all tokens before the
-    patches only: the class token's position is then saved as part of the token. A baseline's tensors have its library's names.
+    timm opens it too, if it has such a model. Registers have no position, and in timm all prefix tokens have one or none: the
+    class token's position is then saved as part of the token. A baseline's tensors have its library's names.
     """
     if model.preprocessing is None:
         raise ValueError("the model does not say what happens to its images; set model.preprocessing before it is saved")
@@ -80,9 +80,9 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a .safetensors file, readable by whom the umask lets read.
+    """Write a .safetensors file with the permissions of the umask.
 
-    safetensors itself leaves a file that only its owner can read: a colleague, or the server's user, could not load the model.
+    safetensors itself writes a file that only its owner can read: a colleague, or the server's user, could not load the model.
     """
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
@@ -93,7 +93,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a draft beside `path`, which takes its place once it is written: whole or not at all."""
+    """Yield a draft beside `path`, which replaces it once it is written."""
     draft = path.with_name(f"{path.name}.part")
     try:
         yield draft
@@ -104,14 +104,14 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 def put(draft: Path, path: Path) -> None:
-    """Renames a draft that is written, and waits until both are on the disk: whole or not at all, also where power fails."""
+    """Rename a draft to its path, with fsync before and after: atomic even if power fails."""
     sync(draft)
     os.replace(draft, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -120,21 +120,21 @@ def sync(path: Path) -> None:
 
 
 def come_from(model: Backbone) -> dict[str, Any]:
-    """The receipt of the checkpoint that the weights started from, and its licence; empty for weights that started as random.
+    """Return receipt and licence of the checkpoint that training started from; empty for random weights.
 
-    Of a file's path the last part only: where it lay is nobody's business.
+    A file's path is cut to its last part, for privacy.
     """
     receipt = model.receipt
     if receipt is None or not receipt.total("exact", "resized", "adapted"):
         return {}
-    told = receipt.to_dict()
+    entry = receipt.to_dict()
     if os.path.isabs(receipt.file) or os.path.exists(receipt.file):  # else it is a Hub id, or none at all
-        told["file"] = Path(receipt.file).name
-    return {"licence": receipt.licence, "receipt": told}
+        entry["file"] = Path(receipt.file).name
+    return {"licence": receipt.licence, "receipt": entry}
 
 
 def read_run(folder: str | Path) -> RunInfo:
-    """What config.json says. Raises ValueError for a folder that is no finished run."""
+    """Read config.json. Raises ValueError for a folder that is no finished run."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f'run folder "{folder}" does not exist; `vitrail train` makes one')
@@ -162,6 +162,6 @@ def read_run(folder: str | Path) -> RunInfo:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Swin Transformer checkpoints of timm, torchvision, transformers and the paper's code: recognised, read and written back."""
+"""Swin Transformer checkpoints of timm, torchvision, transformers and the paper's code: recognise, load and rename."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config import configured, pair
-from vitrail.models.receipt import Entry, Receipt
+from vitrail.models.receipt import Entry, Receipt, Status
 from vitrail.models.swin import Swin
 from vitrail.models.windows import resize_bias_table
 from vitrail.settings.swin import SwinConfig
@@ -41,7 +41,7 @@ def names_of(keys: Mapping[str, Any]) -> tuple[str, Names] | None:
 
 
 def infer(shapes: Mapping[str, Shape], names: Names, *, img_size: Any) -> SwinConfig:
-    """The config of the model in a file. Raises ValueError for tensors that make no Swin Transformer."""
+    """Infer the config of the model in a file. Raises ValueError for tensors that make no Swin Transformer."""
 
     def shape(name: str) -> Shape:
         theirs = names(name)
@@ -73,7 +73,7 @@ def infer(shapes: Mapping[str, Shape], names: Names, *, img_size: Any) -> SwinCo
 
 
 def is_swin(tensors: Mapping[str, Any]) -> bool:
-    """Whether tensors of these names make a Swin Transformer."""
+    """Return whether tensors of these names are those of a Swin Transformer."""
     return names_of(tensors) is not None
 
 
@@ -85,15 +85,15 @@ def load_swin(
     channels: Literal["repeat", "keep"] = "repeat",
     strict: bool = True,
 ) -> Swin:
-    """A Swin Transformer with the weights of a checkpoint, in evaluation mode; see `vitrail.load`.
+    """Load a Swin Transformer from a checkpoint, in evaluation mode; see `vitrail.load`.
 
     `known` is the config of a model of ours. Windows of another side resize the relative position bias. Raises ValueError for
     tensors that make no Swin Transformer of version 1, or not all of one (with `strict=False`, fresh weights fill the gaps).
     """
-    found = names_of(checkpoint.tensors)
-    if found is None:
+    match = names_of(checkpoint.tensors)
+    if match is None:
         raise ValueError(f"{checkpoint.file} is no Swin Transformer of timm, torchvision, transformers or the paper's code")
-    library, names = found
+    library, names = match
     shapes = checkpoint.shapes
     stored = known or infer(shapes, names, img_size=own_size(checkpoint.config) or 224)
     config = configured(stored, dict(changes))
@@ -117,30 +117,37 @@ def load_swin(
             raise ValueError(f"{checkpoint.file} has no {missing[0]}, so the Swin Transformer is not complete")
         used.update(theirs)
         parts = [checkpoint.tensors[one] for one in theirs]
-        value = (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
-        status, note = ("exact", "") if len(parts) == 1 else ("exact", "query, key and value joined")
-        if name.endswith("relative_position_bias_table") and value.shape[0] != target.shape[0]:
-            old = (round(value.shape[0] ** 0.5) + 1) // 2
-            value = resize_bias_table(value, window=config.window_size)
-            status, note = "resized", f"window {old} -> {config.window_size}"
-        elif name == "patch_embed.proj.weight" and value.shape[1] != config.in_channels:
-            note = f"{value.shape[1]} -> {config.in_channels} channels"
-            value, status = adapt_channels(value, to=config.in_channels, how=channels), "adapted"
+        value, status, note = adapt(name, parts, target, config, channels)
         if value.shape != target.shape:
             raise ValueError(
                 f"{name} is {'x'.join(map(str, value.shape))} in {checkpoint.file}, and the model wants "
                 f"{'x'.join(map(str, target.shape))}; leave the field out that asks for it"
             )
         state[name] = value
-        entries.append(Entry(name, status, value.numel(), note, head=head))  # type: ignore[arg-type]
+        entries.append(Entry(name, status, value.numel(), note, head=head))
     unused = [name for name in shapes if name not in used and not _BUFFERS.search(name)]
     entries += [Entry(name, "dropped", torch.Size(shapes[name]).numel(), head="head" in name) for name in unused]
     model.load_state_dict(state, strict=True, assign=True)
-    return documented(model, checkpoint, library, stored, tuple(entries))
+    return attach_card(model, checkpoint, library, stored, tuple(entries))
 
 
-def documented(model: Swin, checkpoint: Checkpoint, library: str, stored: SwinConfig, entries: tuple[Entry, ...]) -> Swin:
-    """The model with its preprocessing, classes and receipt."""
+def adapt(
+    name: str, parts: list[Tensor], target: Tensor, config: SwinConfig, channels: Literal["repeat", "keep"]
+) -> tuple[Tensor, Status, str]:
+    """Adapt one tensor of ours, from its parts in the file, to the config: its value, status and what was changed."""
+    value = (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
+    if name.endswith("relative_position_bias_table") and value.shape[0] != target.shape[0]:
+        window = (round(value.shape[0] ** 0.5) + 1) // 2
+        value = resize_bias_table(value, window=config.window_size)
+        return value, "resized", f"window {window} -> {config.window_size}"
+    if name == "patch_embed.proj.weight" and value.shape[1] != config.in_channels:
+        note = f"{value.shape[1]} -> {config.in_channels} channels"
+        return adapt_channels(value, to=config.in_channels, how=channels), "adapted", note
+    return value, "exact", "" if len(parts) == 1 else "query, key and value joined"
+
+
+def attach_card(model: Swin, checkpoint: Checkpoint, library: str, stored: SwinConfig, entries: tuple[Entry, ...]) -> Swin:
+    """Attach preprocessing, classes and receipt to the model."""
     given = preprocessing_for(
         img_size=pair(model.config.img_size),
         in_channels=model.config.in_channels,
@@ -164,7 +171,7 @@ def documented(model: Swin, checkpoint: Checkpoint, library: str, stored: SwinCo
 
 
 def own_size(config: Mapping[str, Any]) -> int | tuple[int, int] | None:
-    """The image size that a config.json of timm or transformers names."""
+    """Return the image size in a config.json of timm or transformers."""
     pretrained = config.get("pretrained_cfg")
     size = pretrained.get("input_size") if isinstance(pretrained, Mapping) else None
     if isinstance(size, list | tuple) and len(size) == 3:

@@ -76,6 +76,11 @@ def literal(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value).lower()
 
 
+def same_names(config: Any, *names: str) -> dict[str, Any]:
+    """Return fields of a config that a library calls by the same names."""
+    return {name: getattr(config, name) for name in names}
+
+
 def canonical(cfg: ViTConfig) -> ViTConfig:
     """Reset settings that have no effect on the model."""
     changes: dict[str, Any] = {}

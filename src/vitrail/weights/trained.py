@@ -1,4 +1,4 @@
-"""Runs of any family: weights as they were saved, for the channels and classes that are asked for."""
+"""Load runs of any family: the saved weights, adapted to other channels and classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_trained(
     channels: Literal["repeat", "keep"],
     strict: bool = True,
 ) -> Backbone:
-    """The model of a run, in evaluation mode: another number of classes gets a fresh head, other channels an adapted stem.
+    """Load the model of a run, in evaluation mode: a new number of classes gets a fresh head, other channels an adapted stem.
 
     `known` is the run's config. Raises ValueError for a field that its family does not have, and for a file that is not this
     model's.
@@ -80,6 +80,6 @@ def load_trained(
 
 
 def _tensors_of(model: Backbone, paths: tuple[str, ...]) -> set[int]:
-    """The identities of the parameters and buffers of some modules."""
+    """Return the ids of the parameters and buffers of some modules."""
     modules: list[nn.Module] = [model.get_submodule(path) for path in paths]
     return {id(value) for module in modules for value in module.state_dict(keep_vars=True).values()}

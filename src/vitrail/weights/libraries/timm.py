@@ -38,6 +38,7 @@ from vitrail.weights.targets import (
     check,
     mlp_ratio,
     preprocessing_of,
+    same_names,
     with_token_rows,
 )
 
@@ -179,26 +180,15 @@ def labels(config: Config) -> Labels:
 # --------------------------------------------------------------------------------------------------------------------
 # Writing
 
-_VALUES: dict[str, Collection[Any] | None] = {
-    "mlp": GELUS,
-    "qkv_bias": ANY,
-    "qk_norm": ANY,
-    "init_values": ANY,
-    "pre_norm": ANY,
-    "final_norm": ANY,
-    "no_embed_class": ANY,
-}
+_ANY_VALUE = ("qkv_bias", "qk_norm", "init_values", "pre_norm", "final_norm", "no_embed_class")
+_VALUES: dict[str, Collection[Any] | None] = {"mlp": GELUS, **dict.fromkeys(_ANY_VALUE, ANY)}
 VIT = Class(
     "timm's VisionTransformer",
     {
         **_VALUES,
+        **dict.fromkeys(("fc_norm", "class_token", "reg_tokens", "pos_embed", "pool_include_prefix"), ANY),
         "norm_eps": (1e-6, 1e-5),
-        "fc_norm": ANY,
-        "class_token": ANY,
-        "reg_tokens": ANY,
-        "pos_embed": ANY,
         "pool": ("cls", "avg", "map"),
-        "pool_include_prefix": ANY,
     },
 )
 SWIGLU = Class(
@@ -242,11 +232,7 @@ def pretrained_cfg(cfg: Any, images: Preprocessing, licence: str | None, **more:
     """Return the part of config.json about the weights, which all models have."""
     return {
         "input_size": [cfg.in_channels, *images.img_size],
-        "mean": images.mean,
-        "std": images.std,
-        "crop_pct": images.crop_pct,
-        "crop_mode": images.crop_mode,
-        "interpolation": images.interpolation,
+        **same_names(images, "mean", "std", "crop_pct", "crop_mode", "interpolation"),
         "num_classes": cfg.num_classes,
         **more,
         **({"license": licence} if licence else {}),
@@ -261,25 +247,15 @@ def first_conv(cfg: Any) -> dict[str, Any]:
 def model_args(cfg: ViTConfig) -> dict[str, Any]:
     """Return the arguments of timm's class."""
     dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
+    same = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "qkv_bias", "qk_norm", "init_values", "pre_norm")
     args: dict[str, Any] = {
-        "img_size": cfg.img_size,
-        "patch_size": cfg.patch_size,
         "in_chans": cfg.in_channels,
-        "embed_dim": dim,
-        "depth": cfg.depth,
-        "num_heads": cfg.num_heads,
         "mlp_ratio": mlp_ratio(2 * hidden if cfg.mlp == "swiglu" else hidden, dim),
-        "qkv_bias": cfg.qkv_bias,
-        "qk_norm": cfg.qk_norm,
-        "init_values": cfg.init_values,
-        "pre_norm": cfg.pre_norm,
-        "final_norm": cfg.final_norm,
+        **same_names(cfg, *same, "final_norm"),
     }
     if not cfg.dist_token:
         args |= {
-            "fc_norm": cfg.fc_norm,
-            "class_token": cfg.class_token,
-            "reg_tokens": cfg.reg_tokens,
+            **same_names(cfg, "fc_norm", "class_token", "reg_tokens"),
             "no_embed_class": cfg.no_embed_class or cfg.reg_tokens > 0,  # without it timm's registers have positions
             "global_pool": "token" if cfg.pool == "cls" else cfg.pool,
         }
@@ -306,14 +282,8 @@ def swin_config(cfg: SwinConfig, images: Preprocessing, *, licence: str | None =
     return {
         "architecture": "swin_tiny_patch4_window7_224",
         "model_args": {
-            "img_size": cfg.img_size,
-            "patch_size": cfg.patch_size,
             "in_chans": cfg.in_channels,
-            "embed_dim": cfg.embed_dim,
-            "depths": cfg.depths,
-            "num_heads": cfg.num_heads,
-            "window_size": cfg.window_size,
-            "mlp_ratio": cfg.mlp_ratio,
+            **same_names(cfg, "img_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
         },
         "pretrained_cfg": pretrained_cfg(
             cfg,

@@ -39,6 +39,7 @@ from vitrail.weights.targets import (
     rename,
     rename_swin,
     require_head,
+    same_names,
     with_token_rows,
     with_zeros,
 )
@@ -48,10 +49,7 @@ from vitrail.weights.targets import (
 
 _VALUES: dict[str, Collection[Any] | None] = {
     "mlp": GELUS,
-    "qkv_bias": ANY,
-    "norm_eps": ANY,
-    "pos_embed": ANY,
-    "no_embed_class": ANY,
+    **dict.fromkeys(("qkv_bias", "norm_eps", "pos_embed", "no_embed_class"), ANY),
 }
 VIT = Class("transformers' ViT", _VALUES)
 DEIT = Class("transformers' DeiT", {**_VALUES, "dist_token": (True,)})
@@ -257,13 +255,8 @@ def swin_plan(model: Swin) -> Plan:
         "architectures": ["SwinForImageClassification"],
         "model_type": "swin",
         "image_size": sides(cfg.img_size),
-        "patch_size": cfg.patch_size,
         "num_channels": cfg.in_channels,
-        "embed_dim": cfg.embed_dim,
-        "depths": cfg.depths,
-        "num_heads": cfg.num_heads,
-        "window_size": cfg.window_size,
-        "mlp_ratio": cfg.mlp_ratio,
+        **same_names(cfg, "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
         "hidden_act": "gelu",
         "layer_norm_eps": cfg.norm_eps,
         **label_config(model.classes, num_classes=cfg.num_classes, multi_label=model.multi_label),
