@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 import vitrail
 from machine import RESULTS, facts
-from vitrail.weights.infer import ACTIVATIONS, REASONS
+from vitrail.weights.infer import REASONS
+from vitrail.weights.library import ACTIVATIONS
 
 TOLERANCE = 1e-5
 

@@ -26,11 +26,11 @@ from torch import Tensor
 
 import machine
 from memory import resident
+from vitrail.explain import METHODS
 from vitrail.models import ViT, create_model
 
 LAYER = 6
 BATCHES = (1, 8)
-METHODS = ("attention", "rollout", "relevance", "gradcam", "integrated_gradients", "pca", "similarity")
 
 
 def ours(img_size: int = 224) -> ViT:
@@ -105,7 +105,7 @@ def peak(what: str, batch: int, img_size: int) -> int:
     calls: dict[str, Callable[[Tensor], object]] = {
         "forward": model,
         "rows": lambda x: explain.attention(model, x),  # of the last layer, the longest way
-        **{name: (lambda x, name=name: getattr(explain, name)(model, x)) for name in METHODS},  # type: ignore[misc]
+        **{name: (lambda x, run=row.run: run(model, x)) for name, row in METHODS.items()},  # type: ignore[misc]
         "similarity": lambda x: explain.similarity(model, x, query=(0, 0)),
         "integrated_gradients": lambda x: explain.integrated_gradients(model, x, steps=2),  # as many steps, one at a time
     }

@@ -19,12 +19,11 @@ from PIL import Image
 
 import machine
 import vitrail
-from vitrail.data.augment import normalise
 from vitrail.data.sources import open_source
-from vitrail.explain import Comparison, compare, draw, head_statistics
-from vitrail.explain.sheets import Ask, explain, side_by_side
+from vitrail.explain import Comparison, compare, draw, head_statistics, sample_images
+from vitrail.explain.sheets import ExplainConfig, explain, side_by_side
 from vitrail.models import ViT
-from vitrail.train import settings
+from vitrail.settings import layers
 from vitrail.weights import read_run
 
 PICTURES = machine.ROOT / "docs" / "pictures"
@@ -34,13 +33,12 @@ def test_images(run: Path, data: str, count: int) -> tuple[list[Image.Image], li
     """Evenly chosen test images of a run's data: as pictures, their classes, and as the model takes them."""
     model = vitrail.load(run)
     assert model.preprocessing is not None
-    source = open_source(data, val_fraction=settings.build([settings.read_config(run / "config.yaml")]).data.val_fraction)
-    split = source.load("test", preprocessing=model.preprocessing, cfg=vitrail.config.DataConfig())
-    raw, _ = split.read(torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
-    pictures = [draw.picture(image) for image in raw.images]
+    source = open_source(data, val_fraction=layers.build([layers.read_config(run / "config.yaml")]).data.val_fraction)
+    sample = sample_images(source, preprocessing=model.preprocessing, limit=count)
+    pictures = [draw.picture(image) for image in sample.raw.images]
     for place, picture in enumerate(pictures):
         picture.filename = f"test image {place}"  # type: ignore[attr-defined]
-    return pictures, raw.labels.tolist(), normalise(raw.images, model.preprocessing)
+    return pictures, sample.raw.labels.tolist(), sample.images
 
 
 def first_right(model: ViT, pictures: list[Image.Image], labels: list[int], images: torch.Tensor, name: str) -> Image.Image:
@@ -86,12 +84,12 @@ def main() -> None:
         result[name] = scores(found, images)
         print(name, result[name]["verdict"], flush=True)
         one = first_right(model, pictures, labels, images, chosen)
-        draw.save(side_by_side(model, [one], Ask())[0].figure, PICTURES / f"{name}-compare.png")
+        draw.save(side_by_side(model, [one], ExplainConfig())[0].figure, PICTURES / f"{name}-compare.png")
         if name == "clothing":
-            ask = Ask(method="attention", layers=(-1,), heads="all", steps=0)
-            draw.save(explain(model, [one], ask).figure, PICTURES / "clothing-attention.png")
+            config = ExplainConfig(method="attention", layers=(-1,), heads="all", steps=0)
+            draw.save(explain(model, [one], config).figure, PICTURES / "clothing-attention.png")
             alike = [picture for picture, label in zip(pictures, labels, strict=True) if model.classes[label] == chosen][:4]
-            draw.save(explain(model, alike, Ask(method="pca")).figure, PICTURES / "clothing-pca.png")
+            draw.save(explain(model, alike, ExplainConfig(method="pca")).figure, PICTURES / "clothing-pca.png")
             statistics = head_statistics(model, images)
             statistics.save(PICTURES / "clothing-model.png")
             result[name]["early_and_late"] = list(statistics.early_and_late().sentences)

@@ -22,23 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import machine
-from vitrail.explain import Maps, attention, gradcam, integrated_gradients, relevance, rollout
+from vitrail import explain
+from vitrail.explain import Maps
 from vitrail.models import ViT
 
 SIDE, PATCH, SQUARE, NOISE = 32, 4, 5, 0.3
 COLORS = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]]) * 1.5
 SHAPE = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": len(COLORS)}
 METHODS: dict[str, Callable[[ViT, Tensor], Maps]] = {
-    "relevance": relevance,
-    "relevance, norms held": functools.partial(relevance, hold_norms=True),
-    "gradcam": gradcam,
-    "gradcam, norms held": functools.partial(gradcam, hold_norms=True),
-    "integrated_gradients": integrated_gradients,
-    "rollout": rollout,
-    "attention": attention,
+    f"{name}{suffix}": functools.partial(row.run, **options)
+    for name, row in explain.METHODS.items()
+    if row.evidence
+    for suffix, options in {"": {}, ", norms held": {"hold_norms": True}}.items()
+    if row.options.issuperset(options)
 }
-
-
 HEADS: dict[str, dict[str, Any]] = {"mean of the patches": {"class_token": False, "pool": "avg"}, "class token": {}}
 
 
@@ -114,8 +111,8 @@ def main() -> None:
             right = named_right(model, data)
             seen["accuracy"].append(len(right.labels) / len(data.labels))
             seen["chance"].append(touched(right.corners).float().mean().item())
-            for method, explain in METHODS.items():
-                seen[method].append(hits(explain(model, right.images).maps, right.corners).float().mean().item())
+            for method, run in METHODS.items():
+                seen[method].append(hits(run(model, right.images).maps, right.corners).float().mean().item())
         result["rows"][name] = {
             key: {"median": statistics.median(values), "min": min(values), "max": max(values)} for key, values in seen.items()
         }

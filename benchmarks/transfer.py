@@ -32,8 +32,8 @@ from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.sources import open_source
 from vitrail.evaluate import Evaluation
 from vitrail.evaluate.metrics import Accuracy, mean_interval
+from vitrail.settings.layers import from_yaml
 from vitrail.train.ladder import Facts, advise
-from vitrail.train.settings import from_yaml
 
 FIRST, OTHERS = range(5), range(5, 10)
 WAYS = ("knn", "probe", "fine-tuned", "scratch")

@@ -17,6 +17,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from command_line import Said, Typed  # noqa: E402
+
 ImageFolder = Callable[..., Path]
 
 hypothesis.settings.register_profile("vitrail", deadline=None)  # a busy machine is no fault of what is tested
@@ -34,6 +36,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def vitrail(capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Types a command line in this process."""
+    from vitrail import cli
+
+    def typed(*words: str | Path) -> Said:
+        capsys.readouterr()
+        return Said(cli.main([str(word) for word in words]), *capsys.readouterr())
+
+    return typed
 
 
 @pytest.fixture

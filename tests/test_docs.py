@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 import vitrail
 from vitrail import cli
 from vitrail.settings.baseline import is_baseline
+from vitrail.settings.layers import recipes
 from vitrail.train import run
-from vitrail.train.settings import recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 _JOINERS = ("\u200c", "\u200d")  # Persian words, words of India and emoji are spelled with them
@@ -55,6 +55,11 @@ def is_shown(character: str) -> bool:
 def one_line(text: object) -> str:
     """The text on one line: a line break or tab, and the spaces around it, as one space; the rest `printable`."""
     return printable(_BREAKS.sub(" ", str(text).strip(" \t\n\r\f\v")))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of many, and how many there are."""
+    return ", ".join(names[:3]) + (f" … ({len(names)})" if len(names) > 3 else "")
 
 
 def json_escaped(text: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,18 @@ def test_a_folder_with_everything_wrong(image_folder: ImageFolder) -> None:
     assert "short side: 5 to 32 px, half of them up to 32 px" in text
     assert "unreadable: train/dog/notes.txt: not an image" in text
     assert "the same image on two sides: train/cat/2.jpg, test/dog/copy.jpg" in text
+
+
+def test_a_report_is_json(image_folder: ImageFolder) -> None:
+    root = image_folder({"train": {"cat": 3, "dog": 3}, "test": {"cat": 1, "dog": 1}})
+    (root / "train" / "cat" / "broken.jpg").write_bytes(b"no image")
+    report = check(str(root))
+    read = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert (read["name"], read["images"]) == (report.name, 8)
+    assert read["counts"]["train"]["dog"] == report.counts["train"]["dog"]
+    assert read["sizes"] == [{"height": 40, "width": 32, "images": 8}]
+    assert read["bad"] == [{"path": "train/cat/broken.jpg", "reason": report.bad[0].reason}]
+    assert "labels" not in read
 
 
 def test_one_image_under_two_classes(image_folder: ImageFolder) -> None:

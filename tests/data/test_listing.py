@@ -22,7 +22,7 @@ from vitrail.data.listing import (
     natural,
     written_files,
 )
-from vitrail.train.settings import to_yaml
+from vitrail.settings.layers import to_yaml
 
 
 def touch(root: Path, *files: str) -> Path:

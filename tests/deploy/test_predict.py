@@ -221,3 +221,12 @@ def test_json_has_every_field() -> None:
         "top": [{"label": "ant", "probability": 0.75}, {"label": "bee", "probability": 0.25}],
         "error": None,
     }
+
+
+def test_values_that_the_model_was_not_trained_for_give_a_warning(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    assert predictor.range_mismatch(find_images([photos])) is None
+    Image.fromarray(np.random.default_rng(0).integers(0, 1000, (20, 20), dtype=np.uint16)).save(tmp_path / "deep.png")
+    warning = predictor.range_mismatch([tmp_path / "deep.png"])
+    assert warning is not None
+    assert warning.startswith("values of uint16 from ")
+    assert warning.endswith("; the model was trained without data.range, so it sees few levels of them")

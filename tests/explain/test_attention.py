@@ -14,8 +14,7 @@ from transformers import ViTConfig as TheirConfig
 from transformers import ViTModel
 
 import vitrail
-from vitrail.explain import attention, attention_sheet, faithfulness, gradcam, relevance, rollout
-from vitrail.explain.score import METHODS
+from vitrail.explain import METHODS, attention, attention_sheet, faithfulness, gradcam, relevance, rollout
 from vitrail.models import ViT
 
 DEPTH, HEADS, DIM = 3, 2, 16
@@ -111,7 +110,7 @@ def test_padding_and_masked_patches() -> None:
     model, x = vit(), images(13, 10)
     found = attention(model, x, pad=True)
     assert found.maps.shape == (2, 4, 3)
-    assert found.own.tolist() == [[13, 10], [13, 10]]
+    assert found.image_sizes.tolist() == [[13, 10], [13, 10]]
     sizes = torch.tensor([[16, 5], [3, 16]])
     found = attention(model, images(), sizes=sizes)
     assert not found.maps[0, :, 2:].any()
@@ -148,7 +147,8 @@ def test_a_pass_in_bf16_is_near(layers: Any) -> None:
 def test_a_compiled_model_gives_the_same(hold: bool) -> None:
     """In blocks or as a whole; what is compiled has no place for what a map needs, so the plain pass is taken."""
     model, x = vit(), images()
-    methods = {**METHODS, "relevance": partial(relevance, hold_norms=hold), "gradcam": partial(gradcam, hold_norms=hold)}
+    methods = {name: row.run for name, row in METHODS.items() if row.evidence}
+    methods |= {"relevance": partial(relevance, hold_norms=hold), "gradcam": partial(gradcam, hold_norms=hold)}
     plain = {name: method(model, x) for name, method in methods.items()}
     scores = {name: faithfulness(model, x, maps, steps=2).insertion_curves for name, maps in plain.items()}
     compiled = torch.compile(model, backend="eager")
@@ -295,7 +295,7 @@ def test_rollout_begins_with_what_the_head_reads(fields: dict[str, Any], rows: A
 def test_a_part_of_the_rows_at_a_time_is_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = vit(class_token=False, pool="avg"), images()
     at_once = [rollout(model, x).maps, attention(model, x).maps]
-    monkeypatch.setattr("vitrail.explain.walk.CHUNK_BYTES", 2000)
+    monkeypatch.setattr("vitrail.explain.passes.CHUNK_BYTES", 2000)
     for before, now in zip(at_once, [rollout(model, x).maps, attention(model, x).maps], strict=True):
         torch.testing.assert_close(now, before, atol=1e-6, rtol=1e-5)
 
@@ -333,7 +333,10 @@ def test_images_that_can_not_be_looked_at() -> None:
         attention(vit(), images(), img_size=32)
     with pytest.raises(ValueError, match=r"^this model does not say what happens to its images; give them as a normalised"):
         attention(vit(), "photo.jpg")
-    with pytest.raises(ValueError, match=r"^Conv2d has no tokens that attend to each other; maps are made of Vision"):
+    with pytest.raises(
+        ValueError,
+        match=r"^Conv2d is no backbone of Vitrail, so it says nothing of tokens and feature maps; use a model of vitrail.load",
+    ):
         attention(nn.Conv2d(3, 3, 1), images())
 
 

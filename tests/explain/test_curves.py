@@ -23,6 +23,10 @@ def found() -> Comparison:
     return compare(model, torch.randn(2, 3, 16, 16), methods=["relevance", "rollout"], target=[0, 1], steps=4, draws=3)
 
 
+def figure_of(comparison: Comparison, *, index: int | None = None) -> Figure:
+    return curves(comparison.methods, comparison.random, comparison.classes, index=index)
+
+
 def lines(figure: Figure, side: int) -> list[np.ndarray]:
     """Heights of the lines of one of the two plots: of each method with shuffled weights, and its own."""
     return [np.asarray(line.get_ydata()) for line in figure.axes[side].lines]
@@ -31,7 +35,7 @@ def lines(figure: Figure, side: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("index", [None, 1])
 def test_lines_are_the_scores(found: Comparison, index: int | None) -> None:
     chosen = slice(None) if index is None else slice(index, index + 1)
-    figure = curves(found, index=index)
+    figure = figure_of(found, index=index)
     for place, side in enumerate(("insertion", "deletion")):
         drawn = lines(figure, place)
         assert len(drawn) == 4

@@ -45,7 +45,7 @@ def test_each_patch_covers_exactly_its_own_pixels() -> None:
 def test_padding_is_cut_off() -> None:
     values = numbers(5, 6)  # two rows and a column lie beyond the image, and its last patches jut out
     placed = Placed(values, (4, 3), (11, 13))
-    np.testing.assert_array_equal(placed.own, values[:3, :5])
+    np.testing.assert_array_equal(placed.cropped, values[:3, :5])
     np.testing.assert_array_equal(placed.spread(smooth=False), blocks(values, 4, 3)[:11, :13])
 
 
@@ -303,7 +303,7 @@ def test_words_stand_around_their_pictures() -> None:
 def test_the_legend_says_what_the_colours_mean() -> None:
     plain, signed = panel(), panel(signed=True)
     coloured = Panel(plain.placed, colors=numbers(7, 7, 3))
-    named = Panel(plain.placed, signed=True, ends=("unlike", "alike"))
+    named = Panel(plain.placed, signed=True, legend=("unlike", "alike"))
     ends = {"low", "high", "against", "for", "unlike", "alike"}
     for panels, expected, bars in (
         ([plain], {"low", "high"}, 1),

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.explain import gradcam, integrated_gradients, relevance
-from vitrail.explain.inputs import scene
-from vitrail.explain.walk import decide, held_norms, walk
+from vitrail.explain.inputs import open_scene
+from vitrail.explain.passes import class_gradient, forward_pass, held_norms
 from vitrail.models import ViT
 from vitrail.models import vit as vit_module
 
@@ -166,16 +166,16 @@ def test_held_norms_are_constants_to_the_gradient(fields: dict[str, Any], method
 def test_with_held_norms_the_logit_is_shared_out() -> None:
     """At a constant scale the last norm and the head are straight: gradient times token sums to the logit, less the biases."""
     model, x = vit(), images()
-    with scene(model, x) as seen, held_norms(seen.model):
-        there = walk(seen)
-        made = decide(there, 2)
+    with open_scene(model, x) as seen, held_norms(seen.model):
+        there = forward_pass(seen)
+        made = class_gradient(there, 2)
     assert isinstance(model.head, torch.nn.Linear)
     assert isinstance(model.norm, torch.nn.LayerNorm)
     with torch.no_grad():
         biases = model.head.bias[2] + model.head.weight[2] @ model.norm.bias
     shares = (made.grad * there.last).sum(dim=(1, 2))
     torch.testing.assert_close(shares, (made.logits[:, 2] - biases), rtol=1e-4, atol=1e-4)
-    assert decide(there, 2).grad.mul(there.last).sum().abs() < 1e-3, "the true gradient has nothing along a token"
+    assert class_gradient(there, 2).grad.mul(there.last).sum().abs() < 1e-3, "the true gradient has nothing along a token"
 
 
 def test_relevance_in_parts_and_over_masked_patches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_relevance_in_parts_and_over_masked_patches(monkeypatch: pytest.MonkeyPa
     whole = relevance(model, images(), target=0, sizes=sizes)
     assert not whole.maps[0, :, 2:].any()
     assert not whole.maps[1, 1:].any()
-    monkeypatch.setattr("vitrail.explain.walk.CHUNK_BYTES", 2000)
+    monkeypatch.setattr("vitrail.explain.passes.CHUNK_BYTES", 2000)
     torch.testing.assert_close(relevance(model, images(), target=0, sizes=sizes).maps, whole.maps, atol=1e-6, rtol=1e-4)
 
 

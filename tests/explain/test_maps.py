@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitrail.config import Preprocessing
 from vitrail.explain import Maps, draw
-from vitrail.explain.inputs import scene
+from vitrail.explain.inputs import open_scene
 from vitrail.explain.maps import maps_of
 from vitrail.models import ViT
 
@@ -26,7 +26,7 @@ def maps(**fields: Any) -> Maps:
         "method": "integrated_gradients",
         "labels": ("class a", "class b", "class c"),
         "patch": (4, 8),
-        "own": torch.tensor([[12, 24], [9, 14], [12, 14]]),
+        "image_sizes": torch.tensor([[12, 24], [9, 14], [12, 14]]),
         "pixels": torch.randint(0, 256, (3, 3, 12, 24), generator=GENERATOR, dtype=torch.uint8),
         "names": ("photographs/a.jpg", "photographs/b.jpg", "#2"),
     }
@@ -50,7 +50,7 @@ def test_one_image_of_them(index: int) -> None:
     one = made.at(index)
     assert len(one) == 1
     assert torch.equal(one.maps[0], made.maps[index])
-    assert torch.equal(one.own[0], made.own[index])
+    assert torch.equal(one.image_sizes[0], made.image_sizes[index])
     assert torch.equal(one.pixels[0], made.pixels[index])
     assert torch.equal(one.colors[0], made.colors[index])
     assert (one.labels, one.names) == ((made.labels[index],), (made.names[index],))
@@ -59,7 +59,7 @@ def test_one_image_of_them(index: int) -> None:
 
 
 @pytest.mark.parametrize("index", [3, -4])
-@pytest.mark.parametrize("ask", ["at", "seen", "inside", "overlay", "panel"])
+@pytest.mark.parametrize("ask", ["at", "picture", "placed", "overlay", "panel"])
 def test_an_image_that_does_not_exist(ask: str, index: int) -> None:
     with pytest.raises(ValueError, match=rf"^image {index} does not exist; there are images 0 to 2 \(or -3 to -1\)$"):
         getattr(maps(), ask)(index)
@@ -67,8 +67,8 @@ def test_an_image_that_does_not_exist(ask: str, index: int) -> None:
 
 def test_what_the_model_saw_is_without_padding() -> None:
     made = maps()
-    for index, (height, width) in enumerate(made.own.tolist()):
-        seen = made.seen(index)
+    for index, (height, width) in enumerate(made.image_sizes.tolist()):
+        seen = made.picture(index)
         assert seen.size == (width, height)
         np.testing.assert_array_equal(np.asarray(seen), made.pixels[index, :, :height, :width].permute(1, 2, 0).numpy())
 
@@ -76,7 +76,7 @@ def test_what_the_model_saw_is_without_padding() -> None:
 @pytest.mark.parametrize("channels", [1, 5])
 def test_other_channels(channels: int) -> None:
     made = maps(pixels=torch.randint(0, 256, (3, channels, 12, 24), dtype=torch.uint8))
-    assert made.seen(0).mode == "RGB"
+    assert made.picture(0).mode == "RGB"
     assert made.overlay(1).size == (14, 9)
 
 
@@ -88,12 +88,12 @@ def test_an_overlay_over_what_the_model_saw() -> None:
     made = maps()
     for index in range(3):
         over = made.overlay(index)
-        assert over.size == made.seen(index).size
-        assert over.tobytes() == draw.overlay(made.seen(index), made.inside(index)).tobytes()
-        assert over.tobytes() == made.overlay(made.seen(index), index=index).tobytes()
+        assert over.size == made.picture(index).size
+        assert over.tobytes() == draw.overlay(made.picture(index), made.placed(index)).tobytes()
+        assert over.tobytes() == made.overlay(made.picture(index), index=index).tobytes()
         assert over.tobytes() != made.overlay(index, smooth=False).tobytes()
         assert over.tobytes() != made.overlay(index, alpha=0.5).tobytes()
-    assert made.overlay(made.seen(0)).tobytes() == made.overlay().tobytes()
+    assert made.overlay(made.picture(0)).tobytes() == made.overlay().tobytes()
 
 
 def test_pictures_of_every_kind_and_a_higher_resolution(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_signs_and_colours_reach_the_picture() -> None:
     signed = maps(maps=values, signed=True, pixels=pixels)
     made = [one.overlay(0) for one in (plain, signed, coloured)]
     assert len({one.tobytes() for one in made}) == 3
-    assert made[1].tobytes() == draw.overlay(signed.seen(), signed.inside(), signed=True).tobytes()
-    assert made[2].tobytes() == draw.overlay(coloured.seen(), coloured.inside(), colors=coloured.colors[0].numpy()).tobytes()
+    assert made[1].tobytes() == draw.overlay(signed.picture(), signed.placed(), signed=True).tobytes()
+    assert made[2].tobytes() == draw.overlay(coloured.picture(), coloured.placed(), colors=coloured.colors[0].numpy()).tobytes()
 
 
 def test_errors_of_an_overlay() -> None:
@@ -179,7 +179,7 @@ def test_a_saved_png_has_a_row_for_each_image(suffix: str, tmp_path: Path) -> No
     ]:
         figure = draw.sheet(
             [
-                draw.Row(one.seen(), Path(one.names[0]).name, [one.panel()])
+                draw.Row(one.picture(), Path(one.names[0]).name, [one.panel()])
                 for one in map(made.at, [0, 1, 2] if index is None else [1])
             ],
             note="read me",
@@ -197,9 +197,14 @@ def test_a_saved_png_has_a_row_for_each_image(suffix: str, tmp_path: Path) -> No
 def test_what_stands_around_a_map() -> None:
     made = maps(signed=True)
     panel = made.panel(1, line="insertion 0.7")
-    assert (panel.label, panel.line, panel.signed, panel.ends) == ("integrated gradients\nclass b", "insertion 0.7", True, None)
+    assert (panel.label, panel.line, panel.signed, panel.legend) == (
+        "integrated gradients\nclass b",
+        "insertion 0.7",
+        True,
+        None,
+    )
     assert made.panel(label="mine").label == "mine"
-    assert maps(method="similarity", signed=True).panel().ends == ("unlike", "alike")
+    assert maps(method="similarity", signed=True).panel().legend == ("unlike", "alike")
 
 
 @pytest.mark.parametrize("name", ["maps.npy", "maps.NPY"])
@@ -228,7 +233,7 @@ def test_another_ending_is_refused(name: str, tmp_path: Path) -> None:
 def test_a_map_over_bands_says_which_the_picture_shows() -> None:
     model = ViT(img_size=(8, 8), patch_size=4, embed_dim=8, depth=1, num_heads=1, num_classes=2, in_channels=5)
     model.preprocessing = Preprocessing(img_size=(8, 8), in_channels=5, mean=(0.5,) * 5, std=(0.5,) * 5)
-    with scene(model, torch.randn(1, 5, 8, 8)) as seen:
+    with open_scene(model, torch.randn(1, 5, 8, 8)) as seen:
         made = maps_of(seen, torch.arange(5.0)[None], method="rollout", labels="all layers", notes=("first",))
     assert made.note == "first; the picture shows bands 1 to 3, as red, green, blue, of 5"
 
@@ -239,7 +244,7 @@ def test_rows_over_the_tokens_become_maps() -> None:
     model.preprocessing = Preprocessing(img_size=(8, 12), in_channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     pixels = torch.randint(0, 256, (2, 3, 7, 12), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
-    with scene(model, (pixels / 255 - mean) / std, pad=True) as seen:
+    with open_scene(model, (pixels / 255 - mean) / std, pad=True) as seen:
         rows = torch.arange(18.0).reshape(2, 9)
         made = maps_of(seen, rows, method="rollout", labels="all layers", notes=("", "first", "second"))
         given = maps_of(seen, made.maps.double().float(), method="rollout", labels=("a", "b"))
@@ -247,7 +252,7 @@ def test_rows_over_the_tokens_become_maps() -> None:
     assert torch.equal(given.maps, made.maps)
     assert (made.labels, given.labels) == (("all layers", "all layers"), ("a", "b"))
     assert made.note == "first; second"
-    assert made.own.tolist() == [[7, 12]] * 2
+    assert made.image_sizes.tolist() == [[7, 12]] * 2
     for index in range(2):
-        np.testing.assert_array_equal(np.asarray(made.seen(index)), pixels[index].permute(1, 2, 0).numpy())
-    np.testing.assert_array_equal(made.inside(0).spread(smooth=False)[:, ::4], [[3, 4, 5]] * 4 + [[6, 7, 8]] * 3)
+        np.testing.assert_array_equal(np.asarray(made.picture(index)), pixels[index].permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(made.placed(0).spread(smooth=False)[:, ::4], [[3, 4, 5]] * 4 + [[6, 7, 8]] * 3)

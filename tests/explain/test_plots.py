@@ -44,7 +44,7 @@ def made(
         "prefix_tokens": 1,
         "even_distance": 33.0,
         "even_entropy": 6.5,
-        "asks": "class token",
+        "query_name": "class token",
         "notes": ("CKA is of 1,024 patch tokens, drawn from 6,272",),
     }
     return ModelStatistics(**given | others)

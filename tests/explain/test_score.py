@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from vitrail.explain import score
-from vitrail.explain.inputs import scene
+from vitrail.explain.comparison import Comparison, compare
+from vitrail.explain.inputs import open_scene
 from vitrail.explain.maps import Maps
 from vitrail.explain.score import (
-    METHODS,
     Compared,
-    Comparison,
     Scores,
     Trial,
-    compare,
     faithfulness,
     random_maps,
     rank_correlation,
     shuffled,
 )
+from vitrail.explain.table import EVIDENCE
 from vitrail.models import ViT
 
 PATCH = 5  # of 16, the one that decides
@@ -78,7 +77,7 @@ def maps_from(values: Tensor, own: tuple[int, int] | None = None) -> Maps:
         method="by hand",
         labels=("",) * batch,
         patch=(4, 4),
-        own=torch.tensor(own or (4 * down, 4 * across)).expand(batch, 2),
+        image_sizes=torch.tensor(own or (4 * down, 4 * across)).expand(batch, 2),
         pixels=None,
         names=("",) * batch,
     )
@@ -199,7 +198,7 @@ def test_faithfulness_says_what_does_not_fit() -> None:
         faithfulness(model, x, maps_from(torch.rand(2, 4, 4)), target=3)
     with pytest.raises(ValueError, match="no head"):
         faithfulness(tiny(num_classes=0), x, maps_from(torch.rand(2, 4, 4)))
-    with scene(model, x) as seen, pytest.raises(ValueError, match='baseline "grey" is neither "mean" nor "blur"'):
+    with open_scene(model, x) as seen, pytest.raises(ValueError, match='baseline "grey" is neither "mean" nor "blur"'):
         Trial.of(seen, target=None, steps=2, baseline="grey")
 
 
@@ -224,7 +223,7 @@ def test_equal_numbers_come_in_a_random_order_that_the_seed_decides() -> None:
 
 
 def test_a_constant_map_scores_as_a_random_one() -> None:
-    with scene(mean_of_pixels(), one_patch()) as seen:
+    with open_scene(mean_of_pixels(), one_patch()) as seen:
         trial = Trial.of(seen, target=1, steps=16, baseline="mean")
         flat = maps_from(torch.ones(1, 4, 4))
         constant = torch.cat([trial.scores(flat, seed=seed).deletion for seed in range(30)])
@@ -317,7 +316,7 @@ def test_all_methods_side_by_side(pooling: dict[str, object]) -> None:
     model, x = tiny(**pooling), images()
     model.classes = ("a", "b", "c")
     found = compare(model, x, steps=4, draws=3)
-    assert list(found.methods) == list(METHODS)
+    assert list(found.methods) == list(EVIDENCE)
     with torch.no_grad():
         predicted = model(x).argmax(dim=1).tolist()
     assert found.classes == tuple("abc"[number] for number in predicted)
@@ -329,7 +328,7 @@ def test_all_methods_side_by_side(pooling: dict[str, object]) -> None:
     for labels in zip(found.methods["relevance"].maps.labels, found.methods["relevance"].shuffled_maps.labels, strict=True):
         assert len({label.split()[0] for label in labels}) == 1  # one class, whatever the shuffled copy would say
     table = found.table()
-    assert [row["method"] for row in table] == [*METHODS, "random"]
+    assert [row["method"] for row in table] == [*EVIDENCE, "random"]
     assert all(row["gap"] == pytest.approx(row["insertion"] - row["deletion"], abs=1e-5) for row in table)
     assert found.best == max(table[:-1], key=lambda row: row["gap"])["method"]
     assert found.best.replace("_", " ") in found.verdict

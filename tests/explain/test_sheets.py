@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from vitrail.config import Preprocessing
-from vitrail.explain import attention_sheet, faithfulness, random_maps, rank_correlation, relevance, shuffled
-from vitrail.explain.sheets import DRAWS, METHODS, Ask, explain, side_by_side, unique_names
+from vitrail.explain import METHODS, attention_sheet, faithfulness, random_maps, rank_correlation, relevance, shuffled
+from vitrail.explain.sheets import DRAWS, ExplainConfig, explain, side_by_side, unique_names
 from vitrail.models import ViT
 
 IMAGES = Preprocessing(img_size=(16, 24), in_channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
@@ -38,15 +38,15 @@ def photo(tmp_path: Path) -> Path:
 
 def test_every_method_makes_a_sheet(model: ViT, photo: Path, tmp_path: Path) -> None:
     for name in METHODS:
-        made = explain(model, [photo], Ask(method=name, steps=2, query=(9, 3) if name == "similarity" else "cls"))
+        made = explain(model, [photo], ExplainConfig(method=name, steps=2, query=(9, 3) if name == "similarity" else "cls"))
         assert [row["method"] for row in made.rows] == [name]
-        assert (made.rows[0]["insertion"] is None) == (name in ("pca", "similarity"))
+        assert (made.rows[0]["insertion"] is None) == (not METHODS[name].evidence)
         array = np.load(made.save_arrays(tmp_path / "maps.npy"))
         assert array.shape == (1, 1, 2, 3)
 
 
 def test_the_numbers_are_those_of_the_map(model: ViT, photo: Path) -> None:
-    made = explain(model, photo, Ask(steps=3, target="bee"))
+    made = explain(model, photo, ExplainConfig(steps=3, target="bee"))
     maps = relevance(model, photo, target=1)
     scores = faithfulness(model, photo, maps, target=1, steps=3)
     chance = [faithfulness(model, photo, random_maps(maps, seed=seed), target=1, steps=3) for seed in range(DRAWS)]
@@ -64,7 +64,7 @@ def test_the_numbers_are_those_of_the_map(model: ViT, photo: Path) -> None:
 
 
 def test_layers_and_heads_come_in_their_order(model: ViT, photo: Path) -> None:
-    made = explain(model, [photo, photo], Ask(method="attention", layers="all", heads=(1, "max"), steps=1))
+    made = explain(model, [photo, photo], ExplainConfig(method="attention", layers="all", heads=(1, "max"), steps=1))
     expected = attention_sheet(model, [photo, photo], layers="all", heads=(1, "max"))
     assert [maps.labels[0] for maps in made.maps] == [maps.labels[0] for maps in expected]
     assert [row["label"] for row in made.rows] == [maps.labels[0] for maps in expected] * 2
@@ -75,7 +75,7 @@ def test_layers_and_heads_come_in_their_order(model: ViT, photo: Path) -> None:
 
 def test_too_many_maps_have_no_scores_and_the_sheet_says_so(model: ViT, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitrail.explain.sheets.SCORED", 3)
-    made = explain(model, photo, Ask(method="attention", layers="all", heads="all"))
+    made = explain(model, photo, ExplainConfig(method="attention", layers="all", heads="all"))
     assert all(row["insertion"] is None for row in made.rows)
     words = " ".join(text.get_text() for text in made.figure.axes[0].texts)
     assert "no scores: 4 maps, and at most 3 are scored" in words
@@ -83,13 +83,13 @@ def test_too_many_maps_have_no_scores_and_the_sheet_says_so(model: ViT, photo: P
 
 def test_without_a_head_attention_is_shown(model: ViT, photo: Path) -> None:
     model.reset_head(0)
-    made = explain(model, photo, Ask())
+    made = explain(model, photo, ExplainConfig())
     assert made.rows[0]["method"] == "attention"
     assert made.rows[0]["class"] is None
 
 
 def test_side_by_side_has_every_method_and_a_verdict(model: ViT, photo: Path) -> None:
-    made, comparison = side_by_side(model, [photo, photo], Ask(steps=2), methods=["relevance", "rollout"])
+    made, comparison = side_by_side(model, [photo, photo], ExplainConfig(steps=2), methods=["relevance", "rollout"])
     assert [row["method"] for row in made.rows] == ["relevance", "rollout"] * 2
     assert made.verdict == comparison.verdict
     scores = comparison.methods["rollout"].scores
@@ -102,7 +102,7 @@ def test_side_by_side_has_every_method_and_a_verdict(model: ViT, photo: Path) ->
 def test_side_by_side_says_what_each_method_says(photo: Path) -> None:
     vit = ViT(img_size=(16, 24), patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=3, class_token=False, pool="avg")
     vit.preprocessing = IMAGES
-    made, _ = side_by_side(vit, photo, Ask(steps=1, hold_norms=True), methods=["attention", "rollout", "gradcam"])
+    made, _ = side_by_side(vit, photo, ExplainConfig(steps=1, hold_norms=True), methods=["attention", "rollout", "gradcam"])
     words = " ".join(" ".join(text.get_text() for text in made.figure.axes[0].texts).split())
     assert "Attention, rollout: no class token is read" in words
     assert "Gradcam: the scales of the tokens' norms are held (Ali et al. 2022)." in words
@@ -112,7 +112,7 @@ def test_side_by_side_says_what_each_method_says(photo: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"method": "relevanc"}, r'^method "relevanc" is none of relevance, .*; did you mean "relevance"\?$'),
+        ({"method": "relevanc"}, r'^method "relevanc" is none of attention, .*; did you mean "relevance"\?$'),
         (
             {"method": "relevance", "layers": (1,)},
             r"^relevance goes through all layers; leave the layers out, or use attention, ",
@@ -129,12 +129,12 @@ def test_side_by_side_says_what_each_method_says(photo: Path) -> None:
 )
 def test_what_a_method_has_not(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Ask(**fields)
+        ExplainConfig(**fields)
 
 
 def test_single_heads_have_no_rollout(model: ViT, photo: Path) -> None:
     with pytest.raises(ValueError, match=r'^rollout makes one matrix of all heads; use "mean", "max" or "min", or attention'):
-        explain(model, photo, Ask(method="rollout", heads=(0,)))
+        explain(model, photo, ExplainConfig(method="rollout", heads=(0,)))
 
 
 def test_sheets_have_names_of_their_own() -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vitrail.config import Preprocessing
 from vitrail.data.batch import Batch
-from vitrail.explain import statistics, walk
+from vitrail.explain import passes, statistics
 from vitrail.explain.statistics import (
     ModelStatistics,
-    Sample,
     TokenNorms,
+    TokenSample,
     even_distance,
     filter_components,
     head_statistics,
@@ -100,16 +100,16 @@ def by_hand(vit: ViT, x: Tensor, **how: Any) -> dict[str, np.ndarray]:
         for b in range(len(x)):
             part = 1 / (len(x) * there[b].sum())
             for h in range(heads):
-                for asks, row in enumerate(every[b, h]):
-                    found["cls_to_patch"][layer, h] += reads[b, asks] * row[prefix:].sum() / len(x)
-                    if asks < prefix or not there[b, asks - prefix]:
+                for query, row in enumerate(every[b, h]):
+                    found["cls_to_patch"][layer, h] += reads[b, query] * row[prefix:].sum() / len(x)
+                    if query < prefix or not there[b, query - prefix]:
                         continue
-                    far = [math.dist(places[asks - prefix], place) for place in places]
+                    far = [math.dist(places[query - prefix], place) for place in places]
                     found["distance"][layer, h] += part * float(row[prefix:] @ far) / row[prefix:].sum()
                     found["entropy"][layer, h] -= part * sum(share * math.log2(share) for share in row if share > 0)
                     found["patch_to_prefix"][layer, h] += part * row[:prefix].sum()
                     for g in range(heads):
-                        found["head_similarity"][layer, h, g] += part * np.sqrt(row * every[b, g, asks]).sum()
+                        found["head_similarity"][layer, h, g] += part * np.sqrt(row * every[b, g, query]).sum()
     return found
 
 
@@ -254,15 +254,15 @@ def test_pictures_pass_through_the_models_own_view() -> None:
 
 
 def test_rows_of_attention_are_computed_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    vit, x, shapes, weights = model(), images(), [], statistics.weights
+    vit, x, shapes, rows_of = model(), images(), [], statistics.attention_rows
     whole = head_statistics(vit, x)
 
     def noted(seen: Any, rows: Any, mask: Any) -> Tensor:
-        shapes.append(tuple((made := weights(seen, rows, mask)).shape))
+        shapes.append(tuple((made := rows_of(seen, rows, mask)).shape))
         return made
 
-    monkeypatch.setattr(statistics, "weights", noted)
-    monkeypatch.setattr(walk, "CHUNK_BYTES", 4 * 3 * HEADS * 13 * 5)  # five of the thirteen rows
+    monkeypatch.setattr(statistics, "attention_rows", noted)
+    monkeypatch.setattr(passes, "CHUNK_BYTES", 4 * 3 * HEADS * 13 * 5)  # five of the thirteen rows
     assert_same(head_statistics(vit, x), whole)
     assert shapes == [(3, HEADS, rows, 13) for rows in (5, 5, 3)] * DEPTH
 
@@ -370,7 +370,7 @@ def test_a_token_that_sticks_out_is_counted() -> None:
 def test_a_sample_is_of_the_smallest_keys() -> None:
     keys, rows = torch.rand(50, dtype=torch.float64), torch.arange(100.0).view(2, 50, 1)
     for step in (1, 7, 50):
-        sample = Sample(8)
+        sample = TokenSample(8)
         for start in range(0, 50, step):
             part = slice(start, start + step)
             sample.add(rows[:, part][:, sample.admit(keys[part])])
@@ -450,7 +450,7 @@ def made(depth: int, heads: int = 2, **others: Any) -> ModelStatistics:
         "prefix_tokens": 1,
         "even_distance": 100.0,
         "even_entropy": 7.6,
-        "asks": "class token",
+        "query_name": "class token",
         "notes": (),
     }
     return ModelStatistics(**given | others)
@@ -562,5 +562,5 @@ def test_one_line_says_what_is_wrong() -> None:
         head_statistics(model(depth=1), x).early_and_late()
     other = torch.nn.Linear(2, 2)
     other.config = SimpleNamespace(name="resnet50")
-    with pytest.raises(ValueError, match=r"^resnet50 has no tokens that attend to each other"):
+    with pytest.raises(ValueError, match=r"^resnet50 is no backbone of Vitrail, so it says nothing of tokens"):
         head_statistics(other, x)

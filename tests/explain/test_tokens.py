@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitrail.explain import tokens as tokens_module
-from vitrail.explain.tokens import TokenPca, pca, similarity
+from vitrail.explain import TokenPca, pca, similarity
+from vitrail.explain.methods import pca as pca_module
 from vitrail.models import ViT
 
 TINY = {"img_size": 24, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
@@ -121,7 +121,7 @@ def test_the_border_is_that_of_the_image_not_of_its_canvas() -> None:
     here[0, :4, :3] = True
     expected = here.clone()
     expected[0, 1:3, 1] = False
-    assert torch.equal(tokens_module.border(here), expected)
+    assert torch.equal(pca_module.border(here), expected)
 
 
 def test_a_grid_that_is_all_border_says_so() -> None:
@@ -148,7 +148,7 @@ def test_one_image_of_several_keeps_its_own_foreground() -> None:
 def test_a_column_that_does_not_vary_is_half() -> None:
     parts = torch.tensor([[0.0, 1.0, 5.0], [4.0, 1.0, 5.0 + 1e-6], [1.0, 1.0, 5.0]])
     expected = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.5, 0.5], [0.25, 0.5, 0.5]])
-    torch.testing.assert_close(tokens_module.scaled(parts), expected)
+    torch.testing.assert_close(pca_module.to_unit_range(parts), expected)
 
 
 def test_behind_the_last_layer_the_last_norm_counts() -> None:

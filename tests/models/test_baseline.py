@@ -29,8 +29,8 @@ from vitrail.models import Baseline, ViT, build_model, check_model, create_basel
 from vitrail.models.backbone import View
 from vitrail.models.baseline import BaselineConfig, published_classes
 from vitrail.models.describe import describe_model
+from vitrail.settings import layers
 from vitrail.settings.baseline import BaselineModelConfig, is_baseline
-from vitrail.train import settings as layers
 from vitrail.train.loop import Loop
 from vitrail.train.notes import unused
 from vitrail.train.step import Ema

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import vitrail
 from conftest import ImageFolder
 from vitrail.config import ViTConfig
-from vitrail.train import settings
+from vitrail.settings import layers
 from vitrail.train.advice import LEAST_STEPS, TABLE, Facts, advise
 from vitrail.weights import save_model
 
@@ -44,7 +44,7 @@ def test_whatever_the_facts_the_settings_can_be_built(
 ) -> None:
     counts = tuple(images // classes for _ in range(classes))
     given = advise(Facts(images, counts, side, "cpu", memory, minutes, TI))
-    built = settings.build([{"model": dataclasses.asdict(TI)}, given.layer])
+    built = layers.build([{"model": dataclasses.asdict(TI)}, given.layer])
     assert len(given.reasons) <= 10
     size = built.model.img_size
     assert isinstance(size, tuple)
@@ -60,7 +60,7 @@ def test_whatever_the_facts_the_settings_can_be_built(
 @pytest.mark.parametrize("images", [500, 5_000, 50_000])
 def test_what_is_said_of_the_augmentation_holds_above_the_recipe(images: int) -> None:
     given = advise(dataclasses.replace(SOME, images=images, class_counts=(images // 10,) * 10))
-    augment = settings.build([settings.read_recipe("finetune"), given.layer]).augment
+    augment = layers.build([layers.read_recipe("finetune"), given.layer]).augment
     words = next(reason.text for reason in given.reasons if "augmentation" in reason.text)
     assert (augment.rand_augment is not None) == ("RandAugment" in words)
     assert (augment.erase_prob > 0) == (images > 1_000)
@@ -127,7 +127,7 @@ def test_a_run_from_weights_has_their_shape_and_preprocessing(
     assert model.preprocessing is not None
     assert (model.preprocessing.mean, model.preprocessing.crop_pct) == ((0.5, 0.5, 0.5), 0.9)
     assert set(json.loads((run.folder / "ladder.json").read_text())) == {"knn", "probe", "advice"}
-    written = settings.from_yaml((run.folder / "config.yaml").read_text())
+    written = layers.from_yaml((run.folder / "config.yaml").read_text())
     assert written.model.name == "custom"
     assert written.data.crop_pct == 0.9
 
@@ -203,4 +203,4 @@ def test_photographs_without_weights_within_reach_start_from_scratch(
     photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 2, "dog": 2}})
     run = vitrail.train(photos, out=tmp_path / "run", train=SHORT)
     assert "no pretrained weights are within reach" in capsys.readouterr().out
-    assert settings.from_yaml((run.folder / "config.yaml").read_text()).model.weights is None
+    assert layers.from_yaml((run.folder / "config.yaml").read_text()).model.weights is None

@@ -19,7 +19,8 @@ from vitrail.evaluate.metrics import Accuracy
 from vitrail.evaluate.probe import Probe, linear_probe
 from vitrail.models import ViT
 from vitrail.models.baseline import create_baseline
-from vitrail.train.ladder import Advice, Facts, advise, apply_probe, climb, views
+from vitrail.train.ladder import Advice, Facts, advise, apply_probe, climb, probe_checkpoint, views
+from vitrail.weights import save_model
 
 ImageFolder = Callable[..., Path]
 IMAGES = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.25,))
@@ -98,6 +99,28 @@ def test_views_are_the_splits_as_they_are_evaluated(image_folder: ImageFolder) -
     found = views(source, preprocessing=IMAGES, cfg=DataConfig(workers=0))
     assert {name: len(split) for name, split in found.items()} == {"train": 8, "test": 4}
     assert found["train"].sizes.tolist() == [[8, 8]] * 8
+
+
+def test_a_checkpoint_is_probed_on_the_data_that_it_is_given(image_folder: ImageFolder, tmp_path: Path) -> None:
+    photos = image_folder({"train": {"cat": 6, "dog": 2}, "test": {"cat": 4, "dog": 4}})
+    run, model = tmp_path / "run", tiny()
+    run.mkdir()
+    model.preprocessing = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.25,))
+    save_model(model, run, data="photos")
+    done = probe_checkpoint(run, str(photos), shots=(1, 5), draws=2, batch_size=3, device="cpu")
+    assert (done.data, done.classes, done.images["test"]) == ("photos", ("cat", "dog"), 8)
+    splits = views(open_folder(photos, val_fraction=0.1), preprocessing=model.preprocessing, cfg=DataConfig())
+    alone = climb(done.model, splits, preprocessing=model.preprocessing, num_classes=2, device="cpu")
+    assert done.ladder.to_dict() == alone.to_dict()
+    assert [(each.shots, len(each.probe.values)) for each in done.few] == [(1, 2), (5, 2)]
+    read = json.loads(json.dumps(done.to_dict(), allow_nan=False))
+    assert read["few_shot"][1]["short"] == ["dog"]
+    assert probe_checkpoint(run, str(photos), device="cpu").few == ()
+
+
+def test_what_a_checkpoint_cannot_be_probed_on(image_folder: ImageFolder) -> None:
+    with pytest.raises(ValueError, match=r'^"B/16" is a shape with random weights; give a run or a checkpoint$'):
+        probe_checkpoint("B/16", str(image_folder({"cat": 2, "dog": 2})))
 
 
 # The probe as a head

@@ -13,7 +13,7 @@ import vitrail
 from conftest import ImageFolder
 from vitrail.config import Preprocessing
 from vitrail.models import meta_model
-from vitrail.train import settings
+from vitrail.settings import layers
 from vitrail.train.notes import long_warmup, unused
 from vitrail.weights import save_model
 
@@ -21,16 +21,16 @@ NO_EFFECT = "; it has no effect here"
 FROM: dict[str, Any] = {"model": {"weights": "some.safetensors"}}
 
 
-def notes(*layers: settings.Layer, multi_label: bool = False) -> list[str]:
+def notes(*stack: layers.Layer, multi_label: bool = False) -> list[str]:
     """What is said of layers over the defaults, the last of which somebody typed."""
-    whole = settings.build(layers)
-    return unused(whole, meta_model(whole.model), said=settings.merge(layers[-1]), multi_label=multi_label)
+    whole = layers.build(stack)
+    return unused(whole, meta_model(whole.model), said=layers.merge(stack[-1]), multi_label=multi_label)
 
 
 def test_the_defaults_and_the_recipes_have_nothing_to_say() -> None:
     assert notes({}) == []
-    for name in settings.recipes():
-        whole = settings.build([settings.read_recipe(name), FROM])
+    for name in layers.recipes():
+        whole = layers.build([layers.read_recipe(name), FROM])
         assert unused(whole, meta_model(whole.model), multi_label=False) == [], name
 
 
@@ -110,10 +110,10 @@ def test_a_setting_with_effect_is_not(layer: dict[str, Any]) -> None:
 
 def test_only_what_was_typed_counts_where_the_default_is_the_same() -> None:
     """A run's config.yaml holds every default, and says nothing by them."""
-    whole = settings.build([])
+    whole = layers.build([])
     model = meta_model(whole.model)
     assert unused(whole, model, said={"train": {"ladder": True}}) == [f"train.ladder needs model.weights{NO_EFFECT}"]
-    written = settings.from_yaml(settings.to_yaml(whole))
+    written = layers.from_yaml(layers.to_yaml(whole))
     assert unused(written, model) == []
     assert unused(written, model, multi_label=True) == []
 
@@ -122,14 +122,14 @@ def test_only_what_was_typed_counts_where_the_default_is_the_same() -> None:
 def test_frozen_blocks_have_no_rate_to_decay(freeze: int | str) -> None:
     layer = {"model": {"weights": "some.pt", "depth": 2}, "optim": {"freeze": freeze, "layer_decay": 0.7}}
     assert notes(layer) == [f"optim.layer_decay reaches blocks, and optim.freeze leaves none to learn{NO_EFFECT}"]
-    deeper = settings.merge(layer, {"model": {"depth": 3}})
+    deeper = layers.merge(layer, {"model": {"depth": 3}})
     assert len(notes(deeper)) == (1 if freeze == "all" else 0)
 
 
 def test_random_weights_that_are_frozen() -> None:
     said = "optim.freeze all: random weights stay as they are there; --weights W starts from others"
-    assert notes(settings.read_recipe("linear-probe")) == [said]
-    assert notes(settings.read_recipe("linear-probe"), {"model": {"weights": "none"}}) == [said]
+    assert notes(layers.read_recipe("linear-probe")) == [said]
+    assert notes(layers.read_recipe("linear-probe"), {"model": {"weights": "none"}}) == [said]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.models import ViT, meta_model
 from vitrail.models.backbone import Backbone
+from vitrail.settings.layers import build
 from vitrail.train.loop import Loop
 from vitrail.train.pace import Pace
 from vitrail.train.run import Run
-from vitrail.train.settings import build
 from vitrail.train.sizes import check_sizes, patch_at, size_at, sizes_over
 from vitrail.train.step import Step
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vitrail.config import Settings
+from vitrail.settings.layers import to_yaml
 from vitrail.train.folder import CALL, LOCK, SETTINGS, clear, goes_on, lock, locked, new_folder
-from vitrail.train.settings import to_yaml
 
 
 def _hold(folder: Path, pipe: Connection) -> None:

@@ -26,7 +26,7 @@ class Peer:
     images: Tensor
     expected: Mapping[str, Tensor]
     """By the part of our outputs that has to equal it."""
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, Any] = field(default_factory=dict)
     """The fields that a bare state dict leaves open, with their answers."""
     has: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the config that no output of a random model shows."""

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from vitrail.config import Preprocessing, ViTConfig, pair
 from vitrail.models import ViT
 from vitrail.weights import load, read_run
-from vitrail.weights.convert import Target, convert, place, planned
+from vitrail.weights.convert import convert, place, planned
 from vitrail.weights.targets import Inexpressible
 
 OLD_TRANSFORMERS = transformers.__version__.startswith("4.")
@@ -75,7 +75,7 @@ def images_for(model: ViT) -> Tensor:
     return torch.randn(2, model.config.in_channels, *pair(model.config.img_size), generator=torch.Generator().manual_seed(2))
 
 
-def converted(source: Any, to: Target, destination: Path, *, overwrite: bool = False) -> Path:
+def converted(source: Any, to: str, destination: Path, *, overwrite: bool = False) -> Path:
     """`convert` without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -267,7 +267,7 @@ def test_preprocessing_goes_to_transformers_and_comes_back(tmp_path: Path, field
 
 
 @pytest.mark.parametrize("to", ["timm", "hf"])
-def test_several_labels_an_image_go_along_and_come_back(tmp_path: Path, to: Target) -> None:
+def test_several_labels_an_image_go_along_and_come_back(tmp_path: Path, to: str) -> None:
     ours = vit()
     assert not load(converted(ours, to, tmp_path / "one")).multi_label
     assert "problem_type" not in json.loads((tmp_path / "one" / "config.json").read_text())
@@ -449,7 +449,7 @@ def test_what_an_npz_does_not_say_is_a_warning(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_it_can_not_be_is_refused_by_name(tmp_path: Path, to: Target, fields: dict[str, Any], says: str) -> None:
+def test_what_it_can_not_be_is_refused_by_name(tmp_path: Path, to: str, fields: dict[str, Any], says: str) -> None:
     with pytest.raises(Inexpressible, match=says) as error:
         convert(vit(**fields), to, tmp_path / "made")
     assert "\n" not in str(error.value)
@@ -466,7 +466,7 @@ def test_a_model_that_does_not_know_its_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["timm", "hf", "torchvision"])
-def test_class_names_are_kept_whatever_they_hold(to: Target, tmp_path: Path) -> None:
+def test_class_names_are_kept_whatever_they_hold(to: str, tmp_path: Path) -> None:
     ours = vit()
     ours.classes = tuple(f"\udcff\x1b\u2028ü{number}" for number in range(CLASSES))
     made = convert(ours, to, tmp_path / "made")
@@ -588,7 +588,7 @@ def test_places_that_are_none(tmp_path: Path, to: str, name: str, says: str) -> 
 
 @pytest.mark.parametrize("to", ["timm", "hf", "torchvision", "npz"])
 @pytest.mark.parametrize("there", [False, True])
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, to: Target, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, to: str, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / {"torchvision": "made.pth", "npz": "made.npz"}.get(to, "made")
     if there:
         converted(vit(), to, target)

@@ -18,8 +18,9 @@ from torch import Tensor
 import vitrail
 from vitrail.config import SIZES, ViTConfig
 from vitrail.models import create_model
-from vitrail.weights.infer import TRANSFORMERS_DEFAULTS, Inferred, facts_of, infer
-from vitrail.weights.origins import TIMM
+from vitrail.weights.infer import Inferred, config_fields, infer
+from vitrail.weights.libraries.timm import VIT_LAYOUT
+from vitrail.weights.libraries.transformers.config import DEFAULTS
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -44,8 +45,8 @@ def shapes(*, dim: int, depth: int = 2, patch: int = 16, rows: int = 197, inner:
     return {name: shape for name, shape in made.items() if shape is not None}
 
 
-def inferred(given: Shapes, *, config: Any = None, prefix: str = "", **said: Any) -> Inferred:
-    return infer(given, TIMM, config=config or {}, said=said, prefix=prefix)
+def inferred(given: Shapes, *, config: Any = None, prefix: str = "", **overrides: Any) -> Inferred:
+    return infer(given, VIT_LAYOUT, config=config or {}, overrides=overrides, prefix=prefix)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -71,9 +72,9 @@ PUBLISHED = {
 @pytest.mark.parametrize(("dim", "heads"), PUBLISHED.items())
 def test_heads_of_published_widths(dim: int, heads: int) -> None:
     """As in our table of sizes and in timm's models of that width, and the receipt says that it was taken for granted."""
-    found = inferred(shapes(dim=dim))
-    assert (found.config.num_heads, found.config.head_dim) == (heads, None)
-    assert found.assumed == (f"{heads} heads, as published at width {dim}",)
+    result = inferred(shapes(dim=dim))
+    assert (result.config.num_heads, result.config.head_dim) == (heads, None)
+    assert result.assumed == (f"{heads} heads, as published at width {dim}",)
     assert all(size.num_heads == heads for size in SIZES.values() if size.embed_dim == dim)
 
 
@@ -85,7 +86,7 @@ def test_the_giants_of_one_width_differ_by_their_class_token() -> None:
 @pytest.mark.parametrize(
     ("dim", "offered"), [(48, "2 or num_heads=4 or num_heads=8"), (128, "2 or"), (1000, "2 or"), (7, "1$")]
 )
-def test_other_widths_are_asked_about(dim: int, offered: str) -> None:
+def test_heads_of_other_widths_are_a_question(dim: int, offered: str) -> None:
     with pytest.raises(
         ValueError, match=rf"^the tensors do not tell num_heads \(width {dim} is not that .*\): give num_heads={offered}"
     ):
@@ -94,16 +95,16 @@ def test_other_widths_are_asked_about(dim: int, offered: str) -> None:
 
 
 def test_attention_that_is_not_as_wide_as_its_tokens() -> None:
-    found = inferred(shapes(dim=48, inner=32), num_heads=2)
-    assert (found.config.num_heads, found.config.head_dim) == (2, 16)
-    found = inferred(shapes(dim=768, inner=512), num_heads=8)
-    assert (found.config.num_heads, found.config.head_dim) == (8, 64)
+    result = inferred(shapes(dim=48, inner=32), num_heads=2)
+    assert (result.config.num_heads, result.config.head_dim) == (2, 16)
+    result = inferred(shapes(dim=768, inner=512), num_heads=8)
+    assert (result.config.num_heads, result.config.head_dim) == (8, 64)
 
 
 def test_a_norm_of_queries_tells_the_heads() -> None:
     norms = {f"blocks.0.attn.{x}_norm.{kind}": (16,) for x in "qk" for kind in ("weight", "bias")}
-    found = inferred({**shapes(dim=48), **norms})
-    assert (found.config.num_heads, found.config.qk_norm, found.assumed) == (3, True, ())
+    result = inferred({**shapes(dim=48), **norms})
+    assert (result.config.num_heads, result.config.qk_norm, result.assumed) == (3, True, ())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -114,12 +115,12 @@ def test_a_norm_of_queries_tells_the_heads() -> None:
 def test_our_own_sizes(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, depth=2)
-    found = inferred({key: tuple(value.shape) for key, value in model.state_dict().items()})
-    assert found.config == ViTConfig(**{**vars(model.config), "img_size": (224, 224)})
-    assert (found.grid, found.positions_for) == ((14, 14), ("cls",))
+    result = inferred({key: tuple(value.shape) for key, value in model.state_dict().items()})
+    assert result.config == ViTConfig(**{**vars(model.config), "img_size": (224, 224)})
+    assert (result.grid, result.positions_for) == ((14, 14), ("cls",))
 
 
-def test_swiglu_is_what_is_twice_as_wide() -> None:
+def test_swiglu_has_a_first_layer_twice_as_wide() -> None:
     given = shapes(dim=384, blocks__0__mlp__fc1__weight=(2048, 384), blocks__0__mlp__fc2__weight=(384, 1024))
     config = inferred(given).config
     assert (config.mlp, round(config.mlp_ratio * 384)) == ("swiglu", 1024)
@@ -200,7 +201,7 @@ AT_224 = {"img_size": (224, 224)}
 
 
 @pytest.mark.parametrize(
-    ("config", "facts"),
+    ("config", "fields"),
     [
         ({}, {}),
         (of_timm("vit_base_patch16_clip_quickgelu_224"), {"mlp": "quick_gelu", "img_size": (224, 224)}),
@@ -232,8 +233,8 @@ AT_224 = {"img_size": (224, 224)}
         (of_open_clip({"timm_model_name": "vit_base_patch16_224", "timm_pool": "token"}), {"mlp": "gelu", "pool": "cls"}),
     ],
 )
-def test_what_a_config_tells(config: dict[str, Any], facts: dict[str, Any]) -> None:
-    assert facts_of(config) == facts
+def test_fields_that_a_config_states(config: dict[str, Any], fields: dict[str, Any]) -> None:
+    assert config_fields(config) == fields
 
 
 @pytest.mark.parametrize(
@@ -255,14 +256,14 @@ def test_configs_of_no_plain_vit(config: dict[str, Any], says: str) -> None:
         inferred(shapes(dim=384), config=config)
 
 
-@pytest.mark.parametrize("kind", TRANSFORMERS_DEFAULTS)
-def test_what_a_config_of_transformers_leaves_out(kind: str) -> None:
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_defaults_that_a_config_of_transformers_omits(kind: str) -> None:
     """Files by hand, such as SigLIP's on the Hub, say a model_type and little more."""
     config = transformers.AutoConfig.for_model(kind)
-    assert {name: getattr(config, name) for name in TRANSFORMERS_DEFAULTS[kind]} == TRANSFORMERS_DEFAULTS[kind]
-    facts = facts_of({"vision_config": {"model_type": kind}})
-    assert facts == {key: value for key, value in facts_of(config.to_dict()).items() if key in facts}
-    assert facts_of({"model_type": kind, "num_attention_heads": 3})["num_heads"] == 3
+    assert {name: getattr(config, name) for name in DEFAULTS[kind]} == DEFAULTS[kind]
+    fields = config_fields({"vision_config": {"model_type": kind}})
+    assert fields == {key: value for key, value in config_fields(config.to_dict()).items() if key in fields}
+    assert config_fields({"model_type": kind, "num_attention_heads": 3})["num_heads"] == 3
 
 
 JUNK = st.none() | st.booleans() | st.integers(-5, 2000) | st.floats() | st.text(max_size=5)
@@ -291,7 +292,7 @@ def test_a_config_of_nonsense_is_one_line(config: dict[str, Any]) -> None:
     assert len(says.splitlines()) <= 1
 
 
-def test_the_names_of_timm_say_what_timm_s_models_have() -> None:
+def test_architecture_names_of_timm_imply_the_form_of_gelu() -> None:
     """Of every architecture with CLIP's, SigLIP's or our own test's names: the form of GELU, by its live model."""
     kinds = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
     for name in timm.list_models(["*_clip_*", "*siglip*", "*_gap_*", "*_map_*"], module="vision_transformer"):
@@ -300,12 +301,12 @@ def test_the_names_of_timm_say_what_timm_s_models_have() -> None:
         patch = re.search(r"patch(\d+)", name)
         assert patch is not None
         act = type(timm_vit(name, side=2 * int(patch[1]), depth=1).blocks[0].mlp.act).__name__
-        assert facts_of({"architecture": name})["mlp"] == kinds[act], name
+        assert config_fields({"architecture": name})["mlp"] == kinds[act], name
 
 
-def test_what_the_user_says_comes_before_the_config() -> None:
-    found = inferred(shapes(dim=48), config=of_timm("vit_tiny_patch16_clip_224", num_heads=2), num_heads=3, mlp="gelu_tanh")
-    assert (found.config.num_heads, found.config.mlp) == (3, "gelu_tanh")
+def test_overrides_take_precedence_over_the_config() -> None:
+    result = inferred(shapes(dim=48), config=of_timm("vit_tiny_patch16_clip_224", num_heads=2), num_heads=3, mlp="gelu_tanh")
+    assert (result.config.num_heads, result.config.mlp) == (3, "gelu_tanh")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -26,13 +26,14 @@ from vitrail.config import Pair, Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.decode import eval_view
 from vitrail.models import ViT
-from vitrail.weights.preprocess import CLIP, HALF, IMAGENET, RULES, Given, preprocessing_for
+from vitrail.weights.eval_transform import CLIP, HALF, IMAGENET
+from vitrail.weights.preprocess import DEFAULTS, Given, preprocessing_for
 from vitrail.weights.run_folder import save_model
 
 Config = Mapping[str, Any]
 
 
-def asked(
+def preprocess(
     config: Config | None = None,
     preprocessor: Config | None = None,
     *,
@@ -62,7 +63,7 @@ def photo(height: int, width: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def seen(image: Image.Image, images: Preprocessing) -> Tensor:
+def our_pixels(image: Image.Image, images: Preprocessing) -> Tensor:
     """What our model gets."""
     return normalise(eval_view(image, images)[None], images)[0]
 
@@ -117,9 +118,9 @@ def test_timm_s_config_is_read_as_timm_reads_it(name: str, bare: bool) -> None:
     fields = json.loads(json.dumps(cfg.to_dict()))
     theirs = resolve_data_config(pretrained_cfg=fields)
     size = theirs["input_size"][1], theirs["input_size"][2]
-    said = asked(fields if bare else {"architecture": name.split(".")[0], "pretrained_cfg": fields}, size=size)
-    assert (said.source, said.guessed, said.classes) == ("timm's pretrained_cfg", False, ())
-    assert dataclasses.asdict(said.preprocessing) == {
+    result = preprocess(fields if bare else {"architecture": name.split(".")[0], "pretrained_cfg": fields}, size=size)
+    assert (result.source, result.guessed, result.classes) == ("timm's pretrained_cfg", False, ())
+    assert dataclasses.asdict(result.preprocessing) == {
         "img_size": size,
         "in_channels": 3,
         "mean": tuple(theirs["mean"]),
@@ -140,9 +141,9 @@ def test_the_names_cover_every_way_that_timm_s_plain_vits_crop() -> None:
 
 def test_what_timm_s_config_leaves_out() -> None:
     theirs = resolve_data_config(pretrained_cfg={"num_classes": 7})
-    said = asked({"pretrained_cfg": {"num_classes": 7}}).preprocessing
-    assert (said.mean, said.std) == (theirs["mean"], theirs["std"])
-    assert (said.crop_pct, said.crop_mode, said.interpolation) == (theirs["crop_pct"], theirs["crop_mode"], "bicubic")
+    result = preprocess({"pretrained_cfg": {"num_classes": 7}}).preprocessing
+    assert (result.mean, result.std) == (theirs["mean"], theirs["std"])
+    assert (result.crop_pct, result.crop_mode, result.interpolation) == (theirs["crop_pct"], theirs["crop_mode"], "bicubic")
 
 
 @pytest.mark.parametrize(
@@ -155,9 +156,9 @@ def test_what_timm_s_config_leaves_out() -> None:
     ],
 )
 def test_what_is_read_otherwise_is_said(fields: Config, interpolation: str, source: str) -> None:
-    said = asked({"pretrained_cfg": fields})
-    assert (said.preprocessing.interpolation, said.preprocessing.crop_mode) == (interpolation, "center")
-    assert (said.source, said.guessed) == (source, False)
+    result = preprocess({"pretrained_cfg": fields})
+    assert (result.preprocessing.interpolation, result.preprocessing.crop_mode) == (interpolation, "center")
+    assert (result.source, result.guessed) == (source, False)
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_clip_384.openai_ft_in12k_in1k", *TIMM[6:11], TIMM[17]])
@@ -166,9 +167,9 @@ def test_the_pixels_are_timm_s(name: str, shape: Pair) -> None:
     cfg = get_pretrained_cfg(name)
     assert cfg is not None
     theirs = resolve_data_config(pretrained_cfg=cfg.to_dict())
-    images = asked({"pretrained_cfg": cfg.to_dict()}, size=theirs["input_size"][1:]).preprocessing
+    images = preprocess({"pretrained_cfg": cfg.to_dict()}, size=theirs["input_size"][1:]).preprocessing
     image = photo(*shape)
-    assert_same_pixels(seen(image, images), create_transform(**theirs)(image), images)
+    assert_same_pixels(our_pixels(image, images), create_transform(**theirs)(image), images)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -219,17 +220,17 @@ def test_the_pixels_are_transformers(name: str, shape: Pair) -> None:
     image = photo(*shape)
     pixels = torch.as_tensor(theirs(image, return_tensors="pt")["pixel_values"])[0].float()
     size = pixels.shape[1], pixels.shape[2]
-    said = asked(preprocessor=json.loads(theirs.to_json_string()), size=size, origin="transformers")
-    assert (said.source, said.guessed) == ("preprocessor_config.json", False)
-    assert_same_pixels(seen(image, said.preprocessing), pixels, said.preprocessing)
+    result = preprocess(preprocessor=json.loads(theirs.to_json_string()), size=size, origin="transformers")
+    assert (result.source, result.guessed) == ("preprocessor_config.json", False)
+    assert_same_pixels(our_pixels(image, result.preprocessing), pixels, result.preprocessing)
 
 
 def test_a_squashed_image_is_exactly_what_transformers_makes_with_pillow() -> None:
     processor = transformers.ViTImageProcessorPil()
     image = photo(300, 420)
-    images = asked(preprocessor=processor.to_dict()).preprocessing
+    images = preprocess(preprocessor=processor.to_dict()).preprocessing
     pixels = torch.as_tensor(np.asarray(processor(image)["pixel_values"]))[0].float()
-    torch.testing.assert_close(seen(image, images), pixels, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(our_pixels(image, images), pixels, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_what_the_processors_come_to(
     name: str, mean_std: tuple[tuple[float, ...], tuple[float, ...]], crop: tuple[float, str], interpolation: str
 ) -> None:
     make, fields = PROCESSORS[name]
-    images = asked(preprocessor=make(**fields).to_dict()).preprocessing
+    images = preprocess(preprocessor=make(**fields).to_dict()).preprocessing
     assert (images.mean, images.std) == mean_std
     assert (images.crop_pct, images.crop_mode) == crop
     assert images.interpolation == interpolation
@@ -258,14 +259,14 @@ def test_what_the_processors_come_to(
 @pytest.mark.parametrize("name", ["ViT", "DeiT", "Siglip", "Beit", "CLIP", "Bit"])
 def test_what_a_processor_s_file_leaves_out_is_its_default(name: str) -> None:
     whole = PROCESSORS[name][0]().to_dict()
-    expected = asked(preprocessor=whole)
+    expected = preprocess(preprocessor=whole)
     for key in whole.keys() - {"image_processor_type", "size", "crop_size"}:
-        assert asked(preprocessor={k: v for k, v in whole.items() if k != key}) == expected, key
-        assert asked(preprocessor={**whole, key: None}) == expected, key
+        assert preprocess(preprocessor={k: v for k, v in whole.items() if k != key}) == expected, key
+        assert preprocess(preprocessor={**whole, key: None}) == expected, key
     old = {k: v for k, v in whole.items() if k != "image_processor_type"} | {
         "feature_extractor_type": f"{name}FeatureExtractor"
     }
-    assert asked(preprocessor=old) == expected
+    assert preprocess(preprocessor=old) == expected
 
 
 @pytest.mark.parametrize(
@@ -286,28 +287,28 @@ def test_what_a_processor_s_file_leaves_out_is_its_default(name: str) -> None:
     ],
 )
 def test_sizes_in_all_their_spellings(file: Config, crop: tuple[float, str]) -> None:
-    images = asked(preprocessor={"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], **file}).preprocessing
+    images = preprocess(preprocessor={"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], **file}).preprocessing
     assert (images.crop_pct, images.crop_mode) == crop
     assert (images.mean, images.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 def test_what_a_processor_does_otherwise_is_said() -> None:
     file = {"image_processor_type": "ViTImageProcessor", "resample": 1, "do_resize": False, "size": {"longest_edge": 99}}
-    assert asked(preprocessor=file).source == (
+    assert preprocess(preprocessor=file).source == (
         "preprocessor_config.json (its size by longest_edge is read as that of the shorter side; "
         'it does not resize, Vitrail does; its filter "lanczos" is read as "bicubic")'
     )
     dinov2 = PROCESSORS["DINOv2"][0](**PROCESSORS["DINOv2"][1]).to_dict()
-    said = asked(preprocessor=dinov2, size=(518, 518))
-    assert said.source == "preprocessor_config.json (its images are 224x224)"
-    assert (said.preprocessing.img_size, said.preprocessing.crop_pct) == ((518, 518), 0.875)
+    result = preprocess(preprocessor=dinov2, size=(518, 518))
+    assert result.source == "preprocessor_config.json (its images are 224x224)"
+    assert (result.preprocessing.img_size, result.preprocessing.crop_pct) == ((518, 518), 0.875)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 800))
 def test_a_crop_comes_from_the_size_that_the_file_says(crop: int, size: int) -> None:
     file = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": size}, "crop_size": crop}
-    crop_pct = asked(preprocessor=file, size=(crop, crop)).preprocessing.crop_pct
+    crop_pct = preprocess(preprocessor=file, size=(crop, crop)).preprocessing.crop_pct
     assert math.floor(crop / crop_pct) == max(crop, size)
 
 
@@ -316,19 +317,19 @@ def test_a_crop_comes_from_the_size_that_the_file_says(crop: int, size: int) -> 
 
 
 def test_open_clip_s_config() -> None:
-    said = asked({"model_cfg": {}, "preprocess_cfg": {"mean": list(HALF[0]), "std": list(HALF[1])}}, origin="open_clip")
-    assert (said.source, said.guessed) == ("open_clip's preprocess_cfg", False)
-    assert (said.preprocessing.mean, said.preprocessing.std) == HALF
-    assert (said.preprocessing.crop_pct, said.preprocessing.crop_mode, said.preprocessing.interpolation) == (
+    result = preprocess({"model_cfg": {}, "preprocess_cfg": {"mean": list(HALF[0]), "std": list(HALF[1])}}, origin="open_clip")
+    assert (result.source, result.guessed) == ("open_clip's preprocess_cfg", False)
+    assert (result.preprocessing.mean, result.preprocessing.std) == HALF
+    assert (result.preprocessing.crop_pct, result.preprocessing.crop_mode, result.preprocessing.interpolation) == (
         1,
         "center",
         "bicubic",
     )
     cfg = {"mean": 0.5, "std": 0.5, "interpolation": "bilinear", "resize_mode": "squash"}
-    squash = asked({"preprocess_cfg": cfg}).preprocessing
+    squash = preprocess({"preprocess_cfg": cfg}).preprocessing
     assert (squash.mean, squash.crop_mode, squash.interpolation) == (HALF[0], "squash", "bilinear")
-    assert (asked({"preprocess_cfg": {}}).preprocessing.mean, asked({"preprocess_cfg": {}}).preprocessing.std) == CLIP
-    longest = asked({"preprocess_cfg": {"resize_mode": "longest"}})
+    assert (preprocess({"preprocess_cfg": {}}).preprocessing.mean, preprocess({"preprocess_cfg": {}}).preprocessing.std) == CLIP
+    longest = preprocess({"preprocess_cfg": {"resize_mode": "longest"}})
     assert longest.source == 'open_clip\'s preprocess_cfg (its resize mode "longest" is read as "shortest")'
 
 
@@ -340,9 +341,9 @@ def test_a_run_s_own_preprocessing_comes_first(tmp_path: Path) -> None:
     model.classes = ("cat", "dog")
     save_model(model, tmp_path, data="photos")
     config = json.loads((tmp_path / "config.json").read_text())
-    said = asked(config, origin="vitrail", size=(8, 12), channels=1, classes=2)
-    assert said == Given(model.preprocessing, ("cat", "dog"), "the run's config.json", guessed=False)
-    colour = asked(config, origin="vitrail", size=(16, 16), classes=3)
+    result = preprocess(config, origin="vitrail", size=(8, 12), channels=1, classes=2)
+    assert result == Given(model.preprocessing, ("cat", "dog"), "the run's config.json", guessed=False)
+    colour = preprocess(config, origin="vitrail", size=(16, 16), classes=3)
     assert colour.preprocessing == dataclasses.replace(
         model.preprocessing, img_size=(16, 16), in_channels=3, mean=(0.2,) * 3, std=(0.3,) * 3
     )
@@ -350,19 +351,19 @@ def test_a_run_s_own_preprocessing_comes_first(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^config.json's preprocessing can't be read \('preprocessing'\); restore it from a copy$"
     ):
-        asked({"vitrail": {}})
+        preprocess({"vitrail": {}})
 
 
 def test_which_file_comes_first() -> None:
     processor = {"image_mean": [0.1] * 3, "image_std": [0.1] * 3}
     cfg, clip = {"mean": [0.2] * 3, "std": [0.2] * 3}, {"mean": [0.3] * 3, "std": [0.3] * 3}
     config = {"pretrained_cfg": cfg, "preprocess_cfg": clip}
-    assert asked(config, processor, origin="torchvision").preprocessing.mean == (0.1,) * 3
-    assert asked(config, origin="torchvision").preprocessing.mean == (0.2,) * 3
-    assert asked({"preprocess_cfg": clip}, origin="torchvision").preprocessing.mean == (0.3,) * 3
-    assert asked(origin="torchvision").preprocessing.mean == IMAGENET[0]
+    assert preprocess(config, processor, origin="torchvision").preprocessing.mean == (0.1,) * 3
+    assert preprocess(config, origin="torchvision").preprocessing.mean == (0.2,) * 3
+    assert preprocess({"preprocess_cfg": clip}, origin="torchvision").preprocessing.mean == (0.3,) * 3
+    assert preprocess(origin="torchvision").preprocessing.mean == IMAGENET[0]
     unknown = {"image_processor_type": "SomebodysProcessor", "do_normalize": True}  # says nothing that could be used
-    assert asked(config, unknown).source == "timm's pretrained_cfg"
+    assert preprocess(config, unknown).source == "timm's pretrained_cfg"
 
 
 @pytest.mark.parametrize(
@@ -388,11 +389,11 @@ def test_built_in_rules(
     crop: tuple[float, str, str],
     whose: str,
 ) -> None:
-    said = asked(origin=origin, size=(size, size))
-    images = said.preprocessing
+    result = preprocess(origin=origin, size=(size, size))
+    images = result.preprocessing
     assert (images.mean, images.std) == mean_std
     assert (images.crop_pct, images.crop_mode, images.interpolation) == crop
-    assert (said.source, said.guessed) == (f"built in for {whose}", False)
+    assert (result.source, result.guessed) == (f"built in for {whose}", False)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +409,7 @@ def test_built_in_rules(
 )
 def test_torchvision_s_rule_is_in_torchvision_s_weights(name: str, size: int) -> None:
     theirs = torchvision_models.get_weight(name).transforms()
-    images = asked(origin="torchvision", size=(size, size)).preprocessing
+    images = preprocess(origin="torchvision", size=(size, size)).preprocessing
     assert (list(images.mean), list(images.std)) == (theirs.mean, theirs.std)
     assert images.interpolation == theirs.interpolation.value
     assert [theirs.crop_size, theirs.resize_size] == [[size], [math.floor(size / images.crop_pct)]]
@@ -418,19 +419,19 @@ def test_torchvision_s_rule_is_in_torchvision_s_weights(name: str, size: int) ->
     ("origin", "model_type"), [("transformers", "deit"), ("transformers", "dinov2"), ("transformers", "vit_mae")]
 )
 def test_the_model_type_stands_for_an_origin_without_a_rule(origin: str, model_type: str) -> None:
-    assert asked({"model_type": model_type}, origin=origin).guessed is False
+    assert preprocess({"model_type": model_type}, origin=origin).guessed is False
 
 
 @pytest.mark.parametrize("origin", ["timm", "transformers", "vit-pytorch", "vit-pytorch before 1.0", "vitrail"])
 def test_a_guess_is_called_one(origin: str) -> None:
-    said = asked(origin=origin)
-    assert (said.preprocessing.mean, said.preprocessing.std) == IMAGENET
-    assert (said.source, said.guessed) == ("a guess: ImageNet's mean and std", True)
+    result = preprocess(origin=origin)
+    assert (result.preprocessing.mean, result.preprocessing.std) == IMAGENET
+    assert (result.source, result.guessed) == ("a guess: ImageNet's mean and std", True)
 
 
 def test_every_rule_can_be_reached() -> None:
-    for rule in RULES:
-        assert asked(origin=rule.word).source == f"built in for {rule.whose}"
+    for default in DEFAULTS:
+        assert preprocess(origin=default.word).source == f"built in for {default.whose}"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -440,7 +441,7 @@ def test_every_rule_can_be_reached() -> None:
 def test_another_size_keeps_the_share() -> None:
     cfg = get_pretrained_cfg("flexivit_base.1200ep_in1k")
     assert cfg is not None
-    images = asked({"pretrained_cfg": cfg.to_dict()}, size=(96, 160), file_size=(240, 240)).preprocessing
+    images = preprocess({"pretrained_cfg": cfg.to_dict()}, size=(96, 160), file_size=(240, 240)).preprocessing
     assert (images.img_size, images.crop_pct) == ((96, 160), 0.95)
 
 
@@ -448,7 +449,7 @@ def test_another_size_keeps_the_share() -> None:
     ("channels", "mean"), [(1, 0.449), (2, (0.485, 0.456)), (3, IMAGENET[0]), (5, (0.485, 0.456, 0.406, 0.485, 0.456))]
 )
 def test_other_channels(channels: int, mean: float | tuple[float, ...]) -> None:
-    images = asked(origin="torchvision", channels=channels).preprocessing
+    images = preprocess(origin="torchvision", channels=channels).preprocessing
     assert images.in_channels == len(images.mean) == len(images.std) == channels
     assert images.mean == pytest.approx(mean if isinstance(mean, tuple) else (mean,))
 
@@ -470,7 +471,7 @@ def test_other_channels(channels: int, mean: float | tuple[float, ...]) -> None:
     ],
 )
 def test_classes(config: Config, classes: tuple[str, ...]) -> None:
-    assert asked(config, classes=3).classes == classes
+    assert preprocess(config, classes=3).classes == classes
 
 
 @pytest.mark.parametrize(
@@ -491,5 +492,5 @@ def test_classes(config: Config, classes: tuple[str, ...]) -> None:
 )
 def test_what_can_t_be_is_refused_in_one_line(config: Config, preprocessor: Config, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        asked(config, preprocessor)
+        preprocess(config, preprocessor)
     assert "\n" not in str(error.value)

@@ -16,7 +16,9 @@ from vitrail.models.receipt import Receipt
 from vitrail.models.swin import Swin
 from vitrail.models.windows import resize_bias_table
 from vitrail.weights import load
-from vitrail.weights.swin import WRITES, Library, export_state, microsoft_names, names_of, transformers_4_names
+from vitrail.weights.libraries.microsoft import swin_names
+from vitrail.weights.libraries.transformers.names import old_swin_names
+from vitrail.weights.swin import WRITES, export_state, names_of
 
 SHAPE: dict[str, Any] = {"embed_dim": 16, "depths": (2, 1, 2), "num_heads": (2, 4, 4)}
 
@@ -83,13 +85,13 @@ def test_a_folder_of_timm(tmp_path: Path) -> None:
 
 def test_the_paper_s_files_and_those_of_transformers_4() -> None:
     theirs = of_timm()
-    old = {microsoft_names(name)[0]: value for name, value in theirs.state_dict().items()}
+    old = {swin_names(name)[0]: value for name, value in theirs.state_dict().items()}
     old["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
     old["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
     torch.testing.assert_close(logits_of(load(old), images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
     ours, four = load(theirs), {}
     for name, value in ours.state_dict().items():
-        parts = transformers_4_names(name)
+        parts = old_swin_names(name)
         four |= dict(zip(parts, value.chunk(len(parts)), strict=True))
     assert "swin.encoder.layers.0.blocks.0.attention.self.query.weight" in four
     assert "swin.encoder.layers.0.blocks.0.intermediate.dense.weight" in four
@@ -97,7 +99,7 @@ def test_the_paper_s_files_and_those_of_transformers_4() -> None:
 
 
 @pytest.mark.parametrize("to", WRITES)
-def test_what_is_written_is_read_again(to: Library) -> None:
+def test_what_is_written_is_read_again(to: str) -> None:
     ours = load(of_timm())
     again = load(export_state(ours, to))
     assert again.state_dict().keys() == ours.state_dict().keys()

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +58,26 @@ class Report:
     def images(self) -> int:
         """Readable images."""
         return sum(self.totals.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        several = {} if self.labels is None else {"labels": [{"labels": k, "images": n} for k, n in self.labels.items()]}
+        return {
+            "name": self.name,
+            "images": self.images,
+            "counts": self.counts,
+            "sizes": [{"height": height, "width": width, "images": n} for (height, width), n in self.sizes.items()],
+            "modes": self.modes,
+            **several,
+            "values": {
+                split: dataclasses.asdict(used) | {"range": used.range or "full", "warning": used.few_levels(used.range)}
+                for split, used in self.values.items()
+            },
+            "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
+            "duplicates": self.duplicates,
+            "contradictions": self.contradictions,
+            "notes": self.notes,
+        }
 
     def __str__(self) -> str:
         splits = list(self.counts)

@@ -22,8 +22,10 @@ from torch import Tensor
 from vitrail import weights
 from vitrail.data.augment import normalise
 from vitrail.data.decode import BadImage, eval_view
+from vitrail.data.files import Listed
 from vitrail.data.labelled import TABLE
 from vitrail.data.listing import files_under
+from vitrail.data.measure import measure_values
 from vitrail.models.device import pick_device
 
 Picture = str | Path | Image.Image | NDArray[Any]
@@ -114,6 +116,11 @@ class Predictor:
         logits: Tensor = self.model(normalise(images.to(self.device), self.preprocessing)).float()  # (B, K)
         probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
         return probabilities.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), math.nan).cpu()
+
+    def range_mismatch(self, paths: Iterable[str | Path]) -> str | None:
+        """Return a warning where images of more than 8 bits use values that the model was not trained for, else None."""
+        used = measure_values(Path(), [Listed(str(path), 0) for path in paths], threads=-1)
+        return None if used is None else used.mismatch(self.preprocessing.range)
 
     def _view(self, image: Picture) -> UInt8[Tensor, "C H W"] | str:
         """The evaluation view, or the reason why there is none."""

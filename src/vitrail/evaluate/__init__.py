@@ -5,16 +5,19 @@ from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding
 from vitrail.evaluate.evaluate import evaluate, evaluate_labels, save_evaluation
 from vitrail.evaluate.metrics import Evaluation, Scores, confusion_matrix, score, topk_correct, wilson_interval
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
+from vitrail.evaluate.run import RunEvaluation, evaluate_run
 
 __all__ = [
     "EmbeddingScores",
     "Evaluation",
     "MultiLabelEvaluation",
+    "RunEvaluation",
     "Scores",
     "confusion_matrix",
     "evaluate",
     "evaluate_embedding",
     "evaluate_labels",
+    "evaluate_run",
     "save_confusion",
     "save_evaluation",
     "score",

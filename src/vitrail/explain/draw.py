@@ -1,4 +1,4 @@
-"""Maps over pictures, and sheets of them: each patch at its own pixels, in colours whose steps look equal, with a legend.
+"""Drawing of maps over pictures, and of sheets of them: perceptually uniform colours, each patch at its pixels, a legend.
 
 A sheet is laid out in pixels from its upper left corner, so that small pictures are enlarged by whole factors and no other way.
 """
@@ -30,8 +30,8 @@ from vitrail.text import printable
 from vitrail.weights.run_folder import write_atomically
 
 ALPHA = 0.85
-"""Of the colours at the highest value."""
-_FAINT = 0.35  # of it, what is left at the lowest value: the photograph shows, and is dark where the map is low
+"""Opacity of the colours at the highest value."""
+_FAINT = 0.35  # share of the opacity at the lowest value: the photograph shows, and is dark where the map is low
 _EASE = 0.7  # exponent from distance to zero to opacity, for signed maps: weak evidence shows
 _UNSIGNED, _SIGNED = "inferno", "coolwarm"  # Smith & van der Walt 2015; Moreland 2009
 
@@ -51,14 +51,14 @@ _LONGEST = 2**16 - 1  # pixels a side that matplotlib draws
 
 
 def picture(pixels: UInt8[Tensor, "C H W"] | UInt8[np.ndarray, "C H W"]) -> Image.Image:
-    """Pixels as an RGB picture: of one or two channels the first as grey, of three or more the first three as colours."""
+    """Return pixels as an RGB picture: of one or two channels the first as grey, of more the first three as colours."""
     channels = np.asarray(pixels)
     shown = channels[:3] if len(channels) >= 3 else channels[[0, 0, 0]]
     return Image.fromarray(np.ascontiguousarray(shown.transpose(1, 2, 0)))
 
 
 def shown_bands(count: int) -> str:
-    """Note on which of an image's bands `picture` draws; empty where it draws all."""
+    """Return a note on which of an image's bands `picture` draws; empty where it draws all."""
     if count in (1, 3):
         return ""
     return f"the picture shows {'bands 1 to 3, as red, green, blue,' if count > 3 else 'band 1'} of {count}"
@@ -66,7 +66,7 @@ def shown_bands(count: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A map, and where its patches lie. Raises ValueError for a map with numbers that are not finite."""
+    """A map and the place of its patches on the image. Raises ValueError for a map with numbers that are not finite."""
 
     map: Float[np.ndarray, "gh gw"]
     patch: Pair
@@ -76,26 +76,26 @@ class Placed:
 
     def __post_init__(self) -> None:
         assert all(count * side >= whole for count, side, whole in zip(self.map.shape, self.patch, self.size, strict=True))
-        wrong = self.own.size - int(np.isfinite(self.own).sum())
+        wrong = self.cropped.size - int(np.isfinite(self.cropped).sum())
         if wrong:
-            raise ValueError(f"{wrong} of the map's {self.own.size} numbers are not finite; compute it in float32")
+            raise ValueError(f"{wrong} of the map's {self.cropped.size} numbers are not finite; compute it in float32")
 
     @property
-    def own(self) -> Float[np.ndarray, "_ _"]:
-        """The patches that hold pixels of the image."""
+    def cropped(self) -> Float[np.ndarray, "_ _"]:
+        """The part of the map whose patches hold pixels of the image."""
         down, across = (-(-whole // side) for whole, side in zip(self.size, self.patch, strict=True))
         return self.map[:down, :across]
 
     def spread(self, size: Pair | None = None, *, smooth: bool = True) -> Float[np.ndarray, "H W"]:
-        """The map at the image's pixels, or at those of a picture of the same shape: (height, width).
+        """Resample the map to the image's pixels, or to those of a picture of the same shape: (height, width).
 
-        Smooth is bilinear between the centres of the patches, and level from the outermost centres to the edge. Else each
-        patch covers its own pixels.
+        Smooth is bilinear between the centres of the patches, and constant from the outermost centres to the edge. Else each
+        patch covers its pixels.
         """
-        return self.spread_of(self.own, size or self.size, smooth=smooth)
+        return self.spread_of(self.cropped, size or self.size, smooth=smooth)
 
     def spread_of(self, values: Float[np.ndarray, "_ _"], size: Pair, *, smooth: bool) -> Float[np.ndarray, "H W"]:
-        """Other numbers of the same patches, as `spread`."""
+        """Resample other numbers of the same patches, as `spread` does."""
         down, across = (
             _shares(pixels, whole, side, count, smooth=smooth)
             for pixels, whole, side, count in zip(size, self.size, self.patch, values.shape, strict=True)
@@ -104,7 +104,7 @@ class Placed:
 
 
 def _shares(pixels: int, whole: int, side: int, count: int, *, smooth: bool) -> Float[np.ndarray, "{pixels} {count}"]:
-    """How much each of a row of pixels takes of each patch; `whole` pixels of the image lie under them."""
+    """Return the weight of each patch in each of a row of pixels, which show `whole` pixels of the image."""
     twice = (2 * np.arange(pixels) + 1) * whole  # twice the place of a pixel's centre, times `pixels`: a whole number
     if not smooth:
         return (twice[:, None] // (2 * pixels * side) == np.arange(count)).astype(np.float32)
@@ -121,11 +121,11 @@ def overlay(
     alpha: float = ALPHA,
     smooth: bool = True,
 ) -> Image.Image:
-    """A map over a picture of what the model saw, at the picture's own size; the picture in grey, for colours are the map's.
+    """Draw a map over a picture of the model's input, at the picture's size, in grey so that all colours are the map's.
 
-    They go from the map's least number to its greatest (inferno), and the picture is dimmed where it is low; with `signed`
-    from blue, against, to red, for, and the picture is bare at zero. `alpha` is the opacity at the highest. A map that is
-    the same everywhere is low everywhere. With `colors`, red, green, blue from 0 to 1, the patches have these.
+    The colours go from the map's least number to its greatest (inferno), and the picture is dimmed where it is low; with
+    `signed` from blue, against, to red, for, and the picture shows at zero. `alpha` is the opacity at the highest. A constant
+    map is low everywhere. With `colors`, red, green, blue from 0 to 1, the patches have these.
     Raises ValueError for an alpha outside 0 to 1, a picture of another shape than the image, and colours that are not finite.
     """
     if not 0 <= alpha <= 1:
@@ -133,13 +133,13 @@ def overlay(
     size = (picture.height, picture.width)
     require_shape(size, placed.size)
     if colors is None:
-        values = _scaled(placed.spread(size, smooth=smooth), placed.own, signed=signed)  # (H, W)
+        values = _scaled(placed.spread(size, smooth=smooth), placed.cropped, signed=signed)  # (H, W)
         opacity = alpha * (np.abs(2 * values - 1) ** _EASE if signed else _FAINT + (1 - _FAINT) * values)[..., None]
         paint = matplotlib.colormaps[_SIGNED if signed else _UNSIGNED](values, bytes=True)[..., :3]  # (H, W, 3)
     else:
         if not np.isfinite(colors).all():
             raise ValueError("the map's colours are not finite; compute it in float32")
-        down, across = placed.own.shape
+        down, across = placed.cropped.shape
         planes = (placed.spread_of(colors[:down, :across, plane], size, smooth=smooth) for plane in range(3))
         paint, opacity = 255 * np.stack(list(planes), axis=-1).clip(0, 1), np.float32(alpha)
     base = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]
@@ -148,7 +148,7 @@ def overlay(
 
 
 def require_shape(size: Pair, whole: Pair) -> None:
-    """Raises ValueError for a picture whose sides are not as those of the image, up to the rounding of a pixel."""
+    """Raise ValueError for a picture of another aspect ratio than the image, up to the rounding of a pixel."""
     if abs(size[1] * whole[0] - whole[1] * size[0]) > max(sum(size), sum(whole)):
         raise ValueError(
             f"a picture of {size[1]}x{size[0]} px has not the shape of what the model saw, {whole[1]}x{whole[0]} px; "
@@ -156,9 +156,9 @@ def require_shape(size: Pair, whole: Pair) -> None:
         )
 
 
-def _scaled(values: Float[np.ndarray, "H W"], own: Float[np.ndarray, "_ _"], *, signed: bool) -> Float[np.ndarray, "H W"]:
-    """From 0 to 1; of signed values, zero is ½."""
-    low, high = float(own.min()), float(own.max())
+def _scaled(values: Float[np.ndarray, "H W"], patches: Float[np.ndarray, "_ _"], *, signed: bool) -> Float[np.ndarray, "H W"]:
+    """Scale to 0 to 1 by the range of the patches; of signed values, zero is ½."""
+    low, high = float(patches.min()), float(patches.max())
     most = max(-low, high)
     if signed:
         return np.clip(values / (2 * most) + 0.5, 0, 1) if most else np.full_like(values, 0.5)
@@ -173,7 +173,7 @@ def _scaled(values: Float[np.ndarray, "H W"], own: Float[np.ndarray, "_ _"], *, 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A map in a sheet, and what stands around it."""
+    """A map in a sheet, with its label and numbers."""
 
     placed: Placed
     label: str = ""
@@ -182,8 +182,8 @@ class Panel:
     """Below: its numbers."""
     signed: bool = False
     colors: Float[np.ndarray, "gh gw 3"] | None = None
-    ends: tuple[str, str] | None = None
-    """What the legend calls the lowest and the highest colour; None is low and high, or against and for."""
+    legend: tuple[str, str] | None = None
+    """Names of the lowest and the highest colour; None: low and high, or against and for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +191,7 @@ class Row:
     """An image and its maps."""
 
     picture: Image.Image
-    """What the model saw."""
+    """The image as the model sees it."""
     name: str
     panels: Sequence[Panel]
     label: str = ""
@@ -199,28 +199,28 @@ class Row:
 
 
 def sheet(rows: Sequence[Row], *, note: str = "", grid: bool = False, smooth: bool = True, alpha: float = ALPHA) -> Figure:
-    """What the model saw of each image, and its maps beside it, with the legend and the `note` below; to be saved by `save`.
+    """Draw each image with its maps beside it, and the legend and the `note` below; write it with `save`.
 
-    Above six maps, a row goes on in a second line. With `grid`, thin lines show the patches. Raises ValueError for no rows.
+    Above six maps, a row continues in a second line. With `grid`, thin lines show the patches. Raises ValueError for no rows.
     """
     if not rows:
         raise ValueError("a sheet needs at least one row; there are no images")
-    with _any_letters():
+    with _no_glyph_warnings():
         return _Sheet(rows, note=note, grid=grid, smooth=smooth, alpha=alpha).figure()
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes a sheet as PNG, each of its pixels as it was laid out. Returns the path. Raises ValueError for another ending."""
+    """Write a sheet as PNG, pixel by pixel as laid out, and return the path. Raises ValueError for another suffix."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f'"{path.name}" does not end in .png; a sheet is saved as PNG')
-    with _any_letters(), write_atomically(path) as draft:
+    with _no_glyph_warnings(), write_atomically(path) as draft:
         figure.savefig(draft, dpi=DPI, format="png")
     return path
 
 
 class _Sheet:
-    """The layout: things with their places, from top to bottom, and then the figure that holds them."""
+    """The layout of a sheet: pictures, texts and lines with their places in pixels, from top to bottom."""
 
     def __init__(self, rows: Sequence[Row], *, note: str, grid: bool, smooth: bool, alpha: float) -> None:
         self.grid, self.smooth, self.alpha = grid, smooth, alpha
@@ -241,11 +241,11 @@ class _Sheet:
         self.height += _LINE * len(lines) + _MARGIN
 
     def left(self, column: int) -> int:
-        """Where a column begins; column 0 is what the model saw."""
+        """Return the left edge of a column; column 0 is the image."""
         return _MARGIN + column * (self.column + _GAP)
 
     def add_row(self, row: Row, shown: Image.Image) -> None:
-        """An image and its maps, in as many lines as they take."""
+        """Add an image and its maps, in as many lines as they take."""
         starts = range(0, len(row.panels), self.across) if row.panels else [0]
         lines = [row.panels[start : start + self.across] for start in starts]
         for number, panels in enumerate(lines):
@@ -273,8 +273,8 @@ class _Sheet:
         self.height += _GAP
 
     def add_grid(self, placed: Placed, drawn: Image.Image, left: int, top: int) -> None:
-        """Lines between the patches."""
-        down, across = placed.own.shape
+        """Add lines between the patches."""
+        down, across = placed.cropped.shape
         for y in range(1, down):
             place = top + round(y * placed.patch[0] * drawn.height / placed.size[0])
             self.lines.append(([left, left + drawn.width], [place, place]))
@@ -283,10 +283,10 @@ class _Sheet:
             self.lines.append(([place, place], [top, top + drawn.height]))
 
     def add_legend(self, panels: Sequence[Panel]) -> None:
-        """A bar for each kind of map there is."""
+        """Add a colour bar for each kind of map."""
         plain = [panel for panel in panels if panel.colors is None]
         place, top = _MARGIN, self.height
-        kinds = {(panel.signed, panel.ends or (("against", "for") if panel.signed else ("low", "high"))) for panel in plain}
+        kinds = {(panel.signed, panel.legend or (("against", "for") if panel.signed else ("low", "high"))) for panel in plain}
         for signed, (low, high) in sorted(kinds):
             before, after = (round(_measured(word)) + 8 for word in (low, high))
             if place > _MARGIN and place + before + _BAR[0] + 8 + after > self.width - _MARGIN:
@@ -295,9 +295,9 @@ class _Sheet:
             self.images.append((_bar(signed=signed, alpha=self.alpha), place + before, top + 1))
             self.put([high], place + before + _BAR[0] + 8, top)
             place += before + _BAR[0] + after + 2 * _GAP
-        said = ["each map on its own scale"] if plain else []
-        said += ["patches of like colour have like features"] if len(plain) < len(panels) else []
-        words = "; ".join(said)
+        notes = ["each map on its own scale"] if plain else []
+        notes += ["patches of like colour have like features"] if len(plain) < len(panels) else []
+        words = "; ".join(notes)
         if place > _MARGIN and place + _measured(words) > self.width - _MARGIN:
             place, top = _MARGIN, top + _LINE + 4
         self.put(wrapped(words, width=self.width - 2 * _MARGIN), place, top, color="0.3")
@@ -305,15 +305,15 @@ class _Sheet:
             self.height = top + _LINE + _GAP // 2
 
     def wrapped(self, text: str, *, weight: str = "normal") -> list[str]:
-        """Words for a column."""
+        """Return a text in lines as wide as a column."""
         return wrapped(text, width=self.column, most=_MOST_LINES, weight=weight)
 
     def put(self, lines: Sequence[str], left: int, top: int, *, weight: str = "normal", color: str = "0.1") -> None:
-        """Lines of words, one below the other."""
+        """Add lines of text, one below the other."""
         self.words += [(line, left, top + number * _LINE, weight, color) for number, line in enumerate(lines)]
 
     def figure(self) -> Figure:
-        """All of it, in one pair of axes whose units are pixels. Raises ValueError where it is too large to be drawn."""
+        """Return the figure, one pair of axes in pixels. Raises ValueError for a sheet too large for matplotlib."""
         if max(self.width, self.height) > _LONGEST:
             raise ValueError(
                 f"a sheet of {self.width}x{self.height} px is larger than {_LONGEST} px a side; draw fewer images at a time"
@@ -334,7 +334,7 @@ class _Sheet:
 
 
 def at_cell_size(picture: Image.Image) -> Image.Image:
-    """As large as a sheet shows it: enlarged by a whole factor, or shrunk. Of long pictures, the longer side is longer."""
+    """Resize a picture for a sheet: enlarge it by a whole factor, or shrink it. Elongated pictures get a longer side."""
     long = max(picture.size)
     room = _CELL * min(1.5, math.sqrt(long / min(picture.size)))
     if long <= room:
@@ -345,7 +345,7 @@ def at_cell_size(picture: Image.Image) -> Image.Image:
 
 
 def _bar(*, signed: bool, alpha: float) -> Image.Image:
-    """The legend's colours: a map from lowest to highest over mid-grey."""
+    """Draw a colour bar: a map from lowest to highest over mid-grey."""
     width, height = _BAR
     ramp = np.linspace(-1 if signed else 0, 1, width, dtype=np.float32)[None]
     return overlay(
@@ -354,9 +354,9 @@ def _bar(*, signed: bool, alpha: float) -> Image.Image:
 
 
 def wrapped(text: str, *, width: int, most: int | None = None, weight: str = "normal") -> list[str]:
-    """A text in lines of at most `width` pixels, broken between words, and inside those that are too long.
+    """Wrap a text in lines of at most `width` pixels, between words, and inside words that are too long.
 
-    Of more than `most` lines, the last that stays ends in "…".
+    Of more than `most` lines, the last kept one ends in "…".
     """
     lines: list[str] = []
     for paragraph in legible(text).splitlines():
@@ -378,12 +378,12 @@ def wrapped(text: str, *, width: int, most: int | None = None, weight: str = "no
 
 
 def legible(text: str) -> str:
-    """Words that can be drawn: what is no letter in a file's name shows as its escape."""
+    """Return a text that can be drawn, with unprintable characters as escapes."""
     return printable(text, lines=True)
 
 
 def _broken(word: str, width: int, weight: str) -> Iterator[str]:
-    """A word in parts that fit, a letter at least."""
+    """Yield a word in parts that fit, of at least one letter."""
     while _measured(word, weight) > width and len(word) > 1:
         part = next((end for end in range(len(word) - 1, 1, -1) if _measured(word[:end], weight) <= width), 1)
         yield word[:part]
@@ -397,15 +397,15 @@ def _renderer() -> RendererAgg:
 
 
 def _measured(text: str, weight: str = "normal") -> float:
-    """How wide a line of words is, in pixels."""
+    """Return the width of a line of text, in pixels."""
     letters = FontProperties(size=_LETTERS, weight=weight)
     width: float = _renderer().get_text_width_height_descent(text, letters, ismath=False)[0]  # type: ignore[no-untyped-call]
     return width
 
 
 @contextmanager
-def _any_letters() -> Iterator[None]:
-    """Without a word about letters that no font here has: they show as boxes."""
+def _no_glyph_warnings() -> Iterator[None]:
+    """Within the context, missing glyphs show as boxes without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield

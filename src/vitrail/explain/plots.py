@@ -1,6 +1,6 @@
-"""The statistics of a model as pictures: one page with all of them, or each by its name.
+"""Plots of a model's statistics: one page with all of them, or each by its name.
 
-Figures are matplotlib's own objects, for no window and no state that others share; `save` writes them.
+Figures are matplotlib objects outside of pyplot, so nothing opens a window and no state is shared; `save` writes them.
 """
 
 # C channels · gh gw grid · h w of a tile
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
 
-from vitrail.explain.statistics import OUTLIER, ModelStatistics
+from vitrail.explain.layer_statistics import OUTLIER, LayerStatistics
 from vitrail.weights.run_folder import write_atomically
 
 DPI = 120
@@ -33,8 +33,8 @@ _TICKS = 14  # on an axis of layers, at most
 _LETTERS, _LINES = 76, 36  # of the page's text
 
 
-def overview(stats: ModelStatistics) -> Figure:
-    """One page: every plot, and what the numbers say of early and late layers."""
+def overview(stats: LayerStatistics) -> Figure:
+    """Draw every plot on one page, with the comparison of early and late layers."""
     figure = Figure(figsize=(16, 15), layout=_layout())
     figure.suptitle(_headline(stats), fontsize=13, x=0.01, ha="left")
     parts: Any = figure.subfigures(3, 3, wspace=0.03, hspace=0.03, height_ratios=(1, 1, 1.15))
@@ -45,8 +45,8 @@ def overview(stats: ModelStatistics) -> Figure:
     return figure
 
 
-def single(stats: ModelStatistics, name: str) -> Figure:
-    """One plot. Raises ValueError for a name that is none."""
+def single(stats: LayerStatistics, name: str) -> Figure:
+    """Draw one plot. Raises ValueError for an unknown name."""
     if name not in _PANELS:
         raise ValueError(f'plot "{name}" is none of {", ".join(_PANELS)}')
     panel = _PANELS[name]
@@ -57,7 +57,7 @@ def single(stats: ModelStatistics, name: str) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes a PNG or an SVG, as the path's suffix says, and returns the path. The same figure gives the same bytes.
+    """Write a PNG or an SVG, by the path's suffix, and return the path. The same figure gives the same bytes.
 
     Raises ValueError for another suffix.
     """
@@ -74,7 +74,7 @@ def _layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)  # inches
 
 
-def _headline(stats: ModelStatistics) -> str:
+def _headline(stats: LayerStatistics) -> str:
     depth, heads = stats.distance.shape
     grid = ", ".join(f"{down}x{across}" for down, across in stats.grids)
     height, width = stats.patch
@@ -90,7 +90,7 @@ def _headline(stats: ModelStatistics) -> str:
 # Layer by layer
 
 
-def _distance(figure: FigureBase, stats: ModelStatistics) -> None:
+def _distance(figure: FigureBase, stats: LayerStatistics) -> None:
     axes = _per_head(figure, stats.distance.numpy(), even=stats.even_distance)
     _labelled(axes, "Mean attention distance of each head", "distance [px]")
     side = stats.side
@@ -99,20 +99,20 @@ def _distance(figure: FigureBase, stats: ModelStatistics) -> None:
     other.tick_params(labelsize=_TICK)
 
 
-def _entropy(figure: FigureBase, stats: ModelStatistics) -> None:
+def _entropy(figure: FigureBase, stats: LayerStatistics) -> None:
     axes = _per_head(figure, stats.entropy.numpy(), even=stats.even_entropy)
     _labelled(axes, "Entropy of the patches' attention, each head", "entropy [bits]")
 
 
-def _cls_to_patch(figure: FigureBase, stats: ModelStatistics) -> None:
+def _cls_to_patch(figure: FigureBase, stats: LayerStatistics) -> None:
     axes = _per_head(figure, stats.cls_to_patch.numpy(), even=None)
-    _labelled(axes, f"Attention on patches, of the {stats.asks}", "share [%]")
+    _labelled(axes, f"Attention on patches, of the {stats.query_name}", "share [%]")
     axes.set_ylim(-0.03, 1.15)  # room for the legend
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
 
 
-def _redundancy(figure: FigureBase, stats: ModelStatistics) -> None:
+def _redundancy(figure: FigureBase, stats: LayerStatistics) -> None:
     heads = stats.distance.shape[1]
     if heads == 1:
         _instead(figure, "Similarity of two heads of a layer", "one head a layer: there is no other to be like")
@@ -127,7 +127,7 @@ def _redundancy(figure: FigureBase, stats: ModelStatistics) -> None:
     axes.set_ylim(-0.03, 1.03)
 
 
-def _token_norms(figure: FigureBase, stats: ModelStatistics) -> None:
+def _token_norms(figure: FigureBase, stats: LayerStatistics) -> None:
     axes, norms = figure.subplots(), stats.token_norms
     places = np.arange(len(norms.median)) - 1
     share = norms.outliers.numpy()
@@ -163,7 +163,7 @@ def _token_norms(figure: FigureBase, stats: ModelStatistics) -> None:
 
 
 def _per_head(figure: FigureBase, values: Float[np.ndarray, "layers heads"], *, even: float | None) -> Axes:
-    """A dot for each head of each layer, and a line through the means."""
+    """Draw a dot for each head of each layer, and a line through the means."""
     axes = figure.subplots()
     layers, heads = values.shape
     places = np.repeat(np.arange(layers), heads)
@@ -184,7 +184,7 @@ def _over_layers(axes: Axes, layers: int) -> None:
 
 
 def _thick(layers: int) -> float:
-    """Points."""
+    """Return a line width in points."""
     return min(6.0, 160 / layers)
 
 
@@ -199,7 +199,7 @@ def _labelled(axes: Axes, title: str, label: str) -> None:
 # Heat maps and tiles
 
 
-def _cka(figure: FigureBase, stats: ModelStatistics) -> None:
+def _cka(figure: FigureBase, stats: LayerStatistics) -> None:
     values = stats.cka.numpy()
     if not np.isfinite(values).any():
         _instead(figure, "Linear CKA between layers", "CKA needs four patch tokens")
@@ -225,7 +225,7 @@ def _stage(index: int) -> str:
     return str(index - 1) if index else "in"
 
 
-def _filters(figure: FigureBase, stats: ModelStatistics) -> None:
+def _filters(figure: FigureBase, stats: LayerStatistics) -> None:
     filters, shares = stats.filters.numpy(), stats.filter_shares.numpy()  # (k, C, h, w)
     count, channels, height, width = filters.shape
     whose = "patch filters" if (height, width) == stats.patch else "first convolution's filters"
@@ -249,7 +249,7 @@ def _filters(figure: FigureBase, stats: ModelStatistics) -> None:
     axes.text(0, -0.03, below, transform=axes.transAxes, fontsize=_TICK, va="top")
 
 
-def _positions(figure: FigureBase, stats: ModelStatistics) -> None:
+def _positions(figure: FigureBase, stats: LayerStatistics) -> None:
     title = "Similarity of position embeddings"
     if stats.positions is None:
         _instead(figure, title, "this model has no position embedding")
@@ -276,7 +276,7 @@ def _positions(figure: FigureBase, stats: ModelStatistics) -> None:
 
 
 def mosaic(tiles: Float[np.ndarray, "down across h w *rgb"], *, fill: float = 1.0) -> Float[np.ndarray, "_ _ *rgb"]:
-    """Tiles beside and below each other, with a gap between them."""
+    """Lay tiles beside and below each other, with a gap between them."""
     down, across, height, width, *rgb = tiles.shape
     gap = _gap((height, width))
     whole = np.full((down * (height + gap) - gap, across * (width + gap) - gap, *rgb), fill, dtype=tiles.dtype)
@@ -295,15 +295,15 @@ def _gap(tile: tuple[int, ...]) -> int:
 
 
 def _instead(figure: FigureBase, title: str, why: str) -> None:
-    """Where there is nothing to draw."""
+    """Write why there is nothing to draw."""
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set_title(title, fontsize=_TITLE, loc="left")
     axes.text(0.5, 0.5, why, transform=axes.transAxes, fontsize=_LABEL, ha="center", va="center", color="0.35")
 
 
-def _conclusions(figure: FigureBase, stats: ModelStatistics) -> None:
-    """Early against late layers, and the notes."""
+def _conclusions(figure: FigureBase, stats: LayerStatistics) -> None:
+    """Write the comparison of early and late layers, and the notes."""
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set_title("Early and late layers", fontsize=_TITLE, loc="left")
@@ -316,7 +316,7 @@ def _conclusions(figure: FigureBase, stats: ModelStatistics) -> None:
 
 
 class _Panel(NamedTuple):
-    draw: Callable[[FigureBase, ModelStatistics], None]
+    draw: Callable[[FigureBase, LayerStatistics], None]
     size: tuple[float, float]  # inches, on a page of its own
 
 
@@ -332,9 +332,9 @@ _PANELS = {
 }
 
 
-def _alone(name: str) -> Callable[[ModelStatistics], Figure]:
+def _alone(name: str) -> Callable[[LayerStatistics], Figure]:
     return lambda stats: single(stats, name)
 
 
-PLOTS: dict[str, Callable[[ModelStatistics], Figure]] = {"overview": overview} | {name: _alone(name) for name in _PANELS}
-"""Each picture by its name."""
+PLOTS: dict[str, Callable[[LayerStatistics], Figure]] = {"overview": overview} | {name: _alone(name) for name in _PANELS}
+"""Each plot by its name."""

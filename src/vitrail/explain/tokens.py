@@ -1,194 +1,27 @@
-"""What patch tokens hold, whatever the class: their principal components as colours, and how alike they are."""
+"""Patch tokens behind a layer."""
 
-# B batch · gh gw grid · L patches = gh gw · T prefix tokens · N tokens = T + L · D width · M patches of all images together
+# B batch · N tokens · D width
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from jaxtyping import Float
+from torch import Tensor
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
-
-from vitrail.config import Pair
-from vitrail.explain.inputs import Images, Query, Scene, require_finite_output, require_layer, scene
-from vitrail.explain.maps import Maps, maps_of
-from vitrail.explain.walk import walk
-
-SAME = 1e-12
-"""Share of the features' square below which a variance is rounding in float32."""
-FLAT = 1e-5
-"""Share of the widest component's range below which another one is rounding, and no colour."""
+from vitrail.explain.inputs import Scene, require_finite_output
+from vitrail.explain.passes import forward_pass
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TokenPca(Maps):
-    """Principal components of patch tokens: `maps` is the first, in standard deviations, `colors` three of the foreground."""
+def tokens_behind(scene: Scene, layer: int) -> Float[Tensor, "B N D"]:
+    """Return the tokens behind a layer, in float32; behind the last one, after the last norm.
 
-    foreground: Bool[Tensor, "_ gh gw"]  # not B: `at` cuts the maps first
-    """True where the first component is above the threshold."""
-    explained: tuple[float, ...]
-    """Shares of variance: of the first component over all patches, then of red, green and blue over the foreground."""
-
-    def at(self, index: int) -> TokenPca:
-        """The map of one image."""
-        one, number = super().at(index), self.number(index)
-        assert isinstance(one, TokenPca)
-        return replace(one, foreground=self.foreground[number : number + 1])
-
-
-@torch.no_grad()
-def pca(
-    model: nn.Module,
-    images: Images,
-    *,
-    layer: int = -1,
-    threshold: float = 0.0,
-    pad: bool = False,
-    sizes: Int64[Tensor, "B 2"] | None = None,
-    patch_size: int | Pair | None = None,
-    img_size: int | Pair | None = None,
-) -> TokenPca:
-    """Foreground by the first component, and three components of it as colours (Oquab et al. 2023, section 7.5, figure 1).
-
-    The components are those of all patches of all images of the call: what is alike in several images gets one colour. The
-    tokens are those behind a layer; behind the last one, after the last norm too. A component's sign is arbitrary: the
-    foreground is the side that lies less on the images' border, by the mean of the component. `threshold`, in standard
-    deviations, is where it begins; 0 is the mean of all patches, as in the paper. A colour runs from 0 to 1 over its
-    component, whose largest loading is positive.
-    Raises ValueError for a layer that does not exist, tokens that are all the same, and a threshold that leaves no foreground.
+    Raises ValueError for tokens that are not finite.
     """
-    with scene(model, images, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as seen:
-        index = require_layer(seen.model, layer)
-        here = present(seen.own, seen.patch, seen.grid)  # (B, gh, gw)
-        tokens = tokens_behind(seen, index)[:, seen.model.prefix_tokens :].unflatten(1, seen.grid)
-        rows = tokens.cpu()[here].double()  # (M, D)
-        first, share = components(rows, 1)
-        deviation = first.square().mean().sqrt()
-        if deviation.square() <= SAME * rows.square().sum(dim=1).mean():
-            raise ValueError(
-                f"all patches have the same token behind layer {index}, which has no components; use another image"
-            )
-        first, note = off_border(first[:, 0] / deviation, border(here)[here])
-        front = first > threshold
-        if not front.any():
-            raise ValueError(
-                f"threshold {threshold} leaves no foreground, for the first component ends at {first.max():.2f} standard "
-                "deviations; use a lower one"
-            )
-        parts, shares = components(rows[front], 3)
-        foreground = placed(front, here)
-        made = maps_of(
-            seen,
-            placed(first, here),
-            method="pca",
-            labels=tuple(
-                f"layer {index}, {(ahead.sum() / one.sum()).item():.0%} foreground"
-                for ahead, one in zip(foreground, here, strict=True)
-            ),
-            notes=(note, f"colours: the foreground's first components, {sum(shares):.0%} of its variance"),
-            signed=True,
-            colors=placed(scaled(parts), foreground).float(),
-        )
-        return TokenPca(**vars(made), foreground=foreground, explained=share + shares)
-
-
-@torch.no_grad()
-def similarity(
-    model: nn.Module,
-    images: Images,
-    *,
-    query: Query = "cls",
-    layer: int = -1,
-    pad: bool = False,
-    sizes: Int64[Tensor, "B 2"] | None = None,
-    patch_size: int | Pair | None = None,
-    img_size: int | Pair | None = None,
-) -> Maps:
-    """Cosine of one token with the token of every patch, from -1 to 1.
-
-    `query` is the class token, or the patch that holds a pixel (x, y). The tokens are those behind a layer; behind the last
-    one, after the last norm too. Raises ValueError for a layer or query that does not exist.
-    """
-    with scene(model, images, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as seen:
-        index, place = require_layer(seen.model, layer), token_of(seen, query)
-        tokens = tokens_behind(seen, index)
-        cosine = F.cosine_similarity(tokens, tokens[:, place, None], dim=2)  # (B, N)
-        maps = seen.patches(cosine) * present(seen.own, seen.patch, seen.grid)
-        asks = "class token" if query == "cls" else f"patch at {query[0]},{query[1]}"
-        return maps_of(seen, maps, method="similarity", labels=f"layer {index}, {asks}", signed=True)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Tokens
-
-
-def tokens_behind(seen: Scene, layer: int) -> Float[Tensor, "B N D"]:
-    """Tokens behind a block, in float32; behind the last one, after the last norm. Raises ValueError where not finite."""
-    x = walk(seen, layers=[layer + 1], to_the_end=False).last
-    tokens = (seen.model.norm(x) if layer == seen.model.config.depth - 1 else x).float()
+    if scene.model.global_attention:
+        x = forward_pass(scene, layers=[layer + 1], to_the_end=False).last
+        tokens = (scene.vit.norm(x) if layer == scene.vit.config.depth - 1 else x).float()
+    else:
+        features = scene.model.features(scene.images)
+        assert features.tokens is not None
+        tokens = features.tokens.float()
     require_finite_output(tokens, f"output of layer {layer}", so="its patches can't be compared")
     return tokens
-
-
-def token_of(seen: Scene, query: Query) -> int:
-    """The place of a query among the tokens. Raises ValueError for one that some image has not."""
-    if query == "cls":
-        if not seen.model.config.class_token:
-            raise ValueError('query "cls": this model has no class token; ask for a patch by a pixel (x, y)')
-        return 0
-    return seen.token(query)
-
-
-def present(own: Int64[Tensor, "B 2"], patch: Pair, grid: Pair) -> Bool[Tensor, "B gh gw"]:
-    """True for the patches that hold a pixel of their image."""
-    down, across = (
-        torch.arange(count) * side < own[:, axis, None] for axis, (count, side) in enumerate(zip(grid, patch, strict=True))
-    )
-    return down[:, :, None] & across[:, None, :]
-
-
-def border(here: Bool[Tensor, "B gh gw"]) -> Bool[Tensor, "B gh gw"]:
-    """True for the patches at the edge of their image."""
-    around = F.pad(here, (1, 1, 1, 1), value=False)
-    inner = around[:, :-2, 1:-1] & around[:, 2:, 1:-1] & around[:, 1:-1, :-2] & around[:, 1:-1, 2:]
-    return here & ~inner
-
-
-def placed(values: Tensor, here: Bool[Tensor, "B gh gw"]) -> Tensor:
-    """Values of the patches that are there, (M, …), in their places, (B, gh, gw, …); zero elsewhere."""
-    grid = values.new_zeros(*here.shape, *values.shape[1:])
-    grid[here] = values
-    return grid
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Components
-
-
-def components(rows: Float[Tensor, "M D"], count: int) -> tuple[Float[Tensor, "M {count}"], tuple[float, ...]]:
-    """The first principal components of rows, and the share of the variance of each.
-
-    By the covariance's eigenvectors, in the type of the rows; the largest loading of each is positive.
-    """
-    centred = rows - rows.mean(dim=0)
-    variances, axes = torch.linalg.eigh(centred.mT @ centred)  # ascending
-    variances, axes = variances.flip(0).clamp(min=0), axes.flip(1)[:, :count]  # (D,) and (D, count)
-    axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
-    total = variances.sum().clamp(min=torch.finfo(rows.dtype).tiny)
-    return centred @ axes, tuple((variances[:count] / total).tolist())
-
-
-def off_border(first: Float[Tensor, " M"], edge: Bool[Tensor, " M"]) -> tuple[Float[Tensor, " M"], str]:
-    """A component with the sign that makes it smaller on the border than inside, and a note that says so."""
-    if edge.all():
-        return first, "all patches are at the border, so which side is the foreground is arbitrary"
-    sign = -1 if first[edge].mean() > first[~edge].mean() else 1
-    return sign * first, "foreground: the side of the first component that lies less on the border"
-
-
-def scaled(parts: Float[Tensor, "M 3"]) -> Float[Tensor, "M 3"]:
-    """Each column from 0 to 1; a half where it does not vary."""
-    low, span = parts.amin(dim=0), parts.amax(dim=0) - parts.amin(dim=0)
-    return torch.where(span > FLAT * span.max(), (parts - low) / span, 0.5)

@@ -56,7 +56,8 @@ class Features:
     grid: Pair | None = None
     """Patches down and across, of the whole image; None without tokens."""
     pyramid: tuple[Float[Tensor, "B _C _h _w"], ...] | None = None
-    """Feature maps from fine to coarse; None where there are none."""
+    """Feature maps from fine to coarse; None where there are none. Gradients of the logits reach them where `pooled` is
+    computed from them."""
 
 
 class Stage(NamedTuple):
@@ -87,6 +88,9 @@ class Backbone(nn.Module):
     """Parameters with two or more dimensions that have no weight decay and are no matrices: tokens, positions, bias tables."""
     heads: tuple[str, ...] = ("head",)
     """Paths of the modules that a new set of classes replaces. Their outputs, on average, are the logits."""
+    global_attention: bool = False
+    """Whether in every block all tokens attend to each other, and the pass can be made block by block: `embed`, `blocks` and
+    `read`, as ViT has them."""
     stems: tuple[str, ...] = ()
     """Paths of the convolutions that see the images: other channels adapt their weights."""
 

@@ -1,4 +1,4 @@
-"""What became of every tensor: the receipt of a loaded checkpoint."""
+"""Receipt of a loaded checkpoint: the status of every tensor."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ class Entry:
     status: Status
     parameters: int
     note: str = ""
-    """What was done: "14x14 -> 24x24", "3 -> 5 channels", "zero: the file has none"."""
+    """The change: "14x14 -> 24x24", "3 -> 5 channels", "zero: the file has none"."""
     head: bool = False
     """Whether it belongs to a head, which a new task replaces anyway."""
 
     @property
     def fresh(self) -> bool:
-        """Whether its values are random: what the note says how to make is not missing."""
+        """Return whether its values are random; a new tensor with a note is computed."""
         return self.status == "new" and not self.note
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Where a model's weights come from, and what became of each."""
+    """Source of a model's weights, and the status of each."""
 
     origin: str
-    """Whose names the file has: timm, transformers, torchvision…"""
+    """Layout of the file's names: timm, transformers, torchvision…"""
     file: str
     sha256: str | None
-    """Of the file; None for weights that never were in one."""
+    """Of the file; None for weights in memory."""
     licence: str | None
-    """As the checkpoint's own page says it; None where nothing does."""
+    """As the checkpoint's own page states it; None if nothing does."""
     entries: tuple[Entry, ...]
     assumed: tuple[str, ...] = ()
-    """What no tensor tells and was taken as published."""
+    """What no tensor determines and was taken as published."""
     notes: tuple[str, ...] = ()
-    """Choices that were made: which of two models in the file, for example."""
+    """Choices made, such as which of two models in the file."""
     preprocessing: str = ""
-    """Where mean, std, size and crop come from."""
+    """Source of mean, std, size and crop."""
     grid: str = ""
-    """Grid of the file's position embedding, and what says that it is this one; "" where the config says everything."""
+    """Grid of the file's position embedding, and its source; "" if the config states everything."""
 
     def total(self, *statuses: Status) -> int:
-        """Parameters in these states."""
+        """Return the number of parameters with these statuses."""
         return sum(entry.parameters for entry in self.entries if entry.status in statuses)
 
     @property
     def backbone_share(self) -> float:
-        """Share of the backbone's parameters, heads left out, that come from the file or that its code computes."""
+        """Return the share of the backbone's parameters, without heads, that come from the file or that its code computes."""
         backbone = [entry for entry in self.entries if not entry.head and entry.status != "dropped"]
         loaded = sum(entry.parameters for entry in backbone if not entry.fresh)
         return loaded / max(1, sum(entry.parameters for entry in backbone))
 
     def __str__(self) -> str:
-        """At most ten lines."""
+        """Summarise in at most ten lines."""
         lines = [f"{self.origin} · {self.file}"]
         facts = [f"sha256 {self.sha256[:16]}…" if self.sha256 else "", f"licence {self.licence or 'not stated'}"]
         lines.append("  " + " · ".join(fact for fact in facts if fact))
@@ -76,7 +76,7 @@ class Receipt:
         return "\n".join(map(shown, lines))
 
     def _line(self, status: Status) -> list[str]:
-        """One line of totals; none where no tensor is in that state."""
+        """Return one line of totals; none if no tensor has the status."""
         entries = [entry for entry in self.entries if entry.status == status]
         if not entries:
             return []
@@ -91,13 +91,13 @@ class Receipt:
         return [line]
 
     def verbose(self) -> str:
-        """The receipt with a line for every tensor."""
+        """Return the receipt with a line for every tensor."""
         wide = max((len(entry.name) for entry in self.entries), default=0)
         rows = (f"  {e.status:<8} {e.name:<{wide}}  {e.parameters:>12,}  {e.note}".rstrip() for e in self.entries)
         return "\n".join([str(self), "", *map(shown, rows)])
 
     def to_dict(self) -> dict[str, Any]:
-        """The receipt as JSON has it: totals, and every tensor that is not exact."""
+        """Return the receipt for JSON: totals, and every tensor that is not exact."""
         return {
             "origin": self.origin,
             "file": self.file,
@@ -117,6 +117,6 @@ class Receipt:
 
 
 def shown(line: str) -> str:
-    """One line of a terminal's, whatever names a file has."""
-    made = printable(line)
-    return made if len(made) <= LONGEST_LINE else f"{made[: LONGEST_LINE - 1]}…"
+    """Escape and shorten one line for a terminal, whatever names a file has."""
+    text = printable(line)
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 1]}…"

@@ -241,6 +241,7 @@ class Swin(Backbone):
             for block in layer.blocks:  # type: ignore[union-attr]
                 recompute = self.checkpointing and self.training
                 x = checkpoint(block, x, grid, use_reentrant=False) if recompute else block(x, grid)
-            pyramid.append(x.transpose(1, 2).unflatten(2, grid))
+            pyramid.append(x.transpose(1, 2).unflatten(2, grid))  # (B, D, H, W)
+            x = pyramid[-1].flatten(2).transpose(1, 2)  # (B, L, D): the same memory, behind the map for gradients
         x = self.norm(x)
         return Features(pooled=x.mean(dim=1), tokens=x, grid=grid, pyramid=tuple(pyramid))

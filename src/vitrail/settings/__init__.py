@@ -1,1 +1,1 @@
-"""What a user sets: frozen dataclasses, without torch."""
+"""What a user sets: frozen dataclasses, and the layers that they are made of; without torch."""

@@ -15,10 +15,10 @@ from typing import Any
 from vitrail.config import Settings
 from vitrail.data.dataset import Split
 from vitrail.data.listing import LOCK
+from vitrail.settings import layers
 from vitrail.tasks import TASKS
 from vitrail.text import printable
 from vitrail.train import checkpoint
-from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World
 from vitrail.weights.run_folder import SETTINGS, sha256, write_atomically
 

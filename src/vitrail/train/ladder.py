@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,10 +13,14 @@ from torch import nn
 from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.dataset import Source, Split
 from vitrail.evaluate.features import Features, extract
+from vitrail.evaluate.few_shot import FewShot, few_shot
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import Accuracy
 from vitrail.evaluate.probe import Probe, linear_probe
+from vitrail.evaluate.run import open_data
 from vitrail.models.backbone import Backbone
+from vitrail.models.device import autocast_dtype, pick_device
+from vitrail.weights.load import is_name, load
 
 # What `advise` goes by; to be moved by what benchmarks measure, not by taste.
 LEFT = 0.01
@@ -172,6 +177,75 @@ def _said(val: Accuracy, test: Accuracy | None) -> str:
         return "no images to score"
     low, high = score.interval
     return f"{score.value:.1%} of {score.count:,} {where} images (95 % interval {low:.1%} to {high:.1%})"
+
+
+@dataclass(frozen=True)
+class CheckpointProbe:
+    """The ladder and few-shot accuracy of a checkpoint's frozen features on a data set."""
+
+    model: Backbone
+    data: str
+    """Name of the data set."""
+    classes: tuple[str, ...]
+    images: dict[str, int]
+    """Images of each split, without those that can't be read."""
+    ladder: Ladder
+    few: tuple[FewShot, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        few = [
+            {
+                "shots": each.shots,
+                "knn": each.knn.to_dict(),
+                "probe": each.probe.to_dict(),
+                "short": [self.classes[k] for k in each.short],
+            }
+            for each in self.few
+        ]
+        found = {"data": self.data, "images": self.images, "classes": len(self.classes)}
+        return {**found, **self.ladder.to_dict(), "few_shot": few}
+
+
+def probe_checkpoint(
+    weights: str | Path,
+    data: str | None = None,
+    *,
+    shots: Sequence[int] = (),
+    draws: int = 5,
+    seed: int = 0,
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32",
+    revision: str | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+) -> CheckpointProbe:
+    """Compute k-NN and linear-probe accuracy of a checkpoint's frozen features, and their few-shot accuracy for `shots`.
+
+    `weights` is a run folder, whose data set is the default, or anything that `vitrail.load` takes but a name with random
+    weights. Few-shot accuracy is the mean over `draws`, on the test images or, without any, on the validation images.
+    Raises ValueError where there are none of either.
+    """
+    if is_name(weights):
+        raise ValueError(f'"{weights}" is a shape with random weights; give a run or a checkpoint')
+    where = pick_device(device)
+    dtype = autocast_dtype(precision, where)
+    model = load(str(weights), revision=revision).to(where)
+    assert model.preprocessing is not None
+    cfg, source = open_data(weights, data)
+    images, number = model.preprocessing, len(source.classes)
+    splits = views(source, preprocessing=images, cfg=cfg.data)
+    seen = features(model, splits, preprocessing=images, batch_size=batch_size, device=where, autocast_dtype=dtype)
+    rungs = ladder(seen, num_classes=number, device=where, seed=seed)
+    held_out = seen.get("test") or seen.get("val")
+    few: tuple[FewShot, ...] = ()
+    if shots:
+        if held_out is None:
+            raise ValueError(
+                f"--shots needs images to score on, and {source.name} has neither test nor val; add a folder of them"
+            )
+        few = few_shot(seen["train"], held_out, shots=shots, draws=draws, num_classes=number, seed=seed, device=where)
+    counts = {name: len(each) for name, each in seen.items()}
+    return CheckpointProbe(model, source.name, source.classes, counts, rungs, few)
 
 
 def apply_probe(model: Backbone, probe: Probe) -> None:

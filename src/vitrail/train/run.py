@@ -29,8 +29,8 @@ from vitrail.models import build_model, meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Kind
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
+from vitrail.settings import layers
 from vitrail.tasks import TASKS, Task
-from vitrail.train import settings as layers
 from vitrail.train.distributed import ALONE, World, is_sharded, own_device, require_shardable, shard, whole, world
 from vitrail.train.folder import (
     CALL,

@@ -15,10 +15,10 @@ from vitrail.data.sources import NAMES, open_source
 from vitrail.models import check_model, meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
+from vitrail.settings import layers
 from vitrail.settings.families import family_of, family_of_config, name_of, parse_name
 from vitrail.tasks import TASKS, TaskSpec
 from vitrail.train import advice
-from vitrail.train import settings as layers
 from vitrail.train.notes import unused
 from vitrail.train.progress import Display
 from vitrail.train.sizes import check_sizes

@@ -1,4 +1,4 @@
-"""Weights for other images than they were made for. Pure functions of tensors.
+"""Adapt weights to other images. Pure functions of tensors.
 
 Patches of another size and positions on another grid are `resize_patch` and `resize_positions` in `vitrail.models.positions`.
 """
@@ -16,13 +16,12 @@ from torch import Tensor
 
 
 def adapt_channels(weight: Float[Tensor, "D C h w"], *, to: int, how: Literal["repeat", "keep"]) -> Float[Tensor, "D _ h w"]:
-    """The filters of the patch projection for `to` channels. Exactly the input where they are as many already.
+    """Adapt the filters of the patch projection to `to` channels. Returns the input if it has as many.
 
-    "repeat" goes through the filters again and again and scales them by C / to, so that activations stay as large as they
-    were: an image whose channels are all the same gives what it gave, where `to` is 1 or a multiple of C. For one channel
-    that is the sum of the filters. "keep" leaves the first C channels as they are and lets the others start at zero: RGB
-    and depth starts as the RGB model.
-    Raises ValueError for no channels, and where "keep" would lose some.
+    "repeat" repeats the filters and scales them by C / to, which preserves the scale of activations: an image of equal
+    channels gives the same output if `to` is 1 or a multiple of C. For one channel that is the sum of the filters. "keep"
+    keeps the first C channels and initialises the others to zero: RGB and depth starts as the RGB model.
+    Raises ValueError for no channels, and if "keep" would drop some.
     """
     channels = weight.shape[1]
     if to < 1:

@@ -10,7 +10,7 @@ from vitrail.models.receipt import Entry, Receipt, Status
 
 
 def published_baseline(name: str, changes: Mapping[str, Any]) -> Baseline:
-    """The model with its library's default weights. Raises ValueError for fields of a ViT, and as `create_baseline` does."""
+    """Return the model with its library's default weights. Raises ValueError as `create_baseline`, and for fields of a ViT."""
     model = create_baseline(name, pretrained=True, **changes).eval()
     own_head = model.num_classes == published_classes(name)
     own_stem = model.config.in_channels == 3
@@ -34,5 +34,5 @@ def published_baseline(name: str, changes: Mapping[str, Any]) -> Baseline:
 
 
 def layer_of(key: str) -> str:
-    """The layer of a tensor."""
+    """Return the layer of a tensor."""
     return key.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""The bytes of one weights file -> tensors by name. Which format it is, its first bytes say, not its name."""
+"""Open one weights file as tensors by name. The format is detected from its first bytes, not from its name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Format = Literal["safetensors", "npz", "torch", "old torch"]
 
 HARMLESS_BYTES = 1 << 30
 MAX_EXPANSION = 100
-"""A file may claim this many times its own size, or 1 GiB. Weights are nearly noise: trained ones shrink to a half at most,
-ones with nine zeros in ten to a tenth. Deflate ends near 1000:1, for zeros, which no trained model is made of."""
+"""Largest ratio of uncompressed to compressed size, above 1 GiB. Trained weights compress to a half at most, with nine zeros in
+ten to a tenth. Deflate reaches 1000:1 for zeros, which no trained model consists of."""
 
 MAX_JSON_BYTES = 64 << 20
 
@@ -44,11 +44,11 @@ _GET_ANEW = "get it anew"
 
 
 def open_weights(path: Path) -> tuple[Tensors, tuple[str, ...]]:
-    """The tensors of one file, and notes on choices made.
+    """Return the tensors of one file, and notes on choices made.
 
-    safetensors and torch's zip format are memory-mapped; an .npz member is read and checked when it is asked for, every
-    time; torch's old format is read whole. Raises CheckpointError for a file that is not one of these, not whole, claims
-    more than it can hold, or would need code to be run.
+    safetensors and torch's zip format are memory-mapped; an .npz member is read and checked on every access;
+    torch's old format is read at once. Raises CheckpointError for a file of another format, a truncated one, one that claims
+    an implausible size, or one that requires code to be run.
     """
     kind = format_of(path)
     with reading(path, kind):
@@ -61,18 +61,18 @@ def open_weights(path: Path) -> tuple[Tensors, tuple[str, ...]]:
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turns whatever a parser raises on bytes that are not what it expects into one line."""
+    """Convert any error of a parser into a CheckpointError of one line."""
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:  # parsers of damaged bytes raise nearly anything: KeyError, struct.error, MemoryError…
-        told = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CheckpointError(f"{path} can't be read as {kind} ({told}); it is damaged or cut off: {_GET_ANEW}") from error
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CheckpointError(f"{path} can't be read as {kind} ({reason}); it is damaged or cut off: {_GET_ANEW}") from error
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file. Raises CheckpointError where there is none."""
+    """Return the object in a JSON file. Raises CheckpointError if there is none."""
     with reading(path, "JSON"):
         with path.open("rb") as file:
             text = file.read(MAX_JSON_BYTES + 1)
@@ -89,10 +89,10 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def format_of(path: Path) -> Format:
-    """The format of a weights file. Raises CheckpointError that says what else it is."""
+    """Detect the format of a weights file. Raises CheckpointError, which names any other kind of file."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device has no end
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
             raise CheckpointError(f"{path} is not a regular file; copy it to one")
         with path.open("rb") as file:
             head = file.read(1024)
@@ -112,7 +112,7 @@ def format_of(path: Path) -> Format:
         )
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         with reading(path, "zip"):
-            return _format_of_zip(path, found.st_size)
+            return _format_of_zip(path, status.st_size)
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and head[:1] != b"\x80"):  # after the header's length, 8 bytes
         return "safetensors"
     if head[:1] == b"\x80" and _TORCH_MAGIC in head[:32]:
@@ -133,7 +133,7 @@ def format_of(path: Path) -> Format:
 
 
 def _text(head: bytes) -> str:
-    """The beginning of a file as text, "" if it is none. Every weights file has a zero or another control byte there."""
+    """Return the beginning of a file as text, "" if it is binary: every weights file has a control byte there."""
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)  # the last character may be cut
     except UnicodeDecodeError:
@@ -157,12 +157,12 @@ def _format_of_zip(path: Path, size: int) -> Format:
         return "torch"
     if any(name.endswith(".npy") for name in names):
         return "npz"
-    held = ", ".join(name[:60] for name in names[:3]) or "nothing"
-    raise CheckpointError(f"{path} is a zip archive of {held}, not weights; unpack it and give the weights file")
+    contents = ", ".join(name[:60] for name in names[:3]) or "nothing"
+    raise CheckpointError(f"{path} is a zip archive of {contents}, not weights; unpack it and give the weights file")
 
 
 def refuse_bomb(path: Path, size: int, *, claimed: int) -> None:
-    """Raises CheckpointError for a file of `size` bytes that claims to hold far more of them."""
+    """Raise CheckpointError for a file of `size` bytes that claims to hold far more of them."""
     if claimed > max(HARMLESS_BYTES, MAX_EXPANSION * size):
         raise CheckpointError(
             f"{path} has {size:,} bytes and claims to hold {claimed:,}, more than {MAX_EXPANSION} times as many: "
@@ -171,11 +171,11 @@ def refuse_bomb(path: Path, size: int, *, claimed: int) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# One opener a format
+# One function per format
 
 
 def open_safetensors(path: Path) -> Tensors:
-    """Views of the memory-mapped file. The library has checked header, offsets, dtypes and shapes before one is given."""
+    """Open views of the memory-mapped file. The library validates header, offsets, dtypes and shapes first."""
     file: Any = safe_open(path, framework="pt", device="cpu")
     shapes = {name: tuple(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118 - it is no dict
 
@@ -186,7 +186,7 @@ def open_safetensors(path: Path) -> Tensors:
 
 
 def open_torch(path: Path, *, is_zip: bool) -> tuple[Tensors, tuple[str, ...]]:
-    """The state dict in a file of torch.save."""
+    """Open the state dict in a file of torch.save."""
     tree = load_pickle(path, is_zip=is_zip)
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a state dict; save model.state_dict()")
@@ -197,7 +197,7 @@ def open_torch(path: Path, *, is_zip: bool) -> tuple[Tensors, tuple[str, ...]]:
 
 
 def open_npz(path: Path) -> tuple[Tensors, tuple[str, ...]]:
-    """The arrays of an .npz file, compressed or not, each read when it is asked for and checked by its CRC."""
+    """Open the arrays of an .npz file, compressed or not; each is read on access and checked by its CRC."""
     archive = zipfile.ZipFile(path)
     shapes: dict[str, Shape] = {}
     members: dict[str, zipfile.ZipInfo] = {}
@@ -225,7 +225,7 @@ def open_npz(path: Path) -> tuple[Tensors, tuple[str, ...]]:
 
 
 def _npy_header(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[Shape, np.dtype[Any]]:
-    """Shape and dtype that a member's header claims, which its size must bear out."""
+    """Return shape and dtype of a member's header. Raises CheckpointError if they do not match its size."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
@@ -237,9 +237,9 @@ def _npy_header(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         raise CheckpointError(
             f'{path}: "{member.filename}" holds Python objects, a pickle that could run code; save arrays of numbers'
         )
-    held = member.file_size - start
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:
-        raise CheckpointError(f'{path}: "{member.filename}" says {shape} of {dtype} and has {held:,} bytes; {_GET_ANEW}')
+    size = member.file_size - start
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+        raise CheckpointError(f'{path}: "{member.filename}" says {shape} of {dtype} and has {size:,} bytes; {_GET_ANEW}')
     return tuple(shape), dtype
 
 

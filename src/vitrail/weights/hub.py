@@ -1,8 +1,7 @@
-"""The Hugging Face Hub: a model's repository -> a folder in the cache, and a run folder -> a repository.
+"""Hugging Face Hub: download a model's repository to the cache, upload a run folder to a repository.
 
-huggingface_hub does the work: it caches, and it knows mirrors (HF_ENDPOINT), other places for the cache (HF_HOME), machines
-without a network (HF_HUB_OFFLINE) and tokens (HF_TOKEN, `hf auth login`). It is imported where it is needed: that takes
-longer than most commands take to answer.
+huggingface_hub caches, and handles mirrors (HF_ENDPOINT), the cache's location (HF_HOME), machines without a network
+(HF_HUB_OFFLINE) and tokens (HF_TOKEN, `hf auth login`). It is imported on use: that takes longer than most commands.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from vitrail.weights.read import NO_MODEL, PREFERRED
 from vitrail.weights.run_folder import CONFIG, SETTINGS, WEIGHTS, read_run, sha256
 
 BESIDE = (CONFIG, "open_clip_config.json", "preprocessor_config.json", "README.md")
-"""What is taken besides the weights, where it is there."""
+"""Files that are downloaded with the weights, if they exist."""
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
-"""Of weights by another name, the one to take first."""
+"""Suffixes of weights that have no usual name, in the order of preference."""
 
 _URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/")
 _PREFIX = re.compile(rf"{_URL.pattern}|hf[-_]hub:|hf://")
@@ -40,44 +39,44 @@ _FILES = (*SUFFIXES, ".ckpt", ".json", ".onnx", ".yaml")
 
 
 def looks_like_repo(text: str) -> bool:
-    """Whether `text` is written like a repository: "owner/name", with or without "hf-hub:" or the Hub's address before it and
-    "@revision" behind it.
+    """Return whether `text` has the form of a repository: "owner/name", "hf-hub:owner/name" or its address, each with an
+    optional "@revision".
 
-    A path such as "runs/photos" is written like one too; who has a path looks on the disk first.
+    A path such as "runs/photos" has that form too; callers check the disk first.
     """
     return _parse(text) is not None
 
 
 def _parse(text: str) -> tuple[str, str | None] | None:
-    """Repository and revision, if `text` is written like that."""
+    """Return repository and revision, or None if `text` has another form."""
     prefix = _PREFIX.match(text)
     rest = text[prefix.end() :] if prefix else text
     if prefix and _URL.match(text):
         rest = urllib.parse.unquote(re.sub(r"/tree/([^/]+)$", r"@\1", rest.rstrip("/")))
-    found = _REPO.fullmatch(rest)
-    if found is None or ".." in found["repo"] or "--" in found["repo"] or found["repo"].endswith((".git", ".", "-")):
+    match = _REPO.fullmatch(rest)
+    if match is None or ".." in match["repo"] or "--" in match["repo"] or match["repo"].endswith((".git", ".", "-")):
         return None
-    if not prefix and (_MODEL_NAME.fullmatch(rest) or found["repo"].endswith(_FILES)):
+    if not prefix and (_MODEL_NAME.fullmatch(rest) or match["repo"].endswith(_FILES)):
         return None
-    return found["repo"], found["revision"]
+    return match["repo"], match["revision"]
 
 
 def _named(repo_id: str, revision: str | None) -> tuple[str, str | None]:
-    found = _parse(repo_id)
-    if found is None:
+    parsed = _parse(repo_id)
+    if parsed is None:
         raise ValueError(
             f'"{repo_id}" is not the name of a repository on the Hub; it is written "owner/name" or "owner/name@revision"'
         )
-    repo, behind = found
-    if revision and behind and revision != behind:
-        raise ValueError(f'"{repo_id}" names revision "{behind}", and revision "{revision}" is asked for; give one of them')
-    return repo, revision or behind
+    repo, suffix = parsed
+    if revision and suffix and revision != suffix:
+        raise ValueError(f'"{repo_id}" names revision "{suffix}", and revision "{revision}" is asked for; give one of them')
+    return repo, revision or suffix
 
 
 def pick_weights(names: Collection[str]) -> str | None:
-    """The weights to take from a folder that has these files: a file, or the index of a checkpoint in shards; or None.
+    """Choose the weights of a folder with these files: a file, or the index of a sharded checkpoint; None if there are none.
 
-    Raises ValueError where there are several and none has one of the usual names.
+    Raises ValueError if there are several and none has one of the usual names.
     """
     for usual in PREFERRED:
         if usual in names:
@@ -93,7 +92,7 @@ def pick_weights(names: Collection[str]) -> str | None:
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names, in the order of their names."""
+    """Return the files that an index names, sorted."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if not names or not all(isinstance(name, str) for name in names):
@@ -110,20 +109,20 @@ def _shards(index: Path) -> list[str]:
 
 
 class _File(NamedTuple):
-    """What the Hub says of one."""
+    """A file of a repository, as the Hub lists it."""
 
     name: str
     size: int | None
     sha256: str | None
-    """None for the small files that git holds itself."""
+    """None for small files, which git stores itself."""
 
 
 def fetch(repo_id: str, *, revision: str | None = None) -> Path:
-    """Downloads a model from the Hub, where the cache does not have it, and returns its folder in the cache.
+    """Download a model from the Hub, unless it is cached, and return its folder in the cache.
 
-    Of the files, one set of weights is taken and what says how to read it (`BESIDE`). What arrives is held to the size and the
-    sha256 that the Hub gives. Without a network, the folder is what the cache has of this revision, if the weights are whole.
-    Raises ValueError, in one line, for whatever is in the way.
+    One set of weights is taken, and the files that describe it (`BESIDE`). Sizes and sha256 are compared with the Hub's.
+    Without a network, returns the cached folder of this revision if its weights are complete. Raises ValueError, in
+    one line, for any failure.
     """
     repo, revision = _named(repo_id, revision)
     from huggingface_hub import HfApi, constants
@@ -165,14 +164,14 @@ def fetch(repo_id: str, *, revision: str | None = None) -> Path:
 
 
 def _download(repo: str, file: _File, commit: str, revision: str | None) -> Path:
-    """One file, checked: its size always, its sha256 when it has just come.
+    """Download one file and check its size, and its sha256 if it was not cached.
 
-    What lies in the cache is not hashed again: `check` compares what the reader of the weights has hashed anyway.
+    Cached files are not hashed again: `check` compares the hash that reading the weights computes anyway.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     name = file.name
-    known = isinstance(try_to_load_from_cache(repo, name, revision=commit), str)
+    cached = isinstance(try_to_load_from_cache(repo, name, revision=commit), str)
     try:
         path = Path(hf_hub_download(repo, name, revision=commit))
     except _failures(ValueError) as error:
@@ -180,22 +179,22 @@ def _download(repo: str, file: _File, commit: str, revision: str | None) -> Path
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         raise ValueError(_damaged(path, f"it has {size:,} bytes, and the Hub says {file.size:,}"))
-    trusted = known and path.is_symlink()  # where the cache has no links, nothing there says what the Hub said
+    trusted = cached and path.is_symlink()  # without links, nothing in the cache records what the Hub stated
     if file.sha256 and not trusted:
-        found = sha256(path)
-        if found != file.sha256:
+        digest = sha256(path)
+        if digest != file.sha256:
             _forget(path)
             raise ValueError(
-                f'{name} of "{repo}" arrived damaged: its sha256 is {found}, and the Hub says {file.sha256}; '
+                f'{name} of "{repo}" arrived damaged: its sha256 is {digest}, and the Hub says {file.sha256}; '
                 "it was thrown away, load again"
             )
     return path
 
 
 def _remember(repo: str, name: str, commit: str, revision: str | None) -> None:
-    """Notes in the cache which commit a branch is at, for loads without a network.
+    """Record the commit of a branch in the cache, for loads without a network.
 
-    Only now that everything is there: a download that was broken off leaves the branch at the commit that is whole.
+    Called once all files are there: an interrupted download leaves the branch at the last complete commit.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
@@ -209,7 +208,7 @@ def _remember(repo: str, name: str, commit: str, revision: str | None) -> None:
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:
-    """The folder that the cache has of this revision, if its weights are whole."""
+    """Return the cached folder of this revision, if its weights are complete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -232,7 +231,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _forget(path: Path) -> None:
-    """Removes a file from the cache, and what its link leads to."""
+    """Remove a file from the cache, and the target of its link."""
     if path.is_symlink():
         (path.parent / os.readlink(path)).unlink(missing_ok=True)
     path.unlink()
@@ -243,11 +242,11 @@ def _forget(path: Path) -> None:
 
 
 def expected_sha256(folder: str | Path) -> str | None:
-    """The sha256 that the Hub gave for the weights in a folder of `fetch`.
+    """Return the sha256 that the Hub states for the weights in a folder of `fetch`.
 
-    The cache keeps it as the name of the file that the weights are a link to. None where there is no such link: outside of a
-    cache, on a disk without links, and for the small files that git holds itself. For shards, the sha256 of their hex digests,
-    joined in the order of the files' names, as `read` gives it.
+    The cache stores it as the name of the file that the weights link to. None without such a link: outside a cache, on a disk
+    without links, and for small files, which git stores itself. For shards, the sha256 of their hex digests, joined in the
+    order of the files' names, as `read` computes it.
     """
     folder = Path(folder)
     weights = pick_weights(_names(folder))
@@ -262,16 +261,16 @@ def expected_sha256(folder: str | Path) -> str | None:
     return known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()
 
 
-def check(folder: str | Path, found: str | None) -> None:
-    """Raises ValueError if the weights in a folder of `fetch`, whose sha256 is `found`, are not what the Hub said."""
+def check(folder: str | Path, digest: str | None) -> None:
+    """Raise ValueError if `digest`, the sha256 of the weights in a folder of `fetch`, is not the one that the Hub states."""
     expected = expected_sha256(folder)
-    if found and expected and found != expected:
+    if digest and expected and digest != expected:
         path = Path(folder) / str(pick_weights(_names(Path(folder))))
-        raise ValueError(_damaged(path, f"its sha256 is {found}, and the Hub says {expected}"))
+        raise ValueError(_damaged(path, f"its sha256 is {digest}, and the Hub says {expected}"))
 
 
 def _damaged(path: Path, how: str) -> str:
-    """The file to delete is the one that the link leads to: the cache would link it again."""
+    """Format an error that names the link's target: the cache would link it again."""
     return f"{path.name} in {path.parent} is damaged: {how}; delete {path.resolve()} and load again"
 
 
@@ -283,11 +282,11 @@ def _in_name(path: Path) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What is in the way
+# Errors
 
 
 def _failures(*more: type[Exception]) -> tuple[type[BaseException], ...]:
-    """What huggingface_hub raises if something fails, and `more`.
+    """Return the exceptions that huggingface_hub raises on failure, and `more`.
 
     It has changed its HTTP library twice, and lets that one's errors through: their base class is one of its own error's.
     """
@@ -297,18 +296,18 @@ def _failures(*more: type[Exception]) -> tuple[type[BaseException], ...]:
 
 
 def _status(error: BaseException) -> int | None:
-    """Of the answer that the error is about, if there was one."""
+    """Return the HTTP status of the error's response, if there is one."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _unreachable(error: BaseException) -> bool:
-    """Whether the Hub did not answer, or only that it can't."""
+    """Return whether the Hub did not answer, or answered that it can't."""
     status = _status(error)
     return not _on_this_machine(error) if status is None else status == 429 or status >= 500
 
 
 def _on_this_machine(error: BaseException) -> bool:
-    """Whether the operating system refused something; HTTP libraries wrap what it says of connections."""
+    """Return whether it is an error of the operating system; HTTP libraries wrap those of connections."""
     return isinstance(error, OSError) and error.errno is not None
 
 
@@ -327,7 +326,7 @@ def _out_of_reach(error: BaseException, repo: str) -> str:
 
 
 def _explained(error: BaseException, repo: str, *, revision: str | None, file: str | None = None) -> str:
-    """One line: what failed, and the way out."""
+    """Format an error as one line: what failed, and what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -355,7 +354,7 @@ def _explained(error: BaseException, repo: str, *, revision: str | None, file: s
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what an error says; where the Hub did not answer, of the error that all others are wrapped around."""
+    """Return the first line of an error's message; if the Hub did not answer, of the innermost error."""
     while _status(error) is None and (within := error.__cause__ or error.__context__) is not None:
         error = within
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -363,7 +362,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _listed(names: Iterable[str], *, most: int = 8) -> str:
-    """Names for a message or a table, the first few of many."""
+    """Format names for a message or a table, the first few of many."""
     ordered = sorted(names)
     rest = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return (", ".join(ordered[:most]) or "no files") + rest
@@ -386,12 +385,12 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str = "A model trained with Vitrail",
 ) -> str:
-    """Uploads the model of a finished run, and returns its page's address.
+    """Upload the model of a finished run, and return its page's address.
 
-    The repository, and the branch `revision`, are made where they are not there yet; the weights, what says how to read them,
-    the settings and the scores become one commit. `model_card` writes its README.md, unless the folder has one. Places on this
-    machine do not go along: a path among the settings is cut to its last part. Raises ValueError, in one line, for a folder
-    that is no finished run or is damaged, and for what the Hub refuses.
+    The repository, and the branch `revision`, are created if necessary; weights, config, settings and scores become one commit.
+    `model_card` writes its README.md, unless the folder has one. Paths of this machine are not uploaded: a path among the
+    settings is cut to its last part. Raises ValueError, in one line, for a folder that is no finished run or is damaged, and
+    if the Hub refuses the upload.
     """
     folder = Path(folder)
     repo, revision = _named(repo_id, revision)
@@ -450,7 +449,7 @@ def _json(path: Path) -> Any:
 
 
 def _without_places(value: Any) -> Any:
-    """A copy in which every absolute path is cut to its last part."""
+    """Return a copy in which every absolute path is cut to its last part."""
     if isinstance(value, dict):
         return {key: _without_places(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -459,7 +458,7 @@ def _without_places(value: Any) -> Any:
 
 
 def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
-    """README.md for the Hub: what a finished run knows of its model, and how to load it from `repo_id`.
+    """Return README.md for the Hub: the model of a finished run, and how to load it from `repo_id`.
 
     Raises ValueError for a folder that is no finished run.
     """
@@ -491,7 +490,7 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {name} for {data}" if data else f"# {name}",
         f"A {what}, {'trained' if data else 'converted'} with Vitrail.",
-        "| | |\n| --- | --- |\n" + "\n".join(f"| {what} | {_cell(said)} |" for what, said in rows.items()),
+        "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {_cell(text)} |" for name, text in rows.items()),
     ]
     if (folder / _PICTURE).exists():
         parts.append(f"![which class is taken for which]({_PICTURE})")
@@ -506,13 +505,13 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
 
 
 def _licence(config: dict[str, Any]) -> str | None:
-    """What config.json says of the weights' licence, in Vitrail's part or in timm's."""
-    said = config["vitrail"].get("licence") or config.get("pretrained_cfg", {}).get("license")
-    return str(said) if said else None
+    """Return the licence of the weights in config.json, in Vitrail's part or in timm's."""
+    licence = config["vitrail"].get("licence") or config.get("pretrained_cfg", {}).get("license")
+    return str(licence) if licence else None
 
 
 def _score(path: Path) -> dict[str, str]:
-    """What was measured, and how much it is."""
+    """Return the name of the score, and its value with its interval."""
     scores = _json(path)
     if "effective_rank" in scores:
         return _embedding_score(scores, path)
@@ -552,5 +551,5 @@ def _first(names: tuple[str, ...], *, most: int = 20) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text for one cell of a Markdown table."""
+    """Escape text for one cell of a Markdown table."""
     return one_line(text).replace("|", r"\|")

@@ -1,7 +1,7 @@
-"""The shape of a model from its tensors alone, its config.json where there is one, and what the user says.
+"""Infer a model's config from the shapes of its tensors, its config.json and the caller's overrides.
 
-What neither tells is asked for in one line, never guessed: a wrong number of heads loads without an error and computes
-nonsense. Where a published family settles it, the answer is taken and the receipt says so.
+What none of them determines is asked for in one line, never guessed: a wrong number of heads loads without an error and
+computes nonsense. If a published family determines it, that value is taken and listed in the receipt.
 """
 
 # D width · L patches · P patch · h heads · d = D / h
@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitrail.config import Pair, ViTConfig, pair
 from vitrail.text import printable_errors
-from vitrail.weights.origins import Origin, Recognised
-
-Shapes = Mapping[str, tuple[int, ...]]
+from vitrail.weights.libraries import LIBRARIES
+from vitrail.weights.library import Config, Evidence, Layout, Question, Shapes, from_list
+from vitrail.weights.recognise import Recognised
 
 WIDE_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
-"""Published widths whose heads are not 64 wide: So400m, H, g, G, E (Zhai et al. 2022; Alabdulmohsin et al. 2023)."""
+"""Heads at published widths, where they are not 64 wide: So400m, H, g, G, E (Zhai et al. 2022; Alabdulmohsin et al. 2023)."""
 
 AXES = {
     "patch_embed.proj.weight": 4,
@@ -29,51 +29,9 @@ AXES = {
     "head.weight": 2,
     "reg_token": 3,
 }
-"""Of the tensors that are read for their shape. A convolution over frames has five."""
+"""Number of axes of the tensors that are read for their shape. A convolution over frames has five."""
 
-ACTIVATIONS = {  # what config files call it
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "quickgelu": "quick_gelu",
-}
-
-TIMM_NAMES: tuple[tuple[str, dict[str, Any]], ...] = (  # what an architecture's name says that its tensors do not
-    (r"_clip_quickgelu_", {"mlp": "quick_gelu"}),
-    (r"_clip_", {"mlp": "gelu"}),
-    (r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip_(gap_)?512", {"mlp": "gelu_tanh"}),
-    (r"siglip|_gap_|_map_", {"mlp": "gelu"}),
-    (r"^vit_base_patch16_gap_224$", {"num_heads": 16}),
-    (r"_map_", {"pool_include_prefix": False}),
-    (r"^test_vit2?$", {"num_heads": 2}),
-    (r"^test_vit[34]$", {"num_heads": 3}),
-    (r"^test_vit3$", {"pool_include_prefix": True}),
-    (r"^eva_giant_", {"pos_embed": "learn"}),
-)
-
-NO_PLAIN_VIT = (  # architectures of timm whose tensors look like a plain ViT's
-    (r"_rpn_|^eva02_enormous", "its norms stand behind attention and MLP"),
-    (r"rope|^eva02_|_dinov3|^vit_pe_|^qwen3_vit|^naflexvit_.*rope", "its positions are rotary"),
-)
-
-TRANSFORMERS_DEFAULTS: dict[str, dict[str, Any]] = {  # by model_type: what its files leave out where it is this
-    **{kind: {"num_attention_heads": 12, "layer_norm_eps": 1e-12} for kind in ("vit", "vit_mae", "deit", "beit")},
-    **{kind: {"num_attention_heads": 12, "layer_norm_eps": 1e-6} for kind in ("vit_msn", "dinov2", "dinov2_with_registers")},
-    "clip_vision_model": {"num_attention_heads": 12, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"},
-    "siglip_vision_model": {"num_attention_heads": 12, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"},
-}
-
-PLAIN_KINDS = (  # transformers' model_type of the encoders whose code was compared (benchmarks/compatibility.py, the tests)
-    *("vit", "vit_mae", "vit_msn", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "ijepa", "clip"),
-    *("clip_vision_model", "siglip", "siglip_vision_model", "owlvit_vision_model", "metaclip_2_vision_model"),
-    *("chinese_clip_vision_model", "altclip_vision_model"),
-)
-
-REASONS = (  # a name that a plain ViT does not have, and what it is a sign of
+REASONS = (  # patterns of names that a plain ViT does not have, and what they indicate
     (
         r"patch_embed\.backbone|embedder|resnetv2|conv_root|root_block|bit\.",
         "a convolutional network stands before the patches (hybrid)",
@@ -89,94 +47,109 @@ REASONS = (  # a name that a plain ViT does not have, and what it is a sign of
 
 
 @dataclass(frozen=True)
-class Question:
-    """Something that the tensors do not tell."""
-
-    field: str
-    why: str
-    answers: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        return f"{self.field} ({self.why}): give {' or '.join(f'{self.field}={answer!r}' for answer in self.answers)}"
-
-
-@dataclass(frozen=True)
 class Inferred:
-    """The model in the file."""
+    """The model in a file."""
 
     config: ViTConfig
     grid: Pair
     """Of its position embedding."""
     positions_for: tuple[str, ...]
-    """The tokens before the patches that have a row in it: of cls, dist, reg."""
+    """Prefix tokens that have a row in it: of cls, dist, reg."""
     assumed: tuple[str, ...]
-    """What the receipt says was taken as published, since no tensor tells it."""
+    """What no tensor determines and was taken as published, for the receipt."""
     grid_source: str = ""
-    """The grid and where it comes from, for the receipt; "" for a model whose config says everything."""
+    """The grid and where it comes from, for the receipt; "" for a model whose config states everything."""
 
 
-def refuse_foreign(found: Recognised) -> None:
-    """Raises ValueError where the encoder has tensors that a plain ViT does not have."""
-    if not found.foreign:
+def refuse_foreign(match: Recognised) -> None:
+    """Raise ValueError if the encoder has tensors that a plain ViT does not have."""
+    if not match.foreign:
         return
-    names = " ".join(found.foreign)
+    names = " ".join(match.foreign)
     reason = next((why for pattern, why in REASONS if re.search(pattern, names)), "its code computes something else with them")
-    shown = ", ".join(found.foreign[:2]) + (f" and {len(found.foreign) - 2} more" if len(found.foreign) > 2 else "")
+    shown = ", ".join(match.foreign[:2]) + (f" and {len(match.foreign) - 2} more" if len(match.foreign) > 2 else "")
     raise ValueError(
-        f"this {found.origin.name} checkpoint is not a plain ViT: {shown}: {reason}; open it with its own library, "
+        f"this {match.layout.name} checkpoint is not a plain ViT: {shown}: {reason}; open it with its own library, "
         "or give strict=False to drop them"
     )
 
 
-def infer(shapes: Shapes, origin: Origin, *, config: Mapping[str, Any], said: Mapping[str, Any], prefix: str = "") -> Inferred:
-    """The config of the model in the file.
+def infer(shapes: Shapes, layout: Layout, *, config: Config, overrides: Mapping[str, Any], prefix: str = "") -> Inferred:
+    """Infer the config of the model in a file.
 
-    `shapes` are by our names; `config` is the config.json beside the file, {} where there is none; `said` is what the user
-    gave, and answers questions; `prefix` is what stands before the names in the file. Raises ValueError for tensors that
-    make no plain ViT and, naming the answers, for what nothing tells.
+    `shapes` are by our names; `config` is the config.json beside the file, {} if there is none; `overrides` are fields that
+    the caller states, and answer questions; `prefix` precedes the names in the file. Raises ValueError for tensors of no
+    plain ViT and, naming the answers, for what nothing determines.
     """
-    refuse_shapes(shapes, origin)
-    facts = facts_of(config)
-    known = {**facts, **{name: value for name, value in said.items() if value is not None}}
-    assumed: list[str] = []
-    questions: list[Question] = []
-
-    fields = fields_of(shapes, origin) | {name: value for name, value in facts.items() if name in TOLD}
+    refuse_shapes(shapes, layout)
+    stated = config_fields(config)
+    known = {**stated, **{name: value for name, value in overrides.items() if value is not None}}
+    fields = fields_of(shapes, layout, config) | {name: value for name, value in stated.items() if name in STATED}
     if gated := is_gated(shapes):
         fields["mlp"] = "swiglu"
-    heads, head_dim = heads_of(shapes, origin, fields, known, prefix, assumed, questions)
-    fields |= {"num_heads": heads, "head_dim": None if head_dim * heads == fields["embed_dim"] else head_dim}
-    if not gated:
-        ask_mlp(fields, origin, known, questions)
-    ask_norms(fields, origin, config, known, questions)
-    ask_positions(shapes, fields, origin, known, questions)
+    evidence = Evidence(shapes, fields, known, config)
+    heads = heads_of(evidence, layout, prefix)
+    fields |= {
+        "num_heads": heads.number,
+        "head_dim": None if heads.width * heads.number == fields["embed_dim"] else heads.width,
+    }
+    questions = [*heads.questions, *gelu_questions(evidence, layout), *layout.questions(evidence)]
+    questions += position_questions(evidence, layout)
     if fields["pool"] == "map" and fields["reg_tokens"] and "pool_include_prefix" not in known:
         why = "whether attention pooling looks at the registers"
         questions.append(Question("pool_include_prefix", why, (False, True)))
-    positions, misfit = None, None
+    positions, mismatch = None, None
     try:
-        positions = positions_of(shapes, fields, facts, said, questions, class_row=origin.class_row)
+        positions = positions_of(evidence, stated, overrides, class_row=layout.class_row)
+        questions += positions.questions
     except ValueError as error:
-        misfit = error
+        mismatch = error
     if questions:  # first what can be answered
         raise ValueError("the tensors do not tell " + "; nor ".join(map(str, questions)))
     if positions is None:
-        assert misfit is not None
-        raise misfit
-    grid, placed, patch = positions.grid, positions.positions_for, pair(fields["patch_size"])
-    fields |= {name: said[name] for name in ("norm_eps", "pool", "pool_include_prefix") if name in said}
-    if "mlp" in said and not gated:
-        fields["mlp"] = said["mlp"]
-    fields["no_embed_class"] = fields["class_token"] and "cls" not in placed
-    fields["pos_embed"] = "learn" if "pos_embed" in shapes or origin.computes_positions else "none"
+        assert mismatch is not None
+        raise mismatch
+    grid, prefix_rows, patch = positions.grid, positions.positions_for, pair(fields["patch_size"])
+    fields |= {name: overrides[name] for name in ("norm_eps", "pool", "pool_include_prefix") if name in overrides}
+    if "mlp" in overrides and not gated:
+        fields["mlp"] = overrides["mlp"]
+    fields["no_embed_class"] = fields["class_token"] and "cls" not in prefix_rows
+    fields["pos_embed"] = "learn" if "pos_embed" in shapes or layout.computes_positions else "none"
     fields["img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
-    assumed += assumptions(fields, origin, config, known)
-    return Inferred(ViTConfig(**fields), grid, placed, tuple(assumed), f"{grid[0]}x{grid[1]} patches: {positions.source}")
+    assumed = [*heads.assumed, *layout.assumptions(evidence._replace(fields=fields))]
+    assumed += [text for library in LIBRARIES.values() for text in library.config_assumptions(config)]
+    return Inferred(ViTConfig(**fields), grid, prefix_rows, tuple(assumed), f"{grid[0]}x{grid[1]} patches: {positions.source}")
 
 
-def refuse_shapes(shapes: Shapes, origin: Origin) -> None:
-    """Raises ValueError for tensors that make no whole plain ViT."""
-    this = f"this {origin.name} checkpoint"
+@printable_errors()
+def config_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of ViTConfig that a config.json states and tensors do not. Raises ValueError for invalid ones."""
+    try:
+        fields: dict[str, Any] = next(filter(None, (library.fields(config) for library in LIBRARIES.values())), {})
+        sides = pair(fields.get("img_size", 1))
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"config.json is not as its library writes it ({reason}); mend it, or leave it out") from error
+    values = {"img_size": min(sides), "num_heads": fields.get("num_heads", 1), "norm_eps": fields.get("norm_eps", 1)}
+    for name, value in values.items():
+        if not isinstance(value, int | float) or value <= 0 or (name == "num_heads" and value != int(value)):
+            raise ValueError(f"config.json has {name} {value}, which can't be; mend it, or leave it out")
+    if fields.get("pool", "cls") not in ("cls", "avg", "map"):
+        raise ValueError(f"its pooling {fields['pool']!r} is none of a plain ViT's: class token, mean, attention")
+    return fields
+
+
+STATED = ("mlp", "norm_eps", "pool", "pool_include_prefix")
+"""Fields of the model in a file that config.json may state. Its other fields are determined by tensors too, or asked for."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Shapes
+
+
+def refuse_shapes(shapes: Shapes, layout: Layout) -> None:
+    """Raise ValueError for tensors that are not those of a whole plain ViT."""
+    this = f"this {layout.name} checkpoint"
     for name, axes in AXES.items():
         if name not in shapes and name not in ("head.weight", "reg_token"):
             raise ValueError(f"{this} has nothing for {name}, so it is not a whole plain ViT")
@@ -202,26 +175,22 @@ def refuse_shapes(shapes: Shapes, origin: Origin) -> None:
         raise ValueError(f"{this} is not a plain ViT: one norm stands before the pooling and one behind it")
 
 
-TOLD = ("mlp", "norm_eps", "pool", "pool_include_prefix")
-"""Fields of the model in a file that a config.json may tell. Its other facts are said by tensors too, or asked for."""
-
-
 def depth_of(shapes: Shapes) -> int:
-    """The number of blocks."""
+    """Return the number of blocks."""
     return 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
 
 
 def is_gated(shapes: Shapes) -> bool:
-    """Whether the first layer of the MLP is twice as wide as what the second takes: SwiGLU."""
+    """Return whether the first layer of the MLP has twice as many outputs as the second has inputs: SwiGLU."""
     return shapes["blocks.0.mlp.fc1.weight"][0] == 2 * shapes["blocks.0.mlp.fc2.weight"][1]
 
 
-def fields_of(shapes: Shapes, origin: Origin) -> dict[str, Any]:
-    """Fields of ViTConfig that the shapes show, and those that the origin's code fixes."""
+def fields_of(shapes: Shapes, layout: Layout, config: Config) -> dict[str, Any]:
+    """Return the fields of ViTConfig that the shapes determine, and those that the layout's code fixes."""
     dim, channels, *patch = shapes["patch_embed.proj.weight"]
     cls = bool(math.prod(shapes.get("cls_token", (0,))))
     head = shapes.get("head.weight", (0, dim))
-    if head[1] not in (dim, 2 * dim):  # that of something else, behind a projector
+    if head[1] not in (dim, 2 * dim):  # of another module, behind a projector
         head = (0, dim)
     fields: dict[str, Any] = {
         "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
@@ -250,308 +219,171 @@ def fields_of(shapes: Shapes, origin: Origin) -> dict[str, Any]:
     elif head[1] == 2 * dim:
         fields["pool"] = "cls+avg"
     else:
-        behind = fields["fc_norm"] and not origin.name.startswith("vit-pytorch")  # its last norm is always behind the pooling
-        fields["pool"] = "avg" if behind or not cls else "cls"
-    if origin.name == "transformers SigLIP" and "head.weight" in shapes:
-        fields["pool"] = "avg"  # SiglipForImageClassification: the mean of the tokens, whatever pooling is in the file
-    if origin.name == "transformers CLIP" and "norm.weight" in shapes and "head.bias" in shapes:
-        fields |= {"pool": "avg", "final_norm": False}  # CLIPForImageClassification: the mean of tokens before the last norm
-    return fields | {name: value for name, value in origin.assumes.items() if name != "head_dim"}
+        fields["pool"] = "avg" if fields["fc_norm"] or not cls else "cls"
+    fields |= layout.adjust(Evidence(shapes, fields, {}, config))
+    return fields | {name: value for name, value in layout.assumes.items() if name != "head_dim"}
 
 
-def heads_of(
-    shapes: Shapes,
-    origin: Origin,
-    fields: Mapping[str, Any],
-    known: Mapping[str, Any],
-    prefix: str,
-    assumed: list[str],
-    questions: list[Question],
-) -> tuple[int, int]:
-    """Number and width of the heads."""
+# --------------------------------------------------------------------------------------------------------------------
+# What shapes leave open
+
+
+class Heads(NamedTuple):
+    """Number and width of the attention heads."""
+
+    number: int
+    width: int
+    assumed: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+
+def heads_of(evidence: Evidence, layout: Layout, prefix: str) -> Heads:
+    """Return the heads: as stated, as a tensor shows them, or as published at this width; else with a question.
+
+    Raises ValueError for a stated number that does not divide the attention's width.
+    """
+    shapes, fields, known, _ = evidence
     dim, inner = fields["embed_dim"], shapes["blocks.0.attn.qkv.weight"][0] // 3
     if "num_heads" in known:
         heads = int(known["num_heads"])
         if heads < 1 or inner % heads:
             raise ValueError(f"num_heads {heads} does not divide the attention's width {inner}")
-        return heads, inner // heads
-    if "blocks.0.attn.q_norm.weight" in shapes and shapes["blocks.0.attn.q_norm.weight"][0] < inner:
-        head_dim = shapes["blocks.0.attn.q_norm.weight"][0]
-        return inner // head_dim, head_dim
-    heads = 0
-    if "heads" in known:  # Google's files have an axis for them
+        return Heads(heads, inner // heads)
+    width = shapes.get("blocks.0.attn.q_norm.weight", (inner,))[0]
+    if width < inner:
+        return Heads(inner // width, width)
+    heads, fixed = 0, layout.assumes.get("head_dim")
+    if "heads" in known:  # the file has an axis for them
         heads = known["heads"]
-    elif origin.assumes.get("head_dim"):
-        heads = inner // origin.assumes["head_dim"] if inner % origin.assumes["head_dim"] == 0 else 0
+    elif fixed:
+        heads = inner // fixed if inner % fixed == 0 else 0
     elif inner == dim and dim in WIDE_HEADS:
         heads = WIDE_HEADS[dim]
     elif dim == 1536:  # DINOv2's g has 24 heads, SigLIP's giantopt 16
         heads = 24 if fields["class_token"] else 16
     elif dim == 768 and fields["pool"] == "avg" and not fields["class_token"] and not fields["reg_tokens"]:
-        questions.append(Question("num_heads", "12 in SigLIP, 16 in timm's vit_base_patch16_gap_224", (12, 16)))
-        return 12, 64
+        return open_heads(inner, "12 in SigLIP, 16 in timm's vit_base_patch16_gap_224", (12, 16))
     elif dim == 384 and re.search(r"(base|momentum)_encoder", prefix):
-        questions.append(Question("num_heads", "12 in MoCo v3, 6 in all others of this width", (12, 6)))
-        return 12, 32
+        return open_heads(inner, "12 in MoCo v3, 6 in all others of this width", (12, 6))
     elif inner == dim and 192 <= dim <= 1024 and dim % 64 == 0:
         heads = dim // 64
     if not heads:
         several = tuple(heads for heads in (2, 4, 8, 16) if inner % heads == 0) or (1,)
-        questions.append(Question("num_heads", f"width {inner} is not that of a published family", several))
-        return 1, inner
-    assumed.append(f"{heads} heads, as published at width {dim}")
-    return heads, inner // heads
+        return open_heads(inner, f"width {inner} is not that of a published family", several)
+    return Heads(heads, inner // heads, assumed=(f"{heads} heads, as published at width {dim}",))
 
 
-def ask_mlp(fields: dict[str, Any], origin: Origin, known: Mapping[str, Any], questions: list[Question]) -> None:
-    """CLIP's and SigLIP's towers exist with several forms of GELU, and their tensors are the same."""
-    if "mlp" in known:
+def open_heads(inner: int, why: str, answers: tuple[int, ...]) -> Heads:
+    """Ask for the number of heads."""
+    return Heads(1, inner, questions=(Question("num_heads", why, answers),))
+
+
+def gelu_questions(evidence: Evidence, layout: Layout) -> Iterator[Question]:
+    """Ask for the form of GELU of CLIP's and SigLIP's towers, whose tensors are the same for several."""
+    fields = evidence.fields
+    if "mlp" in evidence.known or fields["mlp"] == "swiglu":
         return
     bare = not fields["class_token"] and not fields["reg_tokens"] and fields["init_values"] is None and fields["qkv_bias"]
     if fields["pre_norm"]:
-        questions.append(Question("mlp", "OpenAI's CLIP has quick_gelu, most of open_clip's gelu", ("quick_gelu", "gelu")))
-    elif origin.name in ("timm", "vitrail") and bare and not fields["fc_norm"]:
-        questions.append(
-            Question("mlp", "SigLIP has gelu_tanh in some sizes of timm and gelu in others", ("gelu", "gelu_tanh"))
-        )
+        yield Question("mlp", "OpenAI's CLIP has quick_gelu, most of open_clip's gelu", ("quick_gelu", "gelu"))
+    elif layout.mixed_gelu and bare and not fields["fc_norm"]:
+        yield Question("mlp", "SigLIP has gelu_tanh in some sizes of timm and gelu in others", ("gelu", "gelu_tanh"))
 
 
-def ask_norms(
-    fields: dict[str, Any], origin: Origin, config: Mapping[str, Any], known: Mapping[str, Any], questions: list[Question]
-) -> None:
-    """What norms add to the variance differs within transformers, and where they stand differs within timm."""
-    vit = fields["init_values"] is None and not fields["dist_token"] and not fields["reg_tokens"]  # else BEiT or DeiT
-    if origin.name == "transformers" and vit and "norm_eps" not in known:
-        why = "ViT and MAE have 1e-12, MSN 1e-6; it is layer_norm_eps of config.json"
-        questions.append(Question("norm_eps", why, (1e-12, 1e-6)))
-    behind = fields["fc_norm"] and not fields["class_token"] and not fields["qkv_bias"] and fields["init_values"] is None
-    if origin.name == "timm" and behind and "fc_norm" not in known and not config.get("architecture"):
-        why = "the pattern of vit_base_patch16_rpn_224, whose norms stand behind the branches and which is no plain ViT"
-        questions.append(Question("fc_norm", f"{why}; if yours is one", (True,)))
+# --------------------------------------------------------------------------------------------------------------------
+# Positions
 
 
-def ask_positions(
-    shapes: Shapes, fields: dict[str, Any], origin: Origin, known: Mapping[str, Any], questions: list[Question]
-) -> None:
-    """Rotary positions are computed and leave nothing in a file; some fixed ones do so too."""
-    missing = "pos_embed" not in shapes
-    if missing and origin.computes_positions:
-        if "img_size" not in known:
-            questions.append(Question("img_size", "its positions are computed, so no tensor shows the grid", (224, 256)))
+def position_questions(evidence: Evidence, layout: Layout) -> Iterator[Question]:
+    """Ask about a file without positions: they are fixed ones of any size, or rotary."""
+    if "pos_embed" in evidence.shapes:
         return
-    beit = origin.name == "transformers" and fields["init_values"] is not None  # it may have none, and never rotary ones
-    if "pos_embed" in known or (missing and beit):
-        return
-    if missing:
-        answer, why = "none", "no positions are in the file: those of DINOv3 and RoPE-ViT are rotary, which is no plain ViT"
-    elif origin.name == "timm EVA":
-        answer, why = "learn", "these are the names of EVA, and EVA-02 adds rotary positions that no tensor shows"
-    elif origin.name == "timm" and fields["pre_norm"] and (not fields["final_norm"] or fields["pool"] == "map"):
-        answer, why = "learn", "the pattern of the Perception Encoders, which add rotary positions that no tensor shows"
-    elif origin.name == "timm" and not fields["final_norm"] and not fields["class_token"]:
-        answer, why = "learn", "the pattern of Qwen3's encoder, which adds rotary positions that no tensor shows"
-    else:
-        return
-    questions.append(Question("pos_embed", f"{why}; if yours has no others", (answer,)))
-
-
-def assumptions(fields: Mapping[str, Any], origin: Origin, config: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    """What is taken as published although another code with the same tensors is known."""
-    assumed = []
-    if origin.name.startswith("vit-pytorch") and fields["class_token"] and "pool" not in known:
-        assumed.append("the class token is what its head sees")
-    if origin.name == "timm" and fields["no_embed_class"] and fields["init_values"] is not None and not fields["reg_tokens"]:
-        assumed += [] if config.get("architecture") else ["DeiT III, not RoPE-ViT, whose rotary positions no tensor shows"]
-    kind = vision_of(config).get("model_type")
-    if kind is not None and kind not in PLAIN_KINDS:
-        assumed.append(f"the code of transformers' {kind} does nothing but what its tensors' names say")
-    return assumed
+    if layout.computes_positions:
+        if "img_size" not in evidence.known:
+            yield Question("img_size", "its positions are computed, so no tensor shows the grid", (224, 256))
+    elif "pos_embed" not in evidence.known and layout.needs_positions(evidence):
+        why = "no positions are in the file: those of DINOv3 and RoPE-ViT are rotary, which is no plain ViT"
+        yield Question("pos_embed", f"{why}; if yours has no others", ("none",))
 
 
 @dataclass(frozen=True)
 class PositionGrid:
-    """How the rows of a position embedding lie on the image."""
+    """Arrangement of the rows of a position embedding on the image."""
 
     grid: Pair
     positions_for: tuple[str, ...]
-    """The tokens before the patches that have a row: of cls, dist, reg."""
+    """Prefix tokens that have a row: of cls, dist, reg."""
     source: str
     """Where the grid comes from, for the receipt."""
+    questions: tuple[Question, ...] = ()
 
 
 def positions_of(
-    shapes: Shapes,
-    fields: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    said: Mapping[str, Any],
-    questions: list[Question],
-    *,
-    class_row: bool | None,
+    evidence: Evidence, stated: Mapping[str, Any], overrides: Mapping[str, Any], *, class_row: bool | None
 ) -> PositionGrid:
-    """The grid of the position embedding, and which tokens before the patches have a row in it.
+    """Return the grid of the position embedding, and which prefix tokens have a row in it.
 
-    Rows show how many patches there are, not how they lie. So, in this order: the size that the model or its config.json
-    names, the size that is asked for, a square; each where its patches are as many as the rows. A square that leaves the
-    class token without a row is also a rectangle with one (225 rows: 15 x 15, or 14 x 16 and a class token); where neither
-    `class_row` of the origin nor a published family settles it, img_size is asked for. Raises ValueError where nothing fits.
+    The rows show the number of patches, not their arrangement. Taken are, in this order: the image size that the model or its
+    config.json states, the size that the caller asks for, a square; each only if it has as many patches as there are rows.
+    Raises ValueError if none has.
     """
-    prefix = ("cls",) * fields["class_token"] + ("dist",) * fields["dist_token"]
-    arrangements = list(dict.fromkeys([prefix, (), prefix + ("reg",) * fields["reg_tokens"]]))
-    if prefix and class_row is not None:
-        arrangements = [front for front in arrangements if bool(front) == class_row]
+    shapes, fields = evidence.shapes, evidence.fields
     patch = pair(fields["patch_size"])
-
-    def grid_at(size: Any, patch: Pair) -> Pair | None:
-        if size is None:
-            return None
-        height, width = pair(from_list(size))
-        return height // patch[0], width // patch[1]
-
-    named, asked = grid_at(facts.get("img_size"), patch), grid_at(said.get("img_size"), patch)
-    if said.get("patch_size") is not None:  # larger patches on a larger image: the same grid
-        asked = grid_at(said.get("img_size"), pair(from_list(said["patch_size"])))
+    new_patch = patch if overrides.get("patch_size") is None else pair(from_list(overrides["patch_size"]))
+    own = grid_at(stated.get("img_size"), patch)
+    requested = grid_at(overrides.get("img_size"), new_patch)  # larger patches on a larger image: the same grid
+    prefix = ("cls",) * fields["class_token"] + ("dist",) * fields["dist_token"]
     if "pos_embed" not in shapes:
-        source = "of img_size" if asked else "of its config" if named else "assumed, of 224 px"
-        return PositionGrid(asked or named or (224 // patch[0], 224 // patch[1]), prefix, source)
+        source = "of img_size" if requested else "of its config" if own else "assumed, of 224 px"
+        return PositionGrid(requested or own or (224 // patch[0], 224 // patch[1]), prefix, source)
     table = shapes["pos_embed"]
     if len(table) == 4:
         return PositionGrid((table[1], table[2]), (), "of the file's position embedding")
+    arrangements = list(dict.fromkeys([prefix, (), prefix + ("reg",) * fields["reg_tokens"]]))
+    if prefix and class_row is not None:
+        arrangements = [tokens for tokens in arrangements if bool(tokens) == class_row]
 
-    def placed(grid: Pair) -> tuple[str, ...] | None:
-        return next((front for front in arrangements if table[-2] == grid[0] * grid[1] + len(front)), None)
+    def tokens_at(grid: Pair) -> tuple[str, ...] | None:
+        return next((tokens for tokens in arrangements if table[-2] == grid[0] * grid[1] + len(tokens)), None)
 
-    sides = [math.isqrt(max(0, table[-2] - len(front))) for front in arrangements]
-    squares = [(side, side) for side in sides if side and placed((side, side)) is not None]
-    if named and (front := placed(named)) is not None:
-        return PositionGrid(named, front, "of its own size")
-    if asked and (front := placed(asked)) is not None:
-        others = [f"{side}x{side}" for side, _ in squares if (side, side) != asked]
+    sides = [math.isqrt(max(0, table[-2] - len(tokens))) for tokens in arrangements]
+    squares = [(side, side) for side in sides if side and tokens_at((side, side)) is not None]
+    if own and (tokens := tokens_at(own)) is not None:
+        return PositionGrid(own, tokens, "of its own size")
+    if requested and (tokens := tokens_at(requested)) is not None:
+        others = [f"{side}x{side}" for side, _ in squares if (side, side) != requested]
         note = f", though a square of {others[0]} has as many rows" if others else ""
-        return PositionGrid(asked, front, f"of the img_size that is asked for{note}")
+        return PositionGrid(requested, tokens, f"of the img_size that is asked for{note}")
     if not squares:
         raise ValueError(
             f"the position embedding has {table[-2]} rows, which make no square; give img_size=(height, width) of the model in "
             f"it, whose grid at patch {patch[0]} has {table[-2] - len(prefix)} patches, load, and change the size after that"
         )
-    grid, front = squares[0], placed(squares[0])
-    assert front is not None
-    published = fields["init_values"] is not None or fields["reg_tokens"] or fields["dist_token"]  # DeiT III, registers
-    if prefix and not front and not published and class_row is None and grid[0] > 1:
-        sizes = [(grid[0] * patch[0], grid[1] * patch[1]), ((grid[0] - 1) * patch[0], (grid[1] + 1) * patch[1])]
-        why = (
-            f"{table[-2]} rows of positions are {grid[0]}x{grid[1]} patches and no row for the class token, as in FlexiViT, "
-            f"or {table[-2] - len(prefix)} patches and one, as in {grid[0] - 1}x{grid[1] + 1}; the file's size, changed later"
-        )
-        questions.append(Question("img_size", why, tuple(sizes)))
-    return PositionGrid(grid, front, "assumed, a square: no size is in the file and none that fits is asked for")
+    grid, tokens = squares[0], tokens_at(squares[0])
+    assert tokens is not None
+    questions = () if tokens or class_row is not None else rectangle_questions(grid, table[-2], prefix, fields)
+    source = "assumed, a square: no size is in the file and none that fits is asked for"
+    return PositionGrid(grid, tokens, source, tuple(questions))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# config.json
+def grid_at(size: Any, patch: Pair) -> Pair | None:
+    """Return the grid of an image size, which may be one side; None without a size."""
+    if size is None:
+        return None
+    height, width = pair(from_list(size))
+    return height // patch[0], width // patch[1]
 
 
-def from_list(value: Any) -> Any:
-    """JSON's lists as tuples."""
-    return tuple(value) if isinstance(value, list) else value
+def rectangle_questions(grid: Pair, rows: int, prefix: tuple[str, ...], fields: Mapping[str, Any]) -> Iterator[Question]:
+    """Ask about a square that leaves the class token without a row: it may be a rectangle with one.
 
-
-def vision_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config.json that is about the image encoder."""
-    inner = config.get("vision_config")
-    return inner if isinstance(inner, Mapping) and inner else config
-
-
-@printable_errors()
-def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json of timm, transformers or open_clip says that tensors do not: fields of ViTConfig.
-
-    Raises ValueError for one that says what can't be.
+    225 rows are 15 x 15, or 14 x 16 and a class token. Of DeiT III and of models with registers only the first is published.
     """
-    try:
-        if "model_cfg" in config:
-            facts = _open_clip_facts(config["model_cfg"])
-        elif "architecture" in config:
-            facts = _timm_facts(config)
-        else:
-            facts = _transformers_facts(vision_of(config))
-        sides = pair(facts.get("img_size", 1))
-    except (TypeError, AttributeError, ZeroDivisionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"config.json is not as its library writes it ({reason}); mend it, or leave it out") from error
-    numbers = {"img_size": min(sides), "num_heads": facts.get("num_heads", 1), "norm_eps": facts.get("norm_eps", 1)}
-    for name, value in numbers.items():
-        if not isinstance(value, int | float) or value <= 0 or (name == "num_heads" and value != int(value)):
-            raise ValueError(f"config.json has {name} {value}, which can't be; mend it, or leave it out")
-    if facts.get("pool", "cls") not in ("cls", "avg", "map"):
-        raise ValueError(f"its pooling {facts['pool']!r} is none of a plain ViT's: class token, mean, attention")
-    return facts
-
-
-def _timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    name, args = str(config["architecture"]), dict(config.get("model_args") or {})
-    for pattern, why in NO_PLAIN_VIT:
-        if re.search(pattern, name):
-            raise ValueError(f"{name} is not a plain ViT: {why}; open it with timm")
-    facts: dict[str, Any] = {}
-    for pattern, says in TIMM_NAMES:
-        if re.search(pattern, name):
-            facts = {**says, **facts}
-    size = (config.get("pretrained_cfg") or {}).get("input_size")
-    if size:
-        facts["img_size"] = tuple(size[1:])
-    pools = {"token": "cls", "avg": "avg", "map": "map"}
-    pool = args.get("global_pool", config.get("global_pool"))
-    if pool in pools:
-        facts["pool"] = pools[pool]
-    elif pool:
-        raise ValueError(f'timm\'s global_pool "{pool}" is none of {", ".join(pools)}; load with strict=False and pool=…')
-    act = args.get("act_layer")
-    if act is not None:
-        if str(act).lower() not in ACTIVATIONS:
-            raise ValueError(f'activation "{act}" is none of {", ".join(sorted(set(ACTIVATIONS.values())))}: not a plain ViT')
-        facts["mlp"] = ACTIVATIONS[str(act).lower()]
-    for theirs in ("num_heads", "img_size", "norm_eps"):
-        if args.get(theirs) is not None:
-            facts[theirs] = from_list(args[theirs])
-    if args.get("pool_include_prefix") is not None:
-        facts["pool_include_prefix"] = bool(args["pool_include_prefix"])
-    return facts
-
-
-def _transformers_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    if rotary := next((name for name in config if name.startswith("rope_") and config[name]), None):
-        kind = config.get("model_type", "this model")
-        raise ValueError(f"{kind} is not a plain ViT: its positions are rotary ({rotary}); open it with transformers")
-    config = {**TRANSFORMERS_DEFAULTS.get(config.get("model_type", ""), {}), **config}
-    facts: dict[str, Any] = {}
-    for theirs, ours in {
-        "num_attention_heads": "num_heads",
-        "layer_norm_eps": "norm_eps",
-        "image_size": "img_size",
-    }.items():
-        if config.get(theirs) is not None:
-            facts[ours] = from_list(config[theirs])
-    act = config.get("hidden_act")
-    if act is not None and not config.get("use_swiglu_ffn"):
-        if act not in ACTIVATIONS:
-            raise ValueError(f'activation "{act}" is none of {", ".join(sorted(set(ACTIVATIONS.values())))}: not a plain ViT')
-        facts["mlp"] = ACTIVATIONS[act]
-    return facts
-
-
-def _open_clip_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    vision = config.get("vision_cfg") or {}
-    tanh = (vision.get("act_kwargs") or {}).get("approximate") == "tanh"
-    facts: dict[str, Any] = {"mlp": "quick_gelu" if config.get("quick_gelu") else "gelu_tanh" if tanh else "gelu"}
-    if "eps" in (vision.get("norm_kwargs") or {}):
-        facts["norm_eps"] = vision["norm_kwargs"]["eps"]
-    if "width" in vision:
-        facts["num_heads"] = vision["width"] // vision.get("head_width", 64)
-        facts["pool"] = "avg" if vision.get("pool_type") == "avg" else "cls"
-    if "image_size" in vision:
-        facts["img_size"] = from_list(vision["image_size"])
-    if "timm_model_name" in vision:
-        facts = {**facts, **_timm_facts({"architecture": vision["timm_model_name"]})}
-        pool = vision.get("timm_pool")
-        facts |= {"pool": {"token": "cls"}.get(pool, pool)} if pool else {}
-    return facts
+    published = fields["init_values"] is not None or fields["reg_tokens"] or fields["dist_token"]
+    if prefix and not published and grid[0] > 1:
+        patch, other = pair(fields["patch_size"]), (grid[0] - 1, grid[1] + 1)
+        why = (
+            f"{rows} rows of positions are {grid[0]}x{grid[1]} patches and no row for the class token, as in FlexiViT, "
+            f"or {rows - len(prefix)} patches and one, as in {other[0]}x{other[1]}; the file's size, changed later"
+        )
+        yield Question("img_size", why, tuple((height * patch[0], width * patch[1]) for height, width in (grid, other)))

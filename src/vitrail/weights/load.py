@@ -30,9 +30,10 @@ from vitrail.weights import hub
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.baseline import published_baseline
 from vitrail.weights.infer import Inferred, infer, refuse_foreign
-from vitrail.weights.origins import OURS, Recognised, recognise, unstack
+from vitrail.weights.libraries.vitrail import OURS
 from vitrail.weights.preprocess import preprocessing_for
 from vitrail.weights.read import Checkpoint, read
+from vitrail.weights.recognise import LAYOUTS, Recognised, recognise, unstack
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
 from vitrail.weights.swin import is_swin, load_swin
 from vitrail.weights.trained import load_trained
@@ -94,14 +95,14 @@ def load_vit(
     """A plain ViT with the weights of a checkpoint; `known` is the config of a model of ours."""
     tensors = unstack(checkpoint.tensors)
     theirs = checkpoint.shapes if tensors is checkpoint.tensors else {name: tuple(t.shape) for name, t in tensors.items()}
-    found = recognise(tensors, (OURS,) if known else None)
+    found = recognise(tensors, (OURS,) if known else LAYOUTS)
     if strict:
         refuse_foreign(found)
-    said = {"heads": found.heads(theirs), **changes}
+    overrides = {"heads": found.heads(theirs), **changes}
     stored = (
         of_ours(known)
         if known
-        else infer(found.shapes(theirs), found.origin, config=checkpoint.config, said=said, prefix=found.prefix)
+        else infer(found.shapes(theirs), found.layout, config=checkpoint.config, overrides=overrides, prefix=found.prefix)
     )
     config = configured(stored.config, dict(changes))
     with torch.device("meta"):
@@ -373,7 +374,7 @@ class Adaptation:
             self._used.add("pos_embed")
             return (value, "exact", "") if grid == self.stored.grid else (value, "resized", "computed")
         if "pos_embed" not in self.found.sources:
-            if not self.found.origin.computes_positions:
+            if not self.found.layout.computes_positions:
                 return None, "new", ""
             return torch.cat([front, sincos_of_files(grid, dim)], dim=1), "new", "computed, as its code does"
         table = self.found.sources["pos_embed"].read(self.tensors).reshape(1, -1, dim).float()
@@ -483,7 +484,7 @@ def documented(
         num_classes=model.config.num_classes if model.config.num_classes == stored.config.num_classes else -1,
         config=checkpoint.config,
         preprocessor=checkpoint.preprocessor,
-        origin=found.origin.name,
+        origin=found.layout.name,
         file_img_size=pair(stored.config.img_size),
     )
     notes = list(checkpoint.notes)
@@ -491,7 +492,7 @@ def documented(
         shown = ", ".join(prefix.rstrip("./") or "without a prefix" for prefix in found.others)
         notes.append(f"took {found.prefix.rstrip('./') or 'the one without a prefix'}; the file also holds {shown}")
     receipt = Receipt(
-        origin=found.origin.name,
+        origin=found.layout.name,
         file=checkpoint.file,
         sha256=checkpoint.sha256,
         licence=checkpoint.licence or licence_of(checkpoint.config),

@@ -1,4 +1,4 @@
-"""Files of torch.save: read by its restricted unpickler, so that nothing in them is ever executed."""
+"""Load files of torch.save with its restricted unpickler: no code in them is executed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vitrail.weights.unwrap import Array, CheckpointError
 
 
 class Ignored:
-    """Stands for an object that holds no weights."""
+    """Stand-in for an object without weights."""
 
     def __init__(self, *args: object) -> None: ...
 
@@ -31,23 +31,23 @@ class Ignored:
 
 
 class PlainDict:
-    """Stands for a subclass of dict; its items are kept, for weights may be among them."""
+    """Stand-in for a subclass of dict; its items are kept, since weights may be among them."""
 
     def __new__(cls, *args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
-        """A dict that torch's unpickler fills: it takes no subclass of its own."""
+        """Return a dict that torch's unpickler can fill: it takes no subclass of its own."""
         return OrderedDict()
 
 
 class NoBytes:
-    """Stands for bytes, which a pickle calls for the empty ones only."""
+    """Stand-in for bytes, which a pickle constructs for empty ones only."""
 
     def __new__(cls, *args: object) -> bytes:  # type: ignore[misc]
-        """No bytes, whatever number of them is asked for."""
+        """Return no bytes, whatever the arguments."""
         return b""
 
 
 class PickledType:
-    """Stands for numpy.dtype: letter and size, and the byte order that comes after them."""
+    """Stand-in for numpy.dtype: letter and size, and the byte order that follows them."""
 
     def __init__(self, code: object = "", *args: object) -> None:
         self.code, self.order = code, "="
@@ -56,14 +56,14 @@ class PickledType:
         self.order = state[1]
 
     def to_numpy(self) -> np.dtype[Any] | None:
-        """The dtype, if it is one of numbers."""
+        """Return the dtype, if it is numeric."""
         if not (isinstance(self.code, str) and re.fullmatch(r"[biufc]\d+", self.code) and self.order in ("=", "<", ">", "|")):
             return None
         return np.dtype(f"{self.order}{self.code}")
 
 
 class PickledArray:
-    """Stands for numpy.ndarray: numbers are rebuilt from their bytes, anything else is left out."""
+    """Stand-in for numpy.ndarray: numbers are rebuilt from their bytes, other dtypes are dropped."""
 
     value: Array | None = None
 
@@ -101,10 +101,10 @@ _ALLOWED = threading.Lock()  # torch keeps what it allows in one place for the w
 
 
 def load_pickle(path: Path, *, is_zip: bool) -> Any:
-    """What torch.save wrote: plain containers, tensors and NumPy arrays, on the CPU.
+    """Load what torch.save wrote: plain containers, tensors and NumPy arrays, on the CPU.
 
     The zip format is memory-mapped (private: a write to a tensor never reaches the file); the one before torch 1.6 is read
-    whole. Raises CheckpointError for a file that needs a class, and whatever the parser raises for a damaged one.
+    at once. Raises CheckpointError for a file that needs a class, and the parser's errors for a damaged one.
     """
     with _ALLOWED, warnings.catch_warnings(), path.open("rb") as file:
         warnings.simplefilter("ignore")  # of old pickle protocols; what fails is said below
@@ -121,8 +121,8 @@ def load_pickle(path: Path, *, is_zip: bool) -> Any:
                     f"{path} needs {needed[1]}, which could only be had by running code, and no checkpoint is let do that; "
                     f"where that library is installed, save the model's state_dict() as .safetensors and give that"
                 ) from error
-            told = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)
-            raise pickle.UnpicklingError(told.splitlines()[0]) from error
+            reason = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)
+            raise pickle.UnpicklingError(reason.splitlines()[0]) from error
         finally:
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(allowed)
@@ -130,13 +130,13 @@ def load_pickle(path: Path, *, is_zip: bool) -> Any:
 
 
 def _with_arrays(tree: Any) -> Any:
-    """The same tree with arrays in place of their stand-ins, changed in place; dicts only, where weights have names."""
-    todo, seen = [tree], set()
+    """Replace stand-ins by their arrays, in place; in dicts only, where weights have names."""
+    todo, visited = [tree], set()
     while todo:
         node = todo.pop()
-        if not isinstance(node, dict) or id(node) in seen:
+        if not isinstance(node, dict) or id(node) in visited:
             continue
-        seen.add(id(node))
+        visited.add(id(node))
         for key, value in node.items():
             if isinstance(value, PickledArray):
                 node[key] = value.value

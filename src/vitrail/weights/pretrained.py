@@ -1,4 +1,4 @@
-"""The table of pretrained checkpoints: pretrained.yaml, typed. Imports no torch."""
+"""Table of pretrained checkpoints: pretrained.yaml, typed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLE = Path(__file__).with_suffix(".yaml")
 
 @dataclass(frozen=True)
 class Source:
-    """Where an accuracy is reported."""
+    """Report of an accuracy."""
 
     name: str
     how: str
@@ -29,28 +29,28 @@ class Row:
     """One checkpoint."""
 
     id: str
-    """What `vitrail.load` takes."""
+    """The argument of `vitrail.load`."""
     family: str
     size: str
     """A name such as "B/16" or "betwixt/16"."""
     shape: Size
-    """What the size stands for; the MLP ratio to four places."""
+    """Width, depth, heads and MLP ratio, the last to four places."""
     patch_size: int
     img_size: int
     """Side in pixels of the images that the position embedding is made for."""
     num_classes: int
-    """Width of the output; 0 where the checkpoint has no head."""
+    """Width of the output; 0 if the checkpoint has no head."""
     data: tuple[str, ...]
-    """The sets that it was trained on, in that order."""
+    """Datasets that it was trained on, in that order."""
     top1: float | None
-    """Per cent of ImageNet-1k's validation images, as its source reports; None where no report was found."""
+    """Per cent of ImageNet-1k's validation images, as its source reports; None if no report was found."""
     source: Source | None
     """Of top1."""
     licence: str
 
 
 def rows() -> tuple[Row, ...]:
-    """The table, family by family."""
+    """Return the table, family by family."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     sizes = SIZES | {name: Size(*fields) for name, fields in table["sizes"].items()}
     sources = {name: Source(name, **fields) for name, fields in table["sources"].items()}

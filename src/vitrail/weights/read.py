@@ -1,4 +1,4 @@
-"""A file, a folder or a mapping -> tensors, and what lies beside them. No network, and no idea of what a model is."""
+"""Read tensors and the config files beside them from a file, a folder or a mapping. No network, and no model."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ PREFERRED = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-"""What a folder's weights are called on the Hub, in the order in which they are taken."""
+"""Usual names of weights on the Hub, in the order of preference."""
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _HUB_FILE = re.compile(r"(model\.safetensors|pytorch_model\.bin)(\.index\.json)?|open_clip_.*")
-NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)[._-].*")  # what a training leaves beside one
+NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)[._-].*")  # written beside a model by trainings
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
 _BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors under the names that they have in their file, and what is known about them."""
+    """Tensors under the names in their file, and the files beside them."""
 
     tensors: Mapping[str, Tensor]
-    """On the CPU, taken out of the file when they are asked for and held by nobody else. Those of .safetensors and of
-    torch's zip format are views of the memory-mapped file: they cost no memory until they are read, must not be written
-    to in place, and the file must not be overwritten while they are in use (replacing or deleting it is fine)."""
+    """On the CPU, read on access and not cached. Those of .safetensors and of torch's zip format are views of the
+    memory-mapped file: they take no memory until they are read, must not be written to in place, and the file must not be
+    overwritten while they are in use (replacing or deleting it is fine)."""
     file: str
-    """What a receipt calls it: the path as given, or "a state dict"."""
+    """Its name in a receipt: the path as given, or "a state dict"."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """config.json (or open_clip_config.json) beside the weights; empty where there is none."""
+    """config.json (or open_clip_config.json) beside the weights; empty if there is none."""
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
-    """preprocessor_config.json beside the weights; empty where there is none."""
+    """preprocessor_config.json beside the weights; empty if there is none."""
     licence: str | None = None
     """`license:` of the front matter of README.md beside the weights."""
     notes: tuple[str, ...] = ()
     """One short sentence for each choice made, such as "took model_ema; the file also holds model"."""
     hashing: Future[str] | None = field(default=None, repr=False, compare=False)
-    """Gives `sha256` once it is computed."""
+    """Future of `sha256`."""
 
     @property
     def sha256(self) -> str | None:
@@ -65,20 +65,19 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """The shape of each tensor, without reading one."""
+        """Return the shape of each tensor, without reading one."""
         if isinstance(self.tensors, Tensors):
             return dict(self.tensors.shapes)
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
 def read(source: str | Path | Mapping[str, Any], *, expected_sha256: str | None = None) -> Checkpoint:
-    """What is in a weights file, in the one that a folder holds, or in a state dict, bare or in containers.
+    """Read a weights file, the one in a folder, or a state dict, bare or in containers.
 
-    Reads .safetensors, sharded or not, .npz, and torch.save's files of any age, told apart by their first bytes. Nothing
-    in them is ever executed. The file is hashed in a thread meanwhile; with `expected_sha256` it is hashed first, and
-    nothing of a file that has another is looked at.
-    Raises CheckpointError, a ValueError of one line: no such file, a damaged one, one that claims more than it can hold, one
-    that needs code to be run, no tensors, or several candidates.
+    Formats are .safetensors, sharded or not, .npz, and torch.save's of any age, detected from the first bytes. No code in them
+    is executed. The file is hashed in a background thread; with `expected_sha256` it is hashed first, and a file with another
+    hash is not opened. Raises CheckpointError, a ValueError of one line: no such file, a damaged one, one that claims an
+    implausible size, one that requires code to be run, no tensors, or several candidates.
     """
     if isinstance(source, Mapping):
         if expected_sha256 is not None:
@@ -91,9 +90,9 @@ def read(source: str | Path | Mapping[str, Any], *, expected_sha256: str | None 
     hashing = None
     if expected_sha256 is not None:
         hashing = hash_in_background(files)
-        if (found := hashing.result()) != expected_sha256.strip().lower():
-            raise CheckpointError(f"{path} is damaged: its sha256 is {found}, expected {expected_sha256}; get it anew")
-    tensors, told = open_shards(path, shards) if shards else open_weights(path)
+        if (digest := hashing.result()) != expected_sha256.strip().lower():
+            raise CheckpointError(f"{path} is damaged: its sha256 is {digest}, expected {expected_sha256}; get it anew")
+    tensors, more = open_shards(path, shards) if shards else open_weights(path)
     config, preprocessor, licence = beside(path) if Path(source).is_dir() or _HUB_FILE.fullmatch(path.name) else ({}, {}, None)
     return Checkpoint(
         tensors,
@@ -101,7 +100,7 @@ def read(source: str | Path | Mapping[str, Any], *, expected_sha256: str | None 
         config=config,
         preprocessor=preprocessor,
         licence=licence,
-        notes=(*notes, *told),
+        notes=(*notes, *more),
         hashing=hashing or hash_in_background(files),
     )
 
@@ -111,7 +110,7 @@ def read(source: str | Path | Mapping[str, Any], *, expected_sha256: str | None 
 
 
 def find(path: Path, given: str) -> tuple[Path, tuple[str, ...]]:
-    """The weights file that a path means, and a note where a folder left a choice.
+    """Find the weights file of a path, with a note if a folder left a choice.
 
     In a folder, the first of `PREFERRED`, else the only one of the first suffix of `SUFFIXES` that there is.
     """
@@ -130,7 +129,7 @@ def find(path: Path, given: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def find_in_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The weights file of a folder, and what was not taken. Raises CheckpointError for none, and for several alike."""
+    """Find the weights file of a folder, with a note on others. Raises CheckpointError for none, and for several of a kind."""
     there = sorted(path for path in folder.iterdir() if path.is_file())
     candidates = [path for path in there if path.suffix in SUFFIXES and not NO_MODEL.fullmatch(path.name)]
     for name in PREFERRED:
@@ -148,7 +147,7 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def _some(paths: list[Path]) -> str:
-    """A few names, for a message."""
+    """Format a few names for a message."""
     return ", ".join([path.name for path in paths[:6]] + ([f"… ({len(paths)} in all)"] if len(paths) > 6 else []))
 
 
@@ -157,7 +156,7 @@ def _some(paths: list[Path]) -> str:
 
 
 def shards_of(index: Path) -> dict[str, Path]:
-    """Tensor name -> file, as an .index.json says. Raises CheckpointError for an index that leaves its folder."""
+    """Return the file of each tensor from an .index.json. Raises CheckpointError for an index that leaves its folder."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index} has no weight_map, so it is no index of weights; give the weights file")
@@ -171,12 +170,12 @@ def shards_of(index: Path) -> dict[str, Path]:
 
 
 def open_shards(index: Path, shards: Mapping[str, Path]) -> tuple[Tensors, tuple[str, ...]]:
-    """The tensors of all shards as one mapping."""
+    """Open all shards as one mapping."""
     opened = {path: open_weights(path) for path in sorted(set(shards.values()))}
     for name, path in shards.items():
         if name not in opened[path][0]:
             raise CheckpointError(f'{index} says that {path.name} holds "{name}", which it does not; get both anew')
-    notes = [note for _, told in opened.values() for note in told]
+    notes = [note for _, more in opened.values() for note in more]
     if unlisted := {name for tensors, _ in opened.values() for name in tensors} - shards.keys():
         notes.append(f"left out {len(unlisted)} tensors that the index does not list, such as {min(unlisted)}")
     shapes = {name: opened[path][0].shapes[name] for name, path in shards.items()}
@@ -188,21 +187,21 @@ def open_shards(index: Path, shards: Mapping[str, Path]) -> tuple[Tensors, tuple
 
 
 def beside(weights: Path) -> tuple[Mapping[str, Any], Mapping[str, Any], str | None]:
-    """The configuration, the preprocessor's, and the licence in the folder of a weights file."""
+    """Return config, preprocessor config and licence in the folder of a weights file."""
     configs = ("config.json", "open_clip_config.json")
     if weights.name.startswith("open_clip_"):  # timm's own configuration may lie there too, for the other weights
         configs = configs[::-1]
-    found = [path for name in configs if (path := weights.parent / name).is_file()]
+    paths = [path for name in configs if (path := weights.parent / name).is_file()]
     preprocessor = weights.parent / "preprocessor_config.json"
     return (
-        read_json(found[0]) if found else {},
+        read_json(paths[0]) if paths else {},
         read_json(preprocessor) if preprocessor.is_file() else {},
         licence_of(weights.parent / "README.md"),
     )
 
 
 def licence_of(card: Path) -> str | None:
-    """`license:` in the front matter of a model card."""
+    """Return `license:` in the front matter of a model card."""
     if not card.is_file():
         return None
     with reading(card, "text"), card.open("rb") as file:
@@ -217,7 +216,7 @@ def licence_of(card: Path) -> str | None:
 
 
 def hash_in_background(files: list[Path]) -> Future[str]:
-    """The sha256 of one file, or over the hex digests of several, computed in a thread (hashing holds no lock)."""
+    """Compute the sha256 of one file, or over the hex digests of several, in a thread (hashing holds no lock)."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
     future = pool.submit(_hash, files)
     pool.shutdown(wait=False)

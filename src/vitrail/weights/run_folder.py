@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitrail.config import Preprocessing, ViTConfig, tupled
-from vitrail.models import Baseline, Swin, ViT
+from vitrail.config import Preprocessing, tupled
 from vitrail.models.backbone import Backbone
-from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.families import FAMILIES, family_of_config
-from vitrail.settings.swin import SwinConfig
-from vitrail.weights.swin import timm_keys
-from vitrail.weights.targets import Inexpressible, State, for_timm, timm_form
+from vitrail.weights.libraries.timm import RUN_FORMS
+from vitrail.weights.targets import Inexpressible, State
 
 CONFIG, WEIGHTS, SETTINGS = "config.json", "model.safetensors", "config.yaml"
 
@@ -56,9 +53,9 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     cfg, origin = model.config, come_from(model)
     state: State = {name: value.detach().cpu() for name, value in model.stored().state_dict().items()}
     timm: dict[str, Any] = {}
-    if type(cfg) in TIMM_FORMS:
+    if type(cfg) in RUN_FORMS:
         with contextlib.suppress(Inexpressible):
-            timm, state, cfg = TIMM_FORMS[type(cfg)](model, state, origin.get("licence"))
+            timm, state, cfg = RUN_FORMS[type(cfg)](model, state, model.preprocessing, origin.get("licence"))
     draft = folder / f"{WEIGHTS}.part"
     save_tensors(state, draft)
     digest = sha256(draft)
@@ -80,13 +77,6 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     part = folder / f"{CONFIG}.part"
     part.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     put(part, folder / CONFIG)
-
-
-def vit_for_timm(model: ViT, state: State, licence: str | None) -> tuple[dict[str, Any], State, ViTConfig]:
-    """The keys, the tensors and the config by which timm opens a plain ViT. Raises Inexpressible where it can't be one."""
-    assert model.preprocessing is not None
-    timm = for_timm(model.config, model.preprocessing, licence=licence)
-    return (timm, *timm_form(state, model.config))
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
@@ -141,48 +131,6 @@ def come_from(model: Backbone) -> dict[str, Any]:
     if os.path.isabs(receipt.file) or os.path.exists(receipt.file):  # else it is a Hub id, or none at all
         told["file"] = Path(receipt.file).name
     return {"licence": receipt.licence, "receipt": told}
-
-
-def swin_for_timm(model: Swin, state: State, licence: str | None) -> tuple[dict[str, Any], State, SwinConfig]:
-    """As `vit_for_timm`: a Swin Transformer has timm's names."""
-    assert model.preprocessing is not None
-    return timm_keys(model.config, model.preprocessing, licence=licence), state, model.config
-
-
-def baseline_for_timm(model: Baseline, state: State, licence: str | None) -> tuple[dict[str, Any], State, BaselineConfig]:
-    """As `vit_for_timm`, for timm's own models; no keys for another library's."""
-    if model.config.library != "timm":
-        return {}, state, model.config
-    cfg, published, images = model.config, model.net.pretrained_cfg, model.preprocessing
-    assert isinstance(published, dict)
-    assert images is not None
-    args: dict[str, Any] = {"in_chans": cfg.in_channels}
-    if published.get("fixed_input_size"):
-        args["img_size"] = cfg.img_size
-    taken = {"fixed_input_size", "classifier", *(["first_conv"] if cfg.in_channels in (1, 3) else [])}  # as `for_timm` does
-    keys = {
-        "architecture": cfg.theirs.partition(".")[0],
-        "model_args": args,
-        "pretrained_cfg": {
-            **{key: value for key, value in published.items() if key in taken},
-            "input_size": [cfg.in_channels, *images.img_size],
-            "mean": images.mean,
-            "std": images.std,
-            "crop_pct": images.crop_pct,
-            "crop_mode": images.crop_mode,
-            "interpolation": images.interpolation,
-            "num_classes": cfg.num_classes,
-        },
-    }
-    return keys, state, cfg
-
-
-TIMM_FORMS: dict[type[Any], Callable[[Any, State, str | None], tuple[dict[str, Any], State, Any]]] = {
-    ViTConfig: vit_for_timm,
-    SwinConfig: swin_for_timm,
-    BaselineConfig: baseline_for_timm,
-}
-"""By family: what timm's create_model("local-dir:RUN") needs, and the tensors and config in its form."""
 
 
 def read_run(folder: str | Path) -> RunInfo:

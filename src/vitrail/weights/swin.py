@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -10,106 +9,31 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vitrail.config import Preprocessing, configured, pair
+from vitrail.config import configured, pair
 from vitrail.models.receipt import Entry, Receipt
 from vitrail.models.swin import Swin
-from vitrail.models.windows import relative_index, resize_bias_table
+from vitrail.models.windows import resize_bias_table
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.adapt import adapt_channels
+from vitrail.weights.libraries import LIBRARIES
 from vitrail.weights.preprocess import preprocessing_for
 from vitrail.weights.read import Checkpoint
-from vitrail.weights.targets import Inexpressible, Plan, image_processor, labels_of, sides
-
-Library = Literal["timm", "torchvision", "transformers", "Microsoft"]
-Shape = tuple[int, ...]
-_BUFFERS = re.compile(r"relative_position_index$|attn_mask$")  # computed, in files of some versions
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Names: ours, which are timm's, to those of each library; three are joined to one
-
-
-def timm_names(name: str) -> tuple[str, ...]:
-    """timm's name, which is ours."""
-    return (name,)
-
-
-def microsoft_names(name: str) -> tuple[str, ...]:
-    """The name in the paper's own files, and in timm's before version 0.9: merging stands behind a stage."""
-    if found := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
-        return (f"layers.{int(found[1]) - 1}.downsample.{found[2]}",)
-    return (name.replace("head.fc.", "head."),)
-
-
-def torchvision_names(name: str) -> tuple[str, ...]:
-    """torchvision's name: stages and mergings take turns in one list."""
-    if found := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
-        return (f"features.{2 * int(found[1])}.{found[2]}",)
-    if found := re.fullmatch(r"layers\.(\d+)\.blocks\.(.*)", name):
-        rest = found[2].replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.3.")
-        return (f"features.{2 * int(found[1]) + 1}.{rest}",)
-    name = name.replace("patch_embed.proj.", "features.0.0.").replace("patch_embed.norm.", "features.0.2.")
-    return (name.replace("head.fc.", "head."),)
-
-
-def transformers_names(name: str) -> tuple[str, ...]:
-    """The names in transformers from version 5."""
-    if found := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
-        return (f"swin.encoder.layers.{int(found[1]) - 1}.downsample.{found[2]}",)
-    if found := re.fullmatch(r"layers\.(\d+)\.blocks\.(\d+)\.(.*)", name):
-        block, part = f"swin.encoder.layers.{found[1]}.blocks.{found[2]}", found[3]
-        if part.startswith("attn.qkv."):
-            return tuple(f"{block}.attention.{which}_proj.{part.rpartition('.')[2]}" for which in "qkv")
-        for ours, theirs in (
-            ("attn.relative_position_bias_table", "attention.relative_position_bias.relative_position_bias_table"),
-            ("attn.proj.", "attention.o_proj."),
-            ("norm1.", "layernorm_before."),
-            ("norm2.", "layernorm_after."),
-        ):
-            part = part.replace(ours, theirs)
-        return (f"{block}.{part}",)
-    name = name.replace("patch_embed.proj.", "swin.embeddings.patch_embeddings.projection.")
-    name = name.replace("patch_embed.norm.", "swin.embeddings.norm.").replace("head.fc.", "classifier.")
-    return (re.sub(r"^norm\.", "swin.layernorm.", name),)
-
-
-def transformers_4_names(name: str) -> tuple[str, ...]:
-    """The names in transformers before version 5, which are those of the files on the Hub."""
-    table = ("attention.relative_position_bias.relative_position_bias_table", "attention.self.relative_position_bias_table")
-    old = {
-        table[0]: table[1],
-        "attention.q_proj.": "attention.self.query.",
-        "attention.k_proj.": "attention.self.key.",
-        "attention.v_proj.": "attention.self.value.",
-        "attention.o_proj.": "attention.output.dense.",
-        "mlp.fc1.": "intermediate.dense.",
-        "mlp.fc2.": "output.dense.",
-    }
-    names = transformers_names(name)
-    for new, before in old.items():
-        names = tuple(one.replace(new, before) for one in names)
-    return names
-
+from vitrail.weights.targets import rename_swin
 
 Names = Callable[[str], tuple[str, ...]]
-WRITES: dict[Library, Names] = {
-    "timm": timm_names,
-    "torchvision": torchvision_names,
-    "transformers": transformers_names,
-    "Microsoft": microsoft_names,
-}
+Shape = tuple[int, ...]
+_BUFFERS = re.compile(r"relative_position_index$|attn_mask$")  # computed, in files of some versions
+LAYOUTS = tuple(layout for library in LIBRARIES.values() for layout in library.swin_layouts)
+WRITES: dict[str, Names] = {layout.name: layout.names for layout in reversed(LAYOUTS)}
+"""Our names to those that each library has today."""
 
 
-def names_of(keys: Mapping[str, Any]) -> tuple[Library, Names] | None:
-    """Whose names a file has, and how ours become theirs; None for no Swin Transformer."""
-    if "swin.embeddings.patch_embeddings.projection.weight" in keys:
-        new = any("attention.q_proj." in key for key in keys)
-        return "transformers", transformers_names if new else transformers_4_names
-    if "features.1.0.attn.relative_position_bias_table" in keys:
-        return ("torchvision", torchvision_names) if "features.2.reduction.weight" in keys else None
-    if "layers.0.blocks.0.attn.relative_position_bias_table" in keys:
-        return ("Microsoft", microsoft_names) if "layers.0.downsample.reduction.weight" in keys else ("timm", timm_names)
-    return None
+def names_of(keys: Mapping[str, Any]) -> tuple[str, Names] | None:
+    """Return the library whose names a file has, and the function from ours to them; None for no Swin Transformer."""
+    return next(
+        ((name, names) for name, names, shows in LAYOUTS if all(names(one)[0] in keys for one in shows)),
+        None,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -215,7 +139,7 @@ def load_swin(
     return documented(model, checkpoint, library, stored, tuple(entries))
 
 
-def documented(model: Swin, checkpoint: Checkpoint, library: Library, stored: SwinConfig, entries: tuple[Entry, ...]) -> Swin:
+def documented(model: Swin, checkpoint: Checkpoint, library: str, stored: SwinConfig, entries: tuple[Entry, ...]) -> Swin:
     """The model with its preprocessing, classes and receipt."""
     given = preprocessing_for(
         img_size=pair(model.config.img_size),
@@ -253,118 +177,6 @@ def own_size(config: Mapping[str, Any]) -> int | tuple[int, int] | None:
 # Writing
 
 
-def export_state(model: Swin, to: Library) -> dict[str, Tensor]:
-    """The model's tensors under another library's names."""
-    state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        theirs = WRITES[to](name)
-        state |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
-    return state
-
-
-def timm_keys(config: SwinConfig, images: Preprocessing, *, licence: str | None = None) -> dict[str, Any]:
-    """The keys of config.json by which timm's `create_model("local-dir:FOLDER")` opens the weights.
-
-    Raises Inexpressible for another epsilon than timm's.
-    """
-    if config.norm_eps != SwinConfig.norm_eps:
-        raise Inexpressible(f"timm's SwinTransformer has no norm_eps {config.norm_eps:g}")
-    return {
-        "architecture": "swin_tiny_patch4_window7_224",
-        "model_args": {
-            "img_size": config.img_size,
-            "patch_size": config.patch_size,
-            "in_chans": config.in_channels,
-            "embed_dim": config.embed_dim,
-            "depths": config.depths,
-            "num_heads": config.num_heads,
-            "window_size": config.window_size,
-            "mlp_ratio": config.mlp_ratio,
-        },
-        "pretrained_cfg": {
-            "input_size": [config.in_channels, *images.img_size],
-            "fixed_input_size": True,
-            "mean": images.mean,
-            "std": images.std,
-            "crop_pct": images.crop_pct,
-            "crop_mode": images.crop_mode,
-            "interpolation": images.interpolation,
-            "num_classes": config.num_classes,
-            **({"first_conv": "patch_embed.proj"} if config.in_channels in (1, 3) else {}),
-            "classifier": "head.fc",
-            **({"license": licence} if licence else {}),
-        },
-    }
-
-
-def plan_timm(model: Swin, images: Preprocessing) -> Plan:
-    """A folder for `create_model("local-dir:…")`, which is a run folder too."""
-    timm_keys(model.config, images)
-    return Plan("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
-
-
-def plan_transformers(model: Swin, images: Preprocessing) -> Plan:
-    """A folder for from_pretrained. Raises Inexpressible for a model without a head, whose class has other names."""
-    cfg = model.config
-    if not cfg.num_classes:
-        raise Inexpressible("transformers' SwinForImageClassification has no num_classes 0")
-    config = {
-        "architectures": ["SwinForImageClassification"],
-        "model_type": "swin",
-        "image_size": sides(cfg.img_size),
-        "patch_size": cfg.patch_size,
-        "num_channels": cfg.in_channels,
-        "embed_dim": cfg.embed_dim,
-        "depths": cfg.depths,
-        "num_heads": cfg.num_heads,
-        "window_size": cfg.window_size,
-        "mlp_ratio": cfg.mlp_ratio,
-        "hidden_act": "gelu",
-        "layer_norm_eps": cfg.norm_eps,
-        **labels_of(model.classes, num_classes=cfg.num_classes, multi_label=model.multi_label),
-        "torch_dtype": "float32",
-    }
-    return Plan(
-        "hf",
-        'transformers.SwinForImageClassification.from_pretrained("PATH")',
-        tensors=export_state(model, "transformers"),
-        beside={"config.json": config, "preprocessor_config.json": image_processor(images, "ViT")},
-    )
-
-
-def plan_torchvision(model: Swin, images: Preprocessing) -> Plan:
-    """A state dict, and the arguments of the class that loads it. Raises Inexpressible for other channels than three."""
-    cfg = model.config
-    if cfg.in_channels != 3 or not cfg.num_classes:
-        raise Inexpressible(f"torchvision's SwinTransformer has no in_channels {cfg.in_channels} or num_classes 0")
-    args = {
-        "patch_size": [cfg.patch_size] * 2,
-        "embed_dim": cfg.embed_dim,
-        "depths": list(cfg.depths),
-        "num_heads": list(cfg.num_heads),
-        "window_size": [cfg.window_size] * 2,
-        "mlp_ratio": cfg.mlp_ratio,
-        "num_classes": cfg.num_classes,
-    }
-    state = export_state(model, "torchvision")
-    indexes = {  # buffers that a strict load asks for
-        name.replace("bias_table", "index"): relative_index(cfg.window_size).flatten()
-        for name in state
-        if name.endswith("relative_position_bias_table")
-    }
-    return Plan(
-        "torchvision",
-        f"torchvision.models.SwinTransformer({', '.join(f'{name}={value}' for name, value in args.items())})",
-        tensors=state | indexes,
-        beside={
-            ".json": {
-                "arguments": args,
-                "preprocessing": dataclasses.asdict(images),
-                "label_names": list(model.classes),
-                "multi_label": model.multi_label,
-            }
-        },
-    )
-
-
-PLANS = {"timm": plan_timm, "hf": plan_transformers, "torchvision": plan_torchvision}
+def export_state(model: Swin, to: str) -> dict[str, Tensor]:
+    """Return the model's tensors under another library's names."""
+    return rename_swin(model, WRITES[to])

@@ -1,4 +1,4 @@
-"""Names -> tensors: taken when they are asked for, and found inside the containers that training scripts put around them."""
+"""Lazy mappings of tensors, and the state dict inside the containers that training scripts write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 Array = Shaped[np.ndarray, "..."]
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher", "target_encoder")
-"""What averaged weights are kept under, which score better than the ones that they are the average of: taken first."""
+"""Keys of averaged weights, which score better than those that they average: preferred."""
 
 PLAIN = (
     "state_dict",
@@ -32,18 +32,18 @@ PLAIN = (
     "weights",
     "encoder",
 )
-"""What weights are kept under otherwise, from the surest name to the vaguest."""
+"""Other keys of weights, from the most to the least specific."""
 
 NOT_WEIGHTS = re.compile(
     r"opt|opt_.*|.*optim.*|.*sched.*|lr_.*|.*scaler.*|.*rng.*|random.*|callbacks|loops|args|config|h.*params|hyper.*|meta|.*loss.*"
 )
-"""What stands beside weights and may hold tensors of its own: optimizer state, random states, a loss's centre."""
+"""Keys of other tensors beside the weights: optimizer state, random states, a loss's centre."""
 
 MAX_DEPTH = 16
 
 
 class CheckpointError(ValueError):
-    """The weights can't be had; the message says why, in one line, whatever names and paths stand in it."""
+    """The weights can't be read; the message gives the reason in one line, whatever names and paths it has."""
 
     def __init__(self, message: str) -> None:
         line = printable(message)
@@ -51,7 +51,7 @@ class CheckpointError(ValueError):
 
 
 class Tensors(Mapping[str, Tensor]):
-    """A mapping that knows all names and shapes, takes a tensor when it is asked for, and keeps none."""
+    """A mapping with all names and shapes that reads a tensor on access, and caches none."""
 
     def __init__(self, shapes: Mapping[str, Shape], take: Callable[[str], Tensor]) -> None:
         self.shapes = dict(shapes)
@@ -80,27 +80,27 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def is_weight(value: object) -> bool:
-    """Whether a value is a tensor or an array of numbers."""
+    """Return whether a value is a tensor or an array of numbers."""
     return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and is_number(value.dtype))
 
 
 def is_number(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype is one of numbers: texts, dates, records and objects are not. Bytes without a meaning (V) count."""
+    """Return whether a dtype is numeric: strings, dates, records and objects are not. Raw bytes (V) count."""
     return dtype.kind in "biufc" or (dtype.kind == "V" and dtype.names is None)
 
 
 def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype | None:
-    """The torch dtype of a NumPy one, by its name; None where torch has none.
+    """Return the torch dtype of a NumPy one, by its name; None if torch has none.
 
-    Two bytes without a meaning are bfloat16: NumPy knows no such type, and big_vision's files hold it as V2.
+    Two raw bytes are bfloat16: NumPy has no such type, and big_vision's files store it as V2.
     """
     name = "bfloat16" if dtype.str.endswith("V2") else dtype.name
-    found = getattr(torch, name, None)
-    return found if isinstance(found, torch.dtype) else None
+    match = getattr(torch, name, None)
+    return match if isinstance(match, torch.dtype) else None
 
 
 def from_numpy(array: Array) -> Tensor:
-    """The array as a tensor: the same memory where torch can share it (native bytes, writable), else a copy."""
+    """Return the array as a tensor: of the same memory if torch can share it (native bytes, writable), else a copy."""
     dtype = torch_dtype(array.dtype)
     if dtype is None:
         raise CheckpointError(f"an array has the number type {array.dtype}, which torch does not know; save it as float32")
@@ -115,7 +115,7 @@ def from_numpy(array: Array) -> Tensor:
 
 
 def on_cpu(value: Tensor | Array) -> Tensor:
-    """A leaf as a plain tensor on the CPU, without gradient and hooks; no copy where it is one."""
+    """Return a leaf as a plain tensor on the CPU, without gradient and hooks; no copy if it is one."""
     return from_numpy(value) if isinstance(value, np.ndarray) else value.detach().cpu()
 
 
@@ -124,10 +124,10 @@ def on_cpu(value: Tensor | Array) -> Tensor:
 
 
 def unwrap(tree: Mapping[Any, Any], what: str) -> tuple[Tensors, tuple[str, ...]]:
-    """The state dict inside a checkpoint, and a note on each choice made. `what` names the checkpoint in an error.
+    """Return the state dict inside a checkpoint, and a note on each choice made. `what` names the checkpoint in an error.
 
     A container is a mapping under one of the names that training scripts use, at any depth up to 16; averaged weights are
-    taken before the ones that they average. What is no tensor (epoch, args) is ignored, and so are optimizer states.
+    preferred to those that they average. Other values (epoch, args) and optimizer states are ignored.
     A tree of dicts without dots in its names is one of Flax's: its names are joined by "/", as in Google's .npz files.
     Raises CheckpointError, with the keys there are, where no state dict is found or where several are and no rule chooses.
     """
@@ -178,7 +178,7 @@ def _state_dict(leaves: Mapping[str, Any], tree: Mapping[Any, Any], what: str) -
 
 
 def _mappings_with_weights(tree: Mapping[Any, Any]) -> set[int]:
-    """The ids of all mappings in `tree` that hold a tensor at any depth, in one pass: a pickle may share and cycle."""
+    """Return the ids of all mappings in `tree` with a tensor at any depth, in one pass: a pickle may share and cycle."""
     parents: dict[int, list[int]] = {id(tree): []}
     holders, todo = [], [tree]
     while todo:
@@ -192,28 +192,28 @@ def _mappings_with_weights(tree: Mapping[Any, Any]) -> set[int]:
                     parents[id(value)] = []
                     todo.append(value)
                 parents[id(value)].append(id(node))
-    found: set[int] = set()
+    ancestors: set[int] = set()
     while holders:
-        if (holder := holders.pop()) not in found:
-            found.add(holder)
+        if (holder := holders.pop()) not in ancestors:
+            ancestors.add(holder)
             holders += parents[holder]
-    return found
+    return ancestors
 
 
 def _is_flat(tree: Mapping[Any, Any]) -> bool:
-    """Whether a mapping is torch's kind of state dict, with dots in its names. Flax's trees have an "encoder" too."""
+    """Return whether a mapping is a state dict of torch, with dots in its names. Flax's trees have an "encoder" too."""
     return any(isinstance(key, str) and "." in key and is_weight(value) for key, value in tree.items())
 
 
 def _joined(tree: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The leaves of a tree of dicts, their names joined by "/"."""
+    """Return the leaves of a tree of dicts, their names joined by "/"."""
     leaves: dict[str, Any] = {}
-    todo, seen = [("", tree)], set()
+    todo, visited = [("", tree)], set()
     while todo:
         prefix, node = todo.pop()
-        if id(node) in seen or len(prefix) > 1000:  # a hostile pickle can share one dict a thousandfold
+        if id(node) in visited or len(prefix) > 1000:  # a hostile pickle can share one dict a thousandfold
             raise CheckpointError(f'{what} holds "{prefix[:60]}" twice, inside itself or too deep; save its state dict alone')
-        seen.add(id(node))
+        visited.add(id(node))
         for key, value in node.items():
             if is_weight(value):
                 leaves[f"{prefix}{key}"] = value
@@ -223,6 +223,6 @@ def _joined(tree: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def _named(keys: Mapping[Any, Any]) -> str:
-    """The first few keys, for a message."""
+    """Format the first few keys for a message."""
     shown = [str(key)[:60] for key in list(keys)[:8]]
     return ", ".join([*shown, f"… ({len(keys)} in all)"] if len(keys) > 8 else shown)

@@ -24,9 +24,9 @@ from vitrail.config import (
     Settings,
     TrainConfig,
 )
+from vitrail.settings import layers
 from vitrail.settings.families import family_of, parse_name
-from vitrail.train import settings
-from vitrail.train.settings import build, default_recipe, from_yaml, key_types, merge, read_config, read_recipe, to_yaml
+from vitrail.settings.layers import build, default_recipe, from_yaml, key_types, merge, read_config, read_recipe, to_yaml
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     for name, text in texts.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(settings, "RECIPES", tmp_path)
+    monkeypatch.setattr(layers, "RECIPES", tmp_path)
     return tmp_path
 
 
@@ -82,8 +82,8 @@ def test_the_default_recipe_is_of_the_data(recipes: Path, data: str, recipe: str
 
 
 def test_every_recipe_of_the_package_builds() -> None:
-    assert settings.recipes()
-    for name in settings.recipes():
+    assert layers.recipes()
+    for name in layers.recipes():
         build([{"model": {"in_channels": 3, "num_classes": 10, "img_size": 32}}, read_recipe(name)])
 
 
@@ -213,13 +213,13 @@ def test_a_mistake_is_one_line_with_the_way_out(layer: dict[str, Any], message: 
 
 def test_the_fields_of_every_library_lead_to_one_of_ours() -> None:
     for theirs, ours in OTHER_SPELLINGS.items():
-        key = settings.nearest_key(f"model.{theirs}")
+        key = layers.nearest_key(f"model.{theirs}")
         assert key.rpartition(".")[2] == (theirs if theirs in {k.rpartition(".")[2] for k in key_types()} else ours)
 
 
 def test_every_field_has_a_docstring_for_the_help() -> None:
-    for cls in (*settings.SECTIONS.values(), RandAugment):
-        documents = settings._documents(cls)
+    for cls in (*layers.SECTIONS.values(), RandAugment):
+        documents = layers._documents(cls)
         assert all(documents[field.name] for field in dataclasses.fields(cls)), cls
         assert typing.get_type_hints(cls).keys() >= documents.keys()
 

@@ -47,18 +47,18 @@ import vitrail
 from vitrail.models.receipt import Receipt, Status
 
 Makers = dict[str, Callable[[], Peer]]
-ASKED = re.compile(r"(?:do not tell|; nor) (\w+) \(")
+OPEN_FIELDS = re.compile(r"(?:do not tell|; nor) (\w+) \(")
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # timm
 
 
-def of_timms(name: str, *, asked: Mapping[str, Any] | None = None, heads_asked: bool = True, **fields: Any) -> Peer:
+def of_timms(name: str, *, answers: Mapping[str, Any] | None = None, heads_open: bool = True, **fields: Any) -> Peer:
     model = timm_vit(name, **fields)
     images = some_images(*model.patch_embed.img_size, channels=fields.get("in_chans", 3))
-    asked = ({"num_heads": HEADS} if heads_asked else {}) | dict(asked or {})
-    return Peer("timm", model.state_dict(), images, of_timm(model, images), asked, model=model)
+    answers = ({"num_heads": HEADS} if heads_open else {}) | dict(answers or {})
+    return Peer("timm", model.state_dict(), images, of_timm(model, images), answers, model=model)
 
 
 TIMM: Makers = {
@@ -66,21 +66,21 @@ TIMM: Makers = {
     "augreg without a head": lambda: of_timms("vit_small_patch8_224", num_classes=0, side=32),
     "5 channels": lambda: of_timms("vit_base_patch32_224", in_chans=5, side=96),
     "a mean that a norm stands behind": lambda: of_timms("vit_small_patch16_224", global_pool="avg"),
-    "qk-norm, as wide as a head": lambda: of_timms("vit_small_patch16_224", qk_norm=True, qkv_bias=False, heads_asked=False),
+    "qk-norm, as wide as a head": lambda: of_timms("vit_small_patch16_224", qk_norm=True, qkv_bias=False, heads_open=False),
     "DeiT": lambda: of_timms("deit_small_patch16_224"),
     "DeiT distilled": lambda: of_timms("deit_small_distilled_patch16_224"),
     "DeiT III": lambda: of_timms("deit3_small_patch16_224"),
-    "FlexiViT": lambda: of_timms("flexivit_small", asked={"img_size": 64}),  # or a class token and a rectangle
+    "FlexiViT": lambda: of_timms("flexivit_small", answers={"img_size": 64}),  # or a class token and a rectangle
     "DINOv2": lambda: of_timms("vit_small_patch14_dinov2", side=56),
     "DINOv2's giant, SwiGLU": lambda: of_timms("vit_giant_patch14_dinov2", side=56),
     "DINOv2 with registers": lambda: of_timms("vit_small_patch14_reg4_dinov2", side=56),
-    "CLIP": lambda: of_timms("vit_base_patch16_clip_224", asked={"mlp": "gelu"}),
-    "CLIP, QuickGELU": lambda: of_timms("vit_base_patch16_clip_quickgelu_224", asked={"mlp": "quick_gelu"}),
-    "SigLIP": lambda: of_timms("vit_base_patch16_siglip_224", asked={"mlp": "gelu"}),
-    "SigLIP, GELU's tanh form": lambda: of_timms("vit_base_patch32_siglip_256", asked={"mlp": "gelu_tanh"}, side=128),
-    "SigLIP, mean": lambda: of_timms("vit_base_patch16_siglip_gap_224", asked={"mlp": "gelu"}),
+    "CLIP": lambda: of_timms("vit_base_patch16_clip_224", answers={"mlp": "gelu"}),
+    "CLIP, QuickGELU": lambda: of_timms("vit_base_patch16_clip_quickgelu_224", answers={"mlp": "quick_gelu"}),
+    "SigLIP": lambda: of_timms("vit_base_patch16_siglip_224", answers={"mlp": "gelu"}),
+    "SigLIP, GELU's tanh form": lambda: of_timms("vit_base_patch32_siglip_256", answers={"mlp": "gelu_tanh"}, side=128),
+    "SigLIP, mean": lambda: of_timms("vit_base_patch16_siglip_gap_224", answers={"mlp": "gelu"}),
     "sbb": lambda: of_timms("vit_medium_patch16_reg4_gap_256"),
-    "sbb, map": lambda: of_timms("vit_so150m_patch16_reg4_map_256", asked={"pool_include_prefix": False}),
+    "sbb, map": lambda: of_timms("vit_so150m_patch16_reg4_map_256", answers={"pool_include_prefix": False}),
     "giant": lambda: of_timms("vit_giant_patch14_224", side=56, embed_dim=66),  # its MLP is 48 / 11 as wide
     "gigantic": lambda: of_timms("vit_gigantic_patch14_224", side=56, embed_dim=78),  # 64 / 13
 }
@@ -161,8 +161,8 @@ def raw_eva() -> Peer:
     fields = {"img_size": 56, "embed_dim": DIM, "num_heads": HEADS, "depth": DEPTH, "num_classes": CLASSES}
     model: Any = randomised(timm.create_model("eva_giant_patch14_224", **fields))
     images = some_images(56)
-    asked = {"num_heads": HEADS, "pos_embed": "learn"}
-    return Peer("timm EVA", model.state_dict(), images, of_timm(model, images), asked, model=model)
+    answers = {"num_heads": HEADS, "pos_embed": "learn"}
+    return Peer("timm EVA", model.state_dict(), images, of_timm(model, images), answers, model=model)
 
 
 RAW: Makers = {
@@ -199,9 +199,9 @@ def of_transformers(
     config: Any,
     *parts: str,
     origin: str = "transformers",
-    asked: Mapping[str, Any] | None = None,
+    answers: Mapping[str, Any] | None = None,
     tower: str = "",
-    **said: Any,
+    **more: Any,
 ) -> Peer:
     """A class of transformers; `parts` pair our output with theirs, of the whole model or of its `tower`."""
     torch.manual_seed(0)
@@ -209,7 +209,9 @@ def of_transformers(
     inputs = IN_ORDER if hasattr(config, "mask_ratio") else {}
     out = (getattr(model, tower) if tower else model)(pixel_values=some_images(), **inputs)
     expected = {ours: getattr(out, theirs) for ours, theirs in (part.split("=") for part in parts)}
-    return Peer(origin, model.state_dict(), some_images(), expected, {"num_heads": HEADS, **(asked or {})}, model=model, **said)
+    return Peer(
+        origin, model.state_dict(), some_images(), expected, {"num_heads": HEADS, **(answers or {})}, model=model, **more
+    )
 
 
 def dinov2(cls: str, *parts: str, registers: bool = False, dropped: tuple[str, ...] = MASK, **fields: Any) -> Peer:
@@ -219,20 +221,20 @@ def dinov2(cls: str, *parts: str, registers: bool = False, dropped: tuple[str, .
     return of_transformers(cls, made, *parts, origin="transformers DINOv2", dropped=dropped, has=has)
 
 
-def clip(cls: str, *parts: str, act: str = "quick_gelu", whole: bool = False, **said: Any) -> Peer:
+def clip(cls: str, *parts: str, act: str = "quick_gelu", whole: bool = False, **more: Any) -> Peer:
     vision = {**WIDE, "hidden_act": act, "projection_dim": 8}
     config = transformers.CLIPVisionConfig(**vision)
     if whole:
         config = transformers.CLIPConfig(vision_config=vision, text_config=TEXT, projection_dim=8, **HEAD)
     has = {"norm_eps": 1e-5, "pre_norm": True}
-    return of_transformers(cls, config, *parts, origin="transformers CLIP", asked={"mlp": act}, has=has, **said)
+    return of_transformers(cls, config, *parts, origin="transformers CLIP", answers={"mlp": act}, has=has, **more)
 
 
-def siglip(cls: str, *parts: str, whole: bool = False, **said: Any) -> Peer:
+def siglip(cls: str, *parts: str, whole: bool = False, **more: Any) -> Peer:
     config = transformers.SiglipVisionConfig(**WIDE)
     if whole:
         config = transformers.SiglipConfig(vision_config=WIDE, text_config=TEXT, **HEAD)
-    return of_transformers(cls, config, *parts, origin="transformers SigLIP", has={"mlp": "gelu_tanh"}, **said)
+    return of_transformers(cls, config, *parts, origin="transformers SigLIP", has={"mlp": "gelu_tanh"}, **more)
 
 
 def beit(cls: str, *parts: str, **fields: Any) -> Peer:
@@ -242,17 +244,22 @@ def beit(cls: str, *parts: str, **fields: Any) -> Peer:
 
 T = transformers
 TRANSFORMERS: Makers = {
-    "ViT": lambda: of_transformers("ViTModel", T.ViTConfig(**WIDE), TOKENS, asked=VIT, dropped=POOLER),
+    "ViT": lambda: of_transformers("ViTModel", T.ViTConfig(**WIDE), TOKENS, answers=VIT, dropped=POOLER),
     "ViT with a head": lambda: of_transformers(
-        "ViTForImageClassification", T.ViTConfig(**WIDE, **HEAD, qkv_bias=False), LOGITS, asked=VIT
+        "ViTForImageClassification", T.ViTConfig(**WIDE, **HEAD, qkv_bias=False), LOGITS, answers=VIT
     ),
-    "ViTMAE": lambda: of_transformers("ViTMAEModel", T.ViTMAEConfig(**WIDE, mask_ratio=0.0), TOKENS, asked=VIT),
+    "ViTMAE": lambda: of_transformers("ViTMAEModel", T.ViTMAEConfig(**WIDE, mask_ratio=0.0), TOKENS, answers=VIT),
     "ViTMAE with its decoder": lambda: of_transformers(
-        "ViTMAEForPreTraining", T.ViTMAEConfig(**WIDE, **DECODER, mask_ratio=0.0), TOKENS, asked=VIT, tower="vit", dropped=None
+        "ViTMAEForPreTraining",
+        T.ViTMAEConfig(**WIDE, **DECODER, mask_ratio=0.0),
+        TOKENS,
+        answers=VIT,
+        tower="vit",
+        dropped=None,
     ),
-    "ViTMSN": lambda: of_transformers("ViTMSNModel", T.ViTMSNConfig(**WIDE), TOKENS, asked=MSN),
+    "ViTMSN": lambda: of_transformers("ViTMSNModel", T.ViTMSNConfig(**WIDE), TOKENS, answers=MSN),
     "ViTMSN with a head": lambda: of_transformers(
-        "ViTMSNForImageClassification", T.ViTMSNConfig(**WIDE, **HEAD), LOGITS, asked=MSN
+        "ViTMSNForImageClassification", T.ViTMSNConfig(**WIDE, **HEAD), LOGITS, answers=MSN
     ),
     "DeiT": lambda: of_transformers("DeiTModel", T.DeiTConfig(**WIDE), TOKENS, dropped=POOLER, has=VIT),
     "DeiT with a head, for whose token there is none": lambda: of_transformers(
@@ -280,14 +287,14 @@ TRANSFORMERS: Makers = {
     "CLIP, whole": lambda: clip("CLIPModel", POOLED, whole=True, tower="vision_model", dropped=None),
     "CLIP with a head": lambda: clip("CLIPForImageClassification", LOGITS, whole=True, dropped=("norm.weight", "norm.bias")),
     "OWL-ViT's tower": lambda: of_transformers(
-        "OwlViTVisionModel", T.OwlViTVisionConfig(**WIDE), POOLED, origin="transformers CLIP", asked=QUICK
+        "OwlViTVisionModel", T.OwlViTVisionConfig(**WIDE), POOLED, origin="transformers CLIP", answers=QUICK
     ),
     "SigLIP's tower": lambda: siglip("SiglipVisionModel", TOKENS, POOLED),
     "SigLIP, whole": lambda: siglip("SiglipModel", TOKENS, POOLED, whole=True, tower="vision_model", dropped=None),
     "SigLIP with a head": lambda: siglip("SiglipForImageClassification", LOGITS, whole=True, dropped=None),
-    "I-JEPA": lambda: of_transformers("IJepaModel", T.IJepaConfig(**WIDE), TOKENS, asked=VIT),
+    "I-JEPA": lambda: of_transformers("IJepaModel", T.IJepaConfig(**WIDE), TOKENS, answers=VIT),
     "I-JEPA with a head": lambda: of_transformers(
-        "IJepaForImageClassification", T.IJepaConfig(**WIDE, **HEAD), LOGITS, asked=VIT
+        "IJepaForImageClassification", T.IJepaConfig(**WIDE, **HEAD), LOGITS, answers=VIT
     ),
     "BEiT": lambda: beit("BeitModel", POOLED),
     "BEiT with a head": lambda: beit("BeitForImageClassification", LOGITS, **HEAD),
@@ -309,9 +316,9 @@ def of_torchvision(*, old: bool = False, **fields: Any) -> Peer:
         numbers = {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}
         state = {re.sub(r"\.mlp\.[03]\.", lambda found: numbers[found[0]], name): value for name, value in state.items()}
     head = "mlp" if fields else "linear"
-    asked = {"num_heads": HEADS}
+    answers = {"num_heads": HEADS}
     live = None if old else model
-    return Peer("torchvision", state, some_images(), {"logits": model(some_images())}, asked, {"head": head}, model=live)
+    return Peer("torchvision", state, some_images(), {"logits": model(some_images())}, answers, {"head": head}, model=live)
 
 
 TORCHVISION: Makers = {
@@ -336,10 +343,10 @@ def of_open_clip(*, half: bool = False, quick: bool = False, alone: bool = False
         model.half().float()
     state = {name: value.half() if half else value for name, value in (model.visual if alone else model).state_dict().items()}
     clipa = "no_ln_pre" in fields
-    asked = {"num_heads": HEADS} | ({} if clipa else {"mlp": "quick_gelu" if quick else "gelu"})
+    answers = {"num_heads": HEADS} | ({} if clipa else {"mlp": "quick_gelu" if quick else "gelu"})
     origin, has, dropped = "CLIPA" if clipa else "CLIP", {"norm_eps": 1e-5}, () if alone else None
     live, expected = model.visual if alone else model, {"logits": model.visual(some_images())}
-    return Peer(origin, state, some_images(), expected, asked, has, dropped, live)
+    return Peer(origin, state, some_images(), expected, answers, has, dropped, live)
 
 
 CLIP: Makers = {
@@ -358,11 +365,11 @@ LUCID = {"image_size": SIDE, "patch_size": PATCH, "num_classes": CLASSES, "dim":
 
 
 @torch.no_grad()
-def of_vit_pytorch(cls: Any, *, channels: int = 3, asked: Any = None, has: Any = None, **fields: Any) -> Peer:
+def of_vit_pytorch(cls: Any, *, channels: int = 3, answers: Any = None, has: Any = None, **fields: Any) -> Peer:
     """Its heads are 64 wide, whatever the width of the tokens."""
     torch.manual_seed(0)
     model, images = randomised(cls(**LUCID, channels=channels, **fields)), some_images(channels=channels)
-    return Peer("vit-pytorch", model.state_dict(), images, {"logits": model(images)}, asked or {}, has or {}, model=model)
+    return Peer("vit-pytorch", model.state_dict(), images, {"logits": model(images)}, answers or {}, has or {}, model=model)
 
 
 def before_1_2(*, patch_norms: bool) -> Peer:
@@ -392,9 +399,9 @@ BEFORE_1_2 = {
 VIT_PYTORCH: Makers = {
     "vit-pytorch": lambda: of_vit_pytorch(VitPytorch, has={"num_heads": 2, "head_dim": 64}),
     "vit-pytorch, mean": lambda: of_vit_pytorch(VitPytorch, pool="mean", has={"class_token": False, "pool": "avg"}),
-    "vit-pytorch, heads of another width": lambda: of_vit_pytorch(VitPytorch, dim_head=24, asked={"num_heads": 2}),
+    "vit-pytorch, heads of another width": lambda: of_vit_pytorch(VitPytorch, dim_head=24, answers={"num_heads": 2}),
     "vit-pytorch, one channel": lambda: of_vit_pytorch(VitPytorch, channels=1),
-    "SimpleViT": lambda: of_vit_pytorch(SimpleViT, asked={"img_size": SIDE}),
+    "SimpleViT": lambda: of_vit_pytorch(SimpleViT, answers={"img_size": SIDE}),
     "vit-pytorch before 1.2": lambda: before_1_2(patch_norms=True),
     "vit-pytorch before 1.0": lambda: before_1_2(patch_norms=False),
 }
@@ -433,13 +440,13 @@ def states(receipt: Any) -> dict[str, set[str]]:
 def test_a_bare_state_dict_computes_what_its_own_code_computes(name: str) -> None:
     """And what no tensor tells is asked for, in one line, which names the answers."""
     peer = peer_of(name)
-    if peer.asked:
+    if peer.answers:
         with pytest.raises(ValueError, match=r"^the tensors do not tell .*: give \w+=.*$") as error:
             vitrail.load(peer.state)
-        assert set(ASKED.findall(str(error.value))) == set(peer.asked)
+        assert set(OPEN_FIELDS.findall(str(error.value))) == set(peer.answers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours = vitrail.load(peer.state, **peer.asked)
+        ours = vitrail.load(peer.state, **peer.answers)
     same(ours, peer.images, peer.expected)
     receipt = ours.receipt
     assert isinstance(receipt, Receipt)
@@ -452,7 +459,7 @@ def test_a_bare_state_dict_computes_what_its_own_code_computes(name: str) -> Non
 @pytest.mark.parametrize("name", [name for name in ALL if not re.search(r"^raw: |old names|before", name)])
 def test_a_live_model_says_itself_what_no_tensor_tells(name: str) -> None:
     peer = peer_of(name)
-    ours = vitrail.load(peer.model, **{field: value for field, value in peer.asked.items() if field == "img_size"})
+    ours = vitrail.load(peer.model, **{field: value for field, value in peer.answers.items() if field == "img_size"})
     same(ours, peer.images, peer.expected)
     assert isinstance(ours.receipt, Receipt)
     assert ours.receipt.file == f"a {type(peer.model).__name__}"
@@ -482,7 +489,7 @@ def test_a_folder_of_transformers(name: str, tmp_path: Path) -> None:
     peer = peer_of(f"transformers: {name}")
     peer.model.save_pretrained(tmp_path)
     same(vitrail.load(tmp_path), peer.images, peer.expected)
-    same(vitrail.load(load_file(tmp_path / "model.safetensors"), **peer.asked), peer.images, peer.expected)
+    same(vitrail.load(load_file(tmp_path / "model.safetensors"), **peer.answers), peer.images, peer.expected)
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -622,7 +629,7 @@ def test_rotary_positions_are_asked_about_and_a_config_refuses_them(name: str, a
 
 def test_rope_vit_looks_like_deit_iii_which_the_receipt_says() -> None:
     peer = raw_deit3()
-    receipt = vitrail.load(peer.state, **peer.asked).receipt
+    receipt = vitrail.load(peer.state, **peer.answers).receipt
     assert isinstance(receipt, Receipt)
     assert "DeiT III, not RoPE-ViT, whose rotary positions no tensor shows" in receipt.assumed
 

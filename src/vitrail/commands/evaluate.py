@@ -1,0 +1,111 @@
+"""`vitrail evaluate`: measure a run or a checkpoint on a data set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vitrail import terminal
+
+if TYPE_CHECKING:
+    from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation
+
+USAGE = "evaluate RUN [DATA]"
+SUMMARY = "accuracy with 95 % intervals, per class, and the confusion matrix"
+
+MANY_CLASSES = 40
+
+
+def run(words: list[str]) -> int:
+    """Run the command. Return its exit code."""
+    parser = terminal.make_parser(
+        "evaluate",
+        "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what.\n"
+        "Of a model without classes: the k-NN accuracy of its embedding, or without labels its effective rank.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or a checkpoint, and DATA")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="a folder, or the name of a set [what the run was trained on]")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="which images [test, else val]")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where evaluation.json, confusion.png and confusion.csv go [RUN, or a folder in it for other images]",
+    )
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    terminal.add_device(parser, batch_size=256)
+    args = terminal.parse(parser, words)
+
+    from vitrail.evaluate import EmbeddingScores, MultiLabelEvaluation, evaluate_run
+
+    done = evaluate_run(
+        args.run, args.data, split=args.split, batch_size=args.batch_size, device=args.device, report=terminal.report
+    )
+    files = done.save(args.out)
+    if args.json:
+        terminal.print_json(done.to_dict())
+        return terminal.OK
+    title = f"{done.data}, {done.split}: {done.scores.count:,} images"
+    if isinstance(done.scores, MultiLabelEvaluation):
+        print_labels(done.scores, title=title)
+    elif isinstance(done.scores, EmbeddingScores):
+        print_embedding(done.scores, title=title)
+    else:
+        print_evaluation(done.scores, title=title)
+    terminal.say("Written: " + ", ".join(map(str, files)))
+    return terminal.OK
+
+
+def print_evaluation(result: Evaluation, *, title: str) -> None:
+    """Print accuracy, overall and of each class."""
+    console = terminal.make_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print()
+    overall = terminal.make_table("", "accuracy", "95 % interval")
+    overall.add_row("top-1", terminal.percent(result.top1), terminal.interval(result.top1_interval))
+    if len(result.classes) > 5:
+        overall.add_row("top-5", terminal.percent(result.top5), terminal.interval(result.top5_interval))
+    console.print(overall)
+    console.print()
+    shown = [each for each in result.per_class if each.count]
+    if len(shown) > MANY_CLASSES:
+        console.print(f"The {MANY_CLASSES} classes of lowest accuracy; evaluation.json has all {len(result.classes)}:")
+        shown = sorted(shown, key=lambda each: each.accuracy)[:MANY_CLASSES]
+    classes = terminal.make_table("class", "images", "accuracy", "95 % interval")
+    for each in shown:
+        classes.add_row(each.name, f"{each.count:,}", terminal.percent(each.accuracy), terminal.interval(each.interval))
+    console.print(classes)
+    console.print()
+
+
+def print_embedding(result: EmbeddingScores, *, title: str) -> None:
+    """Print k-NN accuracy, where images have classes, and effective rank."""
+    console = terminal.make_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print()
+    table = terminal.make_table("embedding", "score", "95 % interval")
+    if result.knn is not None:
+        table.add_row("k-NN accuracy", terminal.percent(result.knn.value), terminal.interval(result.knn.interval))
+    low, high = result.effective_rank_interval
+    table.add_row("effective rank, dimensions", f"{result.effective_rank:.1f}", f"{low:.1f} to {high:.1f}")
+    console.print(table)
+    console.print()
+
+
+def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:
+    """Print mean average precision, F1, and the average precision of each label."""
+    console = terminal.make_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print()
+    overall = terminal.make_table("", "score", "95 % interval")
+    overall.add_row("mean average precision", terminal.percent(result.mean_ap), terminal.interval(result.mean_ap_interval))
+    overall.add_row("F1 of all labels from 50 % on", terminal.percent(result.f1), terminal.interval(result.f1_interval))
+    console.print(overall)
+    console.print()
+    shown = [each for each in result.per_class if each.count]
+    if len(shown) > MANY_CLASSES:
+        console.print(f"The {MANY_CLASSES} labels of lowest precision; evaluation.json has all {len(result.classes)}:")
+        shown = sorted(shown, key=lambda each: each.average_precision)[:MANY_CLASSES]
+    labels = terminal.make_table("label", "images", "average precision", "95 % interval")
+    for each in shown:
+        labels.add_row(each.name, f"{each.count:,}", terminal.percent(each.average_precision), terminal.interval(each.interval))
+    console.print(labels)
+    console.print()

@@ -1,0 +1,119 @@
+"""`vitrail predict`: labels and probabilities of images."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from vitrail import terminal
+from vitrail.text import printable
+
+if TYPE_CHECKING:
+    from vitrail.deploy.predict import Prediction
+
+USAGE = "predict RUN IMAGES…"
+SUMMARY = "labels and probabilities of images"
+
+
+def run(words: list[str]) -> int:
+    """Run the command. Return its exit code."""
+    parser = terminal.make_parser(
+        "predict",
+        "Labels and probabilities of images.",
+        "Exit code: 0, or 1 when some images could not be read or got no label; the others are done all the same.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or any checkpoint with a head")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="files, folders with all that is in them, - for a list on stdin"
+    )
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print a list of objects: path, label, probability, top, error")
+    shape.add_argument("--csv", action="store_true", help="print a line an image: path, label, probability, …, error")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="the K most probable classes [1]")
+    terminal.add_device(parser, batch_size=32)
+    args = terminal.parse(parser, words)
+
+    from vitrail.deploy.predict import NOT_FINITE, Predictor, find_images
+
+    if args.top < 1:
+        raise ValueError(f"--top {args.top} must be at least 1")
+    given = chain.from_iterable(lines(sys.stdin) if path == "-" else [path] for path in args.images)
+    images = list(find_images(given))
+    if not images:
+        raise ValueError("stdin named no image; write one path a line")
+    predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size)
+    terminal.print_receipt(predictor.model, args.run)
+    if mismatch := predictor.range_mismatch(images):
+        terminal.report(mismatch)
+    done = list(predictor.predict(images, top=args.top))
+
+    if args.json:
+        terminal.print_json([prediction.to_dict() for prediction in done])
+    elif args.csv:
+        print_csv(done, top=min(args.top, len(predictor.classes)))
+    else:
+        print_predictions(done)
+    bad = [prediction for prediction in done if prediction.error is not None]
+    for prediction in bad:
+        terminal.report(f"{prediction.path}: {prediction.error}")
+    unread = sum(prediction.error != NOT_FINITE for prediction in bad)
+    if wrong := len(bad) - unread:
+        terminal.report(f"{wrong} of {len(done)} image{'s' * (len(done) > 1)} got no label: the model's output is not finite")
+    return terminal.report_unread(unread, len(done)) or (terminal.SOME_FAILED if wrong else terminal.OK)
+
+
+def lines(stream: Iterable[str]) -> Iterator[str]:
+    """Return the lines of a stream that are not blank."""
+    return (line.rstrip("\r\n") for line in stream if line.strip())
+
+
+def print_predictions(done: Sequence[Prediction]) -> None:
+    """Print a table with one row per image."""
+    from vitrail.deploy.predict import NOT_FINITE
+
+    many = any(len(prediction.top) > 1 for prediction in done)
+
+    def failed(prediction: Prediction) -> str:  # the reason goes to stderr
+        return "no label" if prediction.error == NOT_FINITE else "unreadable"
+
+    if any(prediction.labels is not None for prediction in done):
+        table = terminal.make_table("image", "labels", *(["most probable"] if many else []), words=("labels", "most probable"))
+        for prediction in done:
+            given = failed(prediction) if prediction.error is not None else _pairs(prediction.labels or ()) or "none"
+            table.add_row(prediction.path, given, *([_pairs(prediction.top)] if many else []))
+        terminal.make_console().print(table)
+        return
+    table = terminal.make_table("image", "label", "probability", *(["then"] if many else []), words=("label", "then"))
+    for prediction in done:
+        if prediction.error is not None or prediction.probability is None:
+            table.add_row(prediction.path, failed(prediction), "")
+            continue
+        then = _pairs(prediction.top[1:])
+        table.add_row(prediction.path, prediction.label, terminal.percent(prediction.probability), *([then] if many else []))
+    terminal.make_console().print(table)
+
+
+def _pairs(given: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{label} {terminal.percent(p)}" for label, p in given)
+
+
+def print_csv(done: Sequence[Prediction], *, top: int) -> None:
+    """Print path,label,probability,label_2,probability_2,…,error; an image without a label has empty fields and its error.
+
+    Of a model for any number of labels an image, `labels` behind the path has all from 0.5 on, with ";" between.
+    """
+    several = any(prediction.labels is not None for prediction in done)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    quoting = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    ranks = [("label", "probability"), *((f"label_{rank}", f"probability_{rank}") for rank in range(2, top + 1))]
+    shown = printable if sys.stdout.isatty() else str  # a file gets the names as they are
+    writer.writerow(["path", *(["labels"] if several else []), *chain.from_iterable(ranks), "error"])
+    for prediction in done:
+        pairs = [(label, f"{p:.6f}") for label, p in prediction.top] or [("", "")] * top
+        labels = [";".join(label for label, _ in prediction.labels or ())] if several else []
+        cells = [prediction.path, *labels, *chain.from_iterable(pairs), prediction.error or ""]
+        row = list(map(shown, cells))
+        (quoting if any("\r" in cell for cell in row) else writer).writerow(row)  # csv quotes \n of itself, and \r not

@@ -1,0 +1,38 @@
+"""`vitrail pretrain`: train a backbone without labels and write a run folder."""
+
+from __future__ import annotations
+
+import functools
+
+from vitrail import terminal
+from vitrail.commands.train import finish_run, make_run_parser
+
+USAGE = "pretrain [DATA]"
+SUMMARY = "trains without labels, on any folder of images, for `train --weights RUN`"
+
+HELP = """Trains a backbone without labels, scores its embedding, and writes a run folder to go on from.
+
+  vitrail pretrain                                the sample that comes with the package
+  vitrail pretrain ALBUM --minutes 30             images loose, or in any tree of folders
+  vitrail train PHOTOS --weights RUN              then: fine-tune it on what is labelled
+  vitrail pretrain ALBUM --mae.mask_ratio 0.6 --model.depth 8
+
+Method mae (He et al. 2022): most patches are hidden, the others are encoded, and a light decoder predicts the pixels of
+the hidden ones. Each evaluation prints the k-NN accuracy of the embedding where images have classes, else its
+effective rank, and draws originals, visible patches and reconstructions into RUN/reconstructions.
+
+DATA is what `vitrail train` takes, or a folder without classes: train, val and test in it are splits, else
+data.val_fraction of the images is held out. Settings come in the order of `vitrail train`; those of heads and labels
+have no effect, and a note names them."""
+
+
+def run(words: list[str]) -> int:
+    """Run the command. Return its exit code."""
+    usage = "[DATA] [--method mae] [--recipe R] [--model Ti/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
+    parser = make_run_parser("pretrain", HELP, usage=usage, recipe="the method's own")
+    parser.add_argument("--method", type=str, metavar="M", help="mae, the masked autoencoder [mae]")
+    parsed = terminal.parse_settings(parser, words)
+
+    from vitrail.train.run import pretrain
+
+    return finish_run(functools.partial(pretrain, method=parsed.get("method") or "mae"), parsed)

@@ -1,0 +1,112 @@
+"""Attention of any layer and head."""
+
+# B batch · h heads · Q queries · N tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from vitrail.config import Pair
+from vitrail.explain.inputs import Images, Query, open_scene, require_head, require_layer
+from vitrail.explain.maps import Maps, maps_of
+from vitrail.explain.passes import ForwardPass, attention_rows, forward_pass, head_reading, query_chunks
+
+Fusion = Literal["mean", "max", "min"]
+Heads = Fusion | int
+
+
+def attention(
+    model: nn.Module,
+    images: Images,
+    *,
+    layer: int = -1,
+    heads: Heads = "mean",
+    query: Query = "cls",
+    pad: bool = False,
+    sizes: Int64[Tensor, "B 2"] | None = None,
+    patch_size: int | Pair | None = None,
+    img_size: int | Pair | None = None,
+) -> Maps:
+    """Return one token's attention weights on the patches; prefix tokens have the rest of the sum of 1.
+
+    `heads` is one head, or the mean, the largest or the smallest of all; `query` the class token, or the patch that holds a
+    pixel (x, y). Without a class token, "cls" is what the head reads instead: the rows of all patches, weighted as it weighs
+    them. A negative layer counts from the end. Raises ValueError for a layer, head or query that does not exist, and for a
+    model without global attention.
+    """
+    return attention_sheet(
+        model,
+        images,
+        layers=[layer],
+        heads=[heads],
+        query=query,
+        pad=pad,
+        sizes=sizes,
+        patch_size=patch_size,
+        img_size=img_size,
+    )[0]
+
+
+@torch.no_grad()
+def attention_sheet(
+    model: nn.Module,
+    images: Images,
+    *,
+    layers: Sequence[int] | Literal["all"] = "all",
+    heads: Sequence[Heads] | Literal["all"] = ("mean",),
+    query: Query = "cls",
+    pad: bool = False,
+    sizes: Int64[Tensor, "B 2"] | None = None,
+    patch_size: int | Pair | None = None,
+    img_size: int | Pair | None = None,
+) -> list[Maps]:
+    """Return what `attention` returns for several layers and heads, from one pass: layer by layer, head by head."""
+    with open_scene(model, images, method="attention", pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as scene:
+        depth, count = scene.vit.config.depth, scene.vit.config.num_heads
+        layer_indices = range(depth) if layers == "all" else [require_layer(scene.vit, layer) for layer in layers]
+        all_heads: Sequence[Heads] = range(count) if heads == "all" else heads
+        for head in all_heads:
+            if isinstance(head, int):
+                require_head(scene.vit, head)
+        token = None if query == "cls" else scene.token(query)
+        if query == "cls" and scene.vit.config.class_token:
+            token = 0
+        forward = forward_pass(scene, layers=layer_indices, to_the_end=token is None)
+        row, note = head_reading(forward) if token is None else (None, "")
+        source = f"patch at {query[0]},{query[1]}" if query != "cls" else "class token" if token == 0 else "head's view"
+        result = []
+        for layer in layer_indices:
+            per_head = _token_rows(forward, layer, token) if row is None else _mixed_rows(forward, layer, row)  # (B, h, N)
+            for head in all_heads:
+                label = f"layer {layer}, {f'head {head}' if isinstance(head, int) else f'{head} of {count} heads'}, {source}"
+                result.append(maps_of(scene, fuse_heads(per_head, head), method="attention", labels=label, notes=(note,)))
+        return result
+
+
+def fuse_heads(per_head: Float[Tensor, "B h ..."], heads: Heads) -> Float[Tensor, "B ..."]:
+    """Return one head's weights, or the mean, the largest or the smallest of all."""
+    if isinstance(heads, int):
+        return per_head[:, heads]
+    return per_head.mean(dim=1) if heads == "mean" else per_head.amax(dim=1) if heads == "max" else per_head.amin(dim=1)
+
+
+def _token_rows(forward: ForwardPass, layer: int, token: int | None) -> Float[Tensor, "B h N"]:
+    """Return one token's attention weights, head by head."""
+    assert token is not None
+    queries = torch.tensor([token], device=forward.last.device)
+    return attention_rows(forward.queries_and_keys(layer), queries, forward.mask)[:, :, 0]
+
+
+def _mixed_rows(forward: ForwardPass, layer: int, row: Float[Tensor, "B N"]) -> Float[Tensor, "B h N"]:
+    """Return the attention weights of all tokens, summed with the weights of a row, head by head."""
+    attended = forward.queries_and_keys(layer)
+    chunks = (
+        torch.einsum("bq,bhqn->bhn", row[:, chunk], attention_rows(attended, chunk, forward.mask))
+        for chunk in query_chunks(attended)
+    )
+    return torch.stack(list(chunks)).sum(dim=0)

@@ -1,0 +1,17 @@
+"""microsoft/Swin-Transformer: the paper's own files, whose names timm before version 0.9 has too."""
+
+from __future__ import annotations
+
+import re
+
+from vitrail.weights.library import Library, SwinLayout
+
+
+def swin_names(name: str) -> tuple[str, ...]:
+    """Return the name in the paper's files: patch merging stands at the end of a stage, not at the start of the next."""
+    if merging := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
+        return (f"layers.{int(merging[1]) - 1}.downsample.{merging[2]}",)
+    return (name.replace("head.fc.", "head."),)
+
+
+MICROSOFT = Library(swin_layouts=(SwinLayout("Microsoft", swin_names),))

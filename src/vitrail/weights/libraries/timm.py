@@ -1,0 +1,381 @@
+"""timm: ViT, DeiT, EVA, CLIP and SigLIP towers, and the raw files of DeiT, DINO and MAE, whose names timm has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vitrail.config import Preprocessing, ViTConfig
+from vitrail.models import Baseline, Swin, ViT
+from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.swin import SwinConfig
+from vitrail.weights.eval_transform import IMAGENET, EvalTransform, filter_of, numbers, with_notes
+from vitrail.weights.library import (
+    SWIN_BIAS,
+    Config,
+    Evidence,
+    Labels,
+    Layout,
+    Library,
+    Plan,
+    Question,
+    SwinLayout,
+    Writer,
+    activation,
+    from_list,
+)
+from vitrail.weights.names import NO_KEY_BIAS, VIT_SPELLINGS, VIT_TABLE, key_table
+from vitrail.weights.targets import (
+    ANY,
+    GELUS,
+    Class,
+    Inexpressible,
+    State,
+    canonical,
+    check,
+    mlp_ratio,
+    preprocessing_of,
+    with_token_rows,
+)
+
+# --------------------------------------------------------------------------------------------------------------------
+# Names and what they leave open
+
+
+def open_fields(evidence: Evidence) -> Iterator[Question]:
+    """Ask about the architectures of timm whose tensors are those of a plain ViT."""
+    fields, known = evidence.fields, evidence.known
+    behind = fields["fc_norm"] and not fields["class_token"] and not fields["qkv_bias"] and fields["init_values"] is None
+    if behind and "fc_norm" not in known and not evidence.config.get("architecture"):
+        why = "the pattern of vit_base_patch16_rpn_224, whose norms stand behind the branches and which is no plain ViT"
+        yield Question("fc_norm", f"{why}; if yours is one", (True,))
+    if fields["pre_norm"] and (not fields["final_norm"] or fields["pool"] == "map"):
+        yield from rotary("the pattern of the Perception Encoders, which add rotary positions that no tensor shows", evidence)
+    elif not fields["final_norm"] and not fields["class_token"]:
+        yield from rotary("the pattern of Qwen3's encoder, which adds rotary positions that no tensor shows", evidence)
+
+
+def rotary(why: str, evidence: Evidence) -> Iterator[Question]:
+    """Ask whether learned positions are all that there are."""
+    if "pos_embed" in evidence.shapes and "pos_embed" not in evidence.known:
+        yield Question("pos_embed", f"{why}; if yours has no others", ("learn",))
+
+
+def assumptions(evidence: Evidence) -> Iterator[str]:
+    """Assume DeiT III for the tensors that RoPE-ViT has too, unless a config names the architecture."""
+    fields = evidence.fields
+    deit3 = fields["no_embed_class"] and fields["init_values"] is not None and not fields["reg_tokens"]
+    if deit3 and not evidence.config.get("architecture"):
+        yield "DeiT III, not RoPE-ViT, whose rotary positions no tensor shows"
+
+
+TABLE = (*VIT_TABLE, *key_table([("head.weight", "head.proj.weight")]))  # the last in open_clip, around a tower of timm's
+VIT_LAYOUT = Layout(
+    name="timm",
+    anchor="patch_embed.proj.weight",
+    table=TABLE,
+    spellings=VIT_SPELLINGS,
+    ignored=r"(mask_token|decoder_|decoder\.|head\.(mlp|last_layer|projection)|predictor)",
+    mixed_gelu=True,
+    questions=open_fields,
+    assumptions=assumptions,
+)
+EVA_LAYOUT = Layout(
+    name="timm EVA",  # and BEiT, whose relative positions are rejected
+    anchor="patch_embed.proj.weight",
+    table=(*key_table([("blocks.#.attn.qkv.bias", ("blocks.#.attn.q_bias", "blocks.#.attn.v_bias"), NO_KEY_BIAS)]), *TABLE),
+    spellings=VIT_SPELLINGS,
+    ignored=r"mask_token",
+    questions=lambda evidence: rotary(
+        "these are the names of EVA, and EVA-02 adds rotary positions that no tensor shows", evidence
+    ),
+)
+
+# --------------------------------------------------------------------------------------------------------------------
+# config.json
+
+ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (  # what a name implies that the tensors do not show
+    (r"_clip_quickgelu_", {"mlp": "quick_gelu"}),
+    (r"_clip_", {"mlp": "gelu"}),
+    (r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip_(gap_)?512", {"mlp": "gelu_tanh"}),
+    (r"siglip|_gap_|_map_", {"mlp": "gelu"}),
+    (r"^vit_base_patch16_gap_224$", {"num_heads": 16}),
+    (r"_map_", {"pool_include_prefix": False}),
+    (r"^test_vit2?$", {"num_heads": 2}),
+    (r"^test_vit[34]$", {"num_heads": 3}),
+    (r"^test_vit3$", {"pool_include_prefix": True}),
+    (r"^eva_giant_", {"pos_embed": "learn"}),
+)
+
+NO_PLAIN_VIT = (  # names whose tensors look like a plain ViT's
+    (r"_rpn_|^eva02_enormous", "its norms stand behind attention and MLP"),
+    (r"rope|^eva02_|_dinov3|^vit_pe_|^qwen3_vit|^naflexvit_.*rope", "its positions are rotary"),
+)
+POOLS = {"token": "cls", "avg": "avg", "map": "map"}
+
+
+def config_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of ViTConfig that architecture, model_args and pretrained_cfg state."""
+    if "architecture" not in config:
+        return {}
+    name, args = str(config["architecture"]), dict(config.get("model_args") or {})
+    for pattern, why in NO_PLAIN_VIT:
+        if re.search(pattern, name):
+            raise ValueError(f"{name} is not a plain ViT: {why}; open it with timm")
+    fields: dict[str, Any] = {}
+    for pattern, implied in ARCHITECTURES:
+        if re.search(pattern, name):
+            fields = {**implied, **fields}
+    size = (config.get("pretrained_cfg") or {}).get("input_size")
+    if size:
+        fields["img_size"] = tuple(size[1:])
+    pool = args.get("global_pool", config.get("global_pool"))
+    if pool in POOLS:
+        fields["pool"] = POOLS[pool]
+    elif pool:
+        raise ValueError(f'timm\'s global_pool "{pool}" is none of {", ".join(POOLS)}; load with strict=False and pool=…')
+    if args.get("act_layer") is not None:
+        fields["mlp"] = activation(str(args["act_layer"]).lower())
+    for argument in ("num_heads", "img_size", "norm_eps"):
+        if args.get(argument) is not None:
+            fields[argument] = from_list(args[argument])
+    if args.get("pool_include_prefix") is not None:
+        fields["pool_include_prefix"] = bool(args["pool_include_prefix"])
+    return fields
+
+
+def config_transform(config: Config) -> EvalTransform | None:
+    """Return the transform of a pretrained_cfg, with or without the rest of config.json; defaults as resolve_data_config."""
+    cfg = config.get("pretrained_cfg", config)
+    if not isinstance(cfg, Mapping) or (cfg is config and not {"mean", "std"} <= cfg.keys()):
+        return None
+    where, notes = "timm's pretrained_cfg", list[str]()
+    crop_pct = numbers(cfg.get("crop_pct") or 0.875, f"{where}: crop_pct", above_zero=True)[0]
+    if crop_pct > 1:
+        raise ValueError(f"{where}: crop_pct {crop_pct} must be at most 1; mend the file, or leave it out")
+    mode = cfg.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):  # "border" pads what is not square
+        notes.append(f'its crop mode "{mode}" is read as "center"')
+    return EvalTransform(
+        numbers(cfg.get("mean") or IMAGENET[0], f"{where}: mean"),
+        numbers(cfg.get("std") or IMAGENET[1], f"{where}: std", above_zero=True),
+        crop_pct,
+        "squash" if mode == "squash" else "center",
+        filter_of(cfg.get("interpolation") or "bicubic", notes),
+        with_notes(where, notes),
+    )
+
+
+def labels(config: Config) -> Labels:
+    """Return the label_names of config.json or its pretrained_cfg."""
+    pretrained = config.get("pretrained_cfg")
+    inner = pretrained.get("label_names") if isinstance(pretrained, Mapping) else None
+    return Labels(config.get("label_names") or inner or ())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
+
+_VALUES: dict[str, Collection[Any] | None] = {
+    "mlp": GELUS,
+    "qkv_bias": ANY,
+    "qk_norm": ANY,
+    "init_values": ANY,
+    "pre_norm": ANY,
+    "final_norm": ANY,
+    "no_embed_class": ANY,
+}
+VIT = Class(
+    "timm's VisionTransformer",
+    {
+        **_VALUES,
+        "norm_eps": (1e-6, 1e-5),
+        "fc_norm": ANY,
+        "class_token": ANY,
+        "reg_tokens": ANY,
+        "pos_embed": ANY,
+        "pool": ("cls", "avg", "map"),
+        "pool_include_prefix": ANY,
+    },
+)
+SWIGLU = Class(
+    "timm's VisionTransformer with SwiGLU", {**VIT.values, "mlp": ("swiglu",), "norm_eps": (1e-6,), "pool": ("cls", "avg")}
+)
+DISTILLED = Class("timm's VisionTransformerDistilled", {**_VALUES, "dist_token": (True,), "pos_embed": ("learn", "sincos2d")})
+
+
+def timm_config(cfg: ViTConfig, images: Preprocessing, *, licence: str | None = None) -> dict[str, Any]:
+    """Return the keys of config.json by which timm's `create_model("local-dir:FOLDER")` opens the weights of `timm_state`.
+
+    SwiGLU, epsilon and distillation token are no arguments that JSON can hold: an architecture is named that has them.
+    Raises Inexpressible for what timm lacks.
+    """
+    target = DISTILLED if cfg.dist_token else SWIGLU if cfg.mlp == "swiglu" else VIT
+    check(cfg, target)
+    if cfg.pos_embed == "none" and (cfg.class_token or cfg.reg_tokens):
+        raise Inexpressible(
+            f'{target.name} has no pos_embed "none" with a class token or registers, which old versions then drop'
+        )
+    if target is DISTILLED:
+        architecture = "deit_base_distilled_patch16_224"
+    else:
+        small_eps = "vit_giant_patch14_dinov2" if target is SWIGLU else "vit_base_patch16_224"
+        architecture = small_eps if cfg.norm_eps == 1e-6 else "vit_base_patch16_clip_224"
+    return {
+        "architecture": architecture,
+        "model_args": model_args(cfg),
+        "pretrained_cfg": pretrained_cfg(
+            cfg,
+            images,
+            licence,
+            fixed_input_size=True,
+            **first_conv(cfg),
+            classifier=["head", "head_dist"] if cfg.dist_token else "head",
+        ),
+    }
+
+
+def pretrained_cfg(cfg: Any, images: Preprocessing, licence: str | None, **more: Any) -> dict[str, Any]:
+    """Return the part of config.json about the weights, which all models have."""
+    return {
+        "input_size": [cfg.in_channels, *images.img_size],
+        "mean": images.mean,
+        "std": images.std,
+        "crop_pct": images.crop_pct,
+        "crop_mode": images.crop_mode,
+        "interpolation": images.interpolation,
+        "num_classes": cfg.num_classes,
+        **more,
+        **({"license": licence} if licence else {}),
+    }
+
+
+def first_conv(cfg: Any) -> dict[str, Any]:
+    """Name the stem. With other channels, timm before 1.0.27 would discard it instead of loading it as it is."""
+    return {"first_conv": "patch_embed.proj"} if cfg.in_channels in (1, 3) else {}
+
+
+def model_args(cfg: ViTConfig) -> dict[str, Any]:
+    """Return the arguments of timm's class."""
+    dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
+    args: dict[str, Any] = {
+        "img_size": cfg.img_size,
+        "patch_size": cfg.patch_size,
+        "in_chans": cfg.in_channels,
+        "embed_dim": dim,
+        "depth": cfg.depth,
+        "num_heads": cfg.num_heads,
+        "mlp_ratio": mlp_ratio(2 * hidden if cfg.mlp == "swiglu" else hidden, dim),
+        "qkv_bias": cfg.qkv_bias,
+        "qk_norm": cfg.qk_norm,
+        "init_values": cfg.init_values,
+        "pre_norm": cfg.pre_norm,
+        "final_norm": cfg.final_norm,
+    }
+    if not cfg.dist_token:
+        args |= {
+            "fc_norm": cfg.fc_norm,
+            "class_token": cfg.class_token,
+            "reg_tokens": cfg.reg_tokens,
+            "no_embed_class": cfg.no_embed_class or cfg.reg_tokens > 0,  # without it timm's registers have positions
+            "global_pool": "token" if cfg.pool == "cls" else cfg.pool,
+        }
+    if cfg.mlp in ("gelu_tanh", "quick_gelu"):
+        args["act_layer"] = cfg.mlp
+    if cfg.pos_embed == "none":
+        args["pos_embed"] = "none"
+    if canonical(cfg).pool_include_prefix:
+        args["pool_include_prefix"] = True
+    return args
+
+
+def timm_state(state: State, cfg: ViTConfig) -> tuple[dict[str, Tensor], ViTConfig]:
+    """Return weights of the same model that we and timm read: in timm all prefix tokens have a position, or none."""
+    if cfg.dist_token:
+        return with_token_rows(state, cfg, present=True)
+    return with_token_rows(state, cfg, present=False) if cfg.reg_tokens else (dict(state), cfg)
+
+
+def swin_config(cfg: SwinConfig, images: Preprocessing, *, licence: str | None = None) -> dict[str, Any]:
+    """Return the keys of config.json by which timm opens a Swin Transformer. Raises Inexpressible for another epsilon."""
+    if cfg.norm_eps != SwinConfig.norm_eps:
+        raise Inexpressible(f"timm's SwinTransformer has no norm_eps {cfg.norm_eps:g}")
+    return {
+        "architecture": "swin_tiny_patch4_window7_224",
+        "model_args": {
+            "img_size": cfg.img_size,
+            "patch_size": cfg.patch_size,
+            "in_chans": cfg.in_channels,
+            "embed_dim": cfg.embed_dim,
+            "depths": cfg.depths,
+            "num_heads": cfg.num_heads,
+            "window_size": cfg.window_size,
+            "mlp_ratio": cfg.mlp_ratio,
+        },
+        "pretrained_cfg": pretrained_cfg(
+            cfg,
+            images,
+            licence,
+            fixed_input_size=True,
+            **first_conv(cfg),
+            classifier="head.fc",
+        ),
+    }
+
+
+def baseline_config(model: Baseline, images: Preprocessing) -> dict[str, Any]:
+    """Return the keys of config.json by which timm opens one of its own models; none for another library's."""
+    cfg = model.config
+    if cfg.library != "timm":
+        return {}
+    published = model.net.pretrained_cfg
+    assert isinstance(published, dict)
+    kept = {"fixed_input_size", "classifier", *(["first_conv"] if first_conv(cfg) else [])}
+    args: dict[str, Any] = {"in_chans": cfg.in_channels}
+    if published.get("fixed_input_size"):
+        args["img_size"] = cfg.img_size
+    return {
+        "architecture": cfg.theirs.partition(".")[0],
+        "model_args": args,
+        "pretrained_cfg": pretrained_cfg(cfg, images, None, **{key: value for key, value in published.items() if key in kept}),
+    }
+
+
+def plan(model: ViT) -> Plan:
+    """Plan a folder for `create_model("local-dir:…")`, which is a run folder too."""
+    timm_config(model.config, preprocessing_of(model))
+    return Plan("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
+
+
+def swin_plan(model: Swin) -> Plan:
+    """Plan the same for a Swin Transformer, whose names are timm's."""
+    swin_config(model.config, preprocessing_of(model))
+    return Plan("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
+
+
+RunForm = tuple[dict[str, Any], State, Any]
+RUN_FORMS: dict[type[Any], Callable[[Any, State, Preprocessing, str | None], RunForm]] = {
+    ViTConfig: lambda model, state, images, licence: (
+        timm_config(model.config, images, licence=licence),
+        *timm_state(state, model.config),
+    ),
+    SwinConfig: lambda model, state, images, licence: (
+        swin_config(model.config, images, licence=licence),
+        state,
+        model.config,
+    ),
+    BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
+}
+"""By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
+
+TIMM = Library(
+    layouts=(VIT_LAYOUT, EVA_LAYOUT),
+    swin_layouts=(SwinLayout("timm", lambda name: (name,), shows=(SWIN_BIAS,)),),
+    fields=config_fields,
+    config_transform=config_transform,
+    labels=labels,
+    writer=Writer("timm", {ViTConfig: plan, SwinConfig: swin_plan}),
+)

@@ -1,0 +1,151 @@
+"""torchvision's VisionTransformer: state dicts of `vit_b_16` to `vit_h_14`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vitrail.config import ViTConfig, pair
+from vitrail.models import Swin, ViT
+from vitrail.models.backbone import Backbone
+from vitrail.models.windows import relative_index
+from vitrail.settings.swin import SwinConfig
+from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
+from vitrail.weights.library import Layout, Library, Plan, SwinLayout, Writer
+from vitrail.weights.names import key_table
+from vitrail.weights.targets import (
+    ANY,
+    Class,
+    Inexpressible,
+    check,
+    cpu_state,
+    rename,
+    rename_swin,
+    require_head,
+    with_token_rows,
+    with_zeros,
+)
+
+BLOCK = "encoder.layers.encoder_layer_#"
+VIT_LAYOUT = Layout(
+    name="torchvision",
+    anchor="conv_proj.weight",
+    table=key_table(
+        [
+            ("cls_token", "class_token"),
+            ("pos_embed", "encoder.pos_embedding"),
+            ("patch_embed.proj.*", "conv_proj.*"),
+            ("blocks.#.norm1.*", f"{BLOCK}.ln_1.*"),
+            ("blocks.#.attn.qkv.weight", f"{BLOCK}.self_attention.in_proj_weight"),
+            ("blocks.#.attn.qkv.bias", f"{BLOCK}.self_attention.in_proj_bias"),
+            ("blocks.#.attn.proj.*", f"{BLOCK}.self_attention.out_proj.*"),
+            ("blocks.#.norm2.*", f"{BLOCK}.ln_2.*"),
+            ("blocks.#.mlp.fc1.*", f"{BLOCK}.mlp.0.*"),
+            ("blocks.#.mlp.fc1.*", f"{BLOCK}.mlp.linear_1.*"),  # of older versions
+            ("blocks.#.mlp.fc2.*", f"{BLOCK}.mlp.3.*"),
+            ("blocks.#.mlp.fc2.*", f"{BLOCK}.mlp.linear_2.*"),
+            ("norm.*", "encoder.ln.*"),
+            ("pre_logits.fc.*", "heads.pre_logits.*"),
+            ("head.*", "heads.head.*"),
+        ]
+    ),
+    class_row=True,
+)
+
+VIT = Class(
+    "torchvision's VisionTransformer",
+    {"qkv_bias": ANY, "pos_embed": ANY, "no_embed_class": ANY, "head": ANY},
+    square=("img_size", "patch_size"),
+)
+
+
+def plan(model: ViT) -> Plan:
+    """Plan a state dict and the arguments of VisionTransformer. Raises Inexpressible for a model that it can't be."""
+    cfg = model.config
+    check(cfg, VIT)
+    require_head(cfg, VIT)
+    if cfg.in_channels != 3:
+        raise Inexpressible(f"{VIT.name} has no in_channels {cfg.in_channels}, only 3")
+    args: dict[str, Any] = {
+        "image_size": pair(cfg.img_size)[0],
+        "patch_size": pair(cfg.patch_size)[0],
+        "num_layers": cfg.depth,
+        "num_heads": cfg.num_heads,
+        "hidden_dim": cfg.embed_dim,
+        "mlp_dim": round(cfg.embed_dim * cfg.mlp_ratio),
+        "num_classes": cfg.num_classes,
+        **({"representation_size": cfg.embed_dim} if cfg.head == "mlp" else {}),
+    }
+    return Plan(
+        "torchvision",
+        f"torchvision.models.VisionTransformer({', '.join(f'{name}={value}' for name, value in args.items())})",
+        tensors=rename(with_zeros(*with_token_rows(cpu_state(model), cfg, present=True)), cfg, VIT_LAYOUT),
+        beside=arguments_file(model, args),
+    )
+
+
+def arguments_file(model: Backbone, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the .json beside the weights: arguments of the class, preprocessing and class names."""
+    images = {} if model.preprocessing is None else {"preprocessing": dataclasses.asdict(model.preprocessing)}
+    labels = {"label_names": list(model.classes), "multi_label": model.multi_label}
+    return {".json": {"arguments": args, **images, **labels}}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Swin Transformer
+
+
+def swin_names(name: str) -> tuple[str, ...]:
+    """Return torchvision's name: stages and patch mergings alternate in one list."""
+    if merging := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
+        return (f"features.{2 * int(merging[1])}.{merging[2]}",)
+    if block := re.fullmatch(r"layers\.(\d+)\.blocks\.(.*)", name):
+        rest = block[2].replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.3.")
+        return (f"features.{2 * int(block[1]) + 1}.{rest}",)
+    name = name.replace("patch_embed.proj.", "features.0.0.").replace("patch_embed.norm.", "features.0.2.")
+    return (name.replace("head.fc.", "head."),)
+
+
+def swin_plan(model: Swin) -> Plan:
+    """Plan a state dict and the arguments of SwinTransformer. Raises Inexpressible for a model that it can't be."""
+    cfg = model.config
+    if cfg.in_channels != 3 or not cfg.num_classes:
+        raise Inexpressible(f"torchvision's SwinTransformer has no in_channels {cfg.in_channels} or num_classes 0")
+    args = {
+        "patch_size": [cfg.patch_size] * 2,
+        "embed_dim": cfg.embed_dim,
+        "depths": list(cfg.depths),
+        "num_heads": list(cfg.num_heads),
+        "window_size": [cfg.window_size] * 2,
+        "mlp_ratio": cfg.mlp_ratio,
+        "num_classes": cfg.num_classes,
+    }
+    state = rename_swin(model, swin_names)
+    indexes = {  # buffers that a strict load requires
+        name.replace("bias_table", "index"): relative_index(cfg.window_size).flatten()
+        for name in state
+        if name.endswith("relative_position_bias_table")
+    }
+    return Plan(
+        "torchvision",
+        f"torchvision.models.SwinTransformer({', '.join(f'{name}={value}' for name, value in args.items())})",
+        tensors=state | indexes,
+        beside=arguments_file(model, args),
+    )
+
+
+TORCHVISION = Library(
+    layouts=(VIT_LAYOUT,),
+    swin_layouts=(SwinLayout("torchvision", swin_names),),
+    default_transforms=(
+        # IMAGENET1K_V1 (L/16 alone resizes to 242), and SWAG at 384, 512 and 518 px
+        DefaultTransform(
+            "torchvision", "torchvision's checkpoints", IMAGENET, 0.875, "center", "bilinear", above_224=(1.0, "bicubic")
+        ),
+    ),
+    writer=Writer(
+        "torchvision", {ViTConfig: plan, SwinConfig: swin_plan}, suffixes=(".pth", ".pt", ".safetensors"), beside=(".json",)
+    ),
+)

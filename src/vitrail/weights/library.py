@@ -1,0 +1,182 @@
+"""The record of one library: all that generic code needs to recognise, infer, preprocess and write its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vitrail.config import Pair
+from vitrail.models.backbone import Backbone
+from vitrail.weights.eval_transform import DefaultTransform, EvalTransform
+from vitrail.weights.names import KeyRow
+
+Shapes = Mapping[str, tuple[int, ...]]
+Config = Mapping[str, Any]
+"""A JSON file beside the weights."""
+
+ACTIVATIONS = {  # by their names in config files
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "quickgelu": "quick_gelu",
+}
+
+
+def activation(name: str) -> str:
+    """Return our name of an activation. Raises ValueError for one that no plain ViT has."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f'activation "{name}" is none of {", ".join(sorted(set(ACTIVATIONS.values())))}: not a plain ViT')
+    return ACTIVATIONS[name]
+
+
+def from_list(value: Any) -> Any:
+    """Convert a list of JSON to a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+@dataclass(frozen=True)
+class Question:
+    """A field of ViTConfig that neither tensors nor config determine."""
+
+    field: str
+    why: str
+    answers: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.field} ({self.why}): give {' or '.join(f'{self.field}={answer!r}' for answer in self.answers)}"
+
+
+class Evidence(NamedTuple):
+    """What is known of the model in a file while its config is inferred."""
+
+    shapes: Shapes
+    """By our names."""
+    fields: Mapping[str, Any]
+    """Of ViTConfig, as inferred so far."""
+    known: Mapping[str, Any]
+    """Fields that the caller or config.json states."""
+    config: Config
+    """config.json, or {}."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One kind of plain-ViT checkpoint: its key names, and what the code behind it computes."""
+
+    name: str
+    anchor: str
+    """Name of the patch projection: what precedes it in a file is a wrapper's prefix."""
+    table: tuple[KeyRow, ...]
+    assumes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ViTConfig that its code fixes and no tensor shows."""
+    spellings: tuple[tuple[str, str], ...] = ()
+    """Patterns of older names and their replacements, applied before the table is read."""
+    ignored: str = r"(?!)"
+    """Pattern of names inside the encoder's prefix that are no part of the encoder."""
+    class_row: bool | None = None
+    """Whether its position embedding has a row for the class token; None if that varies."""
+    computes_positions: bool = False
+    """Its files may omit the position embedding, since its code computes it."""
+    needs_positions: Callable[[Evidence], bool] = lambda evidence: True
+    """Whether a file without positions may be a model with rotary ones."""
+    mixed_gelu: bool = False
+    """Its SigLIP towers have several forms of GELU, which no tensor shows."""
+    head_outside: bool = False
+    """The head stands beside the encoder, without its prefix, when written."""
+    adjust: Callable[[Evidence], Mapping[str, Any]] = lambda evidence: {}
+    """Fields that its code fixes by what tensors there are."""
+    questions: Callable[[Evidence], Iterable[Question]] = lambda evidence: ()
+    """Fields that can't be determined for this layout."""
+    assumptions: Callable[[Evidence], Iterable[str]] = lambda evidence: ()
+    """Assumptions for the receipt: other code with the same tensors exists."""
+
+
+class Labels(NamedTuple):
+    """Class names and kind of the classification task, as a config.json states them."""
+
+    names: Any = ()
+    """A list, or a mapping from the index; not validated."""
+    multi_label: bool = False
+
+
+SWIN_BIAS, SWIN_MERGING = "layers.0.blocks.0.attn.relative_position_bias_table", "layers.1.downsample.reduction.weight"
+
+
+class SwinLayout(NamedTuple):
+    """One kind of Swin Transformer checkpoint. Query, key and value of ours may be three tensors there."""
+
+    name: str
+    names: Callable[[str], tuple[str, ...]]
+    """Our name, which is timm's, to those of the library."""
+    shows: tuple[str, ...] = (SWIN_BIAS, SWIN_MERGING)
+    """Our names whose tensors a file has, under the library's names, if it is of this layout."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Contents of a converted checkpoint."""
+
+    to: str
+    opens: str
+    """The line of Python that opens it, with PATH for its path."""
+    model: Backbone | None = None
+    """Written as a run folder, if the library reads our own files."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """By the library's names: views of the model's tensors wherever the layout allows it."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """JSON by file name, or by suffix if the weights are one file."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A target of `vitrail convert`."""
+
+    name: str
+    plans: Mapping[type[Any], Callable[[Any], Plan]]
+    """By the config of a family. Each raises Inexpressible for a model that the library has no class for."""
+    suffixes: tuple[str, ...] = ()
+    """Of the single file that is written, the default first; empty for a folder."""
+    beside: tuple[str, ...] = ()
+    """Suffixes of the files that are written beside the single file."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The record
+
+
+@dataclass(frozen=True)
+class Library:
+    """All that is known of one library's checkpoints. A new library is one file and one row of LIBRARIES."""
+
+    layouts: tuple[Layout, ...] = ()
+    swin_layouts: tuple[SwinLayout, ...] = ()
+    """The first one is written."""
+    unstack: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
+    """Split tensors that hold several blocks; the same mapping if there are none."""
+    fields: Callable[[Config], dict[str, Any]] = lambda config: {}
+    """Fields of ViTConfig in its config.json, {} for another library's. Raises ValueError for one of no plain ViT."""
+    config_assumptions: Callable[[Config], Iterable[str]] = lambda config: ()
+    """Assumptions for the receipt that its config.json calls for."""
+    processor_transform: Callable[[Config, Pair], EvalTransform | None] = lambda processor, img_size: None
+    """Evaluation transform in its preprocessor_config.json, for weights of an image size; None for another library's."""
+    config_transform: Callable[[Config], EvalTransform | None] = lambda config: None
+    """Evaluation transform in its config.json; None for another library's."""
+    default_transforms: tuple[DefaultTransform, ...] = ()
+    labels: Callable[[Config], Labels] = lambda config: Labels()
+    writer: Writer | None = None

@@ -1,0 +1,109 @@
+"""Key names of checkpoints: one table per layout, read from a library's names to ours and from ours to a library's.
+
+A row names the tensors of the library from which one tensor of ours is made. "#" is the index of a block, and ".*" stands for
+weight and bias. Several rows for one name of ours are alternative spellings: reading takes the first that the file has,
+writing the first of the table.
+"""
+
+# D width · P patch · C channels
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitrail.config import ViTConfig, pair
+
+# --------------------------------------------------------------------------------------------------------------------
+# Forms of a tensor
+
+
+class Form(NamedTuple):
+    """Conversion of a library's tensors to one of ours (`read`) and back (`write`)."""
+
+    read: Callable[[list[Tensor]], Tensor]
+    write: Callable[[Tensor, ViTConfig], list[Tensor]]
+    heads_axis: int | None = None
+    """Axis of the library's tensor that counts the attention heads, if it has one."""
+
+
+def _read_linear_patch(parts: list[Tensor]) -> Tensor:
+    """Reshape (D, P P C) to (D, C, P, P): three channels if that makes a square patch, else one."""
+    [weight] = parts
+    if weight.ndim == 4:
+        return weight
+    for channels in (3, 1):
+        side = round((weight.shape[1] / channels) ** 0.5)
+        if side * side * channels == weight.shape[1]:
+            return weight.reshape(-1, side, side, channels).permute(0, 3, 1, 2)
+    raise ValueError(
+        f"a patch embedding of {weight.shape[1]} numbers is no square patch of 3 channels or 1; reshape it to (D, C, P, P)"
+    )
+
+
+def _read_pixel_norm(parts: list[Tensor]) -> Tensor:
+    return _read_linear_patch([parts[0][None]]).reshape(-1)
+
+
+def _write_pixel_norm(x: Tensor, cfg: ViTConfig) -> list[Tensor]:
+    return [x.reshape(cfg.in_channels, *pair(cfg.patch_size)).permute(1, 2, 0).reshape(-1)]
+
+
+SAME = Form(lambda parts: parts[0], lambda x, cfg: [x])
+STACKED = Form(torch.cat, lambda x, cfg: list(x.chunk(3)))
+STACKED_PAIR = Form(torch.cat, lambda x, cfg: list(x.chunk(2)))
+TOKENS = Form(lambda parts: parts[0].reshape(1, -1, parts[0].shape[-1]), lambda x, cfg: [x[0]])  # (n, D) or (D,)
+TOKEN = Form(TOKENS.read, lambda x, cfg: [x.reshape(-1)])  # written as (D,)
+TRANSPOSED = Form(lambda parts: parts[0].T, lambda x, cfg: [x.T])
+LINEAR_PATCH = Form(_read_linear_patch, lambda x, cfg: [x.permute(0, 2, 3, 1).flatten(1)])
+PIXEL_NORM = Form(_read_pixel_norm, _write_pixel_norm)
+# Query and value without a bias of the key: zero gives the same attention
+NO_KEY_BIAS = Form(
+    lambda parts: torch.cat([parts[0], torch.zeros_like(parts[0]), parts[1]]), lambda x, cfg: [x.chunk(3)[0], x.chunk(3)[2]]
+)
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+class KeyRow(NamedTuple):
+    """Where one tensor of ours stands in a library's checkpoint."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    form: Form = SAME
+
+
+KeyLine = tuple[str, str | tuple[str, ...]] | tuple[str, str | tuple[str, ...], Form]
+
+
+def key_table(lines: Iterable[KeyLine]) -> tuple[KeyRow, ...]:
+    """Expand the lines of a table into rows: each ".*" to weight and bias."""
+
+    def expand(ours: str, theirs: str | tuple[str, ...], form: Form = SAME) -> Iterator[KeyRow]:
+        parts = (theirs,) if isinstance(theirs, str) else theirs
+        for kind in ("weight", "bias") if ours.endswith(".*") else ("",):
+            yield KeyRow(ours.replace("*", kind), tuple(part.replace("*", kind) for part in parts), form)
+
+    return tuple(row for line in lines for row in expand(*line))
+
+
+VIT_TABLE = key_table(
+    (name, name)
+    for name in (
+        *("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.proj.*", "norm_pre.*"),
+        *("blocks.#.norm1.*", "blocks.#.attn.qkv.*", "blocks.#.attn.q_norm.*", "blocks.#.attn.k_norm.*"),
+        *("blocks.#.attn.proj.*", "blocks.#.ls1.gamma"),
+        *("blocks.#.norm2.*", "blocks.#.mlp.fc1.*", "blocks.#.mlp.fc2.*", "blocks.#.ls2.gamma", "norm.*"),
+        *("attn_pool.latent", "attn_pool.q.*", "attn_pool.kv.*", "attn_pool.proj.*", "attn_pool.norm.*"),
+        *("attn_pool.mlp.fc1.*", "attn_pool.mlp.fc2.*"),
+        *("fc_norm.*", "pre_logits.fc.*", "head.*", "head_dist.*"),
+    )
+)
+"""Our own names, which are timm's."""
+
+VIT_SPELLINGS = ((r"\.gamma_([12])$", r".ls\1.gamma"), (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."))
+"""Other spellings of our names: LayerScale of DeiT III, and DINOv2's blocks in chunks, each under its index of all."""

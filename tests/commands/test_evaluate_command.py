@@ -1,0 +1,40 @@
+"""`vitrail evaluate`: the numbers that it prints and keeps."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from command_line import Typed
+
+ImageFolder = Callable[..., Path]  # conftest.py's
+
+
+def test_evaluate_prints_and_keeps_the_numbers(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    said = vitrail("evaluate", run, "--out", tmp_path / "scores")
+    assert said.code == 0, said.err
+    assert "fashion-sample, test: 2,000 images" in said.out
+    assert re.search(r"top-1 +\d+\.\d % +\d+\.\d to \d+\.\d", said.out)
+    assert "\x1b" not in said.out
+    kept = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    assert kept["count"] == 2000
+    assert kept["top1"] == json.loads((run / "evaluation.json").read_text())["top1"], "the number that training printed"
+    for each in kept["per_class"]:
+        assert re.search(rf"^ *{re.escape(each['name'])} +200 ", said.out, re.MULTILINE)
+    assert (tmp_path / "scores" / "confusion.png").stat().st_size > 1000
+    assert (tmp_path / "scores" / "confusion.csv").is_file()
+
+
+def test_evaluate_as_json_on_another_split(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    said = vitrail("evaluate", run, "fashion-sample", "--split", "val", "--json", "--out", tmp_path)
+    numbers = json.loads(said.out)
+    assert (numbers["data"], numbers["split"]) == ("fashion-sample", "val")
+    assert numbers == json.loads((tmp_path / "evaluation.json").read_text())
+
+
+def test_other_classes_are_refused(vitrail: Typed, run: Path, image_folder: ImageFolder) -> None:
+    said = vitrail("evaluate", run, image_folder({"cat": 8, "dog": 8}))
+    assert said.code == 2
+    assert "has the classes cat, dog, and the model 10: " in said.err
