@@ -197,7 +197,7 @@ def in_bytes(count: float) -> str:
 
 
 def print_what_is_next(folder: Path, commands: Sequence[str]) -> None:
-    """Print where a run is, and the commands that use it, in which {run} stands for its folder."""
+    """Print where a run is, and the commands that use it, with {run} for its folder."""
     say()
     say(f"The run is in {folder}. What to run next:")
     for command in commands:

@@ -20,7 +20,16 @@ from vitrail.train.advice import LEAST_STEPS, TABLE, Facts, advise
 from vitrail.weights import save_model
 
 TI = ViTConfig(embed_dim=192, depth=12, num_heads=3)
-SOME = Facts(images=3000, class_counts=(300,) * 10, side=None, device="cpu", memory_bytes=24 * 10**9, minutes=None, model=TI)
+SOME = Facts(
+    images=3000,
+    class_counts=(300,) * 10,
+    side=None,
+    device="cpu",
+    memory_bytes=24 * 10**9,
+    minutes=None,
+    model=TI,
+    side_unit=(16, 16),
+)
 
 
 def test_the_row_for_so_many_images() -> None:
@@ -43,7 +52,7 @@ def test_whatever_the_facts_the_settings_can_be_built(
     images: int, classes: int, side: int | None, memory: int, minutes: float | None
 ) -> None:
     counts = tuple(images // classes for _ in range(classes))
-    given = advise(Facts(images, counts, side, "cpu", memory, minutes, TI))
+    given = advise(Facts(images, counts, side, "cpu", memory, minutes, TI, (16, 16)))
     built = layers.build([{"model": dataclasses.asdict(TI)}, given.layer])
     assert len(given.reasons) <= 10
     size = built.model.img_size

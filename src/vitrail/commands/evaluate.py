@@ -34,7 +34,7 @@ def run(words: list[str]) -> int:
     terminal.add_device(parser, batch_size=256)
     args = terminal.parse(parser, words)
 
-    from vitrail.evaluate import EmbeddingScores, MultiLabelEvaluation, evaluate_run
+    from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation, evaluate_run
 
     done = evaluate_run(
         args.run, args.data, split=args.split, batch_size=args.batch_size, device=args.device, report=terminal.report
@@ -49,6 +49,7 @@ def run(words: list[str]) -> int:
     elif isinstance(done.scores, EmbeddingScores):
         print_embedding(done.scores, title=title)
     else:
+        assert isinstance(done.scores, Evaluation)
         print_evaluation(done.scores, title=title)
     terminal.say("Written: " + ", ".join(map(str, files)))
     return terminal.OK
@@ -76,20 +77,6 @@ def print_evaluation(result: Evaluation, *, title: str) -> None:
     console.print()
 
 
-def print_embedding(result: EmbeddingScores, *, title: str) -> None:
-    """Print k-NN accuracy, where images have classes, and effective rank."""
-    console = terminal.make_console()
-    console.print(title, style="bold", soft_wrap=True)
-    console.print()
-    table = terminal.make_table("embedding", "score", "95 % interval")
-    if result.knn is not None:
-        table.add_row("k-NN accuracy", terminal.percent(result.knn.value), terminal.interval(result.knn.interval))
-    low, high = result.effective_rank_interval
-    table.add_row("effective rank, dimensions", f"{result.effective_rank:.1f}", f"{low:.1f} to {high:.1f}")
-    console.print(table)
-    console.print()
-
-
 def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:
     """Print mean average precision, F1, and the average precision of each label."""
     console = terminal.make_console()
@@ -108,4 +95,18 @@ def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:
     for each in shown:
         labels.add_row(each.name, f"{each.count:,}", terminal.percent(each.average_precision), terminal.interval(each.interval))
     console.print(labels)
+    console.print()
+
+
+def print_embedding(result: EmbeddingScores, *, title: str) -> None:
+    """Print k-NN accuracy where images have classes, and effective rank."""
+    console = terminal.make_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print()
+    table = terminal.make_table("embedding", "score", "95 % interval")
+    if result.knn is not None:
+        table.add_row("k-NN accuracy", terminal.percent(result.knn.value), terminal.interval(result.knn.interval))
+    low, high = result.effective_rank_interval
+    table.add_row("effective rank, dimensions", f"{result.effective_rank:.1f}", f"{low:.1f} to {high:.1f}")
+    console.print(table)
     console.print()

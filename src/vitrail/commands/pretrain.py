@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from vitrail import terminal
-from vitrail.commands.train import finish_run, make_run_parser
+from vitrail.commands.runs import finish_run, run_parser
 
 USAGE = "pretrain [DATA]"
 SUMMARY = "trains without labels, on any folder of images, for `train --weights RUN`"
@@ -29,7 +29,7 @@ have no effect, and a note names them."""
 def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
     usage = "[DATA] [--method mae] [--recipe R] [--model Ti/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
-    parser = make_run_parser("pretrain", HELP, usage=usage, recipe="the method's own")
+    parser = run_parser("pretrain", HELP, usage=usage, recipe="the method's own")
     parser.add_argument("--method", type=str, metavar="M", help="mae, the masked autoencoder [mae]")
     parsed = terminal.parse_settings(parser, words)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitrail import terminal
-from vitrail.commands.train import print_next_steps
+from vitrail.commands.runs import print_next_steps
 
 USAGE = "resume RUN"
 SUMMARY = "goes on where a run stopped"
@@ -20,6 +20,5 @@ def run(words: list[str]) -> int:
 
     from vitrail.train.run import resume as go_on
 
-    done = go_on(args.run, workers=args.workers)
-    print_next_steps(done)
+    print_next_steps(go_on(args.run, workers=args.workers))
     return terminal.OK

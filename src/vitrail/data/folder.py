@@ -95,8 +95,8 @@ def open_folder(path: Path, *, val_fraction: float) -> FolderSource:
     if not found:
         loose = any(not entry.is_dir() for entry in entries(path))
         what = "its files stand outside of class folders" if loose else "it is empty"
-        way = "put the images of each class into a folder of its own"
-        way += f", or learn without classes: {pretrain_command(path)}" if loose else ""
+        unlabelled = f", or learn without classes: {pretrain_command(path)}" if loose else ""
+        way = f"put the images of each class into a folder of its own{unlabelled}"
         raise (NoClasses if loose else ValueError)(f"{path} has no images in class folders: {what}; {way}")
     names = sorted({name for listed in found.values() for _, name in listed}, key=natural)
     for name in names:

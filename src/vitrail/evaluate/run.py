@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.config import Settings
-from vitrail.data.dataset import Split
+from vitrail.config import Preprocessing, Settings
 from vitrail.data.listing import composed, mark_output
-from vitrail.data.sources import Source, SplitName, open_source
-from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding, has_classes, known_images
+from vitrail.data.sources import Source, Split, SplitName, open_source
+from vitrail.evaluate.embedding import evaluate_embedding, has_classes, known_images
 from vitrail.evaluate.evaluate import evaluate, evaluate_labels, save_evaluation
-from vitrail.evaluate.metrics import Evaluation
-from vitrail.evaluate.multilabel import MultiLabelEvaluation
+from vitrail.evaluate.metrics import Scores
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
 from vitrail.settings import layers
@@ -31,7 +29,7 @@ class RunEvaluation:
     data: str
     """Name of the data set."""
     split: SplitName
-    scores: Evaluation | MultiLabelEvaluation | EmbeddingScores
+    scores: Scores
     folder: Path
     """Where `save` writes by default: the run folder for the run's data and default split, else a folder of its own."""
 
@@ -59,9 +57,9 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Evaluate a run folder, or a checkpoint of any origin, on its own data or on another data set.
 
-    Without `split` the first of test, val and train that the data set has is scored. Of a model without a head, the scores are
-    of its embedding, and the data may have any classes, or none. `report` receives a line for each
-    assumption about the data. Raises ValueError for a checkpoint without `data`, and for data that does not fit the model.
+    Without `split` the first of test, val and train that the data set has is scored. Of a model without a head the scores are
+    those of its embedding, and the data may have any classes, or none. `report` receives a line for each assumption about
+    the data. Raises ValueError for a checkpoint without `data`, and for data that does not fit the model.
     """
     where = pick_device(device)
     model = load(str(run)).to(where)
@@ -83,24 +81,21 @@ def evaluate_run(
         "device": where,
         "autocast_dtype": autocast_dtype(precision, where),  # as when the training measured itself
     }
-    scores: Evaluation | MultiLabelEvaluation | EmbeddingScores
+    scores: Scores
     if headless:
-        scores = evaluate_embedding(model, images, known=_neighbours(source, images, model, cfg), **options)
-    elif source.multi_label:
-        scores = evaluate_labels(model, images, classes=source.classes, **options)
+        scores = evaluate_embedding(model, images, known=neighbours(source, images, cfg, model.preprocessing), **options)
     else:
-        scores = evaluate(model, images, classes=source.classes, **options)
+        scores = (evaluate_labels if source.multi_label else evaluate)(model, images, classes=source.classes, **options)
     own = is_run(run) and not data and not split  # the scores that the run was saved with stay as they are
     beside = Path(run) if Path(run).is_dir() else Path()  # a file or a Hub id is no folder to write to
     return RunEvaluation(source.name, name, scores, Path(run) if own else beside / f"evaluation-{source.name}-{name}")
 
 
-def _neighbours(source: Source, images: Split, model: Backbone, cfg: Settings) -> Split | None:
-    """Training images of the same data set among which k-NN looks, as it did in the training; None without classes."""
+def neighbours(source: Source, images: Split, cfg: Settings, preprocessing: Preprocessing) -> Split | None:
+    """The training images among which k-NN looks for those of a split, as in a training; None where there are no classes."""
     if "train" not in source.splits or not has_classes(images):
         return None
-    assert model.preprocessing is not None
-    return known_images(source.load("train", preprocessing=model.preprocessing, cfg=cfg.data), seed=cfg.train.seed)
+    return known_images(source.load("train", preprocessing=preprocessing, cfg=cfg.data), seed=cfg.train.seed)
 
 
 SPLITS: tuple[SplitName, ...] = ("test", "val", "train")
@@ -117,8 +112,8 @@ def open_data(
 ) -> tuple[Settings, Source]:
     """Return a run's settings, or the defaults for another checkpoint, and a data set: without a name the run's.
 
-    Without `classes` the data set may have none. Raises ValueError, which ends with `way_out`, for a checkpoint that names no
-    data set.
+    Without `classes`, the data may have none.
+    Raises ValueError, which ends with `way_out`, for a checkpoint that names no data set.
     """
     if data is None and not is_run(run):
         raise ValueError(f"{run} is no folder of `vitrail train`, so it does not say its data; {way_out}")

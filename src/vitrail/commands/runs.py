@@ -1,0 +1,64 @@
+"""What the commands that train have in common: options, the call, and the next steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vitrail import terminal
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from vitrail.train import Run
+
+
+def run_parser(command: str, description: str, *, usage: str, recipe: str) -> ArgumentParser:
+    """Return the parser of a command that trains: data, recipe, run folder, and every setting."""
+    from vitrail.settings import layers
+
+    parser = terminal.make_settings_parser(command, description, usage=usage)
+    parser.add_argument("path", nargs="?", metavar="DATA", help="a folder, or the name of a set [fashion-sample]")
+    parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(layers.recipes())} [{recipe}]")
+    parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings; a run's config.yaml is one")
+    parser.add_argument(
+        "--out",
+        type=str,
+        metavar="RUN",
+        help="the run folder, a new one but for --resume [the next in runs/]",
+    )
+    parser.add_argument(
+        "--resume", type=str, choices=["auto"], help="auto: go on with the run in --out where there is one, else begin it"
+    )
+    layers.add_settings(parser)
+    return parser
+
+
+def finish_run(start: Callable[..., Run], parsed: Namespace) -> int:
+    """Run a training with what was parsed by `run_parser`, and print what is next. Return the exit code."""
+    from vitrail.settings import layers
+    from vitrail.train.folder import Finished
+
+    try:
+        done = start(
+            parsed.get("path"),
+            recipe=parsed.get("recipe"),
+            config=parsed.get("config"),
+            out=parsed.get("out"),
+            resume=parsed.get("resume"),
+            **layers.layer_of(parsed),
+        )
+    except Finished as finished:  # all that --resume auto asks for
+        if terminal.in_front():
+            terminal.say(finished)
+        return terminal.OK
+    print_next_steps(done)
+    return terminal.OK
+
+
+def print_next_steps(done: Run) -> None:
+    """Print where a run is and the commands that use it, in the process that talks."""
+    from vitrail.tasks import TASKS
+
+    if terminal.in_front():
+        terminal.print_what_is_next(done.folder, TASKS[done.task].next_steps)
