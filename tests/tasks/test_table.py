@@ -10,8 +10,8 @@ import pytest
 from vitrail.config import TrainConfig
 from vitrail.data.sources import open_source
 from vitrail.models import meta_model
+from vitrail.settings import layers
 from vitrail.tasks import TASKS
-from vitrail.settings import layers as settings
 from vitrail.train.folder import settings_of
 from vitrail.train.plan import facts
 
@@ -22,17 +22,17 @@ def test_every_name_in_the_settings_has_a_row() -> None:
 
 
 def test_what_a_row_leaves_unused_are_settings() -> None:
-    known = settings.key_types()
+    known = layers.key_types()
     for task in TASKS.values():
         for entry in task.unused:
             key = entry.partition(" ")[0]
-            assert key in known or key in settings.SECTIONS, entry
+            assert key in known or key in layers.SECTIONS, entry
 
 
-@pytest.mark.parametrize("name", [name for name in settings.recipes() if name.startswith("mae")])
+@pytest.mark.parametrize("name", [name for name in layers.recipes() if name.startswith("mae")])
 def test_recipes_of_the_masked_autoencoder_build(name: str) -> None:
-    task, layer = TASKS["mae"], settings.read_recipe(name)
-    cfg = settings.build(
+    task, layer = TASKS["mae"], layers.read_recipe(name)
+    cfg = layers.build(
         [facts(open_source("fashion-sample"), task), {"model": {"img_size": 224}} if name == "mae" else {}, layer]
     )
     assert cfg.train.task == "mae"
@@ -47,11 +47,11 @@ def test_recipes_of_the_masked_autoencoder_build(name: str) -> None:
 def test_the_default_recipe_is_of_the_images(tmp_path: Path) -> None:
     task = TASKS["mae"]
     assert task.recipe_for(open_source("fashion-sample")) == "mae-small"
-    assert {task.recipe, task.small_recipe} <= set(settings.recipes())
+    assert {task.recipe, task.small_recipe} <= set(layers.recipes())
 
 
 def test_settings_from_before_there_were_tasks_are_of_classification(tmp_path: Path) -> None:
-    text = settings.to_yaml(settings.build([{"optim": {"lr": 0.5}}]))
+    text = layers.to_yaml(layers.build([{"optim": {"lr": 0.5}}]))
     old = [line for line in text.splitlines() if not line.startswith("  task:")]
     start = old.index("mae:")
     del old[start : old.index("train:")]
@@ -59,4 +59,4 @@ def test_settings_from_before_there_were_tasks_are_of_classification(tmp_path: P
     (tmp_path / "config.yaml").write_text("\n".join(old) + "\n")
     found = settings_of(tmp_path)
     assert (found.train.task, found.optim.lr) == ("classify", 0.5)
-    assert found == settings.build([{"optim": {"lr": 0.5}}])
+    assert found == layers.build([{"optim": {"lr": 0.5}}])

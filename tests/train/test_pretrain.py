@@ -1,4 +1,4 @@
-"""`vitrail.pretrain` and `vitrail pretrain`: from images, labelled or not, to a run folder that the other commands take."""
+"""`vitrail.pretrain`: from images, labelled or not, to a run folder with a backbone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from safetensors.torch import load_file
 
 import vitrail
 from conftest import ImageFolder
-from vitrail import cli
 from vitrail.evaluate import EmbeddingScores
 from vitrail.train import checkpoint
 from vitrail.train import run as run_module
@@ -31,12 +29,6 @@ from vitrail.train.run import Run
 TINY = {"name": "Ti/7", "embed_dim": 12, "num_heads": 2, "depth": 2, "pool": "avg", "class_token": False}
 DECODER = {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
 LENGTH = {"steps": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}
-TYPED = tuple(
-    f"--{section}.{key}={value}"
-    for section, fields in {"model": TINY, "mae": DECODER, "train": LENGTH}.items()
-    for key, value in fields.items()
-    if key != "device"
-)
 
 
 def pretrain(path: str | Path = "mnist", *, out: Path, **over: Any) -> Run:
@@ -50,26 +42,6 @@ def pretrain(path: str | Path = "mnist", *, out: Path, **over: Any) -> Run:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Typed = Callable[..., Said]
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
-    """Types a command line in this process."""
-
-    def type_words(*words: str | Path) -> Said:
-        capsys.readouterr()
-        return Said(cli.main([str(word) for word in words]), *capsys.readouterr())
-
-    return type_words
 
 
 @pytest.fixture
@@ -260,157 +232,3 @@ def test_training_says_what_to_do_without_classes(tree: Path, tmp_path: Path) ->
     for folder, why in ((tree / "2019", "no images in class folders"), (tree / "2020" / "june", "has one class only")):
         with pytest.raises(ValueError, match=rf"{why}.*learn without classes: `vitrail pretrain {folder}`$"):
             vitrail.train(folder, out=tmp_path / "run")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# What takes the run
-
-
-@pytest.fixture
-def run(idx_set: Path, tmp_path: Path) -> Path:
-    return pretrain(out=tmp_path / "pre").folder
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "image.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)).save(path)
-    return path
-
-
-def test_every_command_takes_the_run_or_says_what_to_do(run: Path, image: Path, tmp_path: Path, typed: Typed) -> None:
-    before = (run / "evaluation.json").read_text()
-    scored = typed("evaluate", run)
-    assert scored.code == 0, scored.err
-    assert "k-NN accuracy" in scored.out
-    assert "effective rank, dimensions" in scored.out
-    assert json.loads((run / "evaluation.json").read_text()) == json.loads(before)
-    told = json.loads(typed("evaluate", run, "mnist", "--json").out)
-    assert (told["split"], told["headline"]["name"]) == ("test", "knn_accuracy")
-
-    assert typed("predict", run, image) == Said(
-        2, "", f"vitrail: {run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`\n"
-    )
-    for method in (["attention"], ["rollout"], ["pca"], ["similarity", "--query", "14,14"]):
-        shown = typed("explain", run, image, "--method", *method, "--out", tmp_path / "explained")
-        assert shown.code == 0, shown.err
-    assert "no class to explain" in typed("explain", run, image, "--method", "relevance", "--out", tmp_path / "no").err
-    probed = typed("probe", run, "mnist")
-    assert probed.code == 0, probed.err
-    assert "linear probe" in probed.out
-
-    short = [word for word in TYPED if word.startswith("--train.")]
-    tuned = typed("train", "mnist", "--weights", run, "--recipe", "finetune", *short, "--out", tmp_path / "tuned")
-    assert tuned.code == 0, tuned.err
-    assert "linear probe:" in tuned.out
-    assert len(vitrail.load(tmp_path / "tuned").classes) == 10
-    assert "is finished" in typed("resume", run).err
-
-
-def test_images_without_classes_score_a_run(run: Path, tmp_path: Path, typed: Typed) -> None:
-    rng = np.random.default_rng(1)
-    (tmp_path / "loose").mkdir()
-    for i in range(5):
-        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(tmp_path / "loose" / f"{i}.png")
-    scored = typed("evaluate", run, tmp_path / "loose", "--split", "train")
-    assert scored.code == 0, scored.err
-    assert "k-NN" not in scored.out
-    assert "effective rank, dimensions" in scored.out
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The command
-
-
-@pytest.mark.usefixtures("idx_set")
-def test_the_command_trains_and_says_what_is_next(tmp_path: Path, typed: Typed) -> None:
-    said = typed("pretrain", "mnist", "--method", "mae", *TYPED, "--train.eval_every", "0.4", "--out", tmp_path / "run")
-    assert said.code == 0, said.err
-    assert re.search(r"^step \d: validation knn accuracy [\d.]+% \([\d.]+% to [\d.]+%\)$", said.out, re.MULTILINE)
-    assert re.search(r"^test knn accuracy [\d.]+% \(95 % interval .*\) on 20 images, after 3 steps", said.out, re.MULTILINE)
-    following = said.out.partition("What to run next:\n")[2].splitlines()
-    run = tmp_path / "run"
-    assert following == [
-        f"  vitrail train DATA --weights {run}",
-        f"  vitrail probe {run} DATA",
-        f"  vitrail explain {run} IMAGE.png --method pca",
-    ]
-
-
-@pytest.mark.usefixtures("idx_set")
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--method", "maee"], r'method "maee" is none of mae; did you mean "mae"\?'),
-        (["--methd", "mae"], r"--methd is not an option of vitrail pretrain; did you mean --method\?"),
-        (["--mae.mask_ratio", "1.5"], "mae.mask_ratio 1.5 must be above 0 and below 1"),
-        (["--mae.mask_ration", "0.5"], r"did you mean --mae.mask_ratio\?"),
-        (["--model", "torchvision:resnet18"], "MAE needs a backbone that computes visible patches only: .*; use a ViT"),
-        (["--model", "timm:resnet18"], "MAE needs a backbone that computes visible patches only: .*; use a ViT"),
-        (["--model", "swin_t"], "MAE needs a backbone that computes visible patches only: Swin's windows .*; use a ViT"),
-        (
-            ["--model", "S+/4"],
-            'visible patches only: stem "conv" looks beyond each patch, so hidden ones would show; use stem "pa',
-        ),
-        (["--model", "Ti/28"], "MAE needs images of at least 2 patches; use a smaller patch or larger images"),
-        (["--model", "Ti/4", "--model.patch_drop_rate", "0.5"], "patch_drop_rate 0.5 hides patches, and so does `visible`"),
-        (
-            ["--model", "Ti/4", "--train.patch_sizes", "[2,4]"],
-            "MAE predicts the pixels of patches of 4x4, not of 2; leave train.p",
-        ),
-        (
-            ["--model.num_classes", "10"],
-            "model.num_classes 10 does not fit train.task mae, which needs no head; leave the setting",
-        ),
-        (["--recipe", "finetun"], r'recipe "finetun" is none of .*; did you mean "finetune"\?'),
-    ],
-)
-def test_a_mistake_is_one_line(tmp_path: Path, typed: Typed, words: list[str], says: str) -> None:
-    said = typed("pretrain", "mnist", "--out", tmp_path / "run", *words)
-    assert (said.code, said.out) == (2, "")
-    assert re.match(r"vitrail: ", said.err)
-    assert re.search(says, said.err), said.err
-    assert len(said.err.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_without_images_is_one_line(tmp_path: Path, typed: Typed) -> None:
-    (tmp_path / "empty").mkdir()
-    said = typed("pretrain", tmp_path / "empty", "--out", tmp_path / "run")
-    assert (said.code, said.out) == (2, "")
-    assert re.fullmatch(r"vitrail: .*empty has no images in class folders: it is empty; .*\n", said.err)
-    (tmp_path / "empty" / "notes.txt").write_text("nothing")
-    said = typed("pretrain", tmp_path / "empty", "--out", tmp_path / "run")
-    assert re.fullmatch(r"vitrail: .*empty holds no images; put some there, in folders or without\n", said.err)
-    said = typed("pretrain", "fashion-smaple")
-    assert re.search(r'did you mean "fashion-sample"\?\n$', said.err)
-
-
-@pytest.mark.usefixtures("idx_set")
-def test_settings_without_effect_are_named(tmp_path: Path, typed: Typed) -> None:
-    idle = ["--augment.mixup_alpha", "0.8", "--distill.teacher", "nowhere", "--optim.label_smoothing", "0.1"]
-    said = typed(
-        "pretrain", "mnist", *TYPED, *idle, "--data.balance", "loss", "--train.ladder", "true", "--out", tmp_path / "run"
-    )
-    assert said.code == 0, said.err
-    notes = [line for line in said.out.splitlines() if line.startswith("note: ")]
-    assert notes == [
-        f"note: {what} not used by train.task mae; it has no effect here"
-        for what in (
-            "distill's settings are",
-            "augment.mixup_alpha is",
-            "optim.label_smoothing is",
-            "data.balance loss is",
-            "train.ladder is",
-        )
-    ]
-    said = typed("train", "mnist", *TYPED, "--out", tmp_path / "train")
-    assert said.code == 0, said.err
-    assert "note: mae's settings are not used by train.task classify; it has no effect here" in said.out
-
-
-def test_help_names_the_method_and_its_settings(typed: Typed) -> None:
-    page = typed("pretrain", "--help").out
-    assert page.startswith("usage: vitrail pretrain [DATA]")
-    for word in ("--method", "--mae.mask_ratio", "k-NN accuracy", "effective", "reconstructions"):
-        assert word in page

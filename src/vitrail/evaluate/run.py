@@ -57,8 +57,9 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Evaluate a run folder, or a checkpoint of any origin, on its own data or on another data set.
 
-    Without `split` the first of test, val and train that the data set has is scored. `report` receives a line for each
-    assumption about the data. Raises ValueError for a checkpoint without `data`, and for data that does not fit the model.
+    Without `split` the first of test, val and train that the data set has is scored. Of a model without a head the scores are
+    those of its embedding, and the data may have any classes, or none. `report` receives a line for each assumption about
+    the data. Raises ValueError for a checkpoint without `data`, and for data that does not fit the model.
     """
     where = pick_device(device)
     model = load(str(run)).to(where)
