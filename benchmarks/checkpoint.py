@@ -28,9 +28,9 @@ from unittest import mock
 import torch
 
 import machine
-from vitrail.config import OptimConfig, TrainConfig
 from vitrail.models import create_model
 from vitrail.models.backbone import Backbone
+from vitrail.settings import OptimConfig, TrainConfig
 from vitrail.train import checkpoint
 from vitrail.train.optim import build_optimizers
 from vitrail.train.step import Ema

@@ -27,7 +27,7 @@ from typing import Any
 
 import machine
 from train_step import OPTIM, Case, summary, synthetic
-from vitrail.config import Preprocessing, ViTConfig, pair
+from vitrail.settings import Preprocessing, ViTConfig, pair
 
 WAYS = ("not compiled", "by block", "whole")
 RATES = (0.0, 0.1)

@@ -40,12 +40,12 @@ from torchvision.transforms import v2
 import machine
 import vitrail
 from train_step import OPTIM, summary
-from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.augment import augment
 from vitrail.data.batches import train_batches
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Split
 from vitrail.data.folder import open_folder
 from vitrail.models.device import keep_freed_memory
+from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 from vitrail.tasks.classify import Classify
 from vitrail.train.optim import build_optimizers
 from vitrail.train.step import Step

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import machine
-from vitrail.config import OptimConfig, ViTConfig
+from vitrail.settings import OptimConfig, ViTConfig
 from vitrail.settings.families import parse_name
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def stepping(vit: ViTConfig, batch_size: int, precision: Precision, checkpointin
     import torch
     from torch.nn import functional as F
 
-    from vitrail.config import Preprocessing, pair
     from vitrail.data.batch import Batch
     from vitrail.models import ViT
     from vitrail.models.device import autocast_dtype
+    from vitrail.settings import Preprocessing, pair
     from vitrail.tasks.classify import Classify
     from vitrail.train.optim import build_optimizers
     from vitrail.train.step import Step

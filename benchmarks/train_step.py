@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import machine
-from vitrail.config import OptimConfig, Preprocessing, ViTConfig, pair
+from vitrail.settings import OptimConfig, Preprocessing, ViTConfig, pair
 
 if TYPE_CHECKING:
     from vitrail.data.batch import Batch
@@ -63,8 +63,8 @@ def synthetic(case: Case) -> Batch:
     import torch
     from torch.nn import functional as F
 
-    from vitrail.config import pair
     from vitrail.data.batch import Batch
+    from vitrail.settings import pair
 
     g = torch.Generator().manual_seed(0)
     images = torch.randn(case.batch_size, case.vit.in_channels, *pair(case.vit.img_size), generator=g)

@@ -28,10 +28,10 @@ from rich.console import Console
 
 import vitrail
 from machine import RESULTS, facts
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.sources import open_source
 from vitrail.evaluate import Evaluation
 from vitrail.evaluate.metrics import Accuracy, mean_interval
+from vitrail.settings import DataConfig, Preprocessing
 from vitrail.settings.layers import from_yaml
 from vitrail.train.ladder import Facts, advise
 

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 import vitrail
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.sources import open_source
+from vitrail.settings import DataConfig, Preprocessing
 from vitrail.weights import save_model
 
 SIZE, CHANNELS, CLASSES = (96, 160), 5, 7

@@ -23,9 +23,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.config import ModelSection, Pair, pair
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.families import BUILDERS, Builder
+from vitrail.settings import ModelSection, Pair, pair
 from vitrail.settings.families import FAMILIES, Family, Words
 
 

@@ -18,12 +18,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.config import AugmentConfig, DataConfig, Pair, Preprocessing, ViTConfig
 from vitrail.data.augment import augment
 from vitrail.data.batches import train_batches
 from vitrail.data.sources import open_source
 from vitrail.evaluate import evaluate
 from vitrail.models.vit import Block, Mlp, ViT
+from vitrail.settings import AugmentConfig, DataConfig, Pair, Preprocessing, ViTConfig
 
 
 class LocalMlp(Mlp):

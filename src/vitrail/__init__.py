@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitrail import explain as explain
-    from vitrail.config import ViTConfig
     from vitrail.deploy import Predictor
     from vitrail.models import ViT, create_model
+    from vitrail.settings import ViTConfig
     from vitrail.train import Run, pretrain, resume, train
     from vitrail.weights import load
 
@@ -19,7 +19,7 @@ _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for tor
     "Predictor": "deploy",
     "Run": "train",
     "ViT": "models",
-    "ViTConfig": "config",
+    "ViTConfig": "settings",
     "create_model": "models",
     "load": "weights",
     "pretrain": "train",

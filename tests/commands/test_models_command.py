@@ -9,7 +9,7 @@ import pytest
 
 from command_line import Typed
 from vitrail import terminal
-from vitrail.config import PATCHES, SIZES
+from vitrail.settings import PATCHES, SIZES
 
 
 def test_models_lists_every_size_with_its_parameters(vitrail: Typed) -> None:

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from command_line import TINY, Typed
-from vitrail.config import ModelConfig
-from vitrail.settings import layers
+from vitrail.settings import ModelConfig, layers
 
 
 def test_the_help_of_train_has_every_setting_its_docstring_and_default(vitrail: Typed) -> None:

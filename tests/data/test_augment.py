@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from vitrail.config import AugmentConfig, Preprocessing, RandAugment
 from vitrail.data.augment import augment, crop_boxes, erase_, mix, normalise
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.draws import Draws
+from vitrail.settings import AugmentConfig, Preprocessing, RandAugment
 
 FAR = 1e-4
 EVERYTHING = AugmentConfig(

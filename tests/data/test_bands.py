@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.config import Preprocessing
 from vitrail.data.bands import Bands, BandsError, TiffBands, scaled, together, values_in_use
 from vitrail.data.decode import BadImage, crop_view, decode, decode_planes, eval_view, read_bands, read_header, shrunk_view
+from vitrail.settings import Preprocessing
 
 RNG = np.random.default_rng(0)
 

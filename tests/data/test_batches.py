@@ -17,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.augment import augment, crop_boxes
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import Job, LoaderLost, class_weights, eval_batches, steps_per_epoch, train_batches
@@ -25,6 +24,7 @@ from vitrail.data.dataset import Split
 from vitrail.data.draws import Draws
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit
+from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
 ImageFolder = Callable[..., Path]
 PAD = AugmentConfig(crop="pad")

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from vitrail.config import Preprocessing
 from vitrail.data.decode import BadImage, _cut_below, crop_view, decode, eval_view, read_header, shrunk_view, view_is_exact
+from vitrail.settings import Preprocessing
 
 
 def preprocessing(

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.files import FileSplit
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit, RaggedSplit
+from vitrail.settings import DataConfig, Preprocessing
 
 ImageFolder = Callable[..., Path]
 RGB = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)

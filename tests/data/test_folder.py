@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.dataset import stable_fraction
 from vitrail.data.files import FileSplit
 from vitrail.data.folder import held_out_files, open_folder, split_without_folders
 from vitrail.data.memory import FixedSplit, RaggedSplit
+from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
 ImageFolder = Callable[..., Path]
 RGB = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.augment import augment
 from vitrail.data.batches import eval_batches, train_batches
 from vitrail.data.dataset import stable_fraction
 from vitrail.data.labelled import open_labelled, read_table
 from vitrail.data.sources import open_source
+from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
 ImageFolder = Callable[..., Path]
 RGB = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)

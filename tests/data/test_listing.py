@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.config import Settings
 from vitrail.data.listing import (
     MARKER,
     SETTINGS_HEADER,
@@ -22,6 +21,7 @@ from vitrail.data.listing import (
     natural,
     written_files,
 )
+from vitrail.settings import Settings
 from vitrail.settings.layers import to_yaml
 
 

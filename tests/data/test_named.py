@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.named import NAMED, cache_home, find, read_idx
 from vitrail.data.sources import open_source
+from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
 
 def preprocessing(size: int = 28, channels: int = 1) -> Preprocessing:

@@ -6,9 +6,9 @@ from scipy import stats
 from timm.data.auto_augment import LEVEL_TO_ARG
 from torch import Tensor
 
-from vitrail.config import RandAugment
 from vitrail.data import color, geometry, policy
 from vitrail.data.draws import Draws
+from vitrail.settings import RandAugment
 
 FAR = 1e-4
 OPERATIONS = (  # in the order of the kinds: the name timm gives it, and ours

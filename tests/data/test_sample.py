@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.named import NAMED
 from vitrail.data.sources import open_source
+from vitrail.settings import DataConfig, Preprocessing
 
 ORIGINAL = NAMED["fashion-mnist"].installed
 SAMPLE = Path(__file__).parents[2] / "src/vitrail/data/fashion_sample.npz"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.sources import NAMES, open_source
+from vitrail.settings import DataConfig, Preprocessing
 
 ImageFolder = Callable[..., Path]
 

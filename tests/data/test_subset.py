@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from conftest import ImageFolder
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.batches import eval_batches
 from vitrail.data.sources import open_source
 from vitrail.data.subset import Subset
+from vitrail.settings import DataConfig, Preprocessing
 
 VIEW = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.dataset import NoClasses, stable_fraction
 from vitrail.data.folder import FolderSource
 from vitrail.data.sources import open_source
 from vitrail.data.unlabelled import UnlabelledSource
+from vitrail.settings import DataConfig, Preprocessing
 
 Album = Callable[..., Path]
 

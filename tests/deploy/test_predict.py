@@ -13,11 +13,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.decode import eval_view
 from vitrail.deploy import Prediction, Predictor, find_images
 from vitrail.models import ViT
+from vitrail.settings import Preprocessing
 from vitrail.weights import save_model
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")

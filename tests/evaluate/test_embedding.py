@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vitrail.config import Preprocessing
 from vitrail.data.memory import FixedSplit
 from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding, has_classes
 from vitrail.evaluate.metrics import Accuracy, Scores, headline_text, score
 from vitrail.models import ViT
+from vitrail.settings import Preprocessing
 
 VIEW = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.25,))
 CPU = torch.device("cpu")

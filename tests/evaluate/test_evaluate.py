@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
 from vitrail.evaluate import Evaluation, evaluate, score
+from vitrail.settings import Preprocessing
 
 PREPROCESSING = Preprocessing(img_size=(8, 6), in_channels=1, mean=(0.3,), std=(0.4,))
 CLASSES = ("a", "b", "c")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitrail.config import Preprocessing
 from vitrail.data.sources import open_source
 from vitrail.evaluate import evaluate_run
 from vitrail.evaluate.run import check_classes, open_data
 from vitrail.models import ViT
+from vitrail.settings import Preprocessing
 from vitrail.settings.layers import build, to_yaml
 from vitrail.weights import save_model
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit
 from vitrail.evaluate import features
 from vitrail.evaluate.features import Features, embed, extract
 from vitrail.models import ViT
+from vitrail.settings import DataConfig, Preprocessing
 
 ImageFolder = Callable[..., Path]
 IMAGES = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.3,), std=(0.4,))

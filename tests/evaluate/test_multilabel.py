@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor, nn
 
-from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.memory import FixedSplit
 from vitrail.evaluate import evaluate, evaluate_labels, save_evaluation, score_labels, wilson_interval
 from vitrail.evaluate.multilabel import average_precision, interval_of, micro_f1
+from vitrail.settings import Preprocessing
 
 CLASSES = ("sea", "sky", "sand")
 GREY = Preprocessing(img_size=(8, 6), in_channels=1, mean=(0.3,), std=(0.4,))

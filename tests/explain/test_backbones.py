@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitrail.cli import main
-from vitrail.config import Preprocessing
 from vitrail.explain import (
     METHODS,
     compare,
@@ -31,6 +30,7 @@ from vitrail.explain.sheets import ExplainConfig, explain, side_by_side
 from vitrail.models.backbone import Backbone, Features, Stage, View
 from vitrail.models.swin import Swin
 from vitrail.models.vit import ViT
+from vitrail.settings import Preprocessing
 
 IMAGES = Preprocessing(img_size=(20, 28), in_channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.config import Preprocessing
 from vitrail.explain import Maps, draw
 from vitrail.explain.inputs import open_scene
 from vitrail.explain.maps import maps_of
 from vitrail.models import ViT
+from vitrail.settings import Preprocessing
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.dataset import Skipped
 from vitrail.data.sources import open_source
 from vitrail.explain import sample_images
+from vitrail.settings import DataConfig, Preprocessing
 
 SMALL = Preprocessing(img_size=(8, 8), in_channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 

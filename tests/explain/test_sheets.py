@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.config import Preprocessing
 from vitrail.explain import METHODS, attention_sheet, faithfulness, random_maps, rank_correlation, relevance, shuffled
 from vitrail.explain.sheets import DRAWS, ExplainConfig, explain, side_by_side, unique_names
 from vitrail.models import ViT
+from vitrail.settings import Preprocessing
 
 IMAGES = Preprocessing(img_size=(16, 24), in_channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.config import Preprocessing
 from vitrail.data.batch import Batch
 from vitrail.explain import passes, statistics
 from vitrail.explain.statistics import (
@@ -29,6 +28,7 @@ from vitrail.explain.statistics import (
 )
 from vitrail.models import ViT
 from vitrail.models.positions import token_mask
+from vitrail.settings import Preprocessing
 
 HEIGHT, WIDTH, PATCH = 16, 12, 4  # a grid of 4 x 3
 DEPTH, HEADS = 2, 2

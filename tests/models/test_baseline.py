@@ -24,12 +24,11 @@ from torchvision.ops import StochasticDepth
 
 import vitrail
 from vitrail import cli
-from vitrail.config import ModelConfig, Preprocessing
 from vitrail.models import Baseline, ViT, build_model, check_model, create_baseline, create_model, meta_model
 from vitrail.models.backbone import View
 from vitrail.models.baseline import BaselineConfig, published_classes
 from vitrail.models.describe import describe_model
-from vitrail.settings import layers
+from vitrail.settings import ModelConfig, Preprocessing, layers
 from vitrail.settings.baseline import BaselineModelConfig, is_baseline
 from vitrail.train.loop import Loop
 from vitrail.train.notes import unused

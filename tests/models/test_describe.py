@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.config import SIZES, ViTConfig, pair
 from vitrail.models import ViT
 from vitrail.models.describe import _ALLOCATOR, describe
+from vitrail.settings import SIZES, ViTConfig, pair
 from vitrail.settings.families import parse_name
 
 SMALL = ViTConfig(img_size=32, patch_size=4, in_channels=3, num_classes=10, embed_dim=48, depth=3, num_heads=3)

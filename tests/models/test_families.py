@@ -16,9 +16,9 @@ from torchvision.models import SwinTransformer as TorchvisionSwin
 import vitrail
 from conftest import ImageFolder
 from vitrail import cli
-from vitrail.config import OptimConfig
 from vitrail.models import Swin, build_on_meta
 from vitrail.models.families import BUILDERS
+from vitrail.settings import OptimConfig, Preprocessing
 from vitrail.settings.families import FAMILIES, family_of, family_of_config, name_of, parse_name
 from vitrail.settings.swin import SWIN_SIZES, SwinConfig
 from vitrail.train.optim import group_table
@@ -108,7 +108,7 @@ def a_swin(**fields: Any) -> Swin:
         torch.nn.init.normal_(parameter, std=0.1)
     assert isinstance(model, Swin)
     model.preprocessing, model.classes = (
-        vitrail.config.Preprocessing(img_size=(32, 32), in_channels=model.config.in_channels, mean=(0.5,) * 3, std=(0.25,) * 3),
+        Preprocessing(img_size=(32, 32), in_channels=model.config.in_channels, mean=(0.5,) * 3, std=(0.25,) * 3),
         ("a", "b", "c"),
     )
     return model.eval()

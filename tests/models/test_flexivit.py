@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.config import Pair
 from vitrail.models import ViT, positions
 from vitrail.models import vit as vit_module
 from vitrail.models.positions import resize_patch
 from vitrail.models.vit import PatchEmbed
+from vitrail.settings import Pair
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
 

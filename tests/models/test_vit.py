@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vitrail.config import OptimConfig
 from vitrail.evaluate.features import embed
 from vitrail.models import ViT
 from vitrail.models import vit as vit_module
 from vitrail.models.backbone import View
 from vitrail.models.positions import resize_positions, token_mask
 from vitrail.models.vit import DropPath, attend, attention_weights
+from vitrail.settings import OptimConfig
 from vitrail.train.optim import group_table
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}

@@ -17,10 +17,10 @@ from timm.layers import resample_abs_pos_embed
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
-from vitrail.config import SIZES, ViTConfig
 from vitrail.models import ViT, create_model
 from vitrail.models.positions import resize_positions, sincos_2d
 from vitrail.models.vit import AttentionPool, PatchEmbed, SwiGLU
+from vitrail.settings import SIZES, ViTConfig
 from vitrail.settings.families import parse_name
 
 DIM, HEADS, DEPTH, PATCH, SIDE, CLASSES = 24, 3, 2, 4, 16, 5

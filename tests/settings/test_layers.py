@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.config import (
+from vitrail.settings import (
     OTHER_SPELLINGS,
     SIZES,
     AugmentConfig,
@@ -23,8 +23,8 @@ from vitrail.config import (
     RandAugment,
     Settings,
     TrainConfig,
+    layers,
 )
-from vitrail.settings import layers
 from vitrail.settings.families import family_of, parse_name
 from vitrail.settings.layers import build, default_recipe, from_yaml, key_types, merge, read_config, read_recipe, to_yaml
 

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vitrail.config import AugmentConfig, OptimConfig, Pair, Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import Part
@@ -28,6 +27,7 @@ from vitrail.evaluate.features import Features as LabelledFeatures
 from vitrail.evaluate.knn import knn
 from vitrail.models import ViT
 from vitrail.models.backbone import Backbone, Features, View
+from vitrail.settings import AugmentConfig, OptimConfig, Pair, Preprocessing
 from vitrail.settings.mae import MaeConfig
 from vitrail.tasks.mae import Mae, from_patches, hidden_patches, masked_loss, patch_statistics, reconstruct, to_patches
 from vitrail.train import checkpoint

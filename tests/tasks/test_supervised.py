@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
-from vitrail.config import (
+from vitrail.data.augment import augment, normalise
+from vitrail.data.batch import Batch, RawBatch
+from vitrail.data.batches import Part
+from vitrail.data.dataset import Split
+from vitrail.data.memory import FixedSplit
+from vitrail.evaluate.evaluate import Among
+from vitrail.models import ViT
+from vitrail.models.backbone import Backbone
+from vitrail.settings import (
     AugmentConfig,
     DataConfig,
     DistillConfig,
@@ -26,14 +34,6 @@ from vitrail.config import (
     Settings,
     TrainConfig,
 )
-from vitrail.data.augment import augment, normalise
-from vitrail.data.batch import Batch, RawBatch
-from vitrail.data.batches import Part
-from vitrail.data.dataset import Split
-from vitrail.data.memory import FixedSplit
-from vitrail.evaluate.evaluate import Among
-from vitrail.models import ViT
-from vitrail.models.backbone import Backbone
 from vitrail.tasks.classify import Classify, MultiLabel
 from vitrail.tasks.distil import Distil, answers
 from vitrail.tasks.losses import balanced_weights, label_loss, target_smoothing, teacher_loss, teacher_targets

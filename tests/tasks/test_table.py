@@ -7,10 +7,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from vitrail.config import TrainConfig
 from vitrail.data.sources import open_source
 from vitrail.models import meta_model
-from vitrail.settings import layers
+from vitrail.settings import TrainConfig, layers
 from vitrail.tasks import TASKS
 from vitrail.train.folder import settings_of
 from vitrail.train.plan import facts

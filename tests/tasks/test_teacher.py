@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.models import ViT
 from vitrail.models.baseline import create_baseline
+from vitrail.settings import Preprocessing
 from vitrail.tasks import teacher as module
 from vitrail.tasks.teacher import Teacher, load_teacher, translate
 from vitrail.weights import save_model

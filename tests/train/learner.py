@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vitrail.config import Preprocessing
 from vitrail.data.batch import Batch
+from vitrail.settings import Preprocessing
 from vitrail.tasks import Task
 from vitrail.tasks.classify import Classify
 

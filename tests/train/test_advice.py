@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import vitrail
 from conftest import ImageFolder
-from vitrail.config import ViTConfig
-from vitrail.settings import layers
+from vitrail.settings import Preprocessing, ViTConfig, layers
 from vitrail.train.advice import LEAST_STEPS, TABLE, Facts, advise
 from vitrail.weights import save_model
 
@@ -112,7 +111,7 @@ def test_skewed_classes_are_balanced_and_what_was_said_is_not_explained() -> Non
 def weights(tmp_path: Path) -> Path:
     model = vitrail.create_model("Ti/16", img_size=32, depth=1, embed_dim=24, num_heads=2, num_classes=7, norm_eps=1e-5)
     half = (0.5, 0.5, 0.5)
-    model.preprocessing = vitrail.config.Preprocessing(img_size=(32, 32), in_channels=3, mean=half, std=half, crop_pct=0.9)
+    model.preprocessing = Preprocessing(img_size=(32, 32), in_channels=3, mean=half, std=half, crop_pct=0.9)
     (tmp_path / "weights").mkdir()
     save_model(model, tmp_path / "weights", data="elsewhere")
     return tmp_path / "weights"

@@ -22,8 +22,8 @@ from torch.amp import GradScaler
 from torch.distributed.checkpoint import filesystem as dcp_files
 from torch.distributed.checkpoint.api import CheckpointException
 
-from vitrail.config import OptimConfig
 from vitrail.models import ViT
+from vitrail.settings import OptimConfig
 from vitrail.train import checkpoint, distributed
 from vitrail.train import parts as sharded
 from vitrail.train.distributed import Ended, World

@@ -21,11 +21,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
-from vitrail.config import AugmentConfig, ModelConfig, Preprocessing
 from vitrail.data.batches import Part, eval_batches, train_batches
 from vitrail.data.memory import FixedSplit
 from vitrail.models import build_model, create_model
 from vitrail.models.receipt import Receipt
+from vitrail.settings import AugmentConfig, ModelConfig, Preprocessing
 from vitrail.train import distributed
 from vitrail.train import run as run_module
 from vitrail.train.distributed import ALONE, Ended, World, anew, own_device, shard, world

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.dataset import Split
 from vitrail.data.folder import open_folder
@@ -19,6 +18,7 @@ from vitrail.evaluate.metrics import Accuracy
 from vitrail.evaluate.probe import Probe, linear_probe
 from vitrail.models import ViT
 from vitrail.models.baseline import create_baseline
+from vitrail.settings import DataConfig, Preprocessing
 from vitrail.train.ladder import Advice, Facts, advise, apply_probe, climb, probe_checkpoint, views
 from vitrail.weights import save_model
 

@@ -11,9 +11,8 @@ from rich.console import Console
 
 import vitrail
 from conftest import ImageFolder
-from vitrail.config import Preprocessing
 from vitrail.models import meta_model
-from vitrail.settings import layers
+from vitrail.settings import Preprocessing, layers
 from vitrail.train.notes import long_warmup, unused
 from vitrail.weights import save_model
 

@@ -14,9 +14,9 @@ from learner import learner
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon
 
-from vitrail.config import OptimConfig
 from vitrail.data.batch import Batch
 from vitrail.models import ViT
+from vitrail.settings import OptimConfig
 from vitrail.train.optim import FROZEN, build_optimizers, group_table, lr_factor
 from vitrail.train.step import Ema, Step
 

@@ -21,11 +21,11 @@ from rich.console import Console
 from torch import Tensor, fx, nn
 
 import vitrail
-from vitrail.config import AugmentConfig, ModelConfig, Pair, Preprocessing, TrainConfig
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.models import ViT, meta_model
 from vitrail.models.backbone import Backbone
+from vitrail.settings import AugmentConfig, ModelConfig, Pair, Preprocessing, TrainConfig
 from vitrail.settings.layers import build
 from vitrail.train.loop import Loop
 from vitrail.train.pace import Pace

@@ -14,9 +14,9 @@ from learner import learner
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from vitrail.config import OptimConfig
 from vitrail.data.batch import Batch
 from vitrail.models import ViT
+from vitrail.settings import OptimConfig
 from vitrail.train.optim import build_optimizers
 from vitrail.train.step import Ema, Step, loss_scaler
 

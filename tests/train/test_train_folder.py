@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vitrail.config import Settings
+from vitrail.settings import Settings
 from vitrail.settings.layers import to_yaml
 from vitrail.train.folder import CALL, LOCK, SETTINGS, clear, goes_on, lock, locked, new_folder
 

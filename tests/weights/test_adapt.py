@@ -13,8 +13,8 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from vitrail.config import Pair
 from vitrail.models.positions import resize_patch, resize_positions
+from vitrail.settings import Pair
 from vitrail.weights.adapt import adapt_channels
 
 SIDES = st.integers(1, 20)

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor
 
-from vitrail.config import Preprocessing, ViTConfig, pair
 from vitrail.models import ViT
+from vitrail.settings import Preprocessing, ViTConfig, pair
 from vitrail.weights import load, read_run
 from vitrail.weights.convert import convert, place, planned
 from vitrail.weights.targets import Inexpressible

@@ -21,8 +21,8 @@ import yaml
 from hub_server import Client, Hub, sha256
 from safetensors.torch import save
 
-from vitrail.config import Preprocessing
 from vitrail.models import ViT
+from vitrail.settings import Preprocessing
 from vitrail.weights import load, save_model
 from vitrail.weights.hub import (
     BESIDE,

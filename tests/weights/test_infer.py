@@ -16,8 +16,8 @@ from peers import HEADS, timm_vit
 from torch import Tensor
 
 import vitrail
-from vitrail.config import SIZES, ViTConfig
 from vitrail.models import create_model
+from vitrail.settings import SIZES, ViTConfig
 from vitrail.weights.infer import Inferred, config_fields, infer
 from vitrail.weights.libraries.timm import VIT_LAYOUT
 from vitrail.weights.libraries.transformers.config import DEFAULTS

@@ -26,9 +26,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 import vitrail
-from vitrail.config import Pair, Preprocessing
 from vitrail.models import ViT
 from vitrail.models.receipt import Entry, Receipt
+from vitrail.settings import Pair, Preprocessing
 from vitrail.weights import load, save_model
 from vitrail.weights.unwrap import Tensors
 

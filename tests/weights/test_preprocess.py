@@ -22,10 +22,10 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 from torchvision import models as torchvision_models
 
-from vitrail.config import Pair, Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.decode import eval_view
 from vitrail.models import ViT
+from vitrail.settings import Pair, Preprocessing
 from vitrail.weights.eval_transform import CLIP, HALF, IMAGENET
 from vitrail.weights.preprocess import DEFAULTS, Given, preprocessing_for
 from vitrail.weights.run_folder import save_model

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from vitrail.config import SIZES
+from vitrail.settings import SIZES
 from vitrail.weights import pretrained
 from vitrail.weights.pretrained import Row, rows
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import vitrail
-from vitrail.config import Preprocessing
 from vitrail.models import ViT
+from vitrail.settings import Preprocessing
 from vitrail.weights import load, read_run, save_model
 from vitrail.weights.hub import model_card
 from vitrail.weights.run_folder import write_atomically

@@ -46,9 +46,8 @@ def run(words: list[str]) -> int:
     if args.json:
         raise ValueError("--json is for the table of checkpoints; add --pretrained")
 
-    from vitrail.config import PATCHES, SIZES
     from vitrail.models.describe import describe
-    from vitrail.settings import layers
+    from vitrail.settings import PATCHES, SIZES, layers
 
     table = terminal.make_table(
         "name", "width", "depth", "heads", "tokens", "parameters", "GFLOPs", "weights", "inference", "training", "in bf16"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from vitrail import terminal
 from vitrail.commands.models import MEMORY_HELP
-from vitrail.config import ModelConfig, pair
+from vitrail.settings import ModelConfig, pair
 from vitrail.settings.families import family_of
 from vitrail.terminal import counted, in_bytes
 
 if TYPE_CHECKING:
-    from vitrail.config import ModelSection
     from vitrail.models.describe import Cost, Description, Peak
+    from vitrail.settings import ModelSection
     from vitrail.train.optim import Row
 
 USAGE = "show NAME"

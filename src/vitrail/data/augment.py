@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from vitrail.config import AugmentConfig, Pair, Preprocessing
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.draws import Draws
 from vitrail.data.geometry import is_shift, mirror, resample, shift
 from vitrail.data.policy import color_jitter_, rand_augment_colors_, rand_augment_matrices, three_augment_
+from vitrail.settings import AugmentConfig, Pair, Preprocessing
 
 _TRIES = 10  # as torchvision's RandomResizedCrop and timm's RandomErasing
 _ERASED_AREA = (0.02, 1 / 3)

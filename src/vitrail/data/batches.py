@@ -19,12 +19,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitrail.config import AugmentConfig
 from vitrail.data.augment import crop_boxes
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
 from vitrail.data.draws import Draws, endless, permutation
 from vitrail.data.quiet import ignore_pillow_warnings
+from vitrail.settings import AugmentConfig
 
 R = TypeVar("R")
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.config import Pair
 from vitrail.data.bands import ValuesInUse, together, values_in_use
 from vitrail.data.dataset import Skipped, Source, SplitName
 from vitrail.data.decode import BadImage, Header, decode, read_bands, read_header
@@ -23,6 +22,7 @@ from vitrail.data.folder import FolderSource
 from vitrail.data.labelled import LabelledSource
 from vitrail.data.named import NAMED, NamedSource, read_arrays
 from vitrail.data.sources import open_source
+from vitrail.settings import Pair
 from vitrail.text import printable
 
 _SHOWN = 10  # bad files and duplicates in the text

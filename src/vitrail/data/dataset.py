@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vitrail.config import AugmentConfig, DataConfig, Pair, Preprocessing
 from vitrail.data.bands import ValueRange, ValuesInUse
 from vitrail.data.batch import RawBatch
+from vitrail.settings import AugmentConfig, DataConfig, Pair, Preprocessing
 
 SplitName = Literal["train", "val", "test"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

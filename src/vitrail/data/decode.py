@@ -25,7 +25,6 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vitrail.config import Pair, Preprocessing
 from vitrail.data.bands import (
     TIFF_STARTS,
     Bands,
@@ -42,6 +41,7 @@ from vitrail.data.bands import (
     scaled,
 )
 from vitrail.data.quiet import silence_decoders
+from vitrail.settings import Pair, Preprocessing
 from vitrail.text import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")

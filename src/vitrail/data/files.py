@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from vitrail.config import DataConfig, Pair, Preprocessing
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
 from vitrail.data.decode import BadImage, crop_view, eval_view, read_header, shrunk_view
 from vitrail.data.memory import FixedSplit, RaggedSplit, whole_boxes
+from vitrail.settings import DataConfig, Pair, Preprocessing
 
 HEADROOM = 1.5  # short side kept in memory over the side that the model sees: room for crops
 _SHOWN = 3  # bad files that an error names

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.bands import ValueRange, ValuesInUse
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, NoClasses, Source, Split, SplitName, stable_fraction, whole_images
 from vitrail.data.decode import BadImage, read_header
@@ -16,6 +15,7 @@ from vitrail.data.files import Listed, load_files
 from vitrail.data.listing import composed, entries, files_under, folders, is_image_name, loose_files, natural
 from vitrail.data.measure import measure_bands, measure_values
 from vitrail.data.splits import find_splits
+from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1  # of a folder without splits; the rest is for the test
 _PEEK = 32  # files whose headers say whether a folder is grey

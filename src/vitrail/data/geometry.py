@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from vitrail.config import Pair
+from vitrail.settings import Pair
 
 
 def affine(

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from vitrail.config import AugmentConfig, DataConfig, Preprocessing
 from vitrail.data.dataset import Split, SplitName
 from vitrail.data.files import Listed
 from vitrail.data.folder import FolderSource, held_out_files, pixels_of, split_without_folders
 from vitrail.data.listing import composed, natural
 from vitrail.data.splits import split_of
+from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
 TABLE = "labels.csv"
 PATH, LABELS, SPLIT = "path", "labels", "split"

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from vitrail.config import Preprocessing
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
 from vitrail.data.decode import eval_view, view_is_exact
+from vitrail.settings import Preprocessing
 
 LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 1/65536, the weights of Pillow's convert("L")
 

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
 
-from vitrail.config import AugmentConfig, DataConfig, Pair, Preprocessing
 from vitrail.data.dataset import Source, Split, SplitName, stable_fraction, whole_images
 from vitrail.data.download import DownloadError, fetch, unpack
 from vitrail.data.memory import FixedSplit, to_channels
+from vitrail.settings import AugmentConfig, DataConfig, Pair, Preprocessing
 
 
 class Published(NamedTuple):

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.config import Pair, RandAugment
 from vitrail.data import color, geometry
 from vitrail.data.draws import Draws
+from vitrail.settings import Pair, RandAugment
 
 _COLORS = (
     color.autocontrast,

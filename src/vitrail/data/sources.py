@@ -6,12 +6,12 @@ import dataclasses
 import re
 from pathlib import Path
 
-from vitrail.config import nearest
 from vitrail.data.dataset import NoClasses, Skipped, Source, Split, SplitName
 from vitrail.data.folder import FolderSource, open_folder
 from vitrail.data.labelled import LABELS, PATH, TABLE, columns, is_labelled, open_labelled
 from vitrail.data.named import NAMED, data_folder, open_named
 from vitrail.data.unlabelled import has_plain_splits, open_unlabelled, too_many_outside
+from vitrail.settings import nearest
 from vitrail.text import printable_errors
 
 __all__ = ["NAMES", "NoClasses", "Skipped", "Source", "Split", "SplitName", "open_source"]

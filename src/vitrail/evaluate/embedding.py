@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Preprocessing
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Split
 from vitrail.data.draws import permutation
@@ -22,6 +21,7 @@ from vitrail.evaluate.features import Features
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import SHARE, Accuracy, Headline, Interval
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Preprocessing
 
 KNOWN_IMAGES = 5000
 """Training images among which k-NN looks for neighbours, at most: each evaluation embeds them anew."""

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import WHOLE, Part, eval_batches
@@ -24,6 +23,7 @@ from vitrail.data.dataset import Split
 from vitrail.evaluate.confusion import save_confusion
 from vitrail.evaluate.metrics import Evaluation, Judged, Scores, judge, summarise
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
+from vitrail.settings import Preprocessing
 from vitrail.weights.run_folder import write_atomically
 
 Taken = TypeVar("Taken")

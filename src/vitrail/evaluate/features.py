@@ -20,12 +20,12 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vitrail.config import Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.batches import eval_batches
 from vitrail.data.dataset import Split
 from vitrail.data.named import cache_home
 from vitrail.evaluate.evaluate import in_eval_mode
+from vitrail.settings import Preprocessing
 from vitrail.weights.run_folder import save_tensors
 
 KEPT_BYTES = 4e9

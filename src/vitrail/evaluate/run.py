@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.config import Preprocessing, Settings
 from vitrail.data.listing import composed, mark_output
 from vitrail.data.sources import Source, Split, SplitName, open_source
 from vitrail.evaluate.embedding import evaluate_embedding, has_classes, known_images
@@ -16,7 +15,7 @@ from vitrail.evaluate.evaluate import evaluate, evaluate_labels, save_evaluation
 from vitrail.evaluate.metrics import Scores
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
-from vitrail.settings import layers
+from vitrail.settings import Preprocessing, Settings, layers
 from vitrail.text import listed
 from vitrail.weights.load import load
 from vitrail.weights.run_folder import SETTINGS, read_run

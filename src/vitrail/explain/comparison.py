@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
 from vitrail.explain import plots
 from vitrail.explain.curves import curves
 from vitrail.explain.inputs import Images, Target, model_name, offers_of, open_scene
 from vitrail.explain.score import Baseline, Compared, Scores, Trial, random_maps, shuffled
 from vitrail.explain.table import EVIDENCE, METHODS, Need, as_words, require_known, require_offered, usable
+from vitrail.settings import Pair
 
 HARDLY_CHANGES = 0.7
 """A rank correlation from which shuffled weights explain about half of a map's ranks (0.7² ≈ 0.5) and more."""

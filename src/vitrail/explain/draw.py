@@ -25,7 +25,7 @@ from matplotlib.font_manager import FontProperties
 from PIL import Image
 from torch import Tensor
 
-from vitrail.config import Pair
+from vitrail.settings import Pair
 from vitrail.text import printable
 from vitrail.weights.run_folder import write_atomically
 

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.config import CUSTOM, Pair, Preprocessing, nearest, pair
 from vitrail.data.augment import normalise
 from vitrail.data.decode import Picture, eval_view
 from vitrail.evaluate.evaluate import in_eval_mode
@@ -26,6 +25,7 @@ from vitrail.explain.table import NEEDS, Need, require_offered
 from vitrail.models import ViT
 from vitrail.models.backbone import Backbone, Features
 from vitrail.models.vit import grid_of
+from vitrail.settings import CUSTOM, Pair, Preprocessing, nearest, pair
 from vitrail.settings.families import FAMILIES
 
 Images = Tensor | Picture | Sequence[Picture]

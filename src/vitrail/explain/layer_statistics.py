@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.config import Pair
+from vitrail.settings import Pair
 
 OUTLIER = 3.0
 """A patch token is an outlier where its norm is above this many times its layer's median: half-way, by ratio, to the ten times

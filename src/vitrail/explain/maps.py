@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitrail.config import Pair
 from vitrail.data.decode import Picture, decode, decode_planes, read_bands, read_header, to_tensor
 from vitrail.explain import draw
 from vitrail.explain.inputs import Scene, join_notes
 from vitrail.explain.table import METHODS, as_words
+from vitrail.settings import Pair
 from vitrail.weights.run_folder import write_atomically
 
 

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped
 from vitrail.data.sources import Source
+from vitrail.settings import DataConfig, Preprocessing
 
 SPLITS = ("test", "val", "train")
 """Splits to sample from, the first that a data set has: images that were not trained on say more."""

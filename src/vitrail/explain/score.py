@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
 from vitrail.explain.inputs import Images, Scene, Target, backbone_of, open_scene, present
 from vitrail.explain.maps import Maps
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Pair
 
 Baseline = Literal["mean", "blur"]
 

@@ -12,7 +12,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from vitrail.config import Pair
 from vitrail.data.decode import Picture
 from vitrail.explain import draw
 from vitrail.explain.comparison import Comparison, compare
@@ -32,6 +31,7 @@ from vitrail.explain.maps import Maps
 from vitrail.explain.methods.attention import Fusion, Heads
 from vitrail.explain.score import Compared, Scores, Trial, logits_of, random_maps, shuffled
 from vitrail.explain.table import METHODS, Option, as_words, default_method, require_known, require_offered, require_options
+from vitrail.settings import Pair
 from vitrail.weights.run_folder import write_atomically
 
 SIDES = ("insertion", "deletion")

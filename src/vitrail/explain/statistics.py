@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
 from vitrail.data.batch import Batch
 from vitrail.data.decode import Picture
 from vitrail.explain import plots
@@ -38,6 +37,7 @@ from vitrail.explain.layer_statistics import OUTLIER, LayerStatistics, TokenNorm
 from vitrail.explain.passes import ForwardPass, attention_rows, embed, head_reading, query_chunks
 from vitrail.models import ViT
 from vitrail.models.vit import Attended
+from vitrail.settings import Pair
 
 CKA_TOKENS = 1024
 """Patch tokens that CKA is computed from: a random sample, where there are more."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vitrail.config import nearest
+from vitrail.settings import nearest
 
 Need = Literal["attention", "tokens", "grid", "head"]
 Option = Literal["layer", "heads", "single_heads", "query", "target", "discard_ratio", "hold_norms"]

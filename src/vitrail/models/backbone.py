@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair, Preprocessing
 from vitrail.models.card import Card
 from vitrail.models.receipt import Receipt
+from vitrail.settings import Pair, Preprocessing
 
 Images = Float[Tensor, "B C H W"]
 Logits = Float[Tensor, "B K"]

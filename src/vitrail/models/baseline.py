@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Pair, Preprocessing, pair
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
+from vitrail.settings import Pair, Preprocessing, pair
 from vitrail.settings.baseline import BaselineConfig, is_baseline
 
 __all__ = [

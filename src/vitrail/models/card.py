@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vitrail.config import Preprocessing
 from vitrail.models.receipt import Receipt
+from vitrail.settings import Preprocessing
 
 Kind = Literal["classify", "multi-label"]
 

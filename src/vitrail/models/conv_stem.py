@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vitrail.config import Pair, ViTConfig, pair
+from vitrail.settings import Pair, ViTConfig, pair
 
 
 def conv_stem(cfg: ViTConfig) -> tuple[nn.Module, int, Pair]:

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.config import ViTConfig, pair
 from vitrail.models.backbone import Backbone
 from vitrail.models.families import build_on_meta, check_config
 from vitrail.models.vit import PLAIN_ATTENTION_MAX_TOKENS, ViT
+from vitrail.settings import ViTConfig, pair
 
 _FP32, _BF16 = 4, 2  # bytes
 _ALLOCATOR = 1.07

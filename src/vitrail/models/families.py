@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from vitrail.config import ModelSection, ViTConfig, configured
 from vitrail.models.backbone import Backbone
 from vitrail.models.baseline import build_baseline, check_baseline, create_baseline
 from vitrail.models.swin import Swin
 from vitrail.models.vit import ViT
+from vitrail.settings import ModelSection, ViTConfig, configured
 from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.families import family_of, parse_name
 from vitrail.settings.swin import SwinConfig

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vitrail.config import Pair, ViTConfig, pair
+from vitrail.settings import Pair, ViTConfig, pair
 
 _INVERSES: dict[tuple[int, int], Tensor] = {}
 

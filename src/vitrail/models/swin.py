@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitrail.config import Pair, configured
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.vit import DropPath
 from vitrail.models.windows import Layout, Map, relative_index
+from vitrail.settings import Pair, configured
 from vitrail.settings.swin import SwinConfig
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -24,12 +24,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitrail.config import Pair, ViTConfig, configured, pair
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.conv_stem import conv_stem
 from vitrail.models.positions import grid_of as grid_of
 from vitrail.models.positions import positions_at, resize_patch, sincos_2d, token_mask
 from vitrail.models.positions import require_resizable as require_resizable
+from vitrail.settings import Pair, ViTConfig, configured, pair
 
 Tokens = Float[Tensor, "B N D"]
 KeyMask = Bool[Tensor, "B N"]  # True where a token may be looked at

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vitrail.config import Pair
+from vitrail.settings import Pair
 
 Map = Float[Tensor, "B L D"]
 """A feature map, row by row."""

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.config import ModelSection, Pair, pair
+from vitrail.settings.model import ModelSection
+from vitrail.settings.values import Pair, pair
 
 BASELINES = ("torchvision", "timm")
 

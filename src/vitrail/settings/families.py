@@ -10,21 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vitrail.config import (
-    CUSTOM,
-    OTHER_SPELLINGS,
-    PATCHES,
-    SIZES,
-    ModelConfig,
-    ModelSection,
-    ViTConfig,
-    nearest,
-    pair,
-    parse_vit_name,
-    vit_name,
-)
 from vitrail.settings.baseline import BaselineConfig, BaselineModelConfig, parse_baseline_name
+from vitrail.settings.model import ModelSection
 from vitrail.settings.swin import SWIN_CUSTOM, SWIN_SIZES, SwinConfig, SwinModelConfig, parse_swin_name, swin_name
+from vitrail.settings.values import OTHER_SPELLINGS, nearest, pair
+from vitrail.settings.vit import CUSTOM, PATCHES, SIZES, ModelConfig, ViTConfig, parse_vit_name, vit_name
 
 
 class Words(NamedTuple):

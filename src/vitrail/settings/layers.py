@@ -2,7 +2,7 @@
 
 A layer is a mapping of sections, {"model": {"name": "B/16"}, "optim": {"lr": 1e-3}}, that holds only what somebody said.
 What the data decides lies lowest, above it the recipe, then `--config`, then the command line. The dataclasses of
-config.py say which keys there are, what type each takes and what its default is; jsonargparse holds values to them.
+this room say which keys there are, what type each takes and what its default is; jsonargparse holds values to them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,17 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from vitrail.config import (
-    OTHER_SPELLINGS,
-    AugmentConfig,
-    DataConfig,
-    DistillConfig,
-    ModelConfig,
-    ModelSection,
-    OptimConfig,
-    RandAugment,
-    Settings,
-    TrainConfig,
-    nearest,
-)
+from vitrail.settings.augment import AugmentConfig, RandAugment
+from vitrail.settings.data import DataConfig
+from vitrail.settings.distill import DistillConfig
 from vitrail.settings.families import FAMILIES, Family, family_of, parse_name, require_fields
 from vitrail.settings.mae import MaeConfig
+from vitrail.settings.model import ModelSection
+from vitrail.settings.optim import OptimConfig
+from vitrail.settings.run import Settings
+from vitrail.settings.train import TrainConfig
+from vitrail.settings.values import OTHER_SPELLINGS, nearest
+from vitrail.settings.vit import ModelConfig
 
 Layer = Mapping[str, Any]
 
@@ -151,7 +147,7 @@ def merge(*layers: Layer) -> dict[str, Any]:
 
 
 def build(layers: Sequence[Layer]) -> Settings:
-    """The settings that layers make, the lowest first, with the defaults of config.py below them.
+    """The settings that layers make, the lowest first, with the defaults of the dataclasses below them.
 
     Raises ValueError, in one line, for an unknown key, a value of the wrong type and one that its section refuses.
     """

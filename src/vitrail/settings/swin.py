@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vitrail.config import ModelSection, Pair
+from vitrail.settings.model import ModelSection
+from vitrail.settings.values import Pair
 
 
 class SwinSize(NamedTuple):

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.config import AugmentConfig, Pair, Preprocessing
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores, evaluate, evaluate_labels
 from vitrail.evaluate.evaluate import ALONE, Among
 from vitrail.models.backbone import Backbone
+from vitrail.settings import AugmentConfig, Pair, Preprocessing
 from vitrail.tasks.losses import Loss, accuracy, call, label_loss
 from vitrail.tasks.task import Task
 

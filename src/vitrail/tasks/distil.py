@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import DistillConfig, Preprocessing
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
 from vitrail.evaluate.evaluate import ALONE, Among, over_batches
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast
+from vitrail.settings import DistillConfig, Preprocessing
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.losses import accuracy, call, teacher_loss, teacher_targets
 from vitrail.tasks.teacher import load_teacher

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vitrail.config import OptimConfig
 from vitrail.data.batch import Batch
 from vitrail.data.batches import class_weights
+from vitrail.settings import OptimConfig
 
 Loss = Literal["ce", "bce"]
 Kind = Literal["hard", "soft"]

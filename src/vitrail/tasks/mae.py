@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.config import AugmentConfig, Pair, Preprocessing, Settings, ViTConfig, pair
 from vitrail.data.augment import augment, normalise
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
@@ -24,6 +23,7 @@ from vitrail.models.backbone import Backbone, Features, View
 from vitrail.models.device import autocast
 from vitrail.models.positions import grid_of, sincos_2d
 from vitrail.models.vit import Block
+from vitrail.settings import AugmentConfig, Pair, Preprocessing, Settings, ViTConfig, pair
 from vitrail.settings.mae import MaeConfig
 from vitrail.tasks.task import Task
 

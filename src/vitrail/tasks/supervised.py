@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from vitrail.config import Preprocessing, Settings
 from vitrail.data.dataset import Split
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Preprocessing, Settings
 from vitrail.tasks.classify import Classify, MultiLabel
 from vitrail.tasks.distil import Distil
 from vitrail.tasks.losses import balanced_weights, target_smoothing

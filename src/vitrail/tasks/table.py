@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from vitrail.config import Preprocessing, Settings
 from vitrail.data.dataset import Source, Split
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Preprocessing, Settings
 from vitrail.tasks.mae import check_mae, mae_task
 from vitrail.tasks.supervised import supervised_task
 from vitrail.tasks.task import Task

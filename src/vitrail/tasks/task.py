@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.config import Pair, Preprocessing
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.evaluate.evaluate import ALONE, Among
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Pair, Preprocessing
 
 
 class Task(nn.Module):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Preprocessing
 from vitrail.models.backbone import Backbone
 from vitrail.models.baseline import create_baseline, is_baseline, published_classes
+from vitrail.settings import Preprocessing
 from vitrail.weights.load import is_name, load
 
 LUMA = (0.299, 0.587, 0.114)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitrail.config import Pair, pair
 from vitrail.models.describe import Description, describe_model
+from vitrail.settings import Pair, pair
 
 
 class Row(NamedTuple):

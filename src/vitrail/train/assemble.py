@@ -17,7 +17,6 @@ from typing import NoReturn
 
 import torch
 
-from vitrail.config import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings
 from vitrail.data.batches import Part, steps_per_epoch
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.evaluate import Scores
@@ -26,6 +25,7 @@ from vitrail.models import build_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Kind
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
+from vitrail.settings import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings
 from vitrail.tasks import TASKS, Task, TaskSpec
 from vitrail.train.distributed import ALONE, World, own_device, require_shardable, shard
 from vitrail.train.folder import write_skipped, write_whole

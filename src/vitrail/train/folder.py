@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.config import Settings
 from vitrail.data.dataset import Split
 from vitrail.data.listing import LOCK
-from vitrail.settings import layers
+from vitrail.settings import Settings, layers
 from vitrail.tasks import TASKS
 from vitrail.text import printable
 from vitrail.train import checkpoint

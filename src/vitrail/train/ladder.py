@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vitrail.config import DataConfig, Preprocessing
 from vitrail.data.dataset import Source, Split
 from vitrail.evaluate.features import Features, extract
 from vitrail.evaluate.few_shot import FewShot, few_shot
@@ -20,6 +19,7 @@ from vitrail.evaluate.probe import Probe, linear_probe
 from vitrail.evaluate.run import open_data
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
+from vitrail.settings import DataConfig, Preprocessing
 from vitrail.weights.load import is_name, load
 
 # What `advise` goes by; to be moved by what benchmarks measure, not by taste.

@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from vitrail.config import Pair, Preprocessing, Settings
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.evaluate.metrics import headline_text
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Pair, Preprocessing, Settings
 from vitrail.tasks import Task
 from vitrail.text import printable
 from vitrail.train import checkpoint

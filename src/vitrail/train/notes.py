@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from vitrail.config import SCRATCH, AugmentConfig, DistillConfig, OptimConfig, Settings, TrainConfig, pair
 from vitrail.models.backbone import Backbone
+from vitrail.settings import SCRATCH, AugmentConfig, DistillConfig, OptimConfig, Settings, TrainConfig, pair
 from vitrail.tasks import TASKS
 from vitrail.train.sizes import sizes_over
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
-from vitrail.config import OptimConfig
 from vitrail.models.backbone import Backbone, Stage
+from vitrail.settings import OptimConfig
 
 REFERENCE_BATCH = 1024
 """The batch that `optim.lr` is stated at (Goyal et al. 2017: the rate is scaled linearly with the batch)."""

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from vitrail.config import SCRATCH, DataConfig, Preprocessing, Settings, pair
 from vitrail.data.dataset import Source
 from vitrail.data.sources import NAMES, open_source
 from vitrail.models import check_model, meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
-from vitrail.settings import layers
+from vitrail.settings import SCRATCH, DataConfig, Preprocessing, Settings, layers, pair
 from vitrail.settings.families import family_of, family_of_config, name_of, parse_name
 from vitrail.tasks import TASKS, TaskSpec
 from vitrail.train import advice

@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vitrail.config import ModelSection, nearest
 from vitrail.data.dataset import Source
 from vitrail.evaluate import Scores, save_evaluation
 from vitrail.evaluate.metrics import headline_text
 from vitrail.models import meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import pick_device
-from vitrail.settings import layers
+from vitrail.settings import ModelSection, layers, nearest
 from vitrail.tasks import TASKS
 from vitrail.train.assemble import Context, assemble, score_model, shared_by
 from vitrail.train.distributed import World, is_sharded, own_device, whole, world

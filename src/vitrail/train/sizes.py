@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from vitrail.config import Pair, TrainConfig, pair
 from vitrail.data.draws import Draws
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Pair, TrainConfig, pair
 
 
 def size_at(progress: float, *, start: int, stages: int, full_from: float, full: Pair, patch: Pair) -> Pair:

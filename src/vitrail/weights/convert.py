@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrail.config import nearest
 from vitrail.models.backbone import Backbone
+from vitrail.settings import nearest
 from vitrail.settings.families import name_of
 from vitrail.text import json_escaped
 from vitrail.weights.libraries import LIBRARIES

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vitrail.config import Pair, ViTConfig, pair
+from vitrail.settings import Pair, ViTConfig, pair
 from vitrail.text import printable_errors
 from vitrail.weights.libraries import LIBRARIES
 from vitrail.weights.library import Config, Evidence, Layout, Question, Shapes, from_list

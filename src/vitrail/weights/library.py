@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vitrail.config import Pair
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Pair
 from vitrail.weights.eval_transform import DefaultTransform, EvalTransform
 from vitrail.weights.names import KeyRow
 

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.config import Pair, ViTConfig, choices_of_a_model, configured, nearest, pair
 from vitrail.models import ViT, create_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.positions import resize_patch, resize_positions, sincos_2d
 from vitrail.models.receipt import Entry, Receipt, Status
+from vitrail.settings import Pair, ViTConfig, choices_of_a_model, configured, nearest, pair
 from vitrail.settings.baseline import BaselineConfig, is_baseline
 from vitrail.settings.families import Family, check_fields, family_of, name_of, parse_name, require_fields
 from vitrail.settings.swin import SwinConfig

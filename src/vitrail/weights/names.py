@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitrail.config import ViTConfig, pair
+from vitrail.settings import ViTConfig, pair
 
 # --------------------------------------------------------------------------------------------------------------------
 # Forms of a tensor

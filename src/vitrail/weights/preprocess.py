@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.config import Pair, Preprocessing, tupled
 from vitrail.models.card import Card, Kind
 from vitrail.models.receipt import Receipt
+from vitrail.settings import Pair, Preprocessing, tupled
 from vitrail.weights.eval_transform import IMAGENET, EvalTransform, Numbers
 from vitrail.weights.libraries import LIBRARIES
 from vitrail.weights.library import Config

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vitrail.config import SIZES, Size
+from vitrail.settings import SIZES, Size
 
 TABLE = Path(__file__).with_suffix(".yaml")
 

@@ -16,8 +16,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitrail.config import Preprocessing, tupled
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Preprocessing, tupled
 from vitrail.settings.families import FAMILIES, family_of_config
 from vitrail.weights.libraries.timm import RUN_FORMS
 from vitrail.weights.targets import Inexpressible, State

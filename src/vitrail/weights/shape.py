@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from vitrail.config import Settings
 from vitrail.models.receipt import Receipt
-from vitrail.settings import layers
+from vitrail.settings import Settings, layers
 from vitrail.settings.families import name_of
 from vitrail.weights.load import load, named_family
 from vitrail.weights.run_folder import SETTINGS

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vitrail.config import configured, pair
 from vitrail.models.receipt import Entry, Receipt, Status
 from vitrail.models.swin import Swin
 from vitrail.models.windows import resize_bias_table
+from vitrail.settings import configured, pair
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.libraries import LIBRARIES

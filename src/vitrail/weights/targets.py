@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.config import Preprocessing, ViTConfig, pair
 from vitrail.models.backbone import Backbone
+from vitrail.settings import Preprocessing, ViTConfig, pair
 from vitrail.weights.library import Layout
 
 State = Mapping[str, Tensor]

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vitrail.config import configured, pair
 from vitrail.models.backbone import Backbone
 from vitrail.models.families import build
 from vitrail.models.receipt import Entry, Receipt, Status
+from vitrail.settings import configured, pair
 from vitrail.settings.families import name_of
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.preprocess import preprocessing_for

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
 from vitrail.explain.inputs import Images, Query, open_scene, require_head, require_layer
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.passes import ForwardPass, attention_rows, forward_pass, head_reading, query_chunks
+from vitrail.settings import Pair
 
 Fusion = Literal["mean", "max", "min"]
 Heads = Fusion | int

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
 from vitrail.explain.inputs import Images, Scene, Target, layer_label, model_name, open_scene, require_layer
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.passes import backward_pass, class_gradient, class_labels, forward_pass, held_norms, held_note
+from vitrail.settings import Pair
 
 
 def gradcam(

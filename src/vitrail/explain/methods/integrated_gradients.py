@@ -10,10 +10,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitrail.config import Pair
 from vitrail.explain.inputs import Images, Scene, Target, open_scene
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.passes import class_labels
+from vitrail.settings import Pair
 
 
 def integrated_gradients(

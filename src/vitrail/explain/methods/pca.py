@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
 from vitrail.explain.inputs import Images, layer_label, open_scene, require_layer
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.tokens import tokens_behind
+from vitrail.settings import Pair
 
 SAME = 1e-12
 """Share of the features' square below which a variance is rounding in float32."""

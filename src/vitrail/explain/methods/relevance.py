@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
 from vitrail.explain.inputs import Images, Query, Target, open_scene
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.passes import (
@@ -25,6 +24,7 @@ from vitrail.explain.passes import (
     query_row,
 )
 from vitrail.models.vit import Attended
+from vitrail.settings import Pair
 
 
 def relevance(

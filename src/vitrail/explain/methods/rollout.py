@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
 from vitrail.explain.inputs import Images, Query, open_scene
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.methods.attention import Fusion, fuse_heads
 from vitrail.explain.passes import QueriesAndKeys, attention_rows, forward_pass, query_chunks, query_row
+from vitrail.settings import Pair
 
 
 @torch.no_grad()

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from vitrail.config import Pair
 from vitrail.explain.inputs import Images, Query, Scene, layer_label, open_scene, require_layer
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.tokens import tokens_behind
+from vitrail.settings import Pair
 
 
 @torch.no_grad()

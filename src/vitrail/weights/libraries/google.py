@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.config import ViTConfig, pair
 from vitrail.models import ViT
+from vitrail.settings import ViTConfig, pair
 from vitrail.weights.eval_transform import HALF, DefaultTransform
 from vitrail.weights.library import Layout, Library, Plan, Writer
 from vitrail.weights.names import SAME, TRANSPOSED, Form, KeyLine, key_table

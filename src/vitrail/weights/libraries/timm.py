@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.config import Preprocessing, ViTConfig
 from vitrail.models import Baseline, Swin, ViT
+from vitrail.settings import Preprocessing, ViTConfig
 from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.eval_transform import IMAGENET, EvalTransform, filter_of, numbers, with_notes

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vitrail.config import ViTConfig, pair
 from vitrail.models import Swin, ViT
 from vitrail.models.backbone import Backbone
 from vitrail.models.windows import relative_index
+from vitrail.settings import ViTConfig, pair
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
 from vitrail.weights.library import Layout, Library, Plan, SwinLayout, Writer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitrail.config import ViTConfig
+from vitrail.settings import ViTConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.eval_transform import HALF, DefaultTransform
 from vitrail.weights.libraries.transformers.config import config_assumptions, config_fields, labels, processor_transform

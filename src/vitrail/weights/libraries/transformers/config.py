@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from vitrail.config import Pair
+from vitrail.settings import Pair
 from vitrail.weights.eval_transform import CLIP, HALF, CropMode, EvalTransform, Numbers, filter_of, numbers, with_notes
 from vitrail.weights.library import Config, Labels, activation, from_list
 

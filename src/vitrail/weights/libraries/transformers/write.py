@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitrail.config import Pair, Preprocessing, ViTConfig, pair
 from vitrail.models import Swin, ViT
+from vitrail.settings import Pair, Preprocessing, ViTConfig, pair
 from vitrail.weights.libraries.transformers.config import PROCESSORS
 from vitrail.weights.libraries.transformers.names import (
     CLIP_LAYOUT,

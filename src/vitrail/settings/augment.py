@@ -1,0 +1,73 @@
+"""The `augment` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandAugment:
+    """RandAugment's policy (Cubuk et al. 2020), in the increasing form of the `rand-m9-mstd0.5-inc1` family."""
+
+    n: int = 2
+    """Operations an image."""
+    m: float = 9.0
+    """Magnitude, 0 to 10."""
+    mstd: float = 0.5
+    """Standard deviation of the magnitude."""
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise ValueError(f"augment.rand_augment.n {self.n} must not be negative; null turns RandAugment off")
+        if not 0 <= self.m <= 10 or self.mstd < 0:
+            raise ValueError(f"augment.rand_augment: m {self.m} must be between 0 and 10, and mstd {self.mstd} not negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """The `augment` section: every draw is fresh for every image."""
+
+    crop: Literal["resized", "pad", "none"] = "resized"
+    """Random resized crop, a crop of the zero-padded image, or the evaluation view."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Random resized crop: least and greatest share of the area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Random resized crop: least and greatest ratio of width to height."""
+    crop_pad: int = 4
+    """Crop with padding: pixels added on each side."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation factors are drawn from 1 ± this."""
+    rand_augment: RandAugment | None = None
+    """RandAugment, or null."""
+    three_augment: bool = False
+    """One of grey, solarise, blur (Touvron et al. 2022)."""
+    repeats: int = 1
+    """Times that an image stands in a batch, each time augmented anew (Hoffer et al. 2020)."""
+    erase_prob: float = 0.0
+    """Probability of random erasing, pixel mode (Zhong et al. 2020)."""
+    mixup_alpha: float = 0.0
+    """Mixup's Beta parameter (Zhang et al. 2018); 0 turns it off."""
+    cutmix_alpha: float = 0.0
+    """CutMix's Beta parameter (Yun et al. 2019); 0 turns it off."""
+    mixup_prob: float = 1.0
+    """Probability that an image is mixed at all."""
+    switch_prob: float = 0.5
+    """Probability of cutmix rather than mixup where both are on."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"augment.crop_scale {self.crop_scale} must be two numbers, 0 < least <= greatest <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"augment.crop_ratio {self.crop_ratio} must be two numbers, 0 < least <= greatest")
+        if self.repeats < 1:
+            raise ValueError(f"augment.repeats {self.repeats} must be at least 1")
+        for name in ("flip", "erase_prob", "mixup_prob", "switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} {getattr(self, name)} must be between 0 and 1")
+        for name in ("crop_pad", "color_jitter", "mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"augment.{name} {getattr(self, name)} must not be negative")

@@ -1,0 +1,36 @@
+"""The `model` section of any family."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vitrail.settings.values import Pair
+
+SCRATCH = "none"
+"""Of model.weights: random weights, even where pretrained ones are within reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The `model` section of any family: a name, weights, what follows from the data, and the fields of the family's config.
+
+    A subclass is a family's config with these fields added; `config_type` names that config.
+    """
+
+    config_type: ClassVar[type[Any]]
+    name: str
+    """Name of the model. It starts the section afresh."""
+    weights: str | None = None
+    """Checkpoint to start from: a Hub id, a file, a folder. The shape is then the checkpoint's; null starts at random."""
+    img_size: int | Pair = 224
+    """Image side in pixels, or (height, width)."""
+    in_channels: int = 3
+    """Channels of the images."""
+    num_classes: int = 1000
+    """Outputs of the head; 0 leaves the head out, and the logits are the embedding."""
+
+    def shape(self) -> Any:
+        """The family's config: the part of the section that the model is built from."""
+        return self.config_type(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self.config_type)})

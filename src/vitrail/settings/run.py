@@ -1,0 +1,27 @@
+"""All sections of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vitrail.settings.augment import AugmentConfig
+from vitrail.settings.data import DataConfig
+from vitrail.settings.distill import DistillConfig
+from vitrail.settings.mae import MaeConfig
+from vitrail.settings.model import ModelSection
+from vitrail.settings.optim import OptimConfig
+from vitrail.settings.train import TrainConfig
+from vitrail.settings.vit import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that a run is made of."""
+
+    model: ModelSection = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    mae: MaeConfig = field(default_factory=MaeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
