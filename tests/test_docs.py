@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 import vitrail
 from vitrail import cli
-from vitrail.settings.baseline import is_baseline
+from vitrail.settings.families import FAMILIES, family_of
 from vitrail.settings.layers import recipes
 from vitrail.train import run
 
@@ -63,7 +63,7 @@ def tiny_train(path: str | None = None, *, start: Callable[..., Any] = real_trai
     for section, fields in TINY.items():
         given = settings.get(section) or {}
         given = {"name": given} if isinstance(given, str) else dict(given)
-        own = is_baseline(str(given.get("name"))) or given.get("weights")  # these have a shape of their own
+        own = family_of(str(given.get("name", "B/16"))) is not FAMILIES["vit"] or given.get("weights")  # a shape of their own
         fields = {} if section == "model" and own else fields
         lengths = ("minutes", "epochs", "steps")
         settings[section] = {k: v for k, v in given.items() if section != "train" or k not in lengths} | fields
@@ -310,6 +310,35 @@ def test_the_example_adds_a_family(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         for table, rows in zip((FAMILIES, BUILDERS), before, strict=True):
             table.clear()
             table.update(rows)
+
+
+def test_the_example_adds_a_task(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from vitrail.tasks import TASKS
+
+    monkeypatch.setattr(sys, "argv", ["add_a_task.py", "--steps", "3"])
+    before = dict(TASKS)
+    try:
+        load(ROOT / "examples" / "add_a_task.py", monkeypatch).main()
+    finally:
+        TASKS.clear()
+        TASKS.update(before)
+    assert re.search(r"knn_accuracy [\d.]+% .*; the model has 0 classes", capsys.readouterr().out)
+
+
+def test_the_example_adds_a_method(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from vitrail.explain import METHODS
+
+    image = next(path for path in sorted(here.rglob("*")) if path.suffix in (".jpg", ".png"))
+    monkeypatch.setattr(sys, "argv", ["add_a_method.py", "RUN", str(image), "--out", "compared.png"])
+    before = dict(METHODS)
+    try:
+        load(ROOT / "examples" / "add_a_method.py", monkeypatch).main()
+    finally:
+        METHODS.clear()
+        METHODS.update(before)
+    out = capsys.readouterr().out
+    assert re.search(r"^occlusion: insertion [\d.]+, deletion [\d.]+$", out, flags=re.MULTILINE)
+    assert "-> compared.png" in out
 
 
 def test_the_changed_model_starts_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from vitrail.explain.score import (
     rank_correlation,
     shuffled,
 )
-from vitrail.explain.table import EVIDENCE
+from vitrail.explain.table import NEEDS, usable
 from vitrail.models import ViT
 
 PATCH = 5  # of 16, the one that decides
@@ -316,7 +316,7 @@ def test_all_methods_side_by_side(pooling: dict[str, object]) -> None:
     model, x = tiny(**pooling), images()
     model.classes = ("a", "b", "c")
     found = compare(model, x, steps=4, draws=3)
-    assert list(found.methods) == list(EVIDENCE)
+    assert list(found.methods) == usable(NEEDS, evidence=True)
     with torch.no_grad():
         predicted = model(x).argmax(dim=1).tolist()
     assert found.classes == tuple("abc"[number] for number in predicted)
@@ -328,7 +328,7 @@ def test_all_methods_side_by_side(pooling: dict[str, object]) -> None:
     for labels in zip(found.methods["relevance"].maps.labels, found.methods["relevance"].shuffled_maps.labels, strict=True):
         assert len({label.split()[0] for label in labels}) == 1  # one class, whatever the shuffled copy would say
     table = found.table()
-    assert [row["method"] for row in table] == [*EVIDENCE, "random"]
+    assert [row["method"] for row in table] == [*usable(NEEDS, evidence=True), "random"]
     assert all(row["gap"] == pytest.approx(row["insertion"] - row["deletion"], abs=1e-5) for row in table)
     assert found.best == max(table[:-1], key=lambda row: row["gap"])["method"]
     assert found.best.replace("_", " ") in found.verdict

@@ -11,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import vitrail
 from conftest import ImageFolder
 from vitrail.settings import Preprocessing, ViTConfig, layers
+from vitrail.train import advice, plan
 from vitrail.train.advice import LEAST_STEPS, TABLE, Facts, advise
 from vitrail.weights import save_model
 
@@ -212,3 +214,25 @@ def test_photographs_without_weights_within_reach_start_from_scratch(
     run = vitrail.train(photos, out=tmp_path / "run", train=SHORT)
     assert "no pretrained weights are within reach" in capsys.readouterr().out
     assert layers.from_yaml((run.folder / "config.yaml").read_text()).model.weights is None
+
+
+def test_photographs_start_from_weights_within_reach(
+    weights: Path,
+    image_folder: ImageFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 2, "dog": 2}})
+    monkeypatch.setitem(advice.PRETRAINED, "cpu", str(weights))
+    opened: list[object] = []
+    open_weights = plan.open_weights
+    monkeypatch.setattr(plan, "open_weights", lambda source: (opened.append(source), open_weights(source))[1])
+    run = vitrail.train(photos, out=tmp_path / "run", train={**SHORT, "device": "cpu", "epochs": None}, optim={"freeze": "all"})
+    out = capsys.readouterr().out
+    assert f" from {weights}: " in out
+    assert opened == [str(weights)]  # and read once
+    assert layers.from_yaml((run.folder / "config.yaml").read_text()).model.weights == str(weights)
+    assert (run.folder / "ladder.json").exists()
+    before, after = (load_file(folder / "model.safetensors") for folder in (weights, run.folder))
+    assert torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])  # not random ones

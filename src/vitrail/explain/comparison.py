@@ -18,7 +18,7 @@ from vitrail.explain import plots
 from vitrail.explain.curves import curves
 from vitrail.explain.inputs import Images, Target, model_name, offers_of, open_scene
 from vitrail.explain.score import Baseline, Compared, Scores, Trial, random_maps, shuffled
-from vitrail.explain.table import EVIDENCE, METHODS, Need, as_words, require_known, require_offered, usable
+from vitrail.explain.table import METHODS, NEEDS, Need, as_words, require_known, require_offered, usable
 from vitrail.settings import Pair
 
 HARDLY_CHANGES = 0.7
@@ -164,11 +164,11 @@ def _chosen(model: nn.Module, methods: str | Sequence[str] | None) -> list[str]:
     """Return the names of the methods to compare."""
     offers: set[Need] = {*offers_of(model), "head"}  # without a head, `Trial` says what to do
     if methods is None:
-        methods = usable(offers, evidence=True) or EVIDENCE
+        methods = usable(offers, evidence=True) or usable(NEEDS, evidence=True)
     names = [methods] if isinstance(methods, str) else list(methods)
     if not names:
-        raise ValueError(f"there are no methods to compare; give one or more of {', '.join(EVIDENCE)}")
+        raise ValueError(f"there are no methods to compare; give one or more of {', '.join(usable(NEEDS, evidence=True))}")
     for name in names:
-        require_known(name, among=EVIDENCE)
+        require_known(name, among=usable(NEEDS, evidence=True))
         require_offered(name, offers, model=model_name(model))
     return names

@@ -40,8 +40,8 @@ WITHOUT_EFFECT: dict[Option, str] = {
 class Method:
     """One explanation method."""
 
-    function: str
-    """"file:name" in `vitrail.explain.methods`: model, images and `options` to one map for each image."""
+    function: str | Callable[..., Any]
+    """Model, images and `options` to one map for each image: "file:name" in `vitrail.explain.methods`, or a function."""
     shows: str
     """What the map shows, in one line."""
     options: frozenset[Option]
@@ -125,9 +125,6 @@ METHODS: dict[str, Method] = {
 }
 """Every method by its name, in the order of `compare`."""
 
-EVIDENCE = tuple(name for name, method in METHODS.items() if method.evidence)
-"""The methods that have scores."""
-
 
 def require_known(name: str, *, among: Collection[str] = METHODS.keys()) -> None:
     """Raise ValueError for a name that is none of these methods."""
@@ -201,7 +198,9 @@ def join_or(names: Collection[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _load(place: str) -> Callable[..., Any]:
+def _load(place: str | Callable[..., Any]) -> Callable[..., Any]:
+    if not isinstance(place, str):
+        return place
     file, _, name = place.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(f"vitrail.explain.methods.{file}"), name)
     return function

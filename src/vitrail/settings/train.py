@@ -10,8 +10,8 @@ from typing import Literal
 class TrainConfig:
     """The `train` section: how long, on what, and what is kept."""
 
-    task: Literal["classify", "mae"] = "classify"
-    """What is learned: classes or labels; or with mae the pixels of hidden patches, without labels (`vitrail pretrain`)."""
+    task: str = "classify"
+    """What is learned: classify, classes or labels; mae, the pixels of hidden patches, without labels (`vitrail pretrain`)."""
     epochs: float | None = None
     """Passes over the training images. One of epochs, steps and minutes is set; with none, 100 epochs."""
     steps: int | None = None

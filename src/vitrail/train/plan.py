@@ -15,7 +15,7 @@ from vitrail.data.sources import NAMES, open_source
 from vitrail.models import check_model, meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
-from vitrail.settings import SCRATCH, DataConfig, Preprocessing, Settings, layers, pair
+from vitrail.settings import SCRATCH, DataConfig, Preprocessing, Settings, layers, nearest, pair
 from vitrail.settings.families import family_of, family_of_config, name_of, parse_name
 from vitrail.tasks import TASKS, TaskSpec
 from vitrail.train import advice
@@ -88,7 +88,7 @@ def plan_run(request: Request) -> Plan:
     asked, notes = request.layer, list[str]()
     unchecked = layers.build([asked])
     named = {} if request.recipe is None else layers.read_recipe(request.recipe)
-    task = TASKS[layers.merge(named, asked).get("train", {}).get("task", unchecked.train.task)]
+    task = task_row(layers.merge(named, asked).get("train", {}).get("task", unchecked.train.task))
     source = open_source(request.data, val_fraction=unchecked.data.val_fraction, classes=task.supervised)
     weights = start_weights(request, source, task, notes)
     if weights is None:
@@ -123,9 +123,16 @@ def plan_together(request: Request, processes: World) -> Plan:
 
 def plan_of(settings: Settings) -> Plan:
     """The plan of a run folder's settings, whose weights are in its checkpoints."""
-    task = TASKS[settings.train.task]
+    task = task_row(settings.train.task)
     source = open_source(settings.data.path, val_fraction=settings.data.val_fraction, classes=task.supervised)
     return Plan(settings, source, None, ())
+
+
+def task_row(name: str) -> TaskSpec:
+    """The row of `TASKS`. Raises ValueError for a name that has none."""
+    if name not in TASKS:
+        raise ValueError(f'train.task "{name}" is none of {", ".join(TASKS)}{nearest(name, list(TASKS))}')
+    return TASKS[name]
 
 
 def start_weights(request: Request, source: Source, task: TaskSpec, notes: list[str]) -> OpenedWeights | None:
