@@ -63,8 +63,8 @@ def tiny_train(path: str | None = None, *, start: Callable[..., Any] = real_trai
     for section, fields in TINY.items():
         given = settings.get(section) or {}
         given = {"name": given} if isinstance(given, str) else dict(given)
-        own = family_of(str(given.get("name", "B/16"))) is not FAMILIES["vit"] or given.get("weights")  # a shape of their own
-        fields = {} if section == "model" and own else fields
+        if section == "model" and (given.get("weights") or family_of(str(given.get("name", "B/16"))) is not FAMILIES["vit"]):
+            fields = {}  # these have a shape of their own
         lengths = ("minutes", "epochs", "steps")
         settings[section] = {k: v for k, v in given.items() if section != "train" or k not in lengths} | fields
     return start(path, **settings)
