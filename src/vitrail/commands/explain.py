@@ -29,8 +29,8 @@ map, and the numbers are areas under the class's probability. A map that tells w
 insertion and a low deletion. Beside it stand random maps, and the map that shuffled weights make."""
 
 
-def run(words: list[str]) -> int:
-    """Run the command. Return its exit code."""
+def make_parser() -> terminal.Parser:
+    """Return the parser, whose help lists the methods of the table."""
     from vitrail.explain import table  # needs no torch
 
     parser = terminal.make_parser(
@@ -83,6 +83,12 @@ def run(words: list[str]) -> int:
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps [auto]")
+    return parser
+
+
+def run(words: list[str]) -> int:
+    """Run the command. Return its exit code."""
+    parser = make_parser()
     args = terminal.parse(parser, with_negative_numbers(words, "--layers", "--query"))
     if not args.images and not args.model:
         raise ValueError("there is no image to explain; name one, or add --model for the model as a whole")
@@ -92,6 +98,7 @@ def run(words: list[str]) -> int:
 
     from vitrail import weights
     from vitrail.deploy.predict import find_images
+    from vitrail.explain import table
     from vitrail.explain.inputs import backbone_of, offers_of, require_global_attention
     from vitrail.explain.sheets import ExplainConfig
     from vitrail.models.device import pick_device

@@ -336,9 +336,7 @@ class ViT(Backbone):
         self.reset_parameters()
 
     def reset_parameters(self, only: Collection[str] | None = None) -> None:
-        """Fresh weights for the layers whose tensors `only` names, or for all: truncated normal of 0.02, zero biases,
-        unit norms; convolutions scaled by their fan-in (LeCun).
-        """
+        """Fresh weights for all layers, or those with tensors in `only`: truncated normal of 0.02, convolutions by fan-in."""
         only = set(self.state_dict()) if only is None else only
         for path, module in self.named_modules():
             if not any(f"{path}.{name}" in only for name, _ in module.named_parameters(recurse=False)):
@@ -507,8 +505,7 @@ class ViT(Backbone):
     ) -> tuple[Tokens, KeyMask | None]:
         """Patches with their positions behind the prefix tokens, and the mask of the tokens that are there (None: all).
 
-        With `visible`, only those patches, in that order. Raises ValueError for it where training drops patches by itself, and
-        where the stem sees beyond a patch.
+        With `visible`, only those, in order. It is a ValueError with patch_drop_rate in training and with stem "conv".
         """
         cfg, own = self.config, pair(self.config.patch_size)
         patch = own if patch_size is None else pair(patch_size)

@@ -78,27 +78,14 @@ def save(
             shutil.rmtree(left, ignore_errors=True)
         draft.mkdir(parents=True)
 
-    def write() -> None:
-        for part in ("model", "ema", "companions", "optimizer"):
-            own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
-            if own or part in ("model", "optimizer"):
-                save_tensors(own, draft / f"{part}.safetensors")
-
     def end() -> None:
-        if is_sharded(model):
-            from vitrail.train import parts
-
-            parts.require_all(draft)
         (draft / STATE).write_text(json.dumps(state, allow_nan=False))
-        (draft / SUMS).write_bytes(sums(draft))
-        for path in (*draft.iterdir(), draft):
-            sync(path)
-        put_in_place(draft, final)
+        seal(draft, final)
         prune(folder, step=step, keep=keep)
 
-    def write_all() -> None:
+    def write_whole() -> None:
         begin()
-        write()
+        write_files(tensors, draft)
         end()
 
     try:
@@ -110,9 +97,10 @@ def save(
             from vitrail.train import parts  # a second of imports that others do without
 
             parts.write(draft, tensors)
+            world.on_first(lambda: parts.require_all(draft))
             world.on_first(end)
         else:
-            world.on_first(write_all)
+            world.on_first(write_whole)
     except BaseException as error:  # as DCP's is
         why = reason(error)
         if why is None:
@@ -120,13 +108,25 @@ def save(
         if not world.first:
             raise Ended("OSError") from error
         shutil.rmtree(draft, ignore_errors=True)
-        way = (
-            "make room, then `vitrail resume` goes on from the one before"
-            if complete(folder)
-            else "make room, then train again"
-        )
-        raise OSError(f"checkpoint {final} could not be written ({why}); {way}") from error
+        way = "`vitrail resume` goes on from the one before" if complete(folder) else "train again"
+        raise OSError(f"checkpoint {final} could not be written ({why}); make room, then {way}") from error
     return final
+
+
+def write_files(tensors: Mapping[str, Tensor], draft: Path) -> None:
+    """Write model, running mean, companions and optimizer, each into a file of its own."""
+    for part in ("model", "ema", "companions", "optimizer"):
+        own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        if own or part in ("model", "optimizer"):
+            save_tensors(own, draft / f"{part}.safetensors")
+
+
+def seal(draft: Path, final: Path) -> None:
+    """Hash and sync every file of a draft, and put it in its place."""
+    (draft / SUMS).write_bytes(sums(draft))
+    for path in (*draft.iterdir(), draft):
+        sync(path)
+    put_in_place(draft, final)
 
 
 def contents(
