@@ -56,7 +56,7 @@ class Bands:
 
     @property
     def bits(self) -> int:
-        """Bits of a value."""
+        """Bits per value."""
         return 8 * self.values.dtype.itemsize
 
     def measured(self) -> NDArray[Any] | None:

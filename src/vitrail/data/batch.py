@@ -57,7 +57,7 @@ class Batch:
     visible: Int64[Tensor, "B V"] | None = None
     """Row-major positions of the patches that a masked model sees; None: all."""
     stands_in: bool = False
-    """True for placeholder images that keep a process in step with the others; their loss is not counted."""
+    """True for placeholder images that keep a process in step with the others; they are not counted."""
 
     def __len__(self) -> int:
         return len(self.labels)

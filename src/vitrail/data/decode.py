@@ -417,7 +417,7 @@ def _orientation(image: Image.Image | TiffBands) -> int:
     try:
         with _ignore_warnings():  # Pillow warns about corrupt EXIF, which thousands of ImageNet's files have
             return int(Image.Image.getexif(image).get(0x0112, 1))  # PNG's own getexif decodes the whole file first
-    except Exception:  # broken EXIF beside sound pixels: leave the image as it stands
+    except Exception:  # broken EXIF beside sound pixels: leave the image as stored
         return 1
 
 

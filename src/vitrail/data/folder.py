@@ -60,7 +60,7 @@ class FolderSource(Source):
             )
 
     def takes(self, channels: int) -> bool:
-        """See Source.takes; RGB images also have 4 channels, with alpha."""
+        """See Source.takes; colour images also convert to 4 channels, with alpha as the fourth."""
         return super().takes(channels) or (channels, self.channels) == (4, 3)
 
     def values_in_use(self, *, threads: int) -> ValuesInUse | None:

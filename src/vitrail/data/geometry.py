@@ -140,7 +140,7 @@ def shift(
 ) -> UInt8[Tensor, "B C h w"]:
     """Compute `resample` for boxes that pass `is_shift` by moving whole pixels: exact, and many times as fast."""
     count, channels, height, width = images.shape
-    framed = F.pad(images, (1, 1, 1, 1))  # one pixel of zeros stands for all that lies outside
+    framed = F.pad(images, (1, 1, 1, 1))  # one pixel of zeros represents everything outside
     start = boxes[:, :2].long() + 1
     rows = torch.arange(out[0], device=images.device) + start[:, :1]  # (B, h)
     columns = torch.arange(out[1], device=images.device).expand(count, -1)
