@@ -31,14 +31,15 @@ def augment(
     seed: int,
     epoch: int,
     label_smoothing: float = 0.0,
-    taught: Float[Tensor, "N K"] | None = None,
+    teacher_targets: Float[Tensor, "N K"] | None = None,
 ) -> Batch:
     """The batch as the model sees it in training.
 
     Order: crop, flip and the geometric part of RandAugment in one resampling; the colours of RandAugment, three-augment
     and colour jitter; normalisation; random erasing; mixup or cutmix. All draws are keyed by (seed, epoch, index), and by the
     turn where an image comes more than once: a sample comes out the same in any batch, but for the neighbour it is mixed with.
-    `taught` are further targets of all images of the split, of which the batch gets its own, mixed as the labels are.
+    `teacher_targets` are a teacher's targets of all images of the split; the batch gets those of its images, mixed like the
+    labels.
     """
     draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
     pixels = _coloured(_placed(raw, draws, cfg, preprocessing), draws, cfg)
@@ -47,13 +48,13 @@ def augment(
     targets = raw.targets
     if targets is None:
         targets = F.one_hot(raw.labels, num_classes).float() * (1 - label_smoothing) + label_smoothing / num_classes
-    if taught is None:
+    if teacher_targets is None:
         images, targets = mix(images, targets, draws, cfg)
         return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes)
-    told = taught[raw.indexes.to(taught.device)].to(targets)
-    images, both = mix(images, torch.cat([targets, told], dim=1), draws, cfg)
-    targets, told = both.chunk(2, dim=1)
-    return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes, taught=told)
+    batch_targets = teacher_targets[raw.indexes.to(teacher_targets.device)].to(targets)
+    images, both = mix(images, torch.cat([targets, batch_targets], dim=1), draws, cfg)
+    targets, batch_targets = both.chunk(2, dim=1)
+    return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes, teacher_targets=batch_targets)
 
 
 def _placed(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessing: Preprocessing) -> Tensor:
@@ -101,11 +102,11 @@ def crop_boxes(sizes: Int64[Tensor, "B 2"], draws: Draws, cfg: AugmentConfig) ->
     tall, wide = _rectangles(draws, "crop", area=height * width, share=cfg.crop_scale, ratio=cfg.crop_ratio)
     fits = (tall > 0) & (tall <= height[:, None]) & (wide > 0) & (wide <= width[:, None])  # (B, tries)
     first = fits.int().argmax(1, keepdim=True)
-    found = fits.any(1)
-    tall = torch.where(found, tall.gather(1, first)[:, 0], torch.minimum(height, (width / cfg.crop_ratio[0]).round().long()))
-    wide = torch.where(found, wide.gather(1, first)[:, 0], torch.minimum(width, (height * cfg.crop_ratio[1]).round().long()))
-    top = torch.where(found, draws.integers("crop_top", high=height - tall + 1)[:, 0], (height - tall) // 2)
-    left = torch.where(found, draws.integers("crop_left", high=width - wide + 1)[:, 0], (width - wide) // 2)
+    any_fits = fits.any(1)
+    tall = torch.where(any_fits, tall.gather(1, first)[:, 0], torch.minimum(height, (width / cfg.crop_ratio[0]).round().long()))
+    wide = torch.where(any_fits, wide.gather(1, first)[:, 0], torch.minimum(width, (height * cfg.crop_ratio[1]).round().long()))
+    top = torch.where(any_fits, draws.integers("crop_top", high=height - tall + 1)[:, 0], (height - tall) // 2)
+    left = torch.where(any_fits, draws.integers("crop_left", high=width - wide + 1)[:, 0], (width - wide) // 2)
     return torch.stack((top, left, tall, wide), dim=1).float()
 
 

@@ -52,8 +52,8 @@ class Batch:
     indexes: Int64[Tensor, " B"]
     patch_size: int | None = None
     """The patch that the model cuts these images into; None is its own."""
-    taught: Float[Tensor, "B K"] | None = None
-    """What a teacher says of the images, where it was asked before: targets beside the labels, mixed as they are."""
+    teacher_targets: Float[Tensor, "B K"] | None = None
+    """Precomputed targets of a teacher, mixed like the labels; None without them."""
     visible: Int64[Tensor, "B V"] | None = None
     """Positions, row by row, of the patches that a masked model sees; None: all."""
     stands_in: bool = False
