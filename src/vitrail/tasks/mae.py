@@ -205,7 +205,7 @@ class Mae(Task):
         """See Task.leaves_parameters_out: the loss does not use modules after the tokens, such as attention pooling."""
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with in_eval_mode(self.model):
-            tokens = _see_one_patch(self.model, self.preprocessing).tokens
+            tokens = _one_patch_features(self.model, self.preprocessing).tokens
         assert tokens is not None
         gradients = torch.autograd.grad(tokens.float().sum(), learning, allow_unused=True) if learning else ()
         return any(gradient is None for gradient in gradients)
@@ -310,7 +310,7 @@ def check_mae(settings: Settings, model: Backbone) -> None:
     images = Preprocessing(img_size=pair(cfg.img_size), in_channels=cfg.in_channels, mean=zeros, std=ones)
     with torch.device("meta"), torch.no_grad():
         task = Mae(model, preprocessing=images, cfg=settings.mae, augment=settings.augment, seed=0)
-        _see_one_patch(model.train(), images)
+        _one_patch_features(model.train(), images)
     task.check_patches(settings.train.patch_sizes)
 
 
