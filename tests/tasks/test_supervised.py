@@ -302,11 +302,11 @@ def test_the_distillation_head_learns_the_teacher_and_the_class_head_the_labels(
     outputs = model.outputs(data.images)
     assert outputs.dist_logits is not None
     losses = distill(model, data, alpha=0.3, **objective)
-    labels, taught = (
+    labels, distillation = (
         label_loss(outputs.logits, data.targets, loss="ce"),
         teacher_loss(outputs.dist_logits, teacher_targets(teacher, kind=kind, tau=2.0), kind=kind, tau=2.0),
     )
-    torch.testing.assert_close(losses["loss"], 0.7 * labels + 0.3 * taught)
+    torch.testing.assert_close(losses["loss"], 0.7 * labels + 0.3 * distillation)
     right = outputs.logits.argmax(1) == data.targets.argmax(1)
     assert losses["accuracy"].item() == right.float().mean().item()
     for name, other in (("label_loss", "head_dist"), ("teacher_loss", "head")):
@@ -489,7 +489,7 @@ def test_a_teacher_without_a_share_is_not_even_loaded() -> None:
 )
 def test_what_can_not_be(sections: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as error:
-        task_of(vit(), **sections)
+        task_of(vit(**sections.get("model", {})), **sections)
     assert "\n" not in str(error.value)
 
 
