@@ -14,7 +14,7 @@ SCRATCH = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """The `model` section of any family: a name, weights, what follows from the data, and the fields of the family's config.
+    """The `model` section of any family: a name, weights, fields that follow from the data, and those of the family's config.
 
     A subclass is a family's config with these fields added; `config_type` names that config.
     """
