@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import dis
 import importlib
@@ -156,6 +157,23 @@ def test_every_name_is_defined(name: str) -> None:
     used = {word for body in bodies for inner in walked(body) for word in operands(inner, "LOAD_GLOBAL", "LOAD_NAME")}
     of_classes = {word for body in bodies for inner in walked(body) for word in operands(inner, "STORE_NAME")}
     assert used - known - of_classes == set()
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    assert annotated(tree) - known - imported(tree) == set()
+
+
+def annotated(tree: ast.Module) -> set[str]:
+    """Names in annotations; the shapes of arrays are strings, and none of them."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        notes = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        found |= {name.id for note in notes if note is not None for name in ast.walk(note) if isinstance(name, ast.Name)}
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Names that imports bind, those for type checkers alone included."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {(alias.asname or alias.name).partition(".")[0] for node in imports for alias in node.names}
 
 
 def walked(code: CodeType) -> Iterator[CodeType]:

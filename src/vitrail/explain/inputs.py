@@ -405,7 +405,7 @@ def require_head(model: ViT, head: int) -> int:
     return head
 
 
-def require_finite_output(values: Float[Tensor, B * rest], name: str, *, so: str) -> None:
+def require_finite_output(values: Float[Tensor, "B ..."], name: str, *, so: str) -> None:
     """Raise ValueError where some value of an image is not finite; `so` says what follows from it."""
     if wrong := int((~values.isfinite().flatten(1).all(dim=1)).sum()):
         raise ValueError(

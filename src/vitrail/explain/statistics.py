@@ -276,7 +276,7 @@ class TokenSample:
         self.rows = torch.cat([self.rows, rows], dim=1) if self.rows.numel() else rows
 
 
-def _sum_over_images(each: Float[Tensor, B * rest]) -> Float[Tensor, "*rest"]:
+def _sum_over_images(each: Float[Tensor, "B ..."]) -> Float[Tensor, "*rest"]:
     """Sum over the images on the CPU, in double precision, which not every device has."""
     return each.cpu().double().sum(dim=0)
 
