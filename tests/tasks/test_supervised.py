@@ -487,7 +487,7 @@ def test_a_teacher_without_a_share_is_not_even_loaded() -> None:
 )
 def test_what_can_not_be(sections: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as error:
-        task_of(vit(), **sections)
+        task_of(vit(**sections.get("model", {})), **sections)
     assert "\n" not in str(error.value)
 
 

@@ -7,12 +7,28 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from vitrail.data.batch import Batch
+from vitrail.models.backbone import Backbone, Stage
 from vitrail.settings import Preprocessing
 from vitrail.tasks import Task
 from vitrail.tasks.classify import Classify
 
 Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
 NOTHING = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.0,), std=(1.0,))
+
+
+class Whole(Backbone):
+    """A backbone of one stage, without blocks: any module, called on images."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def stages(self) -> list[Stage]:
+        return [Stage("net", ("net",))]
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.net(images)
+        return out
 
 
 class Learner(Task):

@@ -503,6 +503,7 @@ def two_processes(rank: int, folder: Path) -> None:
             assert names(failed) == []
         dcp_files._write_item, checkpoint.save_tensors = write_item, save_file
     dist.destroy_process_group()
+    os._exit(0)  # torch's threads abort now and then as the interpreter is taken down
 
 
 def no_space(*_: Any, **__: Any) -> None:

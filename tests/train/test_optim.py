@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from learner import learner
+from learner import Whole, learner
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon
 
@@ -86,7 +86,7 @@ def test_layer_decay_by_depth() -> None:
     }.items():
         assert rows[name] == factor, name
     with pytest.raises(ValueError, match=r"^optim.layer_decay 0.5 needs a model with blocks; use 1.0$"):
-        group_table(nn.Linear(2, 2), OptimConfig(layer_decay=0.5))
+        group_table(Whole(nn.Linear(2, 2)), OptimConfig(layer_decay=0.5))
 
 
 def test_muon_gets_the_blocks_matrices_and_no_others() -> None:
@@ -205,9 +205,9 @@ def test_more_frozen_blocks_than_there_are() -> None:
     ):
         group_table(model(), OptimConfig(freeze=3))
     with pytest.raises(ValueError, match=r"^optim.freeze 1 is too much: the model has no blocks; use 0$"):
-        group_table(nn.Linear(2, 2), OptimConfig(freeze=1))
+        group_table(Whole(nn.Linear(2, 2)), OptimConfig(freeze=1))
     with pytest.raises(ValueError, match=r'^optim.freeze "all" needs a model with blocks; use 0, or `vitrail probe`, which'):
-        group_table(nn.Linear(2, 2), OptimConfig(freeze="all"))
+        group_table(Whole(nn.Linear(2, 2)), OptimConfig(freeze="all"))
     with pytest.raises(ValueError, match=r"^optim.freeze -1 must not be negative$"):
         OptimConfig(freeze=-1)
 

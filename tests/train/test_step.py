@@ -16,6 +16,7 @@ from torch.amp import GradScaler
 
 from vitrail.data.batch import Batch
 from vitrail.models import ViT
+from vitrail.models.backbone import Backbone, Stage
 from vitrail.settings import OptimConfig
 from vitrail.train.optim import build_optimizers
 from vitrail.train.step import Ema, Step, loss_scaler
@@ -185,13 +186,16 @@ def test_batch_norm_takes_each_part_for_its_batch() -> None:
 # fp16
 
 
-class Steep(nn.Module):
+class Steep(Backbone):
     """One weight, and a gradient of whatever size."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2, 2))
         self.bias = nn.Parameter(torch.ones(2))
+
+    def stages(self) -> list[Stage]:
+        return [Stage("all", ("weight", "bias"))]
 
     def forward(self, images: Tensor) -> Tensor:
         return F.linear(torch.ones(1, 2), self.weight, self.bias)
