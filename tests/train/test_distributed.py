@@ -192,9 +192,9 @@ def test_what_two_began_one_ends_and_the_other_way_round(photos: Path, tmp_path:
     assert "is saved; go on with `vitrail resume two`" in said
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     said = run(["resume", "one"], processes=1, folder=tmp_path)
-    assert "going on at step" in said
+    assert "resumed at step" in said
     assert farthest(tmp_path / "straight", tmp_path / "one") < 1e-5
-    assert "going on at step" in run(train_words(photos, "two", *words, "--resume", "auto"), processes=2, folder=tmp_path)
+    assert "resumed at step" in run(train_words(photos, "two", *words, "--resume", "auto"), processes=2, folder=tmp_path)
     assert farthest(tmp_path / "straight", tmp_path / "two") < 1e-5
     assert "is finished" in run(train_words(photos, "two", *words, "--resume", "auto"), processes=2, folder=tmp_path)
 

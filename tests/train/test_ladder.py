@@ -62,8 +62,8 @@ def test_each_rung_is_what_it_is_alone() -> None:
     alone = linear_probe(seen["train"], seen["val"], seen["test"], num_classes=3)
     assert torch.equal(baselines.probe.weight, alone.weight)
     assert (baselines.probe.val, baselines.probe.test) == (alone.val, alone.test)
-    assert baselines.facts == BaselineScores(90, 3, baselines.knn, alone.val, alone.train)
-    assert baselines.advice == advise(baselines.facts)
+    assert baselines.scores == BaselineScores(90, 3, baselines.knn, alone.val, alone.train)
+    assert baselines.advice == advise(baselines.scores)
     assert baselines.knn_test.value > 0.8
     assert "of 45 test images (95 % interval" in baselines.lines()[0]
     assert baselines.lines()[1].endswith(f", L2 {alone.l2:.2g}")

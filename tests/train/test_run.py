@@ -141,7 +141,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
         with pytest.raises(KeyboardInterrupt, match=r"^step 7 is saved; go on with `vitrail resume"):
             train(tmp_path / "broken", **fields)
         assert signal.getsignal(signal.SIGINT) is before
-    assert [path.name for path in checkpoint.complete(tmp_path / "broken" / "checkpoints")] == ["step_00000007"]
+    assert [path.name for path in checkpoint.list_complete(tmp_path / "broken" / "checkpoints")] == ["step_00000007"]
     assert not (tmp_path / "broken" / "model.safetensors").exists()
     with pytest.raises(ValueError, match=r"its training is not finished: `vitrail resume"):
         vitrail.load(tmp_path / "broken")
@@ -281,7 +281,9 @@ def test_the_best_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     scores = iter([0.2, 0.6, 0.4, 0.5])
     monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, next(scores)))
     train(tmp_path / "run", train={**ONCE_IN_TWO, "steps": 10}, data={"val_fraction": 0.2})
-    found = [json.loads((path / "state.json").read_text()) for path in checkpoint.complete(tmp_path / "run" / "checkpoints")]
+    found = [
+        json.loads((path / "state.json").read_text()) for path in checkpoint.list_complete(tmp_path / "run" / "checkpoints")
+    ]
     assert [state["score"] for state in found] == [0.6, None], "the best, and the last"
 
 
@@ -307,7 +309,7 @@ def test_the_best_keeps_its_score_where_a_resumed_run_saves_it_again(tmp_path: P
         patched.setattr(Loop, "batches", lost)
         with pytest.raises(LoaderLost, match="step 2 is saved"):
             vitrail.resume(tmp_path / "run", console=quiet())
-    (only,) = checkpoint.complete(tmp_path / "run" / "checkpoints")
+    (only,) = checkpoint.list_complete(tmp_path / "run" / "checkpoints")
     assert json.loads((only / "state.json").read_text())["score"] == 0.6
 
 
@@ -538,5 +540,7 @@ def test_the_best_evaluation_is_kept_where_a_signal_came_before_it(tmp_path: Pat
     scores = iter([0.6, 0.2, 0.4])
     monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, next(scores)))
     vitrail.resume(tmp_path / "run", console=quiet())
-    found = [json.loads((path / "state.json").read_text()) for path in checkpoint.complete(tmp_path / "run" / "checkpoints")]
+    found = [
+        json.loads((path / "state.json").read_text()) for path in checkpoint.list_complete(tmp_path / "run" / "checkpoints")
+    ]
     assert [state["score"] for state in found] == [0.6, None], "the best, and the last"

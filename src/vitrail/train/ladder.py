@@ -60,7 +60,7 @@ class Ladder:
     knn_test: Accuracy | None
     """None for a data set without test images."""
     probe: Probe
-    facts: BaselineScores
+    scores: BaselineScores
     advice: FinetuneAdvice
 
     def lines(self) -> list[str]:
@@ -139,11 +139,11 @@ def fit_baselines(features: Mapping[str, Features], *, num_classes: int, device:
     known = train if val is None else train.and_those_of(val)
     neighbours = knn(train, val, device=device)
     probe = linear_probe(train, val, test, num_classes=num_classes, seed=seed, device=device)
-    facts = BaselineScores(len(known), num_classes, neighbours, probe.val, probe.train)
-    return Ladder(neighbours, None if test is None else knn(known, test, device=device), probe, facts, advise(facts))
+    scores = BaselineScores(len(known), num_classes, neighbours, probe.val, probe.train)
+    return Ladder(neighbours, None if test is None else knn(known, test, device=device), probe, scores, advise(scores))
 
 
-def advise(facts: BaselineScores) -> FinetuneAdvice:
+def advise(scores: BaselineScores) -> FinetuneAdvice:
     """Advise on whether fine-tuning can be expected to beat the probe, with the reason in one sentence.
 
     Fine-tuning starts at the probe, and from there it won in the few draws that were tried (dev/LOG.md: single ones, from which
@@ -152,16 +152,16 @@ def advise(facts: BaselineScores) -> FinetuneAdvice:
     probe misses images that it was fitted to (training accuracy below `SEPARABLE`); k-NN beats the probe; else the number of
     images per class. In the first two cases the frozen features are the limit.
     """
-    per_class, probe, fitted = facts.images / facts.classes, facts.probe, facts.probe_train
-    each = f"{per_class:,.0f} images a class" if per_class >= 1.5 else "1 image a class"
+    per_class, probe, fitted = scores.images / scores.classes, scores.probe, scores.probe_train
+    data_size = f"{per_class:,.0f} images a class" if per_class >= 1.5 else "1 image a class"
     if probe.count and 1 - probe.value < MIN_ERROR:
         wrong = f"{probe.count - probe.correct:,} of {probe.count:,} held-out images wrong"
         return _no(f"it leaves {wrong}, so next to nothing is left to win")
     if fitted.value < SEPARABLE:
-        return _yes(f"{each}, and the probe misses {1 - fitted.value:.1%} even of the images that it was fitted to")
-    if probe.count and facts.knn.count and facts.knn.value > probe.interval[1]:
-        return _yes(f"{each}, and neighbours beat the probe, so the classes are there but not on two sides of a plane")
-    return _yes(f"{each}, and it starts where the probe ends")
+        return _yes(f"{data_size}, and the probe misses {1 - fitted.value:.1%} even of the images that it was fitted to")
+    if probe.count and scores.knn.count and scores.knn.value > probe.interval[1]:
+        return _yes(f"{data_size}, and neighbours beat the probe, so the classes are there but not on two sides of a plane")
+    return _yes(f"{data_size}, and it starts where the probe ends")
 
 
 def _yes(because: str) -> FinetuneAdvice:

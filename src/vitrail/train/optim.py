@@ -24,12 +24,12 @@ MUON_MOMENTUM = 0.95
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine from 1 to 0 (Loshchilov & Hutter 2017)."""
+    """Cosine decay from 1 to 0 (Loshchilov & Hutter 2017)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def linear(progress: float) -> float:
-    """A straight line from 1 to 0."""
+    """Linear decay from 1 to 0."""
     return 1 - progress
 
 

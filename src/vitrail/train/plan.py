@@ -75,7 +75,7 @@ class Plan:
 
 
 def plan_run(request: Request) -> Plan:
-    """Resolve a request. Raises ValueError for settings that make no run. In this order:
+    """Resolve a request. Raises ValueError for invalid settings. In this order:
 
     1. the task, from the recipe or the request;
     2. the data set is opened, whose classes and sizes everything below depends on;
@@ -172,7 +172,7 @@ def resolve_fine_tuning(
     """
     requested, start = request.layer, weights.source
     name = requested.get("model", {}).get("name")
-    named = parse_name(name) if name else {}  # compared with the weights below
+    named = parse_name(name) if name else {}  # require_same_model compares it with the weights
     fields = {
         key: value for key, value in layers.model_fields(requested).items() if key != "weights" and named.get(key) != value
     }

@@ -216,7 +216,7 @@ def _continue(folder: Path, processes: World, display: Display, *, workers: int 
     processes.barrier()
     loop = assemble(Context(plan, folder, display, processes, resumed=True))
     processes.raise_once(lambda: loop.restore(path, state))
-    display.say(f"going on at step {loop.step:,}")
+    display.say(f"resumed at step {loop.step:,}")
     return finish(loop, plan.source)
 
 

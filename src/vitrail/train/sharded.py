@@ -21,7 +21,9 @@ METADATA = ".metadata"
 def write(draft: Path, tensors: dict[str, Tensor]) -> None:
     """Write and sync this process's shards. Raises CheckpointException in all processes where one of them fails."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is", category=UserWarning)  # that there is one process
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is", category=UserWarning
+        )  # raised without a process group
         save(dict(tensors), storage_writer=FileSystemWriter(draft))
 
 

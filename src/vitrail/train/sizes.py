@@ -29,8 +29,9 @@ def stage_size(stage: int, *, start: int, stages: int, full: Pair, patch: Pair) 
     axis = full.index(min(full))
     short = (start * stages + (full[axis] - start) * stage) // stages // patch[axis] * patch[axis]
 
-    def side(whole: int, part: int) -> int:
-        return max(1, (2 * whole * short + part * full[axis]) // (2 * part * full[axis])) * part  # the nearest, in integers
+    def side(full_px: int, patch_px: int) -> int:
+        # rounds to the nearest multiple in integers, which has no rounding errors
+        return max(1, (2 * full_px * short + patch_px * full[axis]) // (2 * patch_px * full[axis])) * patch_px
 
     height, width = (short if i == axis else side(full[i], patch[i]) for i in range(2))
     return height, width
