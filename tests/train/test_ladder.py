@@ -76,7 +76,7 @@ def test_each_rung_is_what_it_is_alone() -> None:
 def test_no_test_image_has_a_say_in_the_advice() -> None:
     with_test = run_baselines(tiny(), SPLITS, **whole)  # type: ignore[arg-type]
     other = run_baselines(tiny(), {**SPLITS, "test": shades(45, seed=9, noise=200)}, **whole)  # type: ignore[arg-type]
-    assert other.facts == with_test.facts
+    assert other.scores == with_test.scores
     assert other.knn_test != with_test.knn_test
 
 
