@@ -1,4 +1,4 @@
-"""A terminal for text that is not ours: names are no markup, and none of their characters is obeyed."""
+"""Terminal output for untrusted text: no markup, and control characters are escaped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitrail.text import printable
 
 
 class PlainConsole(Console):
-    """rich's console, which shows every string as it is, in tables as well: no [markup], no :emoji:, no escape codes."""
+    """A rich console that prints every string literally, in tables as well: no [markup], no :emoji:, no escape codes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)

@@ -1,4 +1,4 @@
-"""Show text that is not ours, such as names of files and values of a config, on a terminal: one line stays one line.
+"""Escape untrusted text, such as file names and values of a config, for a terminal: one line stays one line.
 
 Line breaks, escape codes and characters that reverse or hide others become visible escapes, as in "\\\\x1b".
 """
@@ -15,9 +15,9 @@ _BREAKS = re.compile(r"[ \t\n\r\f\v]*[\t\n\r\f\v][ \t\n\r\f\v]*")
 
 
 def printable(text: object, *, lines: bool = False) -> str:
-    """The text with every character that a terminal would obey, or not show, as an escape.
+    """Escape control characters and invisible characters in a text.
 
-    With `lines` it may be several lines: line feeds stay.
+    With `lines`, line feeds stay.
     """
     shown = str(text)
     if shown.isprintable():
@@ -29,14 +29,14 @@ def printable(text: object, *, lines: bool = False) -> str:
 
 
 def escape(character: str) -> str:
-    """Return the character as Python spells it: \\x1b, \\u2028."""
+    """Return the Python escape of a character: \\x1b, \\u2028."""
     return character.encode("unicode_escape").decode()
 
 
 def hides(joiner: str, *, behind: str) -> bool:
-    """Return whether a joiner has no effect but to make a name another one: behind a Latin letter it is invisible.
+    """Return True for a joiner that is invisible behind a character, so that two different names look the same.
 
-    A zero-width joiner has a use behind a virama, an Arabic letter or an emoji (RFC 5892, appendix A).
+    A zero-width joiner is visible behind a virama, an Arabic letter or an emoji (RFC 5892, appendix A).
     """
     return not (
         unicodedata.combining(behind) == 9  # virama
@@ -46,38 +46,38 @@ def hides(joiner: str, *, behind: str) -> bool:
 
 
 def is_shown(character: str) -> bool:
-    """Return whether a character is one to read: no control, format, surrogate, private or unassigned one, no line break."""
+    """Return True for a visible character: no control, format, surrogate, private or unassigned one, no line break."""
     if character.isprintable() or character in _JOINERS:
         return True
     return unicodedata.category(character) == "Zs"  # spaces of other widths
 
 
 def one_line(text: object) -> str:
-    """The text on one line: a line break or tab, and the spaces around it, as one space; the rest `printable`."""
+    """Return the text on one line: a line break or tab, with the spaces around it, becomes a space; the rest is `printable`."""
     return printable(_BREAKS.sub(" ", str(text).strip(" \t\n\r\f\v")))
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names of many, and how many there are."""
+    """Return the first three names and, if there are more, the number of all."""
     return ", ".join(names[:3]) + (f" … ({len(names)})" if len(names) > 3 else "")
 
 
 def json_escaped(text: str) -> str:
-    """JSON, whose strings have escapes for every character that is not `printable`: the same values, safe to show."""
+    """Escape every character of a JSON text that is not printable; the values stay the same."""
 
-    def escaped(found: re.Match[str]) -> str:
-        character = found[0]
+    def escape_match(match: re.Match[str]) -> str:
+        character = match[0]
         if is_shown(character):
             return character
         units = character.encode("utf-16-be", "surrogatepass")
         return "".join(f"\\u{int.from_bytes(units[i : i + 2], 'big'):04x}" for i in range(0, len(units), 2))
 
-    return re.sub(r"[^\n -~]", escaped, text)
+    return re.sub(r"[^\n -~]", escape_match, text)
 
 
 @contextmanager
 def printable_errors() -> Iterator[None]:
-    """Makes the message of a ValueError that leaves here one line."""
+    """Escape the message of a ValueError raised in this context, so that it is one line."""
     try:
         yield
     except ValueError as error:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data.bands import Bands, BandsError, TiffBands, scaled, together, values_in_use
+from vitrail.data.bands import Bands, BandsError, TiffBands, merge_ranges, scaled, values_in_use
 from vitrail.data.decode import BadImage, crop_view, decode, decode_planes, eval_view, read_bands, read_header, shrunk_view
 from vitrail.settings import Preprocessing
 
@@ -123,7 +123,7 @@ def test_photographs_of_12_bits_differ() -> None:
     marked = plain.copy()
     marked[20:30, 20:30] += 100
     files = [tiff(plain), tiff(marked)]
-    used = together(values_in_use(read_bands(file)) for file in files)
+    used = merge_ranges(values_in_use(read_bands(file)) for file in files)
     assert used is not None
     assert used.range is not None
     assert 1160 <= used.low < 1163
@@ -626,7 +626,7 @@ def test_what_is_alone_in_an_even_image_is_the_picture() -> None:
 def test_a_range_that_one_image_makes_wide_is_warned_of() -> None:
     dark = [tiff(RNG.integers(1160, 1201, (64, 64)).astype(np.uint16)) for _ in range(5)]
     bright = tiff(RNG.integers(0, 65536, (64, 64)).astype(np.uint16))
-    used = together(values_in_use(read_bands(file)) for file in [*dark, bright])
+    used = merge_ranges(values_in_use(read_bands(file)) for file in [*dark, bright])
     assert used is not None
     assert used.range is None
     warning = used.few_levels(None)
@@ -637,7 +637,7 @@ def test_a_range_that_one_image_makes_wide_is_warned_of() -> None:
         warning,
     )
     assert used.few_levels((1160, 1200)) is None
-    narrow = together(values_in_use(read_bands(file)) for file in dark)
+    narrow = merge_ranges(values_in_use(read_bands(file)) for file in dark)
     assert narrow is not None
     assert narrow.few_levels(narrow.range) is None
     assert narrow.few_levels((0, 4095)) is not None

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from vitrail.data.decode import BadImage, _cut_below, crop_view, decode, eval_view, read_header, shrunk_view, view_is_exact
+from vitrail.data.decode import BadImage, _truncate_jpeg, crop_view, decode, eval_view, read_header, shrunk_view, view_is_exact
 from vitrail.settings import Preprocessing
 
 
@@ -391,13 +391,13 @@ def test_rows_below_a_crop_need_no_decoding(progressive: bool, subsampling: str,
     data = saved(busy(400, 640), "JPEG", quality=90, progressive=progressive, subsampling=subsampling)
     cut = []
     monkeypatch.setattr(
-        "vitrail.data.decode._cut_below", lambda jpeg, rows, **size: cut.append(rows) or _cut_below(jpeg, rows, **size)
+        "vitrail.data.decode._truncate_jpeg", lambda jpeg, rows, **size: cut.append(rows) or _truncate_jpeg(jpeg, rows, **size)
     )
     for box in ((5, 7, 30, 43), (40, 0, 101, 203), (3, 8, 390, 390), (30, 1, 397, 399), (301, 50, 200, 200)):
         for side in (24, 97):
             small = crop_view(data, box=box, size=(640, 400), preprocessing=preprocessing((side, side)))
             with monkeypatch.context() as off:
-                off.setattr("vitrail.data.decode._cut_below", lambda jpeg, rows, **size: jpeg)
+                off.setattr("vitrail.data.decode._truncate_jpeg", lambda jpeg, rows, **size: jpeg)
                 full = crop_view(data, box=box, size=(640, 400), preprocessing=preprocessing((side, side)))
             difference = (small.int() - full.int()).abs()
             if min(box[2:]) < 2 * side:  # not scaled
@@ -411,16 +411,16 @@ def test_rows_below_a_crop_need_no_decoding(progressive: bool, subsampling: str,
 
 def test_only_the_header_of_a_whole_jpeg_of_that_size_is_cut() -> None:
     data = saved(busy(60, 40), "JPEG")
-    with Image.open(io.BytesIO(_cut_below(data, 16, size=(40, 60)))) as image:
+    with Image.open(io.BytesIO(_truncate_jpeg(data, 16, size=(40, 60)))) as image:
         assert image.size == (60, 16)
-    assert _cut_below(data, 40, size=(40, 60)) is data
-    assert _cut_below(data, 16, size=(60, 40)) is data
+    assert _truncate_jpeg(data, 40, size=(40, 60)) is data
+    assert _truncate_jpeg(data, 16, size=(60, 40)) is data
     for length in (0, 2, 3, 20, 100, len(data) - 2):
-        assert _cut_below(data[:length], 16, size=(40, 60)) == data[:length]
+        assert _truncate_jpeg(data[:length], 16, size=(40, 60)) == data[:length]
     broken = data[:2] + b"\xff\xe0\xff\xff" + data[6:]  # a segment that ends behind the end
-    assert _cut_below(broken, 16, size=(40, 60)) is broken
+    assert _truncate_jpeg(broken, 16, size=(40, 60)) is broken
     png = saved(busy(60, 40), "PNG")
-    assert _cut_below(png, 16, size=(40, 60)) is png
+    assert _truncate_jpeg(png, 16, size=(40, 60)) is png
 
 
 def test_a_truncated_jpeg_gives_no_crop_of_its_upper_part() -> None:

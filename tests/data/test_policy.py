@@ -36,7 +36,7 @@ def pictures(count: int, channels: int = 3, side: int = 12) -> Tensor:
 
 
 def test_operations_are_drawn_evenly_and_half_of_them_applied() -> None:
-    kinds, level, sign = policy._rand_augment(draws(30_000), RandAugment(n=2))
+    kinds, level, sign = policy._draw_rand_augment(draws(30_000), RandAugment(n=2))
     assert kinds.shape == level.shape == sign.shape == (30_000, 2)
     counts = torch.bincount((kinds + 1).flatten(), minlength=16)
     assert stats.binomtest(int(counts[0]), kinds.numel(), 0.5).pvalue > FAR
@@ -47,12 +47,12 @@ def test_operations_are_drawn_evenly_and_half_of_them_applied() -> None:
 
 
 def test_the_level_is_normal_around_m_and_kept_within_0_to_10() -> None:
-    _, level, _ = policy._rand_augment(draws(20_000), RandAugment(n=1, m=5.0, mstd=0.5))
+    _, level, _ = policy._draw_rand_augment(draws(20_000), RandAugment(n=1, m=5.0, mstd=0.5))
     assert stats.kstest((10 * level[:, 0].double()).numpy(), stats.norm(5, 0.5).cdf).pvalue > FAR
-    _, level, _ = policy._rand_augment(draws(20_000), RandAugment(n=1, m=9.0, mstd=2.0))
+    _, level, _ = policy._draw_rand_augment(draws(20_000), RandAugment(n=1, m=9.0, mstd=2.0))
     assert level.max() == 1
     assert level.min() >= 0
-    _, level, _ = policy._rand_augment(draws(5), RandAugment(n=1, m=9.0, mstd=0.0))
+    _, level, _ = policy._draw_rand_augment(draws(5), RandAugment(n=1, m=9.0, mstd=0.0))
     assert level.eq(0.9).all()
 
 
@@ -60,7 +60,7 @@ def test_the_level_is_normal_around_m_and_kept_within_0_to_10() -> None:
 def test_strengths_are_those_of_timms_increasing_family(m: float) -> None:
     """What each colour sample becomes, against our operation at the strength timm computes for that level and sign."""
     images, some, cfg = pictures(300), draws(300), RandAugment(n=1, m=m, mstd=0.0)
-    kinds, _, sign = policy._rand_augment(some, cfg)
+    kinds, _, sign = policy._draw_rand_augment(some, cfg)
     ours = images.clone()
     policy.rand_augment_colors_(ours, some, cfg)
     for row, kind in enumerate(kinds[:, 0].tolist()):
@@ -83,7 +83,7 @@ def test_strengths_are_those_of_timms_increasing_family(m: float) -> None:
 @pytest.mark.parametrize("m", [0.0, 9.0, 10.0])
 def test_matrices_are_those_of_timms_family(m: float) -> None:
     some, cfg = draws(300), RandAugment(n=1, m=m, mstd=0.0)
-    kinds, _, sign = policy._rand_augment(some, cfg)
+    kinds, _, sign = policy._draw_rand_augment(some, cfg)
     ours = policy.rand_augment_matrices(some, cfg, size=(20, 40))
     nil = torch.zeros(1)
     for row, kind in enumerate(kinds[:, 0].tolist()):
@@ -99,7 +99,7 @@ def test_matrices_are_those_of_timms_family(m: float) -> None:
 def test_matrices_of_several_operations_are_their_product() -> None:
     some, cfg = draws(200), RandAugment(n=3)
     ours = policy.rand_augment_matrices(some, cfg, size=(20, 20))
-    kinds, level, sign = policy._rand_augment(some, cfg)
+    kinds, level, sign = policy._draw_rand_augment(some, cfg)
     amount = level * sign
     for row in range(200):
         expected = torch.eye(3)

@@ -35,7 +35,7 @@ from vitrail.train.notes import find_unused
 from vitrail.train.step import Ema
 from vitrail.weights import Receipt, convert, read_run, save_model
 from vitrail.weights.adapt import adapt_channels
-from vitrail.weights.hub import model_card
+from vitrail.weights.model_card import model_card
 
 TINY = ("torchvision:resnet18", "timm:test_resnet", "timm:test_efficientnet", "timm:test_vit")
 FORMS = (

@@ -31,10 +31,10 @@ from vitrail.weights.hub import (
     expected_sha256,
     fetch,
     looks_like_repo,
-    model_card,
     pick_weights,
     push_to_hub,
 )
+from vitrail.weights.model_card import model_card
 
 
 def weights(seed: int, size: int = 1000) -> bytes:

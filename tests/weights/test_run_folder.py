@@ -15,7 +15,7 @@ import vitrail
 from vitrail.models import ViT
 from vitrail.settings import Preprocessing
 from vitrail.weights import load, read_run, save_model
-from vitrail.weights.hub import model_card
+from vitrail.weights.model_card import model_card
 from vitrail.weights.run_folder import write_atomically
 
 PREPROCESSING = Preprocessing(img_size=(8, 12), in_channels=1, mean=(0.2,), std=(0.3,), crop_pct=0.9, interpolation="bilinear")

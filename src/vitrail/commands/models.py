@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vitrail import terminal
 
@@ -46,21 +46,36 @@ def run(words: list[str]) -> int:
     if args.json:
         raise ValueError("--json is for the table of checkpoints; add --pretrained")
 
-    from vitrail.models.describe import describe
-    from vitrail.settings import PATCHES, SIZES, layers
+    shape = {"img_size": args.img_size, "in_channels": args.in_channels, "num_classes": args.num_classes}
+    print_sizes(shape, batch_size=args.batch_size)
+    return terminal.OK
 
-    table = terminal.make_table(
+
+def print_sizes(shape: Mapping[str, Any], *, batch_size: int) -> None:
+    """Print a row for each size of each family: those whose memory is counted in one table, the others in a second one."""
+    from vitrail.models.describe import Description, describe_model
+    from vitrail.settings import layers
+    from vitrail.settings.families import FAMILIES
+
+    counted = terminal.make_table(
         "name", "width", "depth", "heads", "tokens", "parameters", "GFLOPs", "weights", "inference", "training", "in bf16"
     )
-    shape = {"img_size": args.img_size, "in_channels": args.in_channels, "num_classes": args.num_classes}
-    for name in (f"{size}/{patch}" for size in SIZES for patch in PATCHES):
-        vit = layers.build([{"model": {"name": name, **shape}}]).model.shape()
-        cost = describe(vit, batch_size=args.batch_size)
-        counts = (f"{number:,}" for number in (vit.embed_dim, vit.depth, vit.num_heads, cost.tokens, cost.parameters))
-        memory = (cost.weights_bytes, cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16)
-        table.add_row(name, *counts, f"{cost.flops / 1e9:,.2f}", *map(terminal.in_bytes, memory))
-    terminal.make_console().print(table)
-    return terminal.OK
+    others = terminal.make_table("name", "shape", "parameters", "GFLOPs", "weights", words=("shape",))
+    for family in FAMILIES.values():
+        for name in family.names:
+            config = layers.build([{"model": {"name": name, **shape}}]).model.shape()
+            cost = describe_model(config, batch_size=batch_size)
+            figures = (f"{cost.parameters:,}", f"{cost.flops / 1e9:,.2f}", terminal.in_bytes(cost.weights_bytes))
+            if isinstance(cost, Description):
+                counts = (f"{number:,}" for number in (config.embed_dim, config.depth, config.num_heads, cost.tokens))
+                memory = (cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16)
+                counted.add_row(name, *counts, *figures, *map(terminal.in_bytes, memory))
+            else:
+                others.add_row(name, family.words(config).shape, *figures)
+    console = terminal.make_console()
+    console.print(counted)
+    console.print()
+    console.print(others)
 
 
 def print_pretrained(rows: Sequence[pretrained.Row]) -> None:

@@ -1,1 +1,1 @@
-"""Files to batches: named sets and folders, decoding, the order of an epoch, augmentation on the device."""
+"""Data loading: named sets and folders, decoding, the order of an epoch, augmentation on the device."""

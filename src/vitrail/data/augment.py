@@ -1,4 +1,4 @@
-"""From raw pixels to what the model sees: every augmentation, batched, on the batch's device, a fresh draw for every sample."""
+"""Batched augmentation on the device, with independent draws for each sample: raw pixels in, model inputs and targets out."""
 
 # N images · B batch · C channels · H W image · K classes
 
@@ -33,15 +33,15 @@ def augment(
     label_smoothing: float = 0.0,
     taught: Float[Tensor, "N K"] | None = None,
 ) -> Batch:
-    """The batch as the model sees it in training.
+    """Return the training batch: augmented images and soft targets.
 
     Order: crop, flip and the geometric part of RandAugment in one resampling; the colours of RandAugment, three-augment
     and colour jitter; normalisation; random erasing; mixup or cutmix. All draws are keyed by (seed, epoch, index), and by the
-    turn where an image comes more than once: a sample comes out the same in any batch, but for the neighbour it is mixed with.
-    `taught` are further targets of all images of the split, of which the batch gets its own, mixed as the labels are.
+    turn of an image that is repeated, so the result for a sample depends on its batch only through its mixing partner.
+    `taught` holds teacher targets for all images of the split; those of the batch are mixed as the labels are.
     """
     draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
-    pixels = _coloured(_placed(raw, draws, cfg, preprocessing), draws, cfg)
+    pixels = _apply_colors(_crop_and_warp(raw, draws, cfg, preprocessing), draws, cfg)
     images = normalise(pixels, preprocessing)
     erase_(images, draws, prob=cfg.erase_prob)
     targets = raw.targets
@@ -50,14 +50,14 @@ def augment(
     if taught is None:
         images, targets = mix(images, targets, draws, cfg)
         return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes)
-    told = taught[raw.indexes.to(taught.device)].to(targets)
-    images, both = mix(images, torch.cat([targets, told], dim=1), draws, cfg)
-    targets, told = both.chunk(2, dim=1)
-    return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes, taught=told)
+    teacher_targets = taught[raw.indexes.to(taught.device)].to(targets)
+    images, mixed = mix(images, torch.cat([targets, teacher_targets], dim=1), draws, cfg)
+    targets, teacher_targets = mixed.chunk(2, dim=1)
+    return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes, taught=teacher_targets)
 
 
-def _placed(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessing: Preprocessing) -> Tensor:
-    """The pixels (B, C, H, W) at the model's size, 0 … 255: whole ones moved where that is enough, or resampled."""
+def _crop_and_warp(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessing: Preprocessing) -> Tensor:
+    """Crop, flip and warp to the model's size: (B, C, H, W), 0 … 255. Shifts whole pixels where possible, else resamples."""
     out = preprocessing.img_size
     flips = draws.uniform("flip")[:, 0] < cfg.flip
     if cfg.rand_augment is None and is_shift(raw.boxes, out=out):
@@ -65,13 +65,13 @@ def _placed(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessing: Prep
     matrices, fill = mirror(flips, width=out[1]), None
     if cfg.rand_augment is not None:
         matrices = matrices @ rand_augment_matrices(draws, cfg.rand_augment, size=out)
-        # What turns in from outside is the data's mean colour, as in timm: zero after normalisation, so no signal.
+        # The border is filled with the data's mean colour, as in timm: zero after normalisation, so no signal.
         fill = 255 * torch.tensor(preprocessing.mean, device=raw.images.device)
     return resample(raw.images, sizes=raw.sizes, boxes=raw.boxes, matrices=matrices, out=out, fill=fill)
 
 
-def _coloured(pixels: Tensor, draws: Draws, cfg: AugmentConfig) -> Tensor:
-    """The pixels after every colour operation that is on."""
+def _apply_colors(pixels: Tensor, draws: Draws, cfg: AugmentConfig) -> Tensor:
+    """Apply the colour operations that `cfg` enables."""
     if cfg.rand_augment is None and not cfg.three_augment and cfg.color_jitter == 0:
         return pixels
     pixels = pixels.float().round_()  # whole levels, as the operations take them: a 127.999 has not the bits of 128
@@ -85,9 +85,9 @@ def _coloured(pixels: Tensor, draws: Draws, cfg: AugmentConfig) -> Tensor:
 
 
 def crop_boxes(sizes: Int64[Tensor, "B 2"], draws: Draws, cfg: AugmentConfig) -> Float[Tensor, "B 4"]:
-    """Top, left, height and width of each image's crop, in whole pixels of the image.
+    """Draw the crop of each image: top, left, height and width, in whole pixels.
 
-    "resized" draws share of the area and ratio as Inception's crop does (Szegedy et al. 2015), ten tries and then the
+    "resized" draws area share and aspect ratio as Inception's crop does (Szegedy et al. 2015), ten tries and then the
     largest centred crop of an allowed ratio, as torchvision; "pad" shifts the whole image by up to `crop_pad` pixels;
     "none" is the whole image.
     """
@@ -98,21 +98,21 @@ def crop_boxes(sizes: Int64[Tensor, "B 2"], draws: Draws, cfg: AugmentConfig) ->
         corner = draws.integers("crop_pad", high=2 * cfg.crop_pad + 1, n=2) - cfg.crop_pad
         return torch.cat((corner, sizes), dim=1).float()
 
-    tall, wide = _rectangles(draws, "crop", area=height * width, share=cfg.crop_scale, ratio=cfg.crop_ratio)
+    tall, wide = _draw_rectangles(draws, "crop", area=height * width, share=cfg.crop_scale, ratio=cfg.crop_ratio)
     fits = (tall > 0) & (tall <= height[:, None]) & (wide > 0) & (wide <= width[:, None])  # (B, tries)
     first = fits.int().argmax(1, keepdim=True)
-    found = fits.any(1)
-    tall = torch.where(found, tall.gather(1, first)[:, 0], torch.minimum(height, (width / cfg.crop_ratio[0]).round().long()))
-    wide = torch.where(found, wide.gather(1, first)[:, 0], torch.minimum(width, (height * cfg.crop_ratio[1]).round().long()))
-    top = torch.where(found, draws.integers("crop_top", high=height - tall + 1)[:, 0], (height - tall) // 2)
-    left = torch.where(found, draws.integers("crop_left", high=width - wide + 1)[:, 0], (width - wide) // 2)
+    any_fits = fits.any(1)
+    tall = torch.where(any_fits, tall.gather(1, first)[:, 0], torch.minimum(height, (width / cfg.crop_ratio[0]).round().long()))
+    wide = torch.where(any_fits, wide.gather(1, first)[:, 0], torch.minimum(width, (height * cfg.crop_ratio[1]).round().long()))
+    top = torch.where(any_fits, draws.integers("crop_top", high=height - tall + 1)[:, 0], (height - tall) // 2)
+    left = torch.where(any_fits, draws.integers("crop_left", high=width - wide + 1)[:, 0], (width - wide) // 2)
     return torch.stack((top, left, tall, wide), dim=1).float()
 
 
-def _rectangles(
+def _draw_rectangles(
     draws: Draws, stream: str, *, area: int | Tensor, share: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Int64[Tensor, "B tries"], Int64[Tensor, "B tries"]]:
-    """Heights and widths of some rectangles: area uniform in `share` of the whole, log of width over height uniform."""
+    """Draw heights and widths of rectangles: area uniform in `share` of the whole, log of width over height uniform."""
     part = share[0] + (share[1] - share[0]) * draws.uniform(f"{stream}_area", _TRIES)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     shape = torch.exp(low + (high - low) * draws.uniform(f"{stream}_ratio", _TRIES))
@@ -123,7 +123,7 @@ def _rectangles(
 def normalise(
     images: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"], preprocessing: Preprocessing
 ) -> Float[Tensor, "B C H W"]:
-    """Pixels from 0 … 255 to the model's scale: (x / 255 - mean) / std in each channel."""
+    """Normalise pixels from 0 … 255: (x / 255 - mean) / std in each channel."""
     mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return (images * (1 / (255 * std))).sub_(mean / std)
 
@@ -137,7 +137,7 @@ def erase_(images: Float[Tensor, "B C H W"], draws: Draws, *, prob: float) -> No
     if prob == 0:
         return
     height, width = images.shape[-2:]
-    tall, wide = _rectangles(draws, "erase", area=height * width, share=_ERASED_AREA, ratio=_ERASED_RATIO)
+    tall, wide = _draw_rectangles(draws, "erase", area=height * width, share=_ERASED_AREA, ratio=_ERASED_RATIO)
     fits = (tall > 0) & (tall < height) & (wide > 0) & (wide < width)  # (B, tries)
     first = fits.int().argmax(1, keepdim=True)
     tall, wide = tall.gather(1, first)[:, 0], wide.gather(1, first)[:, 0]
@@ -145,7 +145,7 @@ def erase_(images: Float[Tensor, "B C H W"], draws: Draws, *, prob: float) -> No
     top = draws.integers("erase_top", high=(height - tall + 1).clamp(min=1))[:, 0]
     left = draws.integers("erase_left", high=(width - wide + 1).clamp(min=1))[:, 0]
     some = chosen.nonzero()[:, 0]
-    down, across = _inside(top, top + tall, height)[some], _inside(left, left + wide, width)[some]
+    down, across = _interval_mask(top, top + tall, height)[some], _interval_mask(left, left + wide, width)[some]
     holes = (down[:, :, None] & across[:, None, :])[:, None].expand(-1, images.shape[1], -1, -1)  # (b, C, H, W)
     rows, columns = holes.flatten(1).nonzero(as_tuple=True)
     noise = draws.normal_at("erase_noise", rows=some[rows], columns=columns)
@@ -157,8 +157,8 @@ def mix(
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of each image with the one before it in the batch.
 
-    Each sample draws whether it is mixed, how, and by how much. The share that cutmix really leaves goes into the target:
-    a box that reaches over the edge is cut off.
+    Each sample draws whether, how and by how much it is mixed. A cutmix box is clipped at the edges, and the target takes
+    the share of pixels that is left.
     """
     if cfg.mixup_prob == 0 or (cfg.mixup_alpha == 0 and cfg.cutmix_alpha == 0):
         return images, targets
@@ -170,24 +170,24 @@ def mix(
         share = torch.where(mixed & ~cut, draws.beta("mixup", cfg.mixup_alpha), 1.0)
     weight = share.view(-1, 1, 1, 1)  # of the image itself, in each pixel
     if cfg.cutmix_alpha > 0:
-        rows, columns = _cutmix_box(draws, alpha=cfg.cutmix_alpha, size=(images.shape[-2], images.shape[-1]))
+        rows, columns = _draw_cutmix_box(draws, alpha=cfg.cutmix_alpha, size=(images.shape[-2], images.shape[-1]))
         rows = rows * cut[:, None]
         weight = torch.addcmul(weight, rows[:, None, :, None], columns[:, None, None, :], value=-1)  # (B, 1, H, W)
         share = share - rows.mean(1) * columns.mean(1)
     return images.roll(1, 0).lerp_(images, weight.to(images.dtype)), targets.roll(1, 0).lerp_(targets, share[:, None])
 
 
-def _cutmix_box(draws: Draws, *, alpha: float, size: Pair) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B W"]]:
-    """The rows and the columns of each sample's box, as ones among zeros."""
+def _draw_cutmix_box(draws: Draws, *, alpha: float, size: Pair) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B W"]]:
+    """Draw a cutmix box for each sample; return its row mask and its column mask, 1 inside and 0 outside."""
     side = torch.sqrt(1 - draws.beta("cutmix_share", alpha))
     tall, wide = (size[0] * side).long(), (size[1] * side).long()
     middle_y = draws.integers("cutmix_y", high=size[0])[:, 0]
     middle_x = draws.integers("cutmix_x", high=size[1])[:, 0]
-    rows = _inside(middle_y - tall // 2, middle_y + (tall + 1) // 2, size[0])
-    columns = _inside(middle_x - wide // 2, middle_x + (wide + 1) // 2, size[1])
+    rows = _interval_mask(middle_y - tall // 2, middle_y + (tall + 1) // 2, size[0])
+    columns = _interval_mask(middle_x - wide // 2, middle_x + (wide + 1) // 2, size[1])
     return rows.float(), columns.float()
 
 
-def _inside(start: Int64[Tensor, " B"], stop: Int64[Tensor, " B"], side: int) -> Bool[Tensor, "B side"]:
+def _interval_mask(start: Int64[Tensor, " B"], stop: Int64[Tensor, " B"], side: int) -> Bool[Tensor, "B side"]:
     place = torch.arange(side, device=start.device)
     return (place >= start[:, None]) & (place < stop[:, None])

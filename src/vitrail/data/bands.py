@@ -1,7 +1,7 @@
-"""Images with values of more than 8 bits, or with other bands than grey and RGB: an array, and its scaling to bytes.
+"""Images with more than 8 bits per value, or with bands other than grey and RGB: arrays, and their scaling to bytes.
 
-Pillow has no pixel format for most of them: of 16-bit colour it gives the upper bytes, and of a TIFF with more bands the first
-ones or none. Here all values are read, by Pillow where it can be asked for them, else by tifffile.
+Pillow has no pixel format for most of them: it reads the upper bytes of 16-bit colour, and the first bands of a multi-band
+TIFF or none. This module reads all values, with Pillow where it supports the format, else with tifffile.
 """
 
 # H W image · C bands
@@ -24,7 +24,7 @@ from PIL import Image
 ValueRange = tuple[float, float]
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WIDE = 0.5
-"""Share of the type's range from which on the values count as using all of it."""
+"""Share of the type's range at and above which `data.range` auto takes the whole range."""
 FEWEST_LEVELS = 16
 """Number of the 256 levels below which the span of most values triggers a warning."""
 _ALPHA = (1, 2)  # of the TIFF tag ExtraSamples: associated and unassociated; 0 is a band of its own
@@ -33,12 +33,12 @@ _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
 
 class BandsError(ValueError):
-    """Values that can't be read, or not be scaled; the message is the reason."""
+    """Values that can't be read or scaled; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Bands:
-    """Values as the file has them."""
+    """Values of an image as stored in its file."""
 
     values: NDArray[Any]
     """(H, W, C), of any number type; an alpha band is the last."""
@@ -51,36 +51,36 @@ class Bands:
 
     @property
     def count(self) -> int:
-        """Bands but for the opacity."""
+        """Number of bands without the alpha channel."""
         return int(self.values.shape[2]) - self.alpha
 
     @property
     def bits(self) -> int:
-        """Bits of a value."""
+        """Bits per value."""
         return 8 * self.values.dtype.itemsize
 
     def measured(self) -> NDArray[Any] | None:
-        """The values of more than 8 bits in a row, without opacity and pixels without data.
+        """Return the values as a flat array, without alpha and pixels without data.
 
-        None for values of 8 bits, for no values, and where some are NaN or infinite.
+        None for values of 8 bits, if there are none, and if some are NaN or infinite.
         """
         values = self.values[:, :, : self.count].reshape(-1)
         if self.bits == 8:
             return None
-        if (empty := self._without_data()) is not None:
+        if (empty := self._nodata_mask()) is not None:
             values = values[~empty.reshape(-1)]
         return values if values.size and np.isfinite(values).all() else None
 
     def extremes(self) -> ValueRange | None:
-        """As the first pair of `spans`."""
+        """Return the first pair of `spans`."""
         spans = self.spans()
         return None if spans is None else spans[0]
 
     def spans(self) -> tuple[ValueRange, ValueRange] | None:
-        """The least and the greatest value, but for hot pixels; and the ends of the 98 % in the middle.
+        """Return the minimum and maximum without hot pixels, and the 1st and 99th percentile.
 
         Hot pixels are the ten-thousandth part at each end, and a pixel that is farther from all others than they are from
-        each other. None for values of 8 bits and for those that are no numbers.
+        each other. None where `measured` is None.
         """
         values = self.measured()
         if values is None:
@@ -94,13 +94,13 @@ class Bands:
         return (float(low), float(high)), (float(bulk_low), float(bulk_high))
 
     def to_bytes(self, value_range: ValueRange | None) -> NDArray[np.uint8]:
-        """(H, W, C) without the opacity, which shows white.
+        """Scale to bytes (H, W, C), composited on white if there is an alpha channel.
 
-        Values of more than 8 bits are scaled: the ends of `value_range` become 0 and 255, and values beyond them too. With None
-        it is the whole range of the type. Pixels without data are black. Raises BandsError for 32 bits and more without a
-        range, and for values that are no numbers.
+        Values of more than 8 bits are scaled and clipped: the ends of `value_range` (None: the range of the type) become 0 and
+        255. Pixels without data are black. Raises BandsError for 32 bits and more without a range, and for NaN or infinite
+        values.
         """
-        values, empty = self.values[:, :, : self.count], self._without_data()
+        values, empty = self.values[:, :, : self.count], self._nodata_mask()
         if empty is not None:
             values = np.where(empty, values.dtype.type(0), values)
         colour = scaled(values, value_range)
@@ -114,25 +114,25 @@ class Bands:
         return colour
 
     def opacity(self) -> NDArray[np.uint8]:
-        """(H, W, 1), 255 where the image is opaque; its own scale is that of the type, and 0 to 1 for floating point."""
+        """Return the alpha channel as bytes (H, W, 1), 255 is opaque; scaled from the type's range, or 0 to 1 for floats."""
         opacity = self.values[:, :, self.count :]
         return scaled(opacity, (0.0, float(np.iinfo(opacity.dtype).max) if opacity.dtype.kind in "iu" else 1.0))
 
-    def _without_data(self) -> NDArray[np.bool_] | None:
-        """(H, W, C): which values are declared to be no data; None where none is."""
+    def _nodata_mask(self) -> NDArray[np.bool_] | None:
+        """Return a mask (H, W, C) of the values without data; None if there are none."""
         values = self.values[:, :, : self.count]
         if self.bits == 8 or self.nodata is None:
             return None
         if math.isnan(self.nodata):
             empty = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
         else:
-            with np.errstate(over="ignore"):  # a text of more digits than the type has
+            with np.errstate(over="ignore"):  # GDAL_NODATA may exceed the range of the type
                 empty = values == (values.dtype.type(self.nodata) if values.dtype.kind == "f" else self.nodata)
         return empty if empty.any() else None
 
 
 def scaled(values: NDArray[Any], value_range: ValueRange | None) -> NDArray[np.uint8]:
-    """Values as bytes; see Bands.to_bytes."""
+    """Scale values to bytes; see Bands.to_bytes."""
     kind = values.dtype
     if kind == np.uint8:
         return values
@@ -145,21 +145,21 @@ def scaled(values: NDArray[Any], value_range: ValueRange | None) -> NDArray[np.u
     if kind.kind == "f" and (wrong := int((~np.isfinite(values)).sum())):
         raise BandsError(f"{wrong:,} of its {values.size:,} values are no numbers (NaN or infinite); fill them in before")
     if value_range is None:
-        return _of_the_whole_range(values)
+        return _scale_full_range(values)
     low, high = value_range
     if kind.kind in "iu" and kind.itemsize == 2:  # a table of 65,536 entries takes no time
         every = np.arange(np.iinfo(kind).min, np.iinfo(kind).max + 1)
-        table = _between(every, low, high)
+        table = _scale_between(every, low, high)
         return table[values.astype(np.int64) - every[0]]
-    return _between(values, low, high)
+    return _scale_between(values, low, high)
 
 
-def _between(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+def _scale_between(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     share = (values.astype(np.float64) - low) / (high - low)
     return np.floor(255 * share.clip(0, 1) + 0.5).astype(np.uint8)
 
 
-def _of_the_whole_range(values: NDArray[Any]) -> NDArray[np.uint8]:
+def _scale_full_range(values: NDArray[Any]) -> NDArray[np.uint8]:
     kind, whole = values.dtype, values
     if kind.kind == "f":
         raise BandsError(
@@ -175,23 +175,23 @@ def _of_the_whole_range(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class ValuesInUse:
-    """Values of the images with more than 8 bits."""
+    """Range of the values in images of more than 8 bits."""
 
     low: float
     high: float
-    """But for the ten-thousandth part of each image at each end."""
+    """Both without the ten-thousandth part at each end of each image."""
     type: str
-    """Their number type, "uint16", and where there are several "int16, uint16"."""
+    """Number type, such as "uint16"; several as "int16, uint16"."""
     files: int
-    """Files measured."""
+    """Number of files measured."""
     eight_bit: int
-    """Files among those looked at that have 8 bits, and are not scaled."""
+    """Number of 8-bit files in the sample, which are not scaled."""
     bulk: ValueRange | None = None
-    """Ends of the 98 % of an image's values in the middle; their medians over the images."""
+    """1st and 99th percentile of an image's values; the medians over the images."""
 
     @property
     def whole(self) -> ValueRange | None:
-        """The range of the type; None for 32 bits and more, of which nobody uses all."""
+        """Range of the type; None for 32 bits and more, which no data fills."""
         if self.type not in ("uint16", "int16"):
             return None
         limits = np.iinfo(self.type)
@@ -207,7 +207,7 @@ class ValuesInUse:
         return self.low, max(self.high, least)
 
     def few_levels(self, value_range: ValueRange | None) -> str | None:
-        """A warning where a range (None: that of the type) leaves few of 256 levels to most values of most images."""
+        """Return a warning if a range (None: that of the type) maps most values to few of the 256 levels; else None."""
         ends = value_range or self.whole
         if ends is None or self.bulk is None:
             return None
@@ -223,12 +223,12 @@ class ValuesInUse:
         )
 
     def beyond(self, value_range: ValueRange) -> bool:
-        """Return whether more than half of the span of the values lies outside a range."""
+        """Return True if more than half of the span of the values is outside a range."""
         inside = min(self.high, value_range[1]) - max(self.low, value_range[0])
         return inside < 0.5 * (self.high - self.low)
 
     def mismatch(self, value_range: ValueRange | None) -> str | None:
-        """Return why a model trained with a range (None: without one) sees little of these values; None if it sees them."""
+        """Return a warning if these values do not fit the range a model was trained with (None: no range); else None."""
         if value_range is None:
             few = "the model was trained without data.range, so it sees few levels of them"
             return None if self.range is None else f"{self}; {few}"
@@ -247,23 +247,23 @@ class ValuesInUse:
 
 
 def values_in_use(bands: Bands | None) -> ValuesInUse | None:
-    """The values that an image uses; None where they have 8 bits."""
+    """Measure the value range of an image; None for 8 bits."""
     spans = None if bands is None else bands.spans()
     return None if bands is None or spans is None else ValuesInUse(*spans[0], bands.values.dtype.name, 1, 0, spans[1])
 
 
-def together(each: Iterable[ValuesInUse | None]) -> ValuesInUse | None:
-    """The values that images use together; None where none has more than 8 bits."""
-    every = list(each)
-    if not (used := [one for one in every if one is not None]):
+def merge_ranges(ranges: Iterable[ValuesInUse | None]) -> ValuesInUse | None:
+    """Merge the value ranges of several images; None if no image has more than 8 bits."""
+    images = list(ranges)
+    if not (deep := [image for image in images if image is not None]):
         return None
-    bulks = [one.bulk for one in used if one.bulk is not None]
+    bulks = [image.bulk for image in deep if image.bulk is not None]
     return ValuesInUse(
-        low=min(one.low for one in used),
-        high=max(one.high for one in used),
-        type=", ".join(sorted({one.type for one in used})),
-        files=len(used),
-        eight_bit=len(every) - len(used),
+        low=min(image.low for image in deep),
+        high=max(image.high for image in deep),
+        type=", ".join(sorted({image.type for image in deep})),
+        files=len(deep),
+        eight_bit=len(images) - len(deep),
         bulk=(statistics.median(low for low, _ in bulks), statistics.median(high for _, high in bulks)) if bulks else None,
     )
 
@@ -273,7 +273,7 @@ def together(each: Iterable[ValuesInUse | None]) -> ValuesInUse | None:
 
 
 class TiffBands:
-    """A TIFF that Pillow can't read rightly: what the decoder asks of an image, answered by tifffile."""
+    """TIFF that Pillow can't decode correctly, read by tifffile behind the part of Pillow's interface that the decoder uses."""
 
     format = "TIFF"
 
@@ -286,13 +286,13 @@ class TiffBands:
             self.stacked = _is_stack(file)
             stack = file.series[0]
             shape, axes = (stack.shape, "" if file.is_shaped else stack.axes) if self.stacked else (page.shape, page.axes)
-            self.order = _order(shape, axes)
+            self.order = _find_axes(shape, axes)
             self.height, self.width, count = (shape[at] if at is not None else 1 for at in self.order)
             extra = page.tags.valueof(338, default=())
             extra = extra if isinstance(extra, tuple) else (extra,)
             self.alpha = not self.stacked and len(extra) == 1 and int(extra[0]) in _ALPHA and count in (2, 4)
             self.premultiplied = self.alpha and int(extra[0]) == 1
-            self.nodata = _number(page.tags.valueof(_NODATA, default=None))
+            self.nodata = _parse_number(page.tags.valueof(_NODATA, default=None))
             self.dtype = np.dtype(page.dtype)
             self.white_is_zero = int(page.photometric) == 0
             self.orientation = int(page.tags.valueof(274, default=1))
@@ -300,14 +300,14 @@ class TiffBands:
         self.mode = f"{count} x {self.dtype.name}"
 
     def draft(self, mode: str | None, size: tuple[int, int]) -> None:
-        """Pillow's, which does nothing for a TIFF."""
+        """Do nothing, as Pillow's `draft` for a TIFF."""
 
     def load(self) -> None:
-        """Decodes, to see whether it can be."""
+        """Decode the file to verify it."""
         self.bands()
 
     def bands(self) -> Bands:
-        """All values, as the file has them. Raises BandsError for a compression that needs another library."""
+        """Read all values as stored. Raises BandsError for a compression that needs another library."""
         import tifffile
 
         with tifffile.TiffFile(BytesIO(self._contents)) as file:
@@ -322,12 +322,12 @@ class TiffBands:
         down, across, band = self.order
         values = np.ascontiguousarray(values[:, :, None] if band is None else values.transpose(down, across, band))
         if self.premultiplied:
-            values = _unpremultiplied(values)
+            values = _unpremultiply(values)
         return Bands(values, self.alpha, self.white_is_zero, self.nodata)
 
 
 def _is_stack(file: Any) -> bool:
-    """Return whether the pages of a TIFF are bands of one image, by the metadata of tifffile, ImageJ or OME."""
+    """Return True if the pages of a TIFF are bands of one image, by the metadata of tifffile, ImageJ or OME."""
     if len(file.pages) == 1:
         return False
     if file.is_shaped:
@@ -336,7 +336,7 @@ def _is_stack(file: Any) -> bool:
 
 
 def _pages_are_bands(description: str) -> bool:
-    """As `_is_stack`, for the text of a file with several pages that is opened by Pillow."""
+    """Same as `_is_stack`, from the ImageDescription of a multi-page file opened by Pillow."""
     if description.startswith('{"shape": ['):
         return description.partition("]")[0].count(",") == 2
     if description.startswith("ImageJ="):
@@ -346,16 +346,16 @@ def _pages_are_bands(description: str) -> bool:
     return planes is not None and int(planes[1]) > int(samples[1] if samples else 1)
 
 
-def _number(text: Any) -> float | None:
-    """The value of GDAL_NODATA; None for a text that is no number."""
+def _parse_number(text: Any) -> float | None:
+    """Parse the value of GDAL_NODATA; None if it is not a number."""
     try:
         return None if text is None else float(str(text).strip("\0 "))
     except ValueError:
         return None
 
 
-def _unpremultiplied(values: NDArray[Any]) -> NDArray[Any]:
-    """(H, W, C) with the colours divided by the opacity, the last band."""
+def _unpremultiply(values: NDArray[Any]) -> NDArray[Any]:
+    """Divide the colours of (H, W, C) by the alpha channel, the last band."""
     top = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
     opacity = values[:, :, -1:].astype(np.float64)
     colour = np.divide(values[:, :, :-1] * top, opacity, out=np.zeros(values[:, :, :-1].shape), where=opacity > 0).clip(0, top)
@@ -364,8 +364,8 @@ def _unpremultiplied(values: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([colour.astype(values.dtype), values[:, :, -1:]], axis=2)
 
 
-def _order(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
-    """Which axes are rows, columns and bands. Raises BandsError for an array that is no picture."""
+def _find_axes(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
+    """Return the axes of rows, columns and bands (None: one band). Raises BandsError for an array that is not an image."""
     if len(shape) == 2 and 0 not in shape:
         return 0, 1, None
     if len(shape) != 3 or 0 in shape:
@@ -378,7 +378,7 @@ def _order(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
 
 
 def pillow_reads(image: Image.Image) -> bool:
-    """Return whether Pillow decodes every band of an opened file; 16-bit colour is handled separately."""
+    """Return True if Pillow decodes every band of an opened file; 16-bit colour is handled separately."""
     if image.format != "TIFF":
         return True
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
@@ -387,7 +387,7 @@ def pillow_reads(image: Image.Image) -> bool:
 
 
 def pillow_reads_page(image: Image.Image) -> bool:
-    """Return whether Pillow decodes every band of the current page; 16-bit colour is handled separately."""
+    """Return True if Pillow decodes every band of the current page; 16-bit colour is handled separately."""
     if image.format != "TIFF":
         return True
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
@@ -402,52 +402,52 @@ def pillow_reads_page(image: Image.Image) -> bool:
         return False
     contiguous = tags.get(284, 1) == 1
     if all(width <= 8 for width in bits):
-        premultiplied = alpha and int(extra[0]) == 1  # which Pillow can't convert to "L", and not read in planes
+        premultiplied = alpha and int(extra[0]) == 1  # Pillow can't convert it to "L", nor read it in planes
         return not signed and not (premultiplied and (samples == 2 or not contiguous))
     return contiguous and not signed and set(bits) == {16} and colour == 3
 
 
 def has_bands(image: Image.Image | TiffBands) -> bool:
-    """Return whether `bands_of` has an answer: for most files it has none, and their contents need not be read for it."""
+    """Return True if `read_values` returns an array: most files have none, and their contents need not be read."""
     return isinstance(image, TiffBands) or image.mode == "F" or image.mode.startswith("I") or is_16_bit_colour(image)
 
 
-def bands_of(image: Image.Image | TiffBands, contents: bytes) -> Bands | None:
-    """The values of an opened file that has more than 8 bits, or more bands than Pillow gives; None for any other.
+def read_values(image: Image.Image | TiffBands, contents: bytes) -> Bands | None:
+    """Read the values of an opened file with more than 8 bits, or more bands than Pillow decodes; None for any other.
 
-    `contents` is the whole file. Raises what Pillow raises for a corrupt file, and BandsError.
+    `contents` is the whole file. Raises Pillow's errors for a corrupt file, and BandsError.
     """
     if isinstance(image, TiffBands):
         return image.bands()
     if is_16_bit_colour(image):
-        return _both_bytes(image, contents)
+        return _read_16_bit_colour(image, contents)
     if image.mode.startswith("I") or image.mode == "F":
         tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
-        bands = Bands(_grey(image), white_is_zero=tags.get(262) == 0, nodata=_number(tags.get(_NODATA)))
-        return _with_transparent_colour(bands, image)
+        bands = Bands(_read_grey(image), white_is_zero=tags.get(262) == 0, nodata=_parse_number(tags.get(_NODATA)))
+        return _add_transparency(bands, image)
     return None
 
 
-def in_native_order(image: Image.Image) -> None:
-    """Correct the byte order in which Pillow reads a big-endian TIFF of signed or floating-point values that is compressed.
+def fix_byte_order(image: Image.Image) -> None:
+    """Correct the byte order in which Pillow decodes a compressed big-endian TIFF of signed or floating-point values.
 
-    libtiff gives native order, which Pillow knows of unsigned values only. The image must not be loaded yet.
+    libtiff returns native order, which Pillow expects for unsigned values only. The image must not be loaded yet.
     """
     if image.format == "TIFF" and (tiles := getattr(image, "tile", None)) and tiles[0][0] == "libtiff":
         fixed: Any = image
         fixed.tile = [tile._replace(args=(_NATIVE.get(tile.args[0], tile.args[0]), *tile.args[1:])) for tile in tiles]
 
 
-def _with_transparent_colour(bands: Bands, image: Image.Image) -> Bands:
-    """Bands with an opacity where a 16-bit PNG names the colour that is transparent (tRNS)."""
+def _add_transparency(bands: Bands, image: Image.Image) -> Bands:
+    """Add an alpha channel if a 16-bit PNG declares a transparent colour (tRNS)."""
     if image.format != "PNG" or (colour := image.info.get("transparency")) is None or bands.alpha:
         return bands
     transparent = (bands.values == np.array(colour)).all(axis=2, keepdims=True)
     return Bands(np.concatenate([bands.values, np.where(transparent, 0, 65535).astype(np.uint16)], axis=2), alpha=True)
 
 
-def _grey(image: Image.Image) -> NDArray[Any]:
-    """(H, W, 1) of the type that the file has; Pillow widens some."""
+def _read_grey(image: Image.Image) -> NDArray[Any]:
+    """Return the grey values (H, W, 1) in the number type of the file; Pillow widens some."""
     values = np.asarray(image)
     if image.mode == "I" and image.format == "TIFF":
         tags: Any = image.tag_v2  # type: ignore[attr-defined]
@@ -460,7 +460,7 @@ def _grey(image: Image.Image) -> NDArray[Any]:
 
 
 def is_16_bit_colour(image: Image.Image) -> bool:
-    """Return whether Pillow would decode only the upper bytes of an opened file."""
+    """Return True if Pillow would decode only the upper bytes of an opened file."""
     return (
         image.format in ("PNG", "TIFF")
         and image.mode in ("RGB", "RGBA", "LA")
@@ -469,19 +469,19 @@ def is_16_bit_colour(image: Image.Image) -> bool:
 
 
 def is_16_bit_grey_alpha(image: Image.Image) -> bool:
-    """Return whether a file is a 16-bit grey PNG with alpha, which Pillow opens as colour."""
+    """Return True for a 16-bit grey PNG with alpha, which Pillow opens as colour."""
     return any(mode.startswith("LA;16") for mode in _raw_modes(image))
 
 
 def _raw_modes(image: Image.Image) -> list[str]:
-    tiles: Any = getattr(image, "tile", ())  # of an image that no file is behind, none
+    tiles: Any = getattr(image, "tile", ())  # an image without a file has none
     return [args if isinstance(args, str) else str(args[0]) for *_, args in tiles if args]
 
 
-def _both_bytes(image: Image.Image, contents: bytes) -> Bands:
-    """16-bit colour out of Pillow, which gives one of the two bytes: the file is decoded once for each."""
+def _read_16_bit_colour(image: Image.Image, contents: bytes) -> Bands:
+    """Read 16-bit colour with Pillow by decoding the file twice, once for each byte of a value."""
     if is_16_bit_grey_alpha(image):
-        return _grey_alpha(contents)
+        return _read_16_bit_grey_alpha(contents)
     halves = []
     premultiplied = _raw_modes(image)[0].startswith("RGBa")
     for little in (False, True):
@@ -498,11 +498,11 @@ def _both_bytes(image: Image.Image, contents: bytes) -> Bands:
     first, second = halves  # of each pair in the file, the first byte and the second
     values = first + 256 * second if native else 256 * first + second
     alpha = image.mode == "RGBA"
-    return _with_transparent_colour(Bands(_unpremultiplied(values) if premultiplied else values, alpha=alpha), image)
+    return _add_transparency(Bands(_unpremultiply(values) if premultiplied else values, alpha=alpha), image)
 
 
-def _grey_alpha(contents: bytes) -> Bands:
-    """A 16-bit grey PNG with opacity: its four bytes a pixel are read as those of 8-bit RGBA."""
+def _read_16_bit_grey_alpha(contents: bytes) -> Bands:
+    """Read a 16-bit grey PNG with alpha by decoding its four bytes per pixel as 8-bit RGBA."""
     again: Any = Image.open(BytesIO(contents), formats=("PNG",))
     again._mode = "RGBA"
     again.tile = [tile._replace(args="RGBA") for tile in again.tile]

@@ -1,4 +1,4 @@
-"""Splits -> batches of raw pixels: the order of every epoch, the crop of every image, and the loader processes."""
+"""Batches of raw pixels from a split: the order of an epoch, the crop of each image, and the loader processes."""
 
 # N images · B batch · K classes
 
@@ -31,13 +31,13 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Part:
-    """One of several shares of the same batches, each read by another process."""
+    """The share of every batch that one of several processes reads."""
 
     index: int
     count: int
 
     def of(self, rows: int) -> slice:
-        """The rows of a batch that are its own; the shares differ by one row at most."""
+        """Return the rows of a batch that belong to this part; the parts differ by one row at most."""
         return slice(self.index * rows // self.count, (self.index + 1) * rows // self.count)
 
 
@@ -45,24 +45,24 @@ WHOLE = Part(0, 1)
 
 
 class Job(NamedTuple):
-    """One batch that is to be read."""
+    """A batch to read: epoch, image indexes and turns."""
 
     epoch: int
     indexes: Int64[Tensor, " B"]
     turns: Int64[Tensor, " B"] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To a loader process by value, for tensors go through shared memory: of that the batches need all there is."""
-        return _job, (self.epoch, self.indexes.numpy(), None if self.turns is None else self.turns.numpy())
+        """Pickle by value, because tensors would use shared memory, which the batches need."""
+        return _restore_job, (self.epoch, self.indexes.numpy(), None if self.turns is None else self.turns.numpy())
 
 
-def _job(epoch: int, indexes: np.ndarray, turns: np.ndarray | None) -> Job:
+def _restore_job(epoch: int, indexes: np.ndarray, turns: np.ndarray | None) -> Job:
     return Job(epoch, torch.from_numpy(indexes), None if turns is None else torch.from_numpy(turns))
 
 
 @dataclass(frozen=True)
 class _Reader(Dataset[tuple[int, RawBatch, tuple[Skipped, ...]]]):
-    """Reads jobs, in whichever process it stands."""
+    """Dataset whose items are whole batches, indexed by `Job`."""
 
     split: Split
     seed: int = 0
@@ -80,7 +80,7 @@ class _Reader(Dataset[tuple[int, RawBatch, tuple[Skipped, ...]]]):
 
 
 def steps_per_epoch(split: Split, *, batch_size: int) -> int:
-    """Training batches an epoch: whole ones only, but at least one."""
+    """Return the number of training batches per epoch: full batches only, but at least one."""
     return max(1, len(split) // batch_size)
 
 
@@ -94,34 +94,34 @@ def train_batches(
     balanced: bool = False,
     part: Part = WHOLE,
 ) -> Iterator[tuple[int, RawBatch]]:
-    """Endless (epoch, batch), starting with the batch of step `start_step`.
+    """Yield (epoch, batch) without end, starting at step `start_step`.
 
-    Every epoch has its own order; what is left over at its end is dropped, unless the set is smaller than one batch.
-    Order and crops depend on (seed, epoch, index) alone, so a batch can be made again exactly. An image that can't
-    be read any more is missing from its batch and listed in `split.skipped`. Raises ValueError once that is all of them.
+    Every epoch has its own order; an incomplete last batch is dropped, unless the set is smaller than one batch.
+    Order and crops depend on (seed, epoch, index) alone, so batches are reproducible. An image that can no longer
+    be read is missing from its batch and listed in `split.skipped`. Raises ValueError once no image can be read.
 
-    With `augment.repeats` above 1 each image stands that often in its batch (Hoffer et al. 2020), and an epoch of as many
-    steps sees a part of the images, the next one another (as DeiT's: Touvron et al. 2021). With `balanced` an epoch draws
-    every class equally often, give or take one, however many images it has.
+    With `augment.repeats` above 1 each image is repeated that often in its batch (Hoffer et al. 2020); an epoch has the
+    same number of steps and sees a part of the images, the next one another part (as DeiT: Touvron et al. 2021). With
+    `balanced` an epoch draws every class equally often, to within one, however many images it has.
 
-    A batch none of whose images can be read is given as it is, empty: it has its step. With `part`, every batch is its own rows
-    only. Raises ValueError for a batch with fewer images than parts.
+    A batch without readable images is yielded empty, so the step count holds. With `part`, every batch has the rows of that
+    part only. Raises ValueError for a batch with fewer images than parts.
     """
     if part.count > min(batch_size, len(split) * augment.repeats):
         few = min(batch_size, len(split) * augment.repeats)
         raise ValueError(f"a batch of {few} images can't be shared by {part.count} processes; use {few} at most")
     steps = steps_per_epoch(split, batch_size=batch_size)
     different = min(len(split), -(-batch_size // augment.repeats))  # images in a batch
-    classes = _members(split.labels) if balanced else None
+    classes = _indexes_by_class(split.labels) if balanced else None
 
     def jobs() -> Iterator[Job]:
         epoch, step = divmod(start_step, steps)
         while True:
-            order = _drawn(len(split), steps * different, classes, seed=seed, epoch=epoch).view(steps, different)
-            # One turn of all images after the other: an image beside its own copy would be mixed with itself.
+            order = _draw_order(len(split), steps * different, classes, seed=seed, epoch=epoch).view(steps, different)
+            # Repeats follow after all other images: an image next to its copy would be mixed with itself.
             order = order.repeat(1, augment.repeats)[:, :batch_size]  # (steps, B)
             again = balanced or augment.repeats > 1
-            turns = _turns(order.flatten()).view_as(order) if again else None
+            turns = _count_turns(order.flatten()).view_as(order) if again else None
             order, turns = order[:, part.of(order.shape[1])], None if turns is None else turns[:, part.of(order.shape[1])]
             for at in range(step, steps):
                 yield Job(epoch, order[at], None if turns is None else turns[at])
@@ -130,13 +130,13 @@ def train_batches(
     return _read(_Reader(split, seed, augment), jobs(), keep_empty=True)
 
 
-def _drawn(
+def _draw_order(
     images: int, count: int, classes: Sequence[Int64[Tensor, " _n"]] | None, *, seed: int, epoch: int
 ) -> Int64[Tensor, " count"]:
-    """The `count` images that an epoch sees, in its order.
+    """Draw the `count` images of an epoch, in order.
 
-    Without `classes`, as many epochs as one order has room for share it, part by part. With them, the epochs stand in one
-    long row whose places fall to the classes in turn, and each class fills its own with all its images, again and again.
+    Without `classes`, consecutive epochs take consecutive parts of one permutation. With `classes`, the places of all epochs
+    go to the classes in turn, and each class fills its places by cycling through its images.
     """
     if classes is None:
         order, part = divmod(epoch, images // count)
@@ -148,38 +148,38 @@ def _drawn(
     return torch.cat(parts)[permutation(count, seed=seed, epoch=epoch)]
 
 
-def _members(labels: Int64[Tensor, " N"]) -> tuple[Int64[Tensor, " _n"], ...]:
-    """The images of each class that has some."""
+def _indexes_by_class(labels: Int64[Tensor, " N"]) -> tuple[Int64[Tensor, " _n"], ...]:
+    """Return the image indexes of each non-empty class."""
     _, counts = labels.unique(return_counts=True)
     return labels.argsort(stable=True).split(counts.tolist())
 
 
-def _turns(order: Int64[Tensor, " M"]) -> Int64[Tensor, " M"]:
-    """How often each image stands further up in the order."""
+def _count_turns(order: Int64[Tensor, " M"]) -> Int64[Tensor, " M"]:
+    """Count the earlier occurrences of each entry in the order."""
     images, places = order.sort(stable=True)
     turns = torch.arange(len(order)) - torch.searchsorted(images, images)
     return torch.empty_like(order).scatter_(0, places, turns)
 
 
 def class_weights(labels: Int64[Tensor, " N"], num_classes: int) -> Float[Tensor, " K"]:
-    """N / (K · images of the class), so that all images of a class weigh as much as those of any other; 0 where it has none."""
+    """Return class weights N / (K · images of the class), so that all classes have equal total weight; 0 for an empty one."""
     counts = torch.bincount(labels, minlength=num_classes)
     return torch.where(counts > 0, len(labels) / (num_classes * counts.clamp(min=1)), 0.0)
 
 
 def eval_batches(split: Split, *, batch_size: int, part: Part = WHOLE) -> Iterator[RawBatch]:
-    """Every image once, in order; the last batch may be short. Raises ValueError if no image can be read any more.
+    """Iterate over every image once, in order; the last batch may be smaller. Raises ValueError if no image can be read.
 
-    With `part`, its own images only, and as many batches as every other part has: the last may be empty.
+    With `part`, only the images of that part; all parts have the same number of batches, of which the last may be empty.
     """
     batches = -(-len(split) // (batch_size * part.count))
-    own = torch.arange(len(split))[part.index :: part.count]
-    jobs = (Job(0, own[at * batch_size : (at + 1) * batch_size]) for at in range(batches))
+    indexes = torch.arange(len(split))[part.index :: part.count]
+    jobs = (Job(0, indexes[at * batch_size : (at + 1) * batch_size]) for at in range(batches))
     return (batch for _, batch in _read(_Reader(split), jobs, keep_empty=part.count > 1))
 
 
 def _read(reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False) -> Iterator[tuple[int, RawBatch]]:
-    """Reads the jobs in their order, in loader processes where the split asks for them."""
+    """Read the jobs in order, in `split.workers` loader processes (0: in this one)."""
     loader: Iterator[tuple[int, RawBatch, tuple[Skipped, ...]]]
     if reader.split.workers:
         loader = iter(
@@ -188,15 +188,15 @@ def _read(reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False) -> 
                 sampler=jobs,
                 batch_size=None,  # a job is a batch already
                 num_workers=reader.split.workers,
-                collate_fn=_shared,
+                collate_fn=_share_tensors,
                 worker_init_fn=_begin_worker,
             )
         )
-        DEATHS.take_over()
+        WORKER_DEATHS.install()
     else:
         loader = (reader[job] for job in jobs)
     lost_in_a_row = 0
-    for epoch, batch, failures in _watched(loader):
+    for epoch, batch, failures in _raise_loader_lost(loader):
         reader.split.record(failures)
         lost_in_a_row = 0 if len(batch) else lost_in_a_row + len(failures)
         if len(batch) or keep_empty:
@@ -207,59 +207,59 @@ def _read(reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False) -> 
             )
 
 
-class Deaths:
-    """Tells that a loader process died when the next batch is asked for, and not before.
+class WorkerDeaths:
+    """SIGCHLD handler that defers the error about a dead loader process until the next batch is requested.
 
-    torch tells it by an error out of a signal's handler, at whatever the main thread is doing: half-way through a step, of
-    which nothing could be saved, or in a checkpoint.
+    torch's own handler raises in whatever the main thread is doing: half-way through a step, of which nothing could be
+    saved, or in a checkpoint.
     """
 
     def __init__(self) -> None:
-        self._tell: Callable[[int, FrameType | None], Any] = lambda number, frame: None
-        self._asked = self._untold = False
+        self._torch_handler: Callable[[int, FrameType | None], Any] = lambda number, frame: None
+        self._may_raise = self._pending = False
 
-    def take_over(self) -> None:
-        """Takes the place of torch's handler, which the first loader sets, in the main thread only."""
+    def install(self) -> None:
+        """Replace torch's handler, which the first loader installs; only in the main thread."""
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             now = signal.getsignal(signal.SIGCHLD)
-            if callable(now) and now != self._hear:
-                self._tell = now
-                signal.signal(signal.SIGCHLD, self._hear)
+            if callable(now) and now != self._handle:
+                self._torch_handler = now
+                signal.signal(signal.SIGCHLD, self._handle)
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """Deaths raise RuntimeError in here, those of before as well."""
-        self._asked = True
+    def raised(self) -> Iterator[None]:
+        """Let a dead loader process raise RuntimeError in this context; a pending one raises at once."""
+        self._may_raise = True
         try:
-            if self._untold:
-                self._untold = False
-                self._tell(signal.SIGCHLD, None)
+            if self._pending:
+                self._pending = False
+                self._torch_handler(signal.SIGCHLD, None)
             yield
         finally:
-            self._asked = False
+            self._may_raise = False
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            self._tell(number, frame)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._may_raise:
+            self._torch_handler(number, frame)
         else:
-            self._untold = True
+            self._pending = True
 
 
-DEATHS = Deaths()
+WORKER_DEATHS = WorkerDeaths()
 
 
 KILLED = "a loader process was killed, as happens where memory runs out; use fewer (data.workers, `vitrail resume --workers`)"
 
 
 class LoaderLost(ValueError):
-    """A loader process is gone; what it was to read can be read again."""
+    """A loader process died; its batch can be read again."""
 
 
-def _watched(loader: Iterator[R]) -> Iterator[R]:
-    """What the loader gives. Raises LoaderLost, in one line, where one of its processes died or ran out of shared memory."""
+def _raise_loader_lost(loader: Iterator[R]) -> Iterator[R]:
+    """Yield the loader's batches. Raises LoaderLost, in one line, if a loader process died or ran out of shared memory."""
     while True:
         try:
-            with DEATHS.told():
+            with WORKER_DEATHS.raised():
                 item = next(loader)
         except StopIteration:
             return
@@ -278,10 +278,10 @@ def _watched(loader: Iterator[R]) -> Iterator[R]:
         yield item
 
 
-def _shared(item: Any) -> Any:
-    """The same, its tensors in shared memory, through which it goes.
+def _share_tensors(item: Any) -> Any:
+    """Collate function that moves the tensors of a batch into shared memory.
 
-    The queue would move them there in a thread of its own, where a failure is told to nobody and the batch never comes.
+    The queue would do so in a background thread, where a failure is not reported and the batch never arrives.
     """
     _, batch, _ = item
     for value in vars(batch).values():
@@ -291,9 +291,9 @@ def _shared(item: Any) -> Any:
 
 
 def _begin_worker(worker: int) -> None:
-    """Ignore Pillow's warnings, and leave signals to the parent.
+    """Ignore Pillow's warnings, and leave signals to the parent process.
 
-    It still wants its batch, and a checkpoint; SIGTERM, which is also how it ends a loader, has half a minute.
+    The parent still needs the batch, for a checkpoint; SIGTERM, which also ends a loader, takes effect after 30 seconds.
     """
     ignore_pillow_warnings()
     for name in ("SIGINT", "SIGUSR1"):

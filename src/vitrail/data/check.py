@@ -1,4 +1,4 @@
-"""A look through a data set before training: what is in it, what is broken, what stands on two sides at once."""
+"""Check a data set before training: image counts, unreadable files, duplicates across splits, contradictory labels."""
 
 # N images
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.data.bands import ValuesInUse, together, values_in_use
+from vitrail.data.bands import ValuesInUse, merge_ranges, values_in_use
 from vitrail.data.dataset import Skipped, Source, SplitName
 from vitrail.data.decode import BadImage, Header, decode, read_bands, read_header
 from vitrail.data.files import Listed, map_files
@@ -30,37 +30,37 @@ _SHOWN = 10  # bad files and duplicates in the text
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `check` found."""
+    """Result of `check`."""
 
     name: str
     counts: dict[SplitName, dict[str, int]]
-    """Readable images by split and class, every class named. With several labels an image counts for each of its own."""
+    """Readable images by split and class, including empty classes. A multi-label image counts for each of its labels."""
     totals: dict[SplitName, int]
     """Readable images by split."""
     labels: dict[int, int] | None
-    """Images by how many labels they have, where that may be any number."""
+    """Images by their number of labels; None if each has one class."""
     sizes: dict[Pair, int]
     """Images of each (height, width), upright."""
     modes: dict[str, int]
-    """Images of each pixel format, as Pillow calls it."""
+    """Images of each pixel format, by Pillow's name."""
     bad: tuple[Skipped, ...]
     """Files that can't be read."""
     duplicates: tuple[tuple[str, ...], ...]
-    """Groups of images with equal content that stand in more than one split."""
+    """Groups of images with equal content in more than one split."""
     values: Mapping[SplitName, ValuesInUse] = field(default_factory=dict)
-    """Values of the images with more than 8 bits, of each split that has some."""
+    """Value range of the images with more than 8 bits, by split."""
     contradictions: tuple[tuple[str, ...], ...] = ()
     """Groups of images with equal content that have different classes or labels."""
     notes: tuple[str, ...] = ()
-    """How the folder was read: which folder serves as which split, what is not used."""
+    """Messages about how the folder was read: which folder serves as which split, what is not used."""
 
     @property
     def images(self) -> int:
-        """Readable images."""
+        """Number of readable images."""
         return sum(self.totals.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the report as JSON-serialisable values."""
         several = {} if self.labels is None else {"labels": [{"labels": k, "images": n} for k, n in self.labels.items()]}
         return {
             "name": self.name,
@@ -114,8 +114,8 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """One image that was read."""
+class _ImageRecord:
+    """One readable image."""
 
     split: SplitName
     labels: tuple[int, ...]
@@ -123,50 +123,50 @@ class _Seen:
     size: Pair
     mode: str
     values: ValuesInUse | None
-    """Of an image with more than 8 bits."""
+    """Value range; None for 8 bits."""
     content: bytes
-    """Hash of the file, or of the pixels of a named set."""
+    """Hash of the file; of the pixels in a named set."""
 
 
 def check(path: str, *, val_fraction: float = 0.1, threads: int = -1) -> Report:
-    """Reads every image of a named set or folder. Raises ValueError as open_source does, not for unreadable files."""
+    """Read every image of a named set or folder. Raises ValueError as open_source does, but not for unreadable files."""
     source = open_source(path, val_fraction=val_fraction)
     if isinstance(source, FolderSource):
-        seen, bad = _read_folder(source, threads=threads)
+        records, bad = _read_folder(source, threads=threads)
     else:
         assert isinstance(source, NamedSource)
-        seen, bad = _read_named(source), []
-    return _summary(source, seen, bad)
+        records, bad = _read_named(source), []
+    return _summarize(source, records, bad)
 
 
-def _summary(source: Source, seen: Sequence[_Seen], bad: Sequence[Skipped]) -> Report:
-    count = Counter((image.split, label) for image in seen for label in image.labels)
-    total = Counter(image.split for image in seen)
-    alike: defaultdict[bytes, list[_Seen]] = defaultdict(list)
-    for image in seen:
-        alike[image.content].append(image)
-    values = {split: together(image.values for image in seen if image.split == split) for split in source.splits}
+def _summarize(source: Source, records: Sequence[_ImageRecord], bad: Sequence[Skipped]) -> Report:
+    count = Counter((image.split, label) for image in records for label in image.labels)
+    total = Counter(image.split for image in records)
+    by_content: defaultdict[bytes, list[_ImageRecord]] = defaultdict(list)
+    for image in records:
+        by_content[image.content].append(image)
+    values = {split: merge_ranges(image.values for image in records if image.split == split) for split in source.splits}
     return Report(
         name=source.name,
         counts={split: {name: count[split, k] for k, name in enumerate(source.classes)} for split in source.splits},
         totals={split: total[split] for split in source.splits},
-        labels=dict(sorted(Counter(len(image.labels) for image in seen).items())) if source.multi_label else None,
-        sizes=dict(Counter(image.size for image in seen)),
-        modes=dict(Counter(image.mode for image in seen)),
+        labels=dict(sorted(Counter(len(image.labels) for image in records).items())) if source.multi_label else None,
+        sizes=dict(Counter(image.size for image in records)),
+        modes=dict(Counter(image.mode for image in records)),
         bad=tuple(bad),
         duplicates=tuple(
-            tuple(image.path for image in group) for group in alike.values() if len({image.split for image in group}) > 1
+            tuple(image.path for image in group) for group in by_content.values() if len({image.split for image in group}) > 1
         ),
         contradictions=tuple(
-            tuple(image.path for image in group) for group in alike.values() if len({image.labels for image in group}) > 1
+            tuple(image.path for image in group) for group in by_content.values() if len({image.labels for image in group}) > 1
         ),
         values={split: used for split, used in values.items() if used is not None},
         notes=source.notes,
     )
 
 
-def _read_folder(source: FolderSource, *, threads: int) -> tuple[list[_Seen], list[Skipped]]:
-    seen: list[_Seen] = []
+def _read_folder(source: FolderSource, *, threads: int) -> tuple[list[_ImageRecord], list[Skipped]]:
+    records: list[_ImageRecord] = []
     bad: list[Skipped] = []
 
     def labels_of(file: Listed) -> tuple[int, ...]:
@@ -176,33 +176,33 @@ def _read_folder(source: FolderSource, *, threads: int) -> tuple[list[_Seen], li
 
     for split, files in source.files.items():
 
-        def look(file: Listed, split: SplitName = split) -> _Seen | Skipped:
+        def inspect(file: Listed, split: SplitName = split) -> _ImageRecord | Skipped:
             try:
                 header = read_header(source.root / file.path)
-                values = values_of(source.root / file.path, header)  # to the end of the file
+                values = values_of(source.root / file.path, header)  # decodes to the end of the file
                 content = _file_hash(source.root / file.path)
             except (BadImage, OSError) as error:
                 return Skipped(file.path, str(error))
-            return _Seen(split, labels_of(file), file.path, header.size, header.mode, values, content)
+            return _ImageRecord(split, labels_of(file), file.path, header.size, header.mode, values, content)
 
-        for result in map_files(look, files, threads=threads, doing=f"{split}: looking at every file"):
+        for result in map_files(inspect, files, threads=threads, doing=f"{split}: looking at every file"):
             if isinstance(result, Skipped):
                 bad.append(result)
             else:
-                seen.append(result)
-    return seen, bad
+                records.append(result)
+    return records, bad
 
 
 def values_of(path: Path, header: Header) -> ValuesInUse | None:
-    """Decode a file, and measure its values if they have more than 8 bits. Raises BadImage."""
+    """Decode a file, and measure its value range if it has more than 8 bits. Raises BadImage."""
     if header.bits == 8 and header.bands in (1, 3):
         decode(path, channels=3, short_side=64)  # at small scale
         return None
     return values_in_use(read_bands(path))
 
 
-def _read_named(source: NamedSource) -> list[_Seen]:
-    kind, seen = NAMED[source.name], []
+def _read_named(source: NamedSource) -> list[_ImageRecord]:
+    kind, records = NAMED[source.name], []
     files: tuple[SplitName, ...] = ("train", "test")
     for file in files:
         images, labels = read_arrays(kind, source.folder, file)
@@ -211,8 +211,8 @@ def _read_named(source: NamedSource) -> list[_Seen]:
         for name, image, label, held in zip(names, images, labels, held_out, strict=True):
             mode = "L" if kind.channels == 1 else "RGB"
             content = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            seen.append(_Seen("val" if held else file, (int(label),), name, kind.img_size, mode, None, content))
-    return seen
+            records.append(_ImageRecord("val" if held else file, (int(label),), name, kind.img_size, mode, None, content))
+    return records
 
 
 def _file_hash(path: Path) -> bytes:

@@ -1,9 +1,8 @@
 """Colour operations on a batch, each sample with its own strength.
 
 Pixels are floats from 0 to 255, and stay in that range. The operations are those of Pillow's ImageEnhance and ImageOps, as
-torchvision's; between two of them nothing is rounded to whole levels, as it would be there. Any number of channels
-will do: the grey of three is their luma (ITU-R BT.601), that of any other number is their mean, so that a grey image has
-no colour to lose.
+torchvision's; unlike there, no rounding to whole levels takes place between operations. The number of channels is
+free: the grey value of three channels is their luma (ITU-R BT.601), of any other number their mean.
 """
 
 # B batch · C channels · H W image
@@ -31,11 +30,11 @@ def apply_each_(
     operations: Sequence[Callable[[Images, Strengths], Images]],
     strengths: Strengths,
 ) -> None:
-    """Each sample under the operation of its kind, in place; a kind below zero leaves it alone.
+    """Apply to each sample, in place, the operation of its kind; a negative kind leaves the sample unchanged.
 
-    Every operation sees its own samples in one call, so the time is that of one pass over the batch.
+    Each operation runs once, on all its samples, so the time is that of one pass over the batch.
     """
-    counts = torch.bincount(kinds + 1, minlength=len(operations) + 1).tolist()  # the one wait for the device
+    counts = torch.bincount(kinds + 1, minlength=len(operations) + 1).tolist()  # the only synchronisation with the device
     groups = torch.split(torch.argsort(kinds, stable=True), counts)[1:]
     for operation, rows in zip(operations, groups, strict=True):
         if len(rows):
@@ -43,7 +42,7 @@ def apply_each_(
 
 
 def grey(images: Images) -> Float[Tensor, "B 1 H W"]:
-    """The brightness of each pixel."""
+    """Return the luma of RGB, or the mean of the channels."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     weights = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
@@ -51,27 +50,27 @@ def grey(images: Images) -> Float[Tensor, "B 1 H W"]:
 
 
 def _blend(base: Tensor, images: Images, factor: Strengths) -> Images:
-    """From `base` at factor 0 over the image at 1 and beyond."""
+    """Interpolate from `base` (factor 0) to the image (factor 1), or extrapolate; clip to 0 … 255."""
     return torch.lerp(base.expand_as(images), images, factor.view(-1, 1, 1, 1)).clamp_(0, 255)
 
 
 def brightness(images: Images, factor: Strengths) -> Images:
-    """Times the factor: 0 is black, 1 the image."""
+    """Scale the brightness: factor 0 is black, 1 the image."""
     return (images * factor.view(-1, 1, 1, 1)).clamp_(0, 255)
 
 
 def contrast(images: Images, factor: Strengths) -> Images:
-    """Around the image's mean grey: 0 is that grey, 1 the image."""
+    """Scale the contrast around the image's mean grey: factor 0 is that grey, 1 the image."""
     return _blend(grey(images).mean((2, 3), keepdim=True), images, factor)
 
 
 def saturation(images: Images, factor: Strengths) -> Images:
-    """Around each pixel's grey: 0 is the grey image, 1 the image."""
+    """Scale the saturation: factor 0 is the grey image, 1 the image."""
     return _blend(grey(images), images, factor)
 
 
 def sharpness(images: Images, factor: Strengths) -> Images:
-    """Around the smoothed image: 0 is that, 1 the image, above it sharper. The outermost pixels stay as they are."""
+    """Scale the sharpness: factor 0 is the smoothed image, 1 the image, above 1 sharper. Border pixels are unchanged."""
     if min(images.shape[-2:]) < 3:
         return images
     weights = torch.ones(3, 3, device=images.device, dtype=images.dtype)
@@ -83,35 +82,35 @@ def sharpness(images: Images, factor: Strengths) -> Images:
 
 
 def posterize(images: Images, bits: Strengths) -> Images:
-    """Keeps the upper bits, 1 to 8, of each level."""
+    """Keep the upper bits, 1 to 8, of each level."""
     step = torch.exp2(8 - bits).view(-1, 1, 1, 1)
     return torch.floor(images / step) * step
 
 
 def solarize(images: Images, threshold: Strengths) -> Images:
-    """Inverts the levels that reach the threshold."""
+    """Invert the levels at or above the threshold."""
     return torch.where(images >= threshold.view(-1, 1, 1, 1), 255 - images, images)
 
 
 def solarize_add(images: Images, amount: Strengths) -> Images:
-    """Adds to the levels below 128."""
+    """Add to the levels below 128."""
     return torch.where(images < 128, (images + amount.view(-1, 1, 1, 1)).clamp_(0, 255), images)
 
 
 def invert(images: Images, _: Strengths) -> Images:
-    """255 minus each level."""
+    """Invert each level: 255 minus the level."""
     return 255 - images
 
 
 def autocontrast(images: Images, _: Strengths) -> Images:
-    """Stretches each channel to 0 … 255; a flat channel stays."""
+    """Stretch each channel to 0 … 255; a constant channel is unchanged."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     span = high - low
     return torch.where(span > 0, (images - low) * (255 / span.clamp(min=1e-6)), images)
 
 
 def equalize(images: Images, _: Strengths) -> Images:
-    """Spreads the levels of each channel evenly, as Pillow: level v becomes the share of pixels below it."""
+    """Equalise the histogram of each channel, as Pillow: level v becomes the share of pixels below it."""
     count, channels, height, width = images.shape
     levels = images.round().long().flatten(0, 1).flatten(1)  # (B·C, H·W)
     offsets = torch.arange(len(levels), device=images.device)[:, None] * 256
@@ -125,14 +124,14 @@ def equalize(images: Images, _: Strengths) -> Images:
 
 
 def grayscale(images: Images, _: Strengths) -> Images:
-    """The grey image in all channels."""
+    """Return the grey image in all channels."""
     return grey(images).expand_as(images)
 
 
 def gaussian_blur(images: Images, sigma: Strengths) -> Images:
-    """Blur with a standard deviation of up to 2 pixels; the image is mirrored at its edges."""
+    """Gaussian blur with a standard deviation of up to 2 pixels; reflection padding."""
     for dim in (2, 3):
-        reach = min(_BLUR_REACH, images.shape[dim] - 1)  # a mirror shows no more than the image
+        reach = min(_BLUR_REACH, images.shape[dim] - 1)  # reflection padding is limited by the image
         images = _blur_along(images, sigma, reach=reach, dim=dim)
     return images
 

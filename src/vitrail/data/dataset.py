@@ -1,4 +1,4 @@
-"""What a data set is: a source, which knows its classes and pixels, and the splits that it loads."""
+"""Abstract data set: a source, with its classes and pixel format, and the splits that it loads."""
 
 # N images · B batch · C channels · H W image
 
@@ -22,27 +22,27 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Skipped(NamedTuple):
-    """A file that is left out, and why."""
+    """A skipped file and the reason."""
 
     path: str
     reason: str
 
 
 class NoClasses(ValueError):
-    """A folder that has images, and no classes to learn from them."""
+    """A folder of images without usable classes."""
 
 
 class Split(ABC):
-    """The images of one split, ready to be read by position."""
+    """The images of one split, read by index."""
 
     labels: Int64[Tensor, " N"]
-    """Class of each image; -1 throughout where an image may have several."""
+    """Class of each image; -1 for all images of multi-label data."""
     sizes: Int64[Tensor, "N 2"]
-    """Height and width of each image, in pixels, as `boxes` count them."""
+    """Height and width of each image, in the pixels of `boxes`."""
     names: Sequence[str]
     """Relative path of each image, or such as "fashion-mnist/test/17"."""
     multi_hot: Bool[Tensor, "N K"] | None = None
-    """Which labels each image has, where it may have any number of them."""
+    """Labels of each image in multi-label data; None for one class per image."""
 
     def __init__(
         self,
@@ -60,44 +60,44 @@ class Split(ABC):
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may have any number of labels, rather than one class."""
+        """True if an image may have any number of labels, not one class."""
         return self.multi_hot is not None
 
     def targets(self, indexes: Int64[Tensor, " B"]) -> Float[Tensor, "B K"] | None:
-        """The labels of some images as ones among zeros; None where each has one class, which `labels` says."""
+        """Return the multi-hot targets of some images; None if each has one class (`labels`)."""
         return None if self.multi_hot is None else self.multi_hot[indexes].float()
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """Files left out: unreadable when the split was loaded, or since."""
+        """Files that could not be read, at load time or later."""
         return tuple(self._skipped.values())
 
     def record(self, failures: Sequence[Skipped]) -> None:
-        """Adds files that could not be read later on; `read` may have run on a copy, in a loader process."""
+        """Record files that `read` could not read; it may have run on a copy of the split, in a loader process."""
         self._skipped.update((item.path, item) for item in failures)
 
     @property
     def workers(self) -> int:
-        """Loader processes that reading is worth; 0 reads in the process that asks."""
+        """Number of loader processes; 0 reads in the calling process."""
         return 0
 
     def fingerprint(self) -> str | None:
-        """A hash that changes with the images and their order; None where only reading them would tell."""
+        """Return a hash that changes with the images and their order; None if that needs reading them all."""
         return None
 
     @abstractmethod
     def read(
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
     ) -> tuple[RawBatch, tuple[Skipped, ...]]:
-        """The images at `indexes`, with the crop drawn for each (None: the whole image), and the files that failed.
+        """Read the images at `indexes`, with a crop for each (None: the whole image); return the batch and the failed files.
 
-        Images that failed are missing from the batch, each in every place that `indexes` gives it.
+        An image that failed is missing from the batch at all its positions in `indexes`.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """A data set that was found: what there is to know of it before its images are loaded."""
+    """A data set on disk: classes, pixel format and splits, known before images are loaded."""
 
     name: str
     classes: tuple[str, ...]
@@ -106,68 +106,68 @@ class Source(ABC):
     img_size: Pair | None
     """(height, width) of every image; None for photographs of any size."""
     mean: tuple[float, ...]
-    """Of each channel, for pixels from 0 to 1; ImageNet's for photographs."""
+    """Mean of each channel, for pixels from 0 to 1; ImageNet's for photographs."""
     std: tuple[float, ...]
     splits: tuple[SplitName, ...]
-    """The splits that `load` gives."""
+    """Splits that `load` accepts."""
     multi_label: bool = False
-    """Whether an image may have any number of labels, rather than one class."""
+    """True if an image may have any number of labels, not one class."""
     notes: tuple[str, ...] = ()
-    """How the data was read where one may not expect it: which folder serves as which split, what is not used."""
+    """Messages about how the data was read: which folder serves as which split, what is not used."""
 
     @abstractmethod
     def load(
         self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
     ) -> Split:
-        """The images of a split, in the channels of `preprocessing`.
+        """Load a split, in the channels of `preprocessing`.
 
-        With augment None they are the evaluation view: resized to img_size / crop_pct, the centre cut out at
-        exactly img_size. With augment.crop "pad" and "none" too; with "resized" they are whole images.
-        Raises ValueError for a split that is not there and for channels that can't be converted.
+        With augment None, or augment.crop "pad" or "none", images are the evaluation view: resized to img_size / crop_pct,
+        then cropped at the centre to img_size. With augment.crop "resized" they are whole images.
+        Raises ValueError for a missing split and for channels that can't be converted.
         """
 
     def class_counts(self) -> tuple[int, ...]:
-        """Training images of each class. Photographs are only listed; small images are loaded."""
+        """Count the training images of each class. Photographs are only listed; small images are loaded."""
         size = self.img_size or (8, 8)
         images = Preprocessing(img_size=size, in_channels=self.channels, mean=self.mean, std=self.std)
         labels = self.load("train", preprocessing=images, cfg=DataConfig()).labels
         return tuple(labels.bincount(minlength=len(self.classes)).tolist())
 
     def train_images(self) -> int:
-        """Training images in all; as `class_counts` counts them."""
+        """Count the training images, as `class_counts` does."""
         return sum(self.class_counts())
 
     def check_split(self, split: SplitName, *, channels: int) -> None:
-        """Raises ValueError for a split that is not there, and for a number of channels that no image has."""
+        """Raise ValueError for a missing split, and for a number of channels that images can't be converted to."""
         if split not in self.splits:
             raise ValueError(f'{self.name} has no split "{split}"; it has {", ".join(self.splits)}')
         if not self.takes(channels):
             raise ValueError(f"in_channels {channels} {self.refusal}")
 
     def takes(self, channels: int) -> bool:
-        """Whether its images can be given in so many channels: grey and colour become each other."""
+        """Return True if images can be converted to a number of channels: grey and RGB convert to each other."""
         return channels == self.channels or {channels, self.channels} <= {1, 3}
 
     @property
     def refusal(self) -> str:
-        """Why a number of channels is none that it takes, and what is."""
+        """Error message for a number of channels that does not fit: the second half of a sentence."""
         takes = "1 or 3" if self.takes(1) else self.channels
         return f"does not fit {self.name}, whose images have {self.channels}; use {takes}"
 
     def values_in_use(self, *, threads: int) -> ValuesInUse | None:
-        """The values of images with more than 8 bits; None where all have 8."""
+        """Measure the value range of images with more than 8 bits; None if all have 8."""
         return None
 
     def band_statistics(self, *, value_range: ValueRange | None, threads: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each band, for pixels from 0 to 1."""
+        """Return mean and standard deviation of each band, for pixels from 0 to 1."""
         return self.mean, self.std
 
 
 def whole_images(augment: AugmentConfig | None) -> bool:
-    """Whether the crop is drawn from the whole image; else it starts from the evaluation view."""
+    """Return True if crops are drawn on the whole image, False if on the evaluation view."""
     return augment is not None and augment.crop == "resized"
 
 
 def stable_fraction(key: str) -> float:
-    """A number in [0, 1) that depends on nothing but the key: the side of a file that never changes."""
+    """Hash a key to a number in [0, 1), which assigns a file to a split independently of all others."""
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") / 2**64

@@ -1,6 +1,6 @@
-"""One image file -> pixels: grey, RGB or other bands, upright, never half an image.
+"""Decode image files to upright pixels: grey, RGB or other bands. A truncated file is an error.
 
-Training's evaluation and `predict` both go through `eval_view`, so they see the same pixels.
+Evaluation during training and `predict` both use `eval_view`, so they see the same pixels.
 """
 
 # C channels · H W image
@@ -31,13 +31,13 @@ from vitrail.data.bands import (
     BandsError,
     TiffBands,
     ValueRange,
-    bands_of,
+    fix_byte_order,
     has_bands,
-    in_native_order,
     is_16_bit_colour,
     is_16_bit_grey_alpha,
     pillow_reads,
     pillow_reads_page,
+    read_values,
     scaled,
 )
 from vitrail.data.quiet import silence_decoders
@@ -48,7 +48,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MAX_PIXELS = 50_000_000
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B")
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_TURNS = {  # EXIF orientation -> what sets the image upright
+_TURNS = {  # EXIF orientation -> transposition to upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -57,23 +57,23 @@ _TURNS = {  # EXIF orientation -> what sets the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TOP_DOWN, _LEFT_RIGHT, _SWAPPED = (3, 4, 7, 8), (2, 3, 6, 7), (5, 6, 7, 8)  # what setting upright does, axes swapped first
+_TOP_DOWN, _LEFT_RIGHT, _SWAPPED = (3, 4, 7, 8), (2, 3, 6, 7), (5, 6, 7, 8)  # effects on the axes; swapped first
 _JPEGS, _JPEG_END = ("JPEG", "MPO"), b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")  # brands of ISO 23008-12
-_QUIET = threading.Lock()
+_WARNING_FILTERS = threading.Lock()
 
 File = str | Path | bytes
-"""A path, or the bytes themselves."""
+"""A path, or the contents of a file."""
 Picture = File | Image.Image | np.ndarray
 
 
 class BadImage(ValueError):
-    """A file that is not an image, or not a whole one; the message is the reason, in one line."""
+    """A file that is no image, corrupt or truncated; the message is the reason, in one line."""
 
 
 class Header(NamedTuple):
-    """What an image file says of itself."""
+    """Size and pixel format of an image file."""
 
     size: Pair
     """Height and width, upright."""
@@ -82,18 +82,18 @@ class Header(NamedTuple):
     format: str
     """"JPEG", "PNG"…"""
     bands: int = 3
-    """1 is grey, 3 is colour; the opacity is not counted."""
+    """1 is grey, 3 is colour; alpha is not counted."""
     bits: int = 8
-    """Bits of a value."""
+    """Bits per value."""
 
 
 def read_header(source: File) -> Header:
-    """Opens an image without decoding it, and sees that its end is there.
+    """Read the header of an image, and verify that the file is complete.
 
-    A JPEG or PNG that does not end as it should, and any file of another format, is decoded to be sure.
-    Raises BadImage for a file that is no image, is truncated or claims more than 50 megapixels.
+    A JPEG or PNG is decoded only if its end marker is missing, a file of another format always.
+    Raises BadImage for a file that is no image, is truncated or declares more than 50 megapixels.
     """
-    with _opened(source) as (image, end):
+    with _open_checked(source) as (image, end):
         header = Header(_upright_size(image), image.mode, image.format or "", *_bands_and_bits(image))
         ends = {**dict.fromkeys(_JPEGS, _JPEG_END), "PNG": b"IEND"}
         if header.format not in ends or ends[header.format] not in end:
@@ -102,9 +102,9 @@ def read_header(source: File) -> Header:
 
 
 def decode(source: File, *, channels: int, short_side: int | None = None, value_range: ValueRange | None = None) -> Image.Image:
-    """The first frame of an image file, upright, in mode "L" (channels 1) or "RGB" (channels 3).
+    """Decode the first frame of an image file, upright, in mode "L" (channels 1) or "RGB" (channels 3).
 
-    Transparent pixels show white; values of more than 8 bits are scaled as `Bands.to_bytes` does. With `short_side`, a JPEG is
+    Transparent pixels become white; values of more than 8 bits are scaled by `Bands.to_bytes`. With `short_side`, a JPEG is
     decoded at the smallest of the scales 1/8, 1/4, 1/2, 1 whose shorter side has at least that many pixels.
     Raises BadImage for a file that is no image, corrupt, truncated, larger than 50 megapixels or with other bands.
     """
@@ -115,31 +115,31 @@ def decode(source: File, *, channels: int, short_side: int | None = None, value_
 def decode_planes(
     source: File, *, channels: int, short_side: int | None = None, value_range: ValueRange | None = None
 ) -> list[Image.Image]:
-    """As `decode`, for any number of channels: one image of mode "L" or "RGB", or one of mode "L" for each band."""
-    with _opened(source) as (image, _):
+    """Decode as `decode`, to any number of channels: one "L" or "RGB" image, or one "L" image for each band."""
+    with _open_checked(source) as (image, _):
         if short_side is not None:
             image.draft("L" if channels == 1 else None, (short_side, short_side))
-        planes = _planes(image, source, channels, value_range)
+        planes = _read_planes(image, source, channels, value_range)
         orientation = _orientation(image)
         return [_turn(plane, orientation) for plane in planes]
 
 
 def read_bands(source: File) -> Bands | None:
-    """The values of a file with more than 8 bits, or more bands than four, as they are stored; None for any other.
+    """Read the stored values of a file with more than 8 bits, or more than four bands; None for any other.
 
     Raises BadImage.
     """
-    with _opened(source) as (image, _):
-        return bands_of(image, _contents(source)) if has_bands(image) else None
+    with _open_checked(source) as (image, _):
+        return read_values(image, _contents(source)) if has_bands(image) else None
 
 
 def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
-    """The image as it is evaluated: resized to img_size / crop_pct, then the centre at exactly img_size.
+    """Return the evaluation view of an image: resize to img_size / crop_pct, then crop the centre to img_size.
 
     `image` is a file, its bytes, a Pillow image, or an array (H, W) or (H, W, C). With crop_mode
-    "center" the resized image keeps its shape and covers that size; with "squash" it has exactly that size, so that
-    with crop_pct 1 the whole image is seen. The size between the two steps is rounded down, as torchvision's Resize
-    does; both steps are one resampling.
+    "center" the resized image keeps its aspect ratio and covers that size; with "squash" it has exactly that size, so
+    with crop_pct 1 the view is the whole image. The intermediate size is rounded down, as in torchvision's Resize;
+    both steps are one resampling.
     Raises BadImage.
     """
     height, width = preprocessing.img_size
@@ -147,18 +147,18 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
     if isinstance(image, str | Path | bytes):
         planes = decode_planes(image, channels=channels, short_side=max(_resized_to(preprocessing)), value_range=value_range)
     else:
-        with _faults_are_bad_images():  # Pillow may have left the decoding for now
+        with _raise_bad_image():  # Pillow may decode only now
             if isinstance(image, np.ndarray):
-                planes = _of_array(image, channels, value_range)
+                planes = _array_to_planes(image, channels, value_range)
             else:
                 if value_range is not None and is_16_bit_colour(image):
                     raise BadImage("Pillow gives half of the bits of 16-bit colour; give the file, or its bytes")
                 if not pillow_reads_page(image):
                     raise BadImage("Pillow does not give the bands of this TIFF as they are; give the file, or its bytes")
-                in_native_order(image)
+                fix_byte_order(image)
                 upright = _turn(image, _orientation(image))
                 upright.load()
-                planes = _planes(upright, b"", channels, value_range)
+                planes = _read_planes(upright, b"", channels, value_range)
     picture = planes[0]
     if view_is_exact((picture.height, picture.width), preprocessing):
         return to_tensor(*planes)
@@ -176,7 +176,7 @@ def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C 
 
 
 def shrunk_view(source: File, *, short_side: int, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
-    """The whole image with its shorter side shrunk to `short_side`, never enlarged. Raises BadImage."""
+    """Decode the whole image with its shorter side reduced to `short_side`, never enlarged. Raises BadImage."""
     channels, value_range = preprocessing.in_channels, preprocessing.range
     planes = decode_planes(source, channels=channels, short_side=short_side, value_range=value_range)
     picture = planes[0]
@@ -188,40 +188,39 @@ def shrunk_view(source: File, *, short_side: int, preprocessing: Preprocessing) 
 
 
 def view_is_exact(size: Pair, preprocessing: Preprocessing) -> bool:
-    """Whether images of this size are their own evaluation view."""
+    """Return True if the evaluation view of an image of this size is the image itself."""
     return size == tuple(preprocessing.img_size) == _resized_to(preprocessing)
 
 
 def crop_view(
     source: File, *, box: tuple[float, float, float, float], size: Pair, preprocessing: Preprocessing
 ) -> UInt8[Tensor, "C H W"]:
-    """The part `box` (top, left, height, width) of an image file, resized to img_size.
+    """Decode the crop `box` (top, left, height, width) of an image file, resized to img_size.
 
-    A JPEG is decoded at the smallest scale that still gives the crop img_size pixels, and no further down than the crop
-    reaches. `size` is the (height, width) that the box was drawn for; should the file have another one by now, the box is
-    scaled to it.
+    A JPEG is decoded at the smallest scale at which the crop has at least img_size pixels, and only down to the crop's last
+    row. `size` is the (height, width) that the box was drawn for; if the file has changed since, the box is scaled.
     Raises BadImage.
     """
     contents = _contents(source)
-    orientation = 1  # of most files; that of this one is known when it is open, and to open it twice takes its time
+    orientation = 1  # most files have it; to open a file first for its orientation takes time
     while True:
-        part, stored = _as_stored(box, size, orientation=orientation)
-        seen = _cut_below(contents, _rows_read(part, preprocessing), size=stored)
-        with _opened(seen) as (image, _):
-            found = _orientation(image)
-            if found == orientation:
-                if seen is contents:  # whole, and another file by now where the scale is not 1
+        part, stored = _to_stored(box, size, orientation=orientation)
+        truncated = _truncate_jpeg(contents, _rows_needed(part, preprocessing), size=stored)
+        with _open_checked(truncated) as (image, _):
+            file_orientation = _orientation(image)
+            if file_orientation == orientation:
+                if truncated is contents:  # a whole file, which may have changed size since the box was drawn
                     down, across = image.height / stored[0], image.width / stored[1]
                     part = (part[0] * down, part[1] * across, part[2] * down, part[3] * across)
-                return _part(image, contents, part, orientation, preprocessing)
-        orientation = found
+                return _crop(image, contents, part, orientation, preprocessing)
+        orientation = file_orientation
 
 
 def to_tensor(*planes: Image.Image) -> UInt8[Tensor, "C H W"]:
-    """The pixels of an "L" or "RGB" image, or of one "L" image for each band."""
+    """Convert an "L" or "RGB" image, or one "L" image for each band, to a tensor."""
     if len(planes) > 1:
         return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))
-    pixels = np.array(planes[0])  # a copy: torch wants to be able to write
+    pixels = np.array(planes[0])  # a copy: torch needs a writable array
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
@@ -229,15 +228,15 @@ def to_tensor(*planes: Image.Image) -> UInt8[Tensor, "C H W"]:
 
 
 def _resized_to(preprocessing: Preprocessing) -> Pair:
-    """What the image is made to cover, or squashed to, before the centre is cut out."""
+    """Return the (height, width) of the resize before the centre crop."""
     height, width = preprocessing.img_size
     return math.floor(height / preprocessing.crop_pct), math.floor(width / preprocessing.crop_pct)
 
 
-def _as_stored(
+def _to_stored(
     box: tuple[float, float, float, float], size: Pair, *, orientation: int
 ) -> tuple[tuple[float, float, float, float], Pair]:
-    """A box drawn on an upright image, and the image's size, on the pixels as the file has them."""
+    """Map a box on the upright image, and the image's size, to the orientation stored in the file."""
     (top, left, high, wide), (height, width) = box, size
     if orientation in _TOP_DOWN:
         top = height - top - high
@@ -248,28 +247,28 @@ def _as_stored(
     return (top, left, high, wide), (height, width)
 
 
-def _part(
+def _crop(
     image: Image.Image | TiffBands,
     contents: bytes,
     box: tuple[float, float, float, float],
     orientation: int,
     preprocessing: Preprocessing,
 ) -> UInt8[Tensor, "C H W"]:
-    """The part `box` of an image that was opened, upright at img_size."""
+    """Decode the crop `box` of an opened image, upright at img_size."""
     top, left, high, wide = box
     height, width = preprocessing.img_size if orientation not in _SWAPPED else preprocessing.img_size[::-1]
-    spare = next(s for s in (8, 4, 2, 1) if s <= max(1.0, min(high / height, wide / width)))
-    asked = max(1, image.width // spare), max(1, image.height // spare)
+    scale = next(s for s in (8, 4, 2, 1) if s <= max(1.0, min(high / height, wide / width)))
+    draft_size = max(1, image.width // scale), max(1, image.height // scale)
     before = image.width
-    drafted = image.draft("L" if preprocessing.in_channels == 1 else None, asked)
+    drafted = image.draft("L" if preprocessing.in_channels == 1 else None, draft_size)
     shrunk = before / drafted[1][2] if drafted else 1.0
-    planes = _planes(image, contents, preprocessing.in_channels, preprocessing.range, loaded=False)
+    planes = _read_planes(image, contents, preprocessing.in_channels, preprocessing.range, loaded=False)
     stored = planes[0]
     left, top = min(left / shrunk, stored.width - 1), min(top / shrunk, stored.height - 1)
     right, bottom = min(left + wide / shrunk, stored.width), min(top + high / shrunk, stored.height)
     edges = (left, top, right, bottom)
     exact = all(edge == int(edge) for edge in edges)
-    if len(planes) == 1 and exact:  # a part is cheaper to convert than the whole
+    if len(planes) == 1 and exact:  # converting the crop is cheaper than the whole image
         planes = [_convert(stored.crop(edges), preprocessing.in_channels)]
     elif len(planes) == 1:
         planes = [_convert(stored, preprocessing.in_channels)]
@@ -290,17 +289,17 @@ def _part(
     return view.flip(flipped).contiguous() if flipped else view.contiguous()
 
 
-def _rows_read(box: tuple[float, float, float, float], preprocessing: Preprocessing) -> int:
-    """Rows from the top that the pixels of a resized box depend on."""
+def _rows_needed(box: tuple[float, float, float, float], preprocessing: Preprocessing) -> int:
+    """Return the number of rows from the top that a resized box depends on."""
     top, _, high, _ = box
     filter_reach = 2 * high / min(preprocessing.img_size)  # of bicubic: two output pixels
-    return math.ceil(top + high + filter_reach) + 8  # upsampling of colour looks at the next rows; at scale 1/8, 8 are one
+    return math.ceil(top + high + filter_reach) + 8  # chroma upsampling reads the next rows; at scale 1/8, 8 rows are one
 
 
-def _cut_below(contents: bytes, rows: int, *, size: Pair) -> bytes:
-    """A JPEG with a header that claims only the first `rows` rows, so that a decoder leaves out the rest.
+def _truncate_jpeg(contents: bytes, rows: int, *, size: Pair) -> bytes:
+    """Patch the header of a JPEG to declare only the first `rows` rows, so that a decoder skips the rest.
 
-    What is no JPEG of this size comes back as it is, and so does a truncated one: decoded in full, it shows.
+    Any other file, a JPEG of another size and a truncated one are returned unchanged; a full decode reports the damage.
     """
     if rows >= size[0] or not contents.startswith(b"\xff\xd8") or _JPEG_END not in contents[-64:]:
         return contents
@@ -317,11 +316,11 @@ def _cut_below(contents: bytes, rows: int, *, size: Pair) -> bytes:
 
 
 @contextmanager
-def _opened(source: File) -> Iterator[tuple[Image.Image | TiffBands, bytes]]:
-    """The image behind a path or bytes, header read and size checked, and the last bytes of the file."""
+def _open_checked(source: File) -> Iterator[tuple[Image.Image | TiffBands, bytes]]:
+    """Open an image, check its format and size; yield it and the last 64 bytes of the file. Raises BadImage."""
     with (
-        _faults_are_bad_images(),
-        BytesIO(source) if isinstance(source, bytes) else open(source, "rb", opener=_at_once) as file,
+        _raise_bad_image(),
+        BytesIO(source) if isinstance(source, bytes) else open(source, "rb", opener=_open_nonblocking) as file,
     ):
         if not file.seekable():
             raise BadImage("a pipe or a device, and no file")
@@ -340,12 +339,12 @@ def _opened(source: File) -> Iterator[tuple[Image.Image | TiffBands, bytes]]:
 
 
 def _open(file: BufferedIOBase, formats: tuple[str, ...]) -> Image.Image | TiffBands:
-    """The file as Pillow opens it; a TIFF that it does not know, or would drop bands of, as tifffile does."""
+    """Open a file with Pillow, or with tifffile if it is a TIFF that Pillow rejects or would drop bands of."""
     try:
-        with _quiet():  # of sizes above 89 megapixels: our own limit is lower
+        with _ignore_warnings():  # Pillow warns above 89 megapixels; MAX_PIXELS is lower
             image = Image.open(file, formats=formats)  # type: ignore[arg-type]
         if pillow_reads(image):
-            in_native_order(image)
+            fix_byte_order(image)
             return image
     except UnidentifiedImageError:
         file.seek(0)
@@ -356,13 +355,13 @@ def _open(file: BufferedIOBase, formats: tuple[str, ...]) -> Image.Image | TiffB
 
 
 def _contents(source: File) -> bytes:
-    """The bytes of a file. Raises BadImage."""
-    with _faults_are_bad_images():
+    """Read the contents of a file. Raises BadImage."""
+    with _raise_bad_image():
         return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
 def _formats(start: bytes) -> tuple[str, ...]:
-    """What the first bytes of a file may be, in Pillow's names; the reader of HEIC is registered where it is wanted."""
+    """Return Pillow's format names to try for the first bytes of a file; registers the HEIC plugin if they are HEIC."""
     brand, box = start[8:12], start[16 : int.from_bytes(start[:4], "big")]
     if start[4:8] != b"ftyp" or not (brand in _HEIC or (brand in (b"mif1", b"msf1") and any(name in box for name in _HEIC))):
         return FORMATS
@@ -374,22 +373,22 @@ def _formats(start: bytes) -> tuple[str, ...]:
     return ("HEIF",)
 
 
-def _at_once(path: str, flags: int) -> int:
-    """Opens a file, or a named pipe that nobody writes to, without waiting for one who does."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open a file without blocking on a named pipe that has no writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings. Threads share the filters, hence the lock."""
-    with _QUIET, warnings.catch_warnings():
+def _ignore_warnings() -> Iterator[None]:
+    """Suppress Pillow's warnings. Threads share the filters, hence the lock."""
+    with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @contextmanager
-def _faults_are_bad_images() -> Iterator[None]:
-    """Whatever goes wrong in here is a BadImage."""
+def _raise_bad_image() -> Iterator[None]:
+    """Convert every error in this context to BadImage."""
     try:
         yield
     except BadImage:
@@ -410,15 +409,15 @@ def _faults_are_bad_images() -> Iterator[None]:
 
 
 def _orientation(image: Image.Image | TiffBands) -> int:
-    """EXIF orientation that is still to be applied: 1 to 8."""
+    """Return the EXIF orientation that is still to be applied: 1 to 8."""
     if isinstance(image, TiffBands):
         return image.orientation
     if image.format == "TIFF":  # Pillow applies it itself, to the size at once and to the pixels when they load
         return 1
     try:
-        with _quiet():  # of corrupt EXIF: thousands of ImageNet's files have it
+        with _ignore_warnings():  # Pillow warns about corrupt EXIF, which thousands of ImageNet's files have
             return int(Image.Image.getexif(image).get(0x0112, 1))  # PNG's own getexif decodes the whole file first
-    except Exception:  # broken EXIF beside sound pixels: leave the image as it stands
+    except Exception:  # broken EXIF beside sound pixels: leave the image as stored
         return 1
 
 
@@ -433,7 +432,7 @@ def _turn(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _bands_and_bits(image: Image.Image | TiffBands) -> tuple[int, int]:
-    """How many bands a file has, but for the opacity, and how many bits each value."""
+    """Return the number of bands, without alpha, and the bits per value."""
     if isinstance(image, TiffBands):
         return image.count, 8 * image.dtype.itemsize
     grey = image.mode in GREY_MODES or image.mode == "F"
@@ -447,30 +446,30 @@ def _bands_and_bits(image: Image.Image | TiffBands) -> tuple[int, int]:
     return 1 if grey else 3, 8
 
 
-def _planes(
+def _read_planes(
     image: Image.Image | TiffBands, source: File, channels: int, value_range: ValueRange | None, *, loaded: bool = True
 ) -> list[Image.Image]:
-    """An opened image as one of mode "L" or "RGB", or as one of mode "L" for each of its bands; as it is stored, not turned.
+    """Decode an opened image to one "L" or "RGB" image, or one "L" image for each band, in the stored orientation.
 
-    With `loaded` False, one image may come in the mode that it has, for `_convert`. Raises BadImage for bands that do not fit.
+    With `loaded` False, a single image may keep its mode, for `_convert`. Raises BadImage if the number of bands differs.
     """
     bands = None
     if has_bands(image):
-        bands = bands_of(image, _contents(source) if source else b"")
+        bands = read_values(image, _contents(source) if source else b"")
     if bands is not None:
-        if bands.alpha and channels == bands.count + 1 == 4:  # as of 8 bits: the opacity is a band
+        if bands.alpha and channels == bands.count + 1 == 4:  # as with 8 bits, alpha is the fourth band
             opaque = replace(bands, values=bands.values[:, :, :3], alpha=False)
-            return _fitted(np.concatenate([opaque.to_bytes(value_range), bands.opacity()], axis=2), channels)
-        return _fitted(bands.to_bytes(value_range), channels)
+            return _to_planes(np.concatenate([opaque.to_bytes(value_range), bands.opacity()], axis=2), channels)
+        return _to_planes(bands.to_bytes(value_range), channels)
     assert isinstance(image, Image.Image)
     image.load()
     if channels in (1, 3):
         return [_convert(image, channels) if loaded else image]
-    return _fitted(np.asarray(image if image.mode in ("L", "RGB", "RGBA", "CMYK") else image.convert("RGB")), channels)
+    return _to_planes(np.asarray(image if image.mode in ("L", "RGB", "RGBA", "CMYK") else image.convert("RGB")), channels)
 
 
-def _fitted(pixels: np.ndarray, channels: int) -> list[Image.Image]:
-    """(H, W, C) as planes of so many channels: grey and colour become each other, and other bands have to be as many."""
+def _to_planes(pixels: np.ndarray, channels: int) -> list[Image.Image]:
+    """Split (H, W, C) into planes; grey and RGB convert to each other. Raises BadImage if other bands differ in number."""
     pixels = np.atleast_3d(pixels)
     count = pixels.shape[2]
     if count in (1, 3) and channels in (1, 3):
@@ -481,7 +480,7 @@ def _fitted(pixels: np.ndarray, channels: int) -> list[Image.Image]:
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
-    """Any of Pillow's modes of 8 bits to "L" or "RGB"."""
+    """Convert any 8-bit mode of Pillow to "L" or "RGB", composited on white."""
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -489,8 +488,8 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)  # convert would copy
 
 
-def _of_array(pixels: np.ndarray, channels: int, value_range: ValueRange | None) -> list[Image.Image]:
-    """An array that somebody gives as an image."""
+def _array_to_planes(pixels: np.ndarray, channels: int, value_range: ValueRange | None) -> list[Image.Image]:
+    """Convert an array (H, W) or (H, W, C) to planes. Raises BadImage for another shape or number type."""
     shown = f"an array {pixels.shape} of {pixels.dtype} is no image"
     if pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise BadImage(f"{shown}; give (H, W) or (H, W, C)")
@@ -499,4 +498,4 @@ def _of_array(pixels: np.ndarray, channels: int, value_range: ValueRange | None)
         raise BadImage(f"{shown}; give bytes (uint8) or 16 bits (uint16), or a model that was trained with data.range")
     if pixels.dtype == np.uint8 and pixels.shape[2] == 4 and channels in (1, 3):
         return [_convert(Image.fromarray(pixels), channels)]
-    return _fitted(scaled(pixels, value_range), channels)
+    return _to_planes(scaled(pixels, value_range), channels)

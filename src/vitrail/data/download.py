@@ -1,4 +1,4 @@
-"""A file from its public home: resumed where it was cut off, checked by sha256, never half there."""
+"""Download a file: resumes after an interruption, verifies sha256, and is atomic."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 TIMEOUT_S = 15.0
 MAX_UNPACKED = 1 << 30
 _CHUNK = 1 << 18
-_CUTS = 5  # times that a server may hang up without having sent a byte
+_CUTS = 5  # connections that may close in a row without a byte received
 
 
 class DownloadError(ValueError):
-    """The file could not be had; the message says why, in one line."""
+    """A failed download; the message is the reason, in one line."""
 
 
 def fetch(url: str, target: Path, *, size: int, sha256: str) -> Path:
-    """Downloads `url` to `target`, unless it is there.
+    """Download `url` to `target`, unless it exists.
 
-    What has arrived stands in `target` + ".part"; the next call goes on from there. Only a file of `size` bytes with
-    this sha256 gets its name.
-    Raises DownloadError: at once if nobody answers, else after the server has hung up five times in vain.
+    A partial download is kept in `target` + ".part", where the next call resumes. Only a file of `size` bytes with
+    this sha256 is renamed to `target`.
+    Raises DownloadError: at once if the server does not answer, else after five connections without progress.
     """
     if target.is_file():
         return target
@@ -40,15 +40,15 @@ def fetch(url: str, target: Path, *, size: int, sha256: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         resumed = part.is_file()
-        _receive(url, part, size=size)
-        found = _sha256(part)
-        if found != sha256 and resumed:  # what an earlier call left may have been of another file
+        _download(url, part, size=size)
+        digest = _sha256(part)
+        if digest != sha256 and resumed:  # an earlier call may have left the part of another file
             part.unlink()
-            _receive(url, part, size=size)
-            found = _sha256(part)
-        if found != sha256:
+            _download(url, part, size=size)
+            digest = _sha256(part)
+        if digest != sha256:
             part.unlink()
-            raise DownloadError(f"{url} is not the file it should be: its sha256 is {found}, not {sha256}")
+            raise DownloadError(f"{url} is not the file it should be: its sha256 is {digest}, not {sha256}")
         os.replace(part, target)
     except OSError as error:
         raise DownloadError(f"{error.filename or part} can't be written: {error.strerror or error}") from None
@@ -56,10 +56,10 @@ def fetch(url: str, target: Path, *, size: int, sha256: str) -> Path:
 
 
 def unpack(archive: Path, folder: Path, *, subfolder: str, names: tuple[str, ...]) -> Path:
-    """Takes the files `names` out of `subfolder` of a .tar.gz into `folder`, all of them or none.
+    """Unpack the files `names` from `subfolder` of a .tar.gz into `folder`, all or none.
 
-    Nothing else in the archive is touched, and no path in it is used: each file is written under the name asked for.
-    Raises ValueError for an archive that is damaged, lacks one of them, or unpacks to more than 1 GiB.
+    Other members and the paths in the archive are ignored: each file is written under its name in `names`.
+    Raises ValueError for an archive that is corrupt, lacks a file, or unpacks to more than 1 GiB.
     """
     draft = folder.with_name(folder.name + ".part")
     draft.mkdir(parents=True, exist_ok=True)
@@ -86,10 +86,10 @@ def unpack(archive: Path, folder: Path, *, subfolder: str, names: tuple[str, ...
     return folder
 
 
-def _receive(url: str, part: Path, *, size: int) -> None:
-    """Fills `part` up to `size` bytes, going on from what is there."""
+def _download(url: str, part: Path, *, size: int) -> None:
+    """Download to `part` up to `size` bytes, resuming from its current length."""
     cuts = 0
-    with _shown(part.stem, size) as tell:
+    with _progress(part.stem, size) as report:
         while (have := part.stat().st_size if part.is_file() else 0) != size:
             if have > size:
                 part.unlink()
@@ -102,10 +102,10 @@ def _receive(url: str, part: Path, *, size: int) -> None:
                     if not goes_on:  # the server starts from the beginning
                         have = 0
                     with open(part, "ab" if goes_on else "wb") as file:
-                        while have <= size and (chunk := _next(answer)):
+                        while have <= size and (chunk := _read_chunk(answer)):
                             file.write(chunk)
                             have += len(chunk)
-                            tell(have)
+                            report(have)
             except urllib.error.HTTPError as error:
                 raise DownloadError(f"{url} answered {error.code} {error.reason}") from None
             except urllib.error.URLError as error:
@@ -121,8 +121,8 @@ def _receive(url: str, part: Path, *, size: int) -> None:
                 raise DownloadError(f"{url} was cut off at {have} of {size} bytes; the next call goes on from there")
 
 
-def _next(answer: http.client.HTTPResponse) -> bytes:
-    """The next bytes; none at the end, and none where the connection was cut."""
+def _read_chunk(answer: http.client.HTTPResponse) -> bytes:
+    """Read the next chunk; empty at the end, and if the connection was lost."""
     try:
         return answer.read(_CHUNK)
     except (http.client.IncompleteRead, ConnectionError, TimeoutError):
@@ -130,8 +130,8 @@ def _next(answer: http.client.HTTPResponse) -> bytes:
 
 
 @contextmanager
-def _shown(name: str, size: int) -> Iterator[Callable[[int], object]]:
-    """What is told how many bytes are there: a bar on a terminal; elsewhere one line, once the first have come."""
+def _progress(name: str, size: int) -> Iterator[Callable[[int], object]]:
+    """Yield a callback for the number of bytes received: a progress bar on a terminal, else one line at the first bytes."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
@@ -139,15 +139,15 @@ def _shown(name: str, size: int) -> Iterator[Callable[[int], object]]:
             task = progress.add_task(name, total=size)
             yield lambda have: progress.update(task, completed=have)
         return
-    told = False
+    started = False
 
-    def tell(have: int) -> None:
-        nonlocal told
-        if not told:
+    def report(have: int) -> None:
+        nonlocal started
+        if not started:
             print(f"downloading {name}, {size / 1e6:.1f} MB", file=sys.stderr)
-        told = True
+        started = True
 
-    yield tell
+    yield report
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Image files -> a split: the sound ones are decoded into memory if they fit, else read when they are needed."""
+"""Splits of image files: decoded into memory if they fit, else read batch by batch."""
 
 # N images · B batch · C channels · H W image
 
@@ -25,22 +25,22 @@ from vitrail.data.decode import BadImage, crop_view, eval_view, read_header, shr
 from vitrail.data.memory import FixedSplit, RaggedSplit, whole_boxes
 from vitrail.settings import DataConfig, Pair, Preprocessing
 
-HEADROOM = 1.5  # short side kept in memory over the side that the model sees: room for crops
+HEADROOM = 1.5  # ratio of the short side kept in memory to img_size: room for crops
 _SHOWN = 3  # bad files that an error names
 
 R = TypeVar("R")
 
 
 class Listed(NamedTuple):
-    """A file in a class folder."""
+    """A file and its class."""
 
     path: str
-    """Relative to the set's folder, with "/"."""
+    """Path relative to the root of the data set, with "/"."""
     label: int
 
 
 class FileSplit(Split):
-    """Images that stay on disk. Crop and resize happen where they are decoded, so every image leaves at img_size."""
+    """Images read from disk for each batch; cropped and resized to img_size when they are decoded."""
 
     def __init__(
         self,
@@ -54,30 +54,30 @@ class FileSplit(Split):
         whole: bool,
         workers: int,
     ) -> None:
-        """With `whole`, boxes are drawn on the whole image; else on its evaluation view."""
+        """With `whole`, `boxes` refer to the whole image; else to its evaluation view."""
         out = torch.tensor([preprocessing.img_size]).expand(len(labels), 2)
         super().__init__(labels=labels, sizes=sizes if whole else out, names=names, skipped=skipped)
         self._root, self._preprocessing, self._whole, self._workers = root, preprocessing, whole, workers
 
     @property
     def workers(self) -> int:
-        """Loader processes; 0 reads in the process that asks."""
+        """Number of loader processes; 0 reads in the calling process."""
         return self._workers
 
     def fingerprint(self) -> str:
-        """A hash of names, sizes in bytes and times of change; no file is opened."""
+        """Hash names, sizes in bytes and modification times; no file is opened."""
         digest = hashlib.sha256()
         for name in self.names:
             digest.update(name.encode("utf-8", "surrogateescape"))
-            with contextlib.suppress(OSError):  # one that went away is another state
-                found = (self._root / name).stat()
-                digest.update(f"\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+            with contextlib.suppress(OSError):  # a missing file changes the hash by its absence
+                status = (self._root / name).stat()
+                digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         return digest.hexdigest()
 
     def read(
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
     ) -> tuple[RawBatch, tuple[Skipped, ...]]:
-        """The images at `indexes`. One that was deleted or broken since the split was loaded is left out and named."""
+        """Read the images at `indexes`; files deleted or damaged since the split was loaded are skipped and returned."""
         images: dict[int, UInt8[Tensor, "C H W"]] = {}
         failures: dict[int, Skipped] = {}
         for position, index in enumerate(indexes.tolist()):
@@ -87,7 +87,7 @@ class FileSplit(Split):
                 images[position] = self._image(index, boxes[position] if boxes is not None and self._whole else None)
             except BadImage as error:
                 failures[index] = Skipped(self.names[index], str(error))
-        kept = [position for position in images if int(indexes[position]) not in failures]  # it may break between two turns
+        kept = [position for position in images if int(indexes[position]) not in failures]  # may break between two occurrences
         height, width = self._preprocessing.img_size
         empty = torch.empty(0, self._preprocessing.in_channels, height, width, dtype=torch.uint8)
         stacked = torch.stack([images[position] for position in kept]) if kept else empty  # (B, C, H, W)
@@ -107,15 +107,15 @@ class FileSplit(Split):
 def load_files(
     root: Path, files: Sequence[Listed], *, split: str, preprocessing: Preprocessing, cfg: DataConfig, whole: bool
 ) -> Split:
-    """The files as a split: whole images, or their evaluation views.
+    """Load files as a split: whole images, or their evaluation views.
 
-    Raises ValueError if none can be read, or if more than `cfg.max_bad` of them can't.
+    Raises ValueError if no file can be read, or if the share of unreadable files exceeds `cfg.max_bad`.
     """
     skipped: list[Skipped] = []
 
-    def sound(make: Callable[[Path], R], files: Sequence[Listed], doing: str) -> list[tuple[Listed, R]]:
-        made = map_files(lambda file: _attempt(make, root / file.path), files, threads=cfg.workers, doing=f"{split}: {doing}")
-        pairs = list(zip(files, made, strict=True))
+    def read_all(read: Callable[[Path], R], files: Sequence[Listed], doing: str) -> list[tuple[Listed, R]]:
+        results = map_files(lambda file: _try(read, root / file.path), files, threads=cfg.workers, doing=f"{split}: {doing}")
+        pairs = list(zip(files, results, strict=True))
         skipped.extend(Skipped(file.path, str(bad)) for file, bad in pairs if isinstance(bad, BadImage))
         return [(file, result) for file, result in pairs if not isinstance(result, BadImage)]
 
@@ -130,9 +130,9 @@ def load_files(
                 f"{cfg.max_bad:g} ({some}{more}); mend or remove them, or raise data.max_bad"
             )
 
-    headers = sound(lambda path: read_header(path).size, files, "reading headers")
+    headers = read_all(lambda path: read_header(path).size, files, "reading headers")
     refuse_too_many()
-    if sum(_bytes(size, preprocessing, whole=whole) for _, size in headers) > cfg.memory_gb * 1e9:
+    if sum(_memory_bytes(size, preprocessing, whole=whole) for _, size in headers) > cfg.memory_gb * 1e9:
         return FileSplit(
             root,
             labels=torch.tensor([file.label for file, _ in headers]),
@@ -141,7 +141,7 @@ def load_files(
             skipped=skipped,
             preprocessing=preprocessing,
             whole=whole,
-            workers=_processes(cfg.workers),
+            workers=_count_workers(cfg.workers),
         )
 
     def pixels(path: Path) -> UInt8[Tensor, "C H W"]:
@@ -149,7 +149,7 @@ def load_files(
             return shrunk_view(path, short_side=_kept_side(preprocessing), preprocessing=preprocessing)
         return eval_view(path, preprocessing)
 
-    decoded = sound(pixels, [file for file, _ in headers], "decoding")
+    decoded = read_all(pixels, [file for file, _ in headers], "decoding")
     refuse_too_many()
     labels, names = torch.tensor([file.label for file, _ in decoded]), [file.path for file, _ in decoded]
     images = [image for _, image in decoded]
@@ -162,30 +162,30 @@ def _kept_side(preprocessing: Preprocessing) -> int:
     return math.ceil(HEADROOM * max(preprocessing.img_size))
 
 
-def _bytes(size: Pair, preprocessing: Preprocessing, *, whole: bool) -> float:
-    """What an image of this size takes in memory."""
+def _memory_bytes(size: Pair, preprocessing: Preprocessing, *, whole: bool) -> float:
+    """Return the memory of an image of this size, in bytes."""
     height, width = size if whole else preprocessing.img_size
     shrink = min(1.0, _kept_side(preprocessing) / min(height, width)) if whole else 1.0
     return preprocessing.in_channels * height * width * shrink**2
 
 
-def _attempt(make: Callable[[Path], R], path: Path) -> R | BadImage:
+def _try(read: Callable[[Path], R], path: Path) -> R | BadImage:
     try:
-        return make(path)
+        return read(path)
     except BadImage as error:
         return error
 
 
 def map_files(work: Callable[[Listed], R], files: Sequence[Listed], *, threads: int, doing: str) -> list[R]:
-    """The results in the order of the files; `threads` -1 takes the number of cores. A bar where it takes long."""
+    """Apply `work` to all files in threads (-1: one per core), with a progress bar for many files; keeps their order."""
     console = Console(stderr=True)
     hidden = not console.is_terminal or len(files) < 1000
-    with ThreadPoolExecutor(max(1, _processes(threads))) as pool:  # Pillow decodes in parallel
+    with ThreadPoolExecutor(max(1, _count_workers(threads))) as pool:  # Pillow decodes in parallel
         done = pool.map(work, files)
         return list(track(done, doing, total=len(files), console=console, transient=True, disable=hidden))
 
 
-def _processes(workers: int) -> int:
+def _count_workers(workers: int) -> int:
     if workers >= 0:
         return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""Where each output pixel comes from: crop, flip, rotation, shear and translation of a sample in one resampling.
+"""Geometric augmentation: crop, flip, rotation, shear and translation of each sample in one resampling.
 
-Coordinates are in pixels with edges at whole numbers, so the centre of the first pixel is 0.5. A matrix takes an output
-position to the position it is read from, as grid_sample wants it; "first a, then b" is therefore the product `a @ b`.
+Coordinates are in pixels with edges at whole numbers, so the centre of the first pixel is 0.5. A matrix maps an output
+position to the input position it is read from, as grid_sample does; "first a, then b" is therefore the product `a @ b`.
 """
 
 # B batch · C channels · H W canvas · h w output
@@ -27,7 +27,7 @@ def affine(
     down: Float[Tensor, " B"],
     size: Pair,
 ) -> Float[Tensor, "B 3 3"]:
-    """Rotate counter-clockwise about the centre, then shear about the upper left corner, then move (in pixels).
+    """Return matrices that rotate counter-clockwise about the centre, shear about the upper left corner, then move (pixels).
 
     A shear is the tangent: row y moves by shear_x · y to the left, as in Pillow's affine transform and RandAugment.
     """
@@ -44,7 +44,7 @@ def affine(
 
 
 def mirror(flips: Bool[Tensor, " B"], *, width: int) -> Float[Tensor, "B 3 3"]:
-    """Horizontal flip of the samples marked."""
+    """Return matrices that flip the marked samples horizontally."""
     one, nil = torch.ones(len(flips), device=flips.device), torch.zeros(len(flips), device=flips.device)
     sign = torch.where(flips, -one, one)
     return _matrix((sign, nil, flips * float(width)), (nil, one, nil))
@@ -64,19 +64,18 @@ def resample(
     out: Pair,
     fill: Float[Tensor, " C"] | None = None,
 ) -> Float[Tensor, "B C h w"]:
-    """Each box, resized to `out` and moved by its matrix, in one bilinear resampling; values stay in 0 … 255.
+    """Resize each box to `out` and apply its matrix, in one bilinear resampling; values stay in 0 … 255.
 
-    The box is a window: it is what crop and resize would have made, and a matrix that turns in what lies beyond it finds
-    `fill` there, as if the steps came one after another (None: no matrix leaves the window, as with flips alone). A
-    box that reaches over the image's edge finds zeros, as in a crop with padding. A box of twice the output's side or
-    more is halved by averaging first, so nothing aliases; below two, bilinear reading is what it is.
+    Positions outside of the box are `fill`, as if crop and resize came first (None: no matrix leaves the box, as with flips
+    alone). Pixels of a box beyond the image's edge are zero, as in a crop with padding. A box of twice the output's side or
+    more is first halved by averaging, against aliasing; below twice, plain bilinear interpolation is used.
     """
-    pixels, boxes = _halve(images.float(), sizes, boxes, out)
+    pixels, boxes = _halve_large(images.float(), sizes, boxes, out)
     (height, width), (top, left, tall, wide) = pixels.shape[-2:], boxes.unbind(1)
     x, y = _positions(matrices, out)  # (B, h, w), in the window
-    inside = _cover(x, out[1]) * _cover(y, out[0]) if fill is not None else None
-    x = _into_box(x.mul_((wide / out[1])[:, None, None]), left, wide).mul_(2 / width).sub_(1)
-    y = _into_box(y.mul_((tall / out[0])[:, None, None]), top, tall).mul_(2 / height).sub_(1)
+    inside = _coverage(x, out[1]) * _coverage(y, out[0]) if fill is not None else None
+    x = _to_canvas(x.mul_((wide / out[1])[:, None, None]), left, wide).mul_(2 / width).sub_(1)
+    y = _to_canvas(y.mul_((tall / out[0])[:, None, None]), top, tall).mul_(2 / height).sub_(1)
     read = F.grid_sample(pixels, torch.stack((x, y), dim=-1), mode="bilinear", padding_mode="zeros", align_corners=False)
     if fill is None or inside is None:
         return read
@@ -84,7 +83,7 @@ def resample(
 
 
 def _positions(matrices: Tensor, out: Pair) -> tuple[Tensor, Tensor]:
-    """The x and the y that each output pixel's centre is read from."""
+    """Return x and y of the input position of each output pixel's centre."""
     rows = torch.arange(out[0], device=matrices.device)[:, None] + 0.5
     columns = torch.arange(out[1], device=matrices.device) + 0.5
     entries = matrices[:, :2, :, None, None]  # (B, 2, 3, 1, 1)
@@ -92,19 +91,19 @@ def _positions(matrices: Tensor, out: Pair) -> tuple[Tensor, Tensor]:
     return both[:, 0], both[:, 1]
 
 
-def _cover(position: Tensor, side: int) -> Tensor:
-    """How much of a bilinear reading there lies within 0 … side."""
+def _coverage(position: Tensor, side: int) -> Tensor:
+    """Return the weight of a bilinear sample within 0 … side."""
     return torch.minimum(position + 0.5, side + 0.5 - position).clamp_(0, 1)
 
 
-def _into_box(position: Tensor, start: Tensor, extent: Tensor) -> Tensor:
-    """From the box's own coordinate to the canvas's, never nearer to the box's edge than the centre of its last pixel."""
+def _to_canvas(position: Tensor, start: Tensor, extent: Tensor) -> Tensor:
+    """Map a coordinate of the box to the canvas, clamped to the centres of the box's outermost pixels."""
     start, extent = start[:, None, None], extent[:, None, None]
     return torch.maximum(torch.minimum(position + start, start + extent - 0.5), start + 0.5)
 
 
-def _halve(pixels: Tensor, sizes: Tensor, boxes: Tensor, out: Pair) -> tuple[Tensor, Tensor]:
-    """Average pairs of rows and of columns, sample by sample, until no box is twice `out` or more."""
+def _halve_large(pixels: Tensor, sizes: Tensor, boxes: Tensor, out: Pair) -> tuple[Tensor, Tensor]:
+    """Average pairs of rows and columns of each sample until no box is twice `out` or more."""
     times = torch.log2(boxes[:, 2:] / torch.tensor(out, device=boxes.device)).floor().clamp_(min=0).long()  # (B, 2)
     most = times.amax(0).tolist()
     if not any(most):
@@ -113,14 +112,14 @@ def _halve(pixels: Tensor, sizes: Tensor, boxes: Tensor, out: Pair) -> tuple[Ten
     for axis, count in enumerate(most):
         for done in range(count):
             rows = (times[:, axis] > done).nonzero()[:, 0]
-            pixels[rows] = _halved(pixels[rows], sizes[rows, axis], dim=2 + axis)
+            pixels[rows] = _halve_axis(pixels[rows], sizes[rows, axis], dim=2 + axis)
             sizes[rows, axis] = (sizes[rows, axis] + 1) // 2
             boxes[rows[:, None], torch.tensor([axis, axis + 2], device=rows.device)] /= 2
     return pixels, boxes
 
 
-def _halved(pixels: Tensor, extents: Tensor, *, dim: int) -> Tensor:
-    """Half the image in one direction, on a canvas as large as before. A last row without a partner stays as it is."""
+def _halve_axis(pixels: Tensor, extents: Tensor, *, dim: int) -> Tensor:
+    """Halve images in one direction, on a canvas of the same size. A last row without a partner is kept."""
     side = pixels.shape[dim]
     pixels = pixels.movedim(dim, -1)  # the direction to halve comes last
     even = F.pad(pixels, (0, side % 2))
@@ -131,7 +130,7 @@ def _halved(pixels: Tensor, extents: Tensor, *, dim: int) -> Tensor:
 
 
 def is_shift(boxes: Float[Tensor, "B 4"], *, out: Pair) -> bool:
-    """True when every box has the output's size and stands on whole pixels, so that nothing needs resampling."""
+    """Return True if every box has the output's size and integer position, so that no resampling is needed."""
     same = boxes[:, 2:] == torch.tensor(out, device=boxes.device)
     return bool((same & (boxes[:, :2] == boxes[:, :2].round())).all())
 
@@ -139,9 +138,9 @@ def is_shift(boxes: Float[Tensor, "B 4"], *, out: Pair) -> bool:
 def shift(
     images: UInt8[Tensor, "B C H W"], *, boxes: Float[Tensor, "B 4"], flips: Bool[Tensor, " B"], out: Pair
 ) -> UInt8[Tensor, "B C h w"]:
-    """What `resample` gives for boxes that pass `is_shift`, by moving whole pixels: exact, and many times as fast."""
+    """Compute `resample` for boxes that pass `is_shift` by moving whole pixels: exact, and many times as fast."""
     count, channels, height, width = images.shape
-    framed = F.pad(images, (1, 1, 1, 1))  # one pixel of zeros stands for all that lies outside
+    framed = F.pad(images, (1, 1, 1, 1))  # one pixel of zeros represents everything outside
     start = boxes[:, :2].long() + 1
     rows = torch.arange(out[0], device=images.device) + start[:, :1]  # (B, h)
     columns = torch.arange(out[1], device=images.device).expand(count, -1)

@@ -1,4 +1,4 @@
-"""A folder whose labels.csv says what is in each image: any number of labels, one line an image."""
+"""Multi-label folders: labels.csv has one line per image, with any number of labels."""
 
 # N images · K classes
 
@@ -24,20 +24,20 @@ from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
 TABLE = "labels.csv"
 PATH, LABELS, SPLIT = "path", "labels", "split"
-"""Its columns; the last may be missing."""
+"""Columns of the table; "split" is optional."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledSource(FolderSource):
-    """Images with any number of labels. The `label` of a listed file is its row in `multi_hot`."""
+    """Multi-label images. The `label` of a listed file is its row in `multi_hot`."""
 
     multi_hot: Bool[Tensor, "N K"]
-    """Which classes each image of the table has."""
+    """Classes of each image of the table."""
 
     def load(
         self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
     ) -> Split:
-        """See Source.load. Raises ValueError too for a sampler that is to draw by class."""
+        """See Source.load. Also raises ValueError for data.balance "sampler"."""
         if cfg.balance == "sampler":
             raise ValueError('data.balance "sampler" draws by class, and these images have any number of labels; use "none"')
         images = super().load(split, preprocessing=preprocessing, cfg=cfg, augment=augment)
@@ -46,7 +46,7 @@ class LabelledSource(FolderSource):
         return images
 
     def check_classes(self, images: Split) -> None:
-        """Raises ValueError for a label none of whose training images can be read; `label` of an image is its row here."""
+        """Raise ValueError for a label without a readable training image; the labels of `images` are rows of `multi_hot`."""
         listed = self.multi_hot[[file.label for file in self.files["train"]]].any(0)
         if lost := (listed & ~self.multi_hot[images.labels].any(0)).nonzero()[:, 0].tolist():
             raise ValueError(
@@ -54,7 +54,7 @@ class LabelledSource(FolderSource):
             )
 
     def class_counts(self) -> tuple[int, ...]:
-        """Training images that have each label, also those that turn out to be unreadable."""
+        """Count the training images with each label; includes unreadable files."""
         rows = [file.label for file in self.files.get("train", ())]
         return tuple(self.multi_hot[rows].sum(0).tolist())
 
@@ -64,7 +64,7 @@ class LabelledSource(FolderSource):
 
 
 class Row(NamedTuple):
-    """One image of the table."""
+    """One line of the table: an image and its labels."""
 
     line: int
     path: str
@@ -73,10 +73,10 @@ class Row(NamedTuple):
 
 
 def open_labelled(root: Path, *, val_fraction: float) -> LabelledSource:
-    """Reads labels.csv; no image is decoded.
+    """Read labels.csv; no image is decoded.
 
-    Without splits in it, sides are drawn from a hash of each path, as in `open_folder`. Raises ValueError that names the
-    line for one that is not as it should be, and for a label that only the validation or test images have.
+    Without a split column, splits are drawn from a hash of each path, as in `open_folder`. Raises ValueError with the line
+    number for an invalid line, and for a label without training images.
     """
     table = root / TABLE
     rows, notes = read_table(table)
@@ -84,9 +84,9 @@ def open_labelled(root: Path, *, val_fraction: float) -> LabelledSource:
     if not names:
         what = "labels" if rows else "images"
         raise ValueError(f"{table} names no {what}; write one line an image, such as beach/1.jpg,sea;sky")
-    taught = {name for row in rows if row.split == "train" for name in row.labels}
+    trained = {name for row in rows if row.split == "train" for name in row.labels}
     for row in rows:
-        if row.split and (lone := [name for name in row.labels if name not in taught]):
+        if row.split and (lone := [name for name in row.labels if name not in trained]):
             raise ValueError(f'{table}: label "{lone[0]}" is in {row.split} but not in train; add images to train or remove it')
     rank = {name: k for k, name in enumerate(names)}
     multi_hot = torch.zeros(len(rows), len(names), dtype=torch.bool)
@@ -115,18 +115,18 @@ def open_labelled(root: Path, *, val_fraction: float) -> LabelledSource:
 
 
 def on_disk(root: Path, path: str) -> str:
-    """The path as the disk spells it: a table may have "é" as one character, and the file's name as two, or the reverse."""
+    """Return the spelling of a path that exists on disk: "é" may be one character in the table and two on disk."""
     spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
     return next((spelling for spelling in spellings if (root / spelling).exists()), path)
 
 
 def is_labelled(table: Path) -> bool:
-    """Whether a CSV file has the columns of a table of labels."""
+    """Return True if a CSV file has the columns "path" and "labels"."""
     return {PATH, LABELS} <= set(columns(table))
 
 
 def columns(table: Path) -> tuple[str, ...]:
-    """The names in a CSV file's first line, in lower case; none where it can't be read."""
+    """Return the column names of a CSV file, in lower case; empty if it can't be read."""
     try:
         with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
             return tuple(name.strip().lower() for name in next(csv.reader(file), ()))
@@ -135,17 +135,17 @@ def columns(table: Path) -> tuple[str, ...]:
 
 
 def read_table(table: Path) -> tuple[list[Row], list[str]]:
-    """Read the lines of a table of labels, and say which of its columns are not used.
+    """Read the rows of a table of labels; return them and a note on unused columns.
 
-    Raises ValueError for the first line that is not as it should be.
+    Raises ValueError for the first invalid line.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file, strict=True)  # a quote that is never closed would swallow lines
+            lines = csv.reader(file, strict=True)  # else an unclosed quote would swallow lines
             header = [name.strip().lower() for name in next(lines, ())]
             if twice := [name for name in (PATH, LABELS, SPLIT) if header.count(name) > 1]:
                 raise ValueError(f'{table} has two columns "{twice[0]}"; keep one')
-            rows = [_row(table, lines.line_num, header, line) for line in lines if any(map(str.strip, line))]
+            rows = [_parse_row(table, lines.line_num, header, line) for line in lines if any(map(str.strip, line))]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         where = f"{table}, line {lines.line_num}," if isinstance(error, csv.Error) else str(table)
         raise ValueError(f"{where} can't be read ({error}); save it as CSV in UTF-8") from None
@@ -164,8 +164,8 @@ def read_table(table: Path) -> tuple[list[Row], list[str]]:
     return rows, [f"not used: the columns {', '.join(others)} of {table.name}"] if others else []
 
 
-def _row(table: Path, line: int, header: Sequence[str], values: Sequence[str]) -> Row:
-    """One line's cells, checked."""
+def _parse_row(table: Path, line: int, header: Sequence[str], values: Sequence[str]) -> Row:
+    """Parse and validate one line."""
     here = f"{table}, line {line}:"
     if len(values) > len(header):
         extra = ", ".join(values[len(header) :])

@@ -1,4 +1,4 @@
-"""Splits that live in memory as uint8, so that reading a batch is an index and needs no loader processes."""
+"""Splits in memory as uint8: reading a batch is an index operation, without loader processes."""
 
 # N images · B batch · C channels · H W image
 
@@ -20,7 +20,7 @@ LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 1/65536, the weights of Pillow's c
 
 
 def to_channels(images: UInt8[Tensor, "N C H W"], channels: int) -> UInt8[Tensor, "N D H W"]:
-    """Grey to RGB by repeating, RGB to grey by luma; what Pillow's convert gives, to the bit."""
+    """Convert grey to RGB by repeating, RGB to grey by luma; bit-exact with Pillow's convert."""
     if images.shape[1] == channels:
         return images
     if images.shape[1] == 1:
@@ -31,12 +31,12 @@ def to_channels(images: UInt8[Tensor, "N C H W"], channels: int) -> UInt8[Tensor
 
 
 def whole_boxes(sizes: Int64[Tensor, "B 2"]) -> Float[Tensor, "B 4"]:
-    """The crop that leaves each image whole."""
+    """Return the boxes that cover the whole images."""
     return torch.cat([torch.zeros_like(sizes), sizes], dim=1).float()
 
 
 class FixedSplit(Split):
-    """Images of one size, as one tensor."""
+    """Images of one size, in one tensor."""
 
     def __init__(
         self,
@@ -47,26 +47,26 @@ class FixedSplit(Split):
         skipped: Sequence[Skipped] = (),
         view: Preprocessing | None = None,
     ) -> None:
-        """With `view`, every image leaves as its evaluation view, made when it is read."""
+        """With `view`, images are converted to the evaluation view when they are read."""
         self.images = images
         self._view = None if view is None or view_is_exact((images.shape[2], images.shape[3]), view) else view
         size = self._view.img_size if self._view else images.shape[2:]
         super().__init__(labels=labels, sizes=torch.tensor([size]).expand(len(labels), 2), names=names, skipped=skipped)
 
-    def with_views_made(self, *, budget_bytes: float) -> FixedSplit:
-        """The same split with the evaluation views made once, where they fit the budget."""
+    def cache_views(self, *, budget_bytes: float) -> FixedSplit:
+        """Return the split with evaluation views computed in advance, if they fit the budget; else the split itself."""
         if self._view is None or not len(self) or len(self) * self.images.shape[1] * self.sizes[0].prod().item() > budget_bytes:
             return self
         return FixedSplit(self._views(self.images), labels=self.labels, names=self.names, skipped=self.skipped)
 
     def fingerprint(self) -> str:
-        """A hash of the pixels."""
+        """Hash the pixels."""
         return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
 
     def read(
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
     ) -> tuple[RawBatch, tuple[Skipped, ...]]:
-        """The images at `indexes`; none fails."""
+        """Index the images; none fails."""
         images = self.images[indexes] if self._view is None else self._views(self.images[indexes])  # (B, C, H, W)
         sizes = self.sizes[indexes]
         boxes = whole_boxes(sizes) if boxes is None else boxes
@@ -80,7 +80,7 @@ class FixedSplit(Split):
 
 
 class RaggedSplit(Split):
-    """Photographs of many sizes, decoded once."""
+    """Images of different sizes, decoded in memory."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class RaggedSplit(Split):
     def read(
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
     ) -> tuple[RawBatch, tuple[Skipped, ...]]:
-        """The images at `indexes`, each in the corner of a canvas that holds the largest; none fails."""
+        """Stack the images at `indexes`, each in the upper left corner of a canvas of the largest size; none fails."""
         sizes = self.sizes[indexes]
         images = [self.images[i] for i in indexes.tolist()]
         height, width = sizes.amax(0).tolist()

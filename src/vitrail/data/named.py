@@ -1,9 +1,9 @@
-"""The sets that have a name: where their files are, what they should be, and how they are read.
+"""Named data sets: locations, checksums and readers of their files.
 
-What `$VITRAIL_DATA` holds, each set in a folder of its name:
+Layout of `$VITRAIL_DATA`, one folder per set:
 
     fashion-mnist/, mnist/      {train,t10k}-images-idx3-ubyte[.gz] and {train,t10k}-labels-idx1-ubyte[.gz]
-    cifar10/, cifar100/         the published .tar.gz, or the .bin files, in the archive's own folder or without it
+    cifar10/, cifar100/         the published .tar.gz, or the .bin files, with or without the archive's folder
     imagenet/                   train/ and val/, a folder per class in each
 """
 
@@ -29,17 +29,17 @@ from vitrail.settings import AugmentConfig, DataConfig, Pair, Preprocessing
 
 
 class Published(NamedTuple):
-    """A file at its public home."""
+    """A file to download."""
 
     name: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSet:
-    """One row of the table of named sets."""
+    """One entry of `NAMED`."""
 
     classes: tuple[str, ...]
     channels: int
@@ -47,19 +47,19 @@ class NamedSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     files: dict[SplitName, tuple[str, ...]]
-    """What is read: for idx the images and the labels, else records."""
+    """Files of each split; for idx the images, then the labels."""
     layout: Literal["idx", "records", "npz"]
     label_bytes: int = 1
-    """Records only: bytes before the pixels, of which the last is the label."""
+    """Number of bytes before the pixels of a record, the last of which is the label; for layout "records"."""
     home: str = ""
-    """Where `published` is downloaded from."""
+    """Base URL of `published`."""
     published: tuple[Published, ...] = ()
     subfolder: str = ""
     """Folder inside the published archive that holds the files."""
     installed: Path | None = None
-    """Where a system package puts the files."""
+    """Folder where a system package installs the files."""
     package: str = ""
-    """That package."""
+    """Debian package that installs them."""
 
 
 _IDX: dict[SplitName, tuple[str, ...]] = {
@@ -168,7 +168,7 @@ NAMED: dict[str, NamedSet] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSource(Source):
-    """A named set whose files were found."""
+    """A named set on disk."""
 
     folder: Path
     val_fraction: float
@@ -176,7 +176,7 @@ class NamedSource(Source):
     def load(
         self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
     ) -> Split:
-        """See Source.load. Validation images are held out of the training file by a stable hash of their position."""
+        """See Source.load. Validation images are held out of the training file by a hash of their position."""
         self.check_split(split, channels=preprocessing.in_channels)
         file: SplitName = "test" if split == "test" else "train"
         images, labels = read_arrays(NAMED[self.name], self.folder, file)
@@ -190,15 +190,15 @@ class NamedSource(Source):
             labels=torch.from_numpy(labels),
             names=names,
             view=view,
-        ).with_views_made(budget_bytes=cfg.memory_gb * 1e9)
+        ).cache_views(budget_bytes=cfg.memory_gb * 1e9)
 
     def held_out(self, names: list[str]) -> Bool[np.ndarray, " N"]:
-        """Which of the training images are for validation."""
+        """Return a mask of the training images that are held out for validation."""
         return np.array([stable_fraction(name) < self.val_fraction for name in names])
 
 
 def open_named(name: str, *, val_fraction: float) -> NamedSource:
-    """A named set: looked for, else downloaded. Raises ValueError that says what to put where."""
+    """Open a named set; it is downloaded if it is not on disk. Raises ValueError with instructions if that fails."""
     kind = NAMED[name]
     return NamedSource(
         name=name,
@@ -214,34 +214,34 @@ def open_named(name: str, *, val_fraction: float) -> NamedSource:
 
 
 def data_folder() -> Path | None:
-    """The folder that $VITRAIL_DATA names."""
+    """Return the folder in $VITRAIL_DATA; None if unset."""
     return Path(os.environ["VITRAIL_DATA"]).expanduser() if os.environ.get("VITRAIL_DATA") else None
 
 
 def cache_home(kind: str = "data") -> Path:
-    """Where downloads are kept, or another `kind` of thing: in $VITRAIL_CACHE, else in vitrail/ of the user's cache folder."""
+    """Return the cache folder for a `kind` of file: in $VITRAIL_CACHE, else in vitrail/ of the user's cache folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitrail"
     return Path(os.environ.get("VITRAIL_CACHE") or home).expanduser() / kind
 
 
 def find(name: str) -> Path:
-    """The folder that holds the files of a named set; downloads them if they are nowhere on this machine.
+    """Return the folder with the files of a named set; downloads them if they are not on disk.
 
-    Looked for in $VITRAIL_DATA/NAME, as the published archive in there, where a system package puts them, and in the
-    download cache. Raises ValueError that says what to put where.
+    Search order: $VITRAIL_DATA/NAME, the folder of a system package, the download cache, the published archive in
+    $VITRAIL_DATA/NAME. Raises ValueError with instructions if the download fails.
     """
     kind, cache = NAMED[name], cache_home() / name
-    here = data_folder()
-    given = [here / name] if here else []
-    for folder in (*given, *(folder / kind.subfolder for folder in given), kind.installed, cache):
+    root = data_folder()
+    folders = [root / name] if root else []
+    for folder in (*folders, *(folder / kind.subfolder for folder in folders), kind.installed, cache):
         if folder and is_complete(kind, folder):
             return folder
-    wanted = tuple(file for files in kind.files.values() for file in files)
+    required = tuple(file for files in kind.files.values() for file in files)
     if kind.subfolder:
         archive = kind.published[0]
-        for folder in given:
+        for folder in folders:
             if (folder / archive.name).is_file():
-                return unpack(folder / archive.name, cache, subfolder=kind.subfolder, names=wanted)
+                return unpack(folder / archive.name, cache, subfolder=kind.subfolder, names=required)
     try:
         downloads = cache.with_name(f"{name}-download") if kind.subfolder else cache
         files = [
@@ -249,17 +249,17 @@ def find(name: str) -> Path:
         ]
     except DownloadError as error:
         names = ", ".join(file.name for file in kind.published)
-        place = f"{given[0]}" if given else f"FOLDER/{name} and set VITRAIL_DATA=FOLDER"
+        place = f"{folders[0]}" if folders else f"FOLDER/{name} and set VITRAIL_DATA=FOLDER"
         package = f", or install the Debian package {kind.package}" if kind.package else ""
         raise ValueError(f"{name} is not on this machine ({error}); put {names} into {place}{package}") from None
     if kind.subfolder:
-        unpack(files[0], cache, subfolder=kind.subfolder, names=wanted)
+        unpack(files[0], cache, subfolder=kind.subfolder, names=required)
         shutil.rmtree(downloads)
     return cache
 
 
 def is_complete(kind: NamedSet, folder: Path) -> bool:
-    """Whether a folder has all files of a set, gzipped or not."""
+    """Return True if a folder has all files of a set, gzipped or not."""
     return all(
         (folder / file).is_file() or (folder / f"{file}.gz").is_file() for files in kind.files.values() for file in files
     )
@@ -270,9 +270,9 @@ def is_complete(kind: NamedSet, folder: Path) -> bool:
 
 
 def read_arrays(kind: NamedSet, folder: Path, split: SplitName) -> tuple[UInt8[np.ndarray, "N C H W"], Int64[np.ndarray, " N"]]:
-    """Images and labels of a set's training or test files.
+    """Read images and labels of a set's training or test files.
 
-    Raises ValueError that names the file if one is not what it should be.
+    Raises ValueError, with the file, for corrupt or unexpected contents.
     """
     files = [folder / file if (folder / file).is_file() else folder / f"{file}.gz" for file in kind.files[split]]
     if kind.layout == "npz":
@@ -290,7 +290,7 @@ def read_arrays(kind: NamedSet, folder: Path, split: SplitName) -> tuple[UInt8[n
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
-    """The array in an idx file of bytes (LeCun's format: magic, dimensions, data), gzipped or not."""
+    """Read an idx file of bytes (LeCun's format: magic, dimensions, data), gzipped or not."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
@@ -303,7 +303,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
 
 
 def read_records(path: Path, kind: NamedSet) -> tuple[UInt8[np.ndarray, "N bytes"], UInt8[np.ndarray, " N"]]:
-    """Images and labels of one of CIFAR's binary files: label bytes, then the red, green and blue plane, over and over."""
+    """Read images and labels of a CIFAR binary file; a record is the label bytes, then the red, green and blue planes."""
     pixels = kind.channels * kind.img_size[0] * kind.img_size[1]
     data = np.fromfile(path, np.uint8)
     if not len(data) or len(data) % (kind.label_bytes + pixels):

@@ -1,4 +1,4 @@
-"""Which operations a sample gets, and how strong: RandAugment, three-augment, colour jitter."""
+"""Augmentation policies: RandAugment, three-augment and colour jitter."""
 
 # B batch · C channels · H W image · n operations a sample
 
@@ -26,11 +26,11 @@ _COLORS = (
 )
 _ROTATE, _SHEAR_X, _SHEAR_Y, _MOVE_X, _MOVE_Y = range(len(_COLORS), len(_COLORS) + 5)
 _KINDS = len(_COLORS) + 5
-_APPLIED = 0.5  # each operation drawn is applied with this probability, as timm's family has it
+_APPLIED = 0.5  # probability that a drawn operation is applied, as in timm
 
 
-def _rand_augment(draws: Draws, policy: RandAugment) -> tuple[Tensor, Tensor, Tensor]:
-    """Kind, level (0 to 1) and sign of each operation, (B, n) each; a kind of -1 is one that was drawn but not applied."""
+def _draw_rand_augment(draws: Draws, policy: RandAugment) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw kind, level (0 to 1) and sign of each operation, (B, n) each; kind -1 is not applied."""
     kinds = draws.integers("rand_augment", high=_KINDS, n=policy.n)
     kinds = torch.where(draws.uniform("rand_augment_applied", policy.n) < _APPLIED, kinds, -1)
     level = (policy.m + policy.mstd * draws.normal("rand_augment_level", policy.n)).clamp_(0, 10) / 10
@@ -39,13 +39,13 @@ def _rand_augment(draws: Draws, policy: RandAugment) -> tuple[Tensor, Tensor, Te
 
 
 def rand_augment_matrices(draws: Draws, policy: RandAugment, *, size: Pair) -> Float[Tensor, "B 3 3"]:
-    """The rotations (to 30°), shears (to 0.3) and translations (to 0.45 of the side) of each sample, as one matrix.
+    """Draw RandAugment's rotations (to 30°), shears (to 0.3) and translations (to 0.45 of the side) as one matrix per sample.
 
-    RandAugment (Cubuk et al. 2020) as timm's `rand-m9-mstd0.5-inc1` family has it: n operations out of fifteen, each
+    RandAugment (Cubuk et al. 2020) as in timm's `rand-m9-mstd0.5-inc1` family: n operations out of fifteen, each
     applied with probability 0.5, at a magnitude drawn around m and kept within 0 to 10. Its ten colour operations are
     `rand_augment_colors_`; all geometry comes first, which saves a resampling and changes only how the fill is coloured.
     """
-    kinds, level, sign = _rand_augment(draws, policy)
+    kinds, level, sign = _draw_rand_augment(draws, policy)
     amount = level * sign
 
     def of(kind: int, most: float) -> Tensor:
@@ -62,12 +62,12 @@ def rand_augment_matrices(draws: Draws, policy: RandAugment, *, size: Pair) -> F
 
 
 def rand_augment_colors_(images: Float[Tensor, "B C H W"], draws: Draws, policy: RandAugment) -> None:
-    """RandAugment's colour operations, in place, in the increasing form: a greater magnitude is a greater change.
+    """Apply RandAugment's colour operations, in place, in the increasing form: a greater magnitude is a greater change.
 
     At full magnitude: 0 bits for posterize, kept at 1 at least; threshold 0 for solarize; 110 added for solarize-add;
     factors 0.1 or 1.9 for saturation, contrast, brightness and sharpness.
     """
-    kinds, level, sign = _rand_augment(draws, policy)
+    kinds, level, sign = _draw_rand_augment(draws, policy)
     none = torch.zeros_like(level)
     factor = (1 + 0.9 * level * sign).clamp(min=0.1)
     bits = (4 - (4 * level).floor()).clamp(min=1)
@@ -80,7 +80,7 @@ def rand_augment_colors_(images: Float[Tensor, "B C H W"], draws: Draws, policy:
 
 
 def three_augment_(images: Float[Tensor, "B C H W"], draws: Draws) -> None:
-    """Grey, solarise at 128, or blur with sigma 0.1 to 2 for each image, in place (DeiT III: Touvron et al. 2022)."""
+    """Grey, solarise at 128 or blur with sigma 0.1 to 2 each image, in place: three-augment (DeiT III: Touvron et al. 2022)."""
     kinds = draws.integers("three_augment", high=3)[:, 0]
     sigma = 0.1 + 1.9 * draws.uniform("three_augment_sigma")[:, 0]
     strengths = torch.where(kinds == 2, sigma, 128.0)
@@ -89,7 +89,7 @@ def three_augment_(images: Float[Tensor, "B C H W"], draws: Draws) -> None:
 
 
 def color_jitter_(images: Float[Tensor, "B C H W"], draws: Draws, *, amount: float) -> None:
-    """Brightness, contrast and saturation by factors from 1 ± amount, in place, in an order drawn for each image."""
+    """Scale brightness, contrast and saturation by factors from 1 ± amount, in place, in random order for each image."""
     factors = (1 + amount * (2 * draws.uniform("color_jitter", 3) - 1)).clamp(min=0)  # (B, 3)
     order = draws.uniform("color_jitter_order", 3).argsort(1)
     operations = (color.brightness, color.contrast, color.saturation)

@@ -1,4 +1,4 @@
-"""Keep the decoders' own messages off the terminal: a broken file is one line of ours, with its name."""
+"""Suppress messages of the image decoders; Vitrail reports a corrupt file in one line, with its name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _HANDLERS = ("TIFFSetErrorHandler", "TIFFSetWarningHandler", "TIFFSetErrorHandle
 
 
 def ignore_pillow_warnings() -> None:
-    """Ignore Pillow's warnings in this process, in the threads that decode too; its errors are not touched."""
+    """Ignore Pillow's warnings in this process and its threads; errors are still raised."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @functools.cache
 def silence_decoders() -> None:
-    """Turn off what Pillow and tifffile log, and what libtiff writes to file descriptor 2 past Python. Once a process."""
+    """Silence the logs of Pillow and tifffile, and libtiff's direct output to stderr; once per process."""
     for logger in ("PIL", "tifffile"):
         logging.getLogger(logger).addHandler(logging.NullHandler())  # without a handler, warnings go to stderr
     for path in _loaded_libtiff():
@@ -35,7 +35,7 @@ def silence_decoders() -> None:
 
 
 def _loaded_libtiff() -> set[Path]:
-    """The copies of libtiff in this process: Pillow brings one, or takes the system's."""
+    """Find the copies of libtiff in this process: Pillow's or the system's."""
     import PIL._imaging
 
     if sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""From what a user types to a data set: a name, or a folder."""
+"""Open a data set by name or folder."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ NAMES = (*NAMED, "imagenet")
 
 @printable_errors()
 def open_source(path: str, *, val_fraction: float = 0.1, classes: bool = True) -> Source:
-    """The data set behind a name or a path; a named set is downloaded if it is nowhere on this machine.
+    """Open a data set by name or path; a named set is downloaded if it is not on disk.
 
-    `val_fraction` of the training images is held out for validation where the set has no validation images. Without
-    `classes`, a folder that has none, or images outside of them, is a set too, whose images have label -1.
-    Raises ValueError, in one line, for a name or folder that is not there or holds no images.
+    `val_fraction` of the training images is held out for validation if the set has no validation images. With `classes`
+    False, folders without classes are accepted, and those with images outside of classes; their images have label -1.
+    Raises ValueError, in one line, for an unknown name, a missing folder and a folder without images.
     """
     if path in NAMED:
         return open_named(path, val_fraction=val_fraction)
     if path == "imagenet":
-        return open_folder(_imagenet(), val_fraction=val_fraction)
+        return open_folder(_find_imagenet(), val_fraction=val_fraction)
     folder = Path(path).expanduser()
     if not folder.exists():
         raise ValueError(f'data "{path}" is neither a folder nor one of {", ".join(NAMES)}{nearest(path, list(NAMES))}')
     if classes:
-        return _opened(folder, val_fraction=val_fraction)
+        return _open_with_classes(folder, val_fraction=val_fraction)
     if folder.is_dir() and not (folder / TABLE).exists() and has_plain_splits(folder):
         return open_unlabelled(folder, val_fraction=val_fraction)
     try:
-        source = _opened(folder, val_fraction=val_fraction)
+        source = _open_with_classes(folder, val_fraction=val_fraction)
     except NoClasses:
         return open_unlabelled(folder, val_fraction=val_fraction)
     if isinstance(source, FolderSource) and too_many_outside(source):
@@ -49,31 +49,32 @@ def open_source(path: str, *, val_fraction: float = 0.1, classes: bool = True) -
     return source
 
 
-def _opened(folder: Path, *, val_fraction: float) -> Source:
-    """A folder as its labels.csv has it, or with a folder per class."""
+def _open_with_classes(folder: Path, *, val_fraction: float) -> Source:
+    """Open a folder by its labels.csv, or with one folder per class."""
     table = folder / TABLE
     if not table.is_file():
         return open_folder(folder, val_fraction=val_fraction)
     if is_labelled(table):
         return open_labelled(folder, val_fraction=val_fraction)
-    seen, wanted = columns(table), f"for several labels an image name two of them {PATH} and {LABELS}, with commas between"
-    if len(seen) == 1 and {PATH, LABELS} <= set(re.split(r"[;\t|]", seen[0])):
-        raise ValueError(f"{table} has the columns {seen[0]}; {wanted}")
+    names = columns(table)
+    format_hint = f"for several labels an image name two of them {PATH} and {LABELS}, with commas between"
+    if len(names) == 1 and {PATH, LABELS} <= set(re.split(r"[;\t|]", names[0])):
+        raise ValueError(f"{table} has the columns {names[0]}; {format_hint}")
     try:
         source = open_folder(folder, val_fraction=val_fraction)
     except ValueError as error:
-        says = f"{table} has the columns {', '.join(seen) or 'none that can be read'}; {wanted} ({error})"
-        raise (NoClasses if isinstance(error, NoClasses) else ValueError)(says) from None
-    note = f"not used: {TABLE}, whose columns are {', '.join(seen) or 'none that can be read'}; {wanted}"
+        message = f"{table} has the columns {', '.join(names) or 'none that can be read'}; {format_hint} ({error})"
+        raise (NoClasses if isinstance(error, NoClasses) else ValueError)(message) from None
+    note = f"not used: {TABLE}, whose columns are {', '.join(names) or 'none that can be read'}; {format_hint}"
     return dataclasses.replace(source, notes=(*source.notes, note))
 
 
-def _imagenet() -> Path:
-    """ImageNet's folder; its licence lets nobody pass it on, so it is never downloaded."""
-    here = data_folder()
-    if here and (here / "imagenet").is_dir():
-        return here / "imagenet"
-    place = f"{here / 'imagenet'}" if here else "FOLDER/imagenet and set VITRAIL_DATA=FOLDER"
+def _find_imagenet() -> Path:
+    """Find ImageNet's folder; its licence forbids redistribution, so it is never downloaded. Raises ValueError if missing."""
+    root = data_folder()
+    if root and (root / "imagenet").is_dir():
+        return root / "imagenet"
+    place = f"{root / 'imagenet'}" if root else "FOLDER/imagenet and set VITRAIL_DATA=FOLDER"
     raise ValueError(
         f"imagenet is not on this machine and can't be downloaded; put its train/ and val/, a folder per class, into {place}"
     )

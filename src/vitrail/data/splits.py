@@ -15,9 +15,9 @@ STRONG: dict[str, SplitName] = {
     **dict.fromkeys(("val", "valid", "validation", "validate"), "val"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
-"""Names of splits by themselves."""
+"""Names that are splits on their own."""
 WEAK: dict[str, SplitName] = dict.fromkeys(("dev", "devel", "development", "eval", "evaluation", "holdout"), "val")
-"""Names of splits where a folder of training images stands beside them; of the test images where there is another val."""
+"""Names that are splits only next to a train folder: val, or test if there is another val."""
 _NOISE = frozenset(
     (
         "set",
@@ -45,23 +45,23 @@ _GLUED = re.compile(r"(set|data|images|imgs|img)$")
 
 
 def split_of(name: str) -> SplitName | None:
-    """The split that a name stands for, in any case: "Training", "val2017", "seg_test"; None for another name."""
-    word = _word(name)
+    """Return the split that a name denotes, ignoring case: "Training", "val2017", "seg_test"; None for any other name."""
+    word = _bare_word(name)
     return STRONG.get(word) or WEAK.get(word)
 
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """Folders of a data set that serve as splits."""
+    """Folders of a data set that are its splits."""
 
     folders: dict[SplitName, str]
-    """Path of each split's folder, relative to the set's; empty for a set without splits."""
+    """Path of each split's folder, relative to the root; empty without splits."""
     unused: tuple[str, ...]
-    """Folders beside them, which are not used."""
+    """Other folders, which are not used."""
 
     @property
     def plain(self) -> bool:
-        """Whether the folders are called as the splits are, and there is no other."""
+        """True if the folders have the names of the splits, and there are no others."""
         return not self.unused and all(folder.lower() in (split, "validation") for split, folder in self.folders.items())
 
     def __str__(self) -> str:
@@ -72,45 +72,49 @@ class SplitFolders:
 def find_splits(root: Path, *, in_classes: bool = True) -> SplitFolders:
     """Find the folders that serve as splits.
 
-    With `in_classes`, a folder without folders in it is no split but a class: pictures of trains. Without, any folder may be
-    one, but only one of training images that stands beside another split, or alone. Raises ValueError for two folders of one
-    split, and where the splits stand inside of class folders.
+    With `in_classes`, a folder without subfolders is a class, not a split: "train" may hold images of trains. Without, any
+    folder may be a split, but splits count only if there is a train folder, with another split or alone. Raises ValueError
+    for two folders of one split, and for splits inside of class folders.
     """
     names = folders(root)
     with_folders = [name for name in names if not in_classes or has_folders(root / name)]
-    strong = {name: STRONG[_word(name)] for name in with_folders if _word(name) in STRONG}
-    weak = {name: WEAK[_word(name)] for name in with_folders if _word(name) in WEAK} if "train" in strong.values() else {}
+    strong = {name: STRONG[_bare_word(name)] for name in with_folders if _bare_word(name) in STRONG}
+    weak = (
+        {name: WEAK[_bare_word(name)] for name in with_folders if _bare_word(name) in WEAK}
+        if "train" in strong.values()
+        else {}
+    )
     if not strong:
-        strong = _with_one_affix(with_folders)
+        strong = _match_affix(with_folders)
     if not in_classes and not ("train" in strong.values() and (len(strong) + len(weak) > 1 or len(names) == 1)):
         return SplitFolders({}, ())
     if not strong:
         _refuse_splits_inside(root, names, with_folders)
         return SplitFolders({}, ())
-    found: dict[SplitName, str] = {}
+    by_split: dict[SplitName, str] = {}
     for name, split in {**strong, **weak}.items():
-        if split == "val" and split in found and name in weak and "test" not in found:
+        if split == "val" and split in by_split and name in weak and "test" not in by_split:
             split = "test"
-        if split in found:
+        if split in by_split:
             raise ValueError(
-                f"{root} has two folders of {split} images, {found[split]} and {name}; keep one, or move the other elsewhere"
+                f"{root} has two folders of {split} images, {by_split[split]} and {name}; keep one, or move the other elsewhere"
             )
-        found[split] = name
-    unused = tuple(name for name in names if name not in found.values())
+        by_split[split] = name
+    unused = tuple(name for name in names if name not in by_split.values())
     order: tuple[SplitName, ...] = ("train", "val", "test")
-    return SplitFolders({split: _unnested(root, found[split], split) for split in order if split in found}, unused)
+    return SplitFolders({split: _descend(root, by_split[split], split) for split in order if split in by_split}, unused)
 
 
-def _word(name: str) -> str:
-    """A name without case, digits and words such as "set"."""
+def _bare_word(name: str) -> str:
+    """Normalise a name: no case, no digits, no words such as "set"."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
     tokens = re.findall(r"[^\W\d_]+", spaced)
     word = "".join(token for token in tokens if token not in _NOISE)
     return _GLUED.sub("", word)
 
 
-def _with_one_affix(names: Sequence[str]) -> dict[str, SplitName]:
-    """Splits of names that differ in nothing else: "flowers_train" beside "flowers_test"."""
+def _match_affix(names: Sequence[str]) -> dict[str, SplitName]:
+    """Match names that differ only in the split: "flowers_train" and "flowers_test"."""
     groups: dict[tuple[str, ...], dict[str, SplitName]] = {}
     for name in names:
         tokens = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
@@ -122,8 +126,8 @@ def _with_one_affix(names: Sequence[str]) -> dict[str, SplitName]:
     return whole[0] if len(whole) == 1 else {}
 
 
-def _unnested(root: Path, name: str, split: SplitName) -> str:
-    """The folder inside, where a split's folder holds nothing but one of the same name, as archives unpack."""
+def _descend(root: Path, name: str, split: SplitName) -> str:
+    """Return the inner folder if a split's folder contains only a folder of the same split, as some archives unpack."""
     while any(split_of(entry.name) == split for entry in unsorted_entries(root / name)):
         inside = entries(root / name)
         if len(inside) != 1 or not inside[0].is_dir() or not has_folders(Path(inside[0].path)):
@@ -133,10 +137,10 @@ def _unnested(root: Path, name: str, split: SplitName) -> str:
 
 
 def _refuse_splits_inside(root: Path, names: Sequence[str], with_folders: Sequence[str]) -> None:
-    """Raises ValueError for a folder above the set's own, and for splits inside of class folders."""
+    """Raise ValueError for the parent folder of a data set, and for splits inside of class folders."""
     for name in with_folders:
         inside = (entry.name for entry in unsorted_entries(root / name) if entry.is_dir())
-        words = {split: word for word in inside if (split := STRONG.get(_word(word)))}
+        words = {split: word for word in inside if (split := STRONG.get(_bare_word(word)))}
         if "train" not in words:
             continue
         if has_folders(root / name / words["train"]):

@@ -1,4 +1,4 @@
-"""Some images of a split."""
+"""Subset of a split."""
 
 # B batch · n images
 
@@ -15,7 +15,7 @@ from vitrail.data.dataset import Skipped, Split
 
 
 class Subset(Split):
-    """The images of a split at some positions, in that order. `RawBatch.indexes` are positions in this subset."""
+    """The images of a split at `positions`, in that order. `RawBatch.indexes` are positions in the subset."""
 
     def __init__(self, split: Split, positions: Int64[Tensor, " n"]) -> None:
         super().__init__(
@@ -26,13 +26,13 @@ class Subset(Split):
 
     @property
     def workers(self) -> int:
-        """Loader processes, as for the whole split."""
+        """See Split.workers."""
         return self._split.workers
 
     def read(
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
     ) -> tuple[RawBatch, tuple[Skipped, ...]]:
         """See Split.read."""
-        wanted = self._positions[indexes]
-        raw, failures = self._split.read(wanted, boxes=boxes)
-        return replace(raw, indexes=indexes[torch.isin(wanted, raw.indexes)]), failures
+        positions = self._positions[indexes]
+        raw, failures = self._split.read(positions, boxes=boxes)
+        return replace(raw, indexes=indexes[torch.isin(positions, raw.indexes)]), failures

@@ -13,12 +13,11 @@ import re
 import urllib.parse
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
-from vitrail.settings.families import family_of_config
-from vitrail.text import one_line
+from vitrail.weights.model_card import PICTURE, SCORES, model_card, read_json, without_places
 from vitrail.weights.read import NO_MODEL, PREFERRED
 from vitrail.weights.run_folder import CONFIG, SETTINGS, WEIGHTS, read_run, sha256
 
@@ -371,8 +370,6 @@ def _listed(names: Iterable[str], *, most: int = 8) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 # To the Hub
 
-_SCORES = "evaluation.json"
-_PICTURE = "confusion.png"
 _CARD = "README.md"
 
 
@@ -401,16 +398,16 @@ def push_to_hub(
         raise ValueError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in {CONFIG}; restore it from a copy")
     contents: dict[str, Path | bytes] = {
         WEIGHTS: folder / WEIGHTS,
-        CONFIG: (json.dumps(_without_places(_json(folder / CONFIG)), indent=2) + "\n").encode(),
+        CONFIG: (json.dumps(without_places(read_json(folder / CONFIG)), indent=2) + "\n").encode(),
         _CARD: folder / _CARD if (folder / _CARD).exists() else model_card(folder, repo_id=repo).encode(),
     }
     if (folder / SETTINGS).exists():
-        settings = _without_places(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
+        settings = without_places(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
         contents[SETTINGS] = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode()
-    if (folder / _SCORES).exists():
-        contents[_SCORES] = (json.dumps(_without_places(_json(folder / _SCORES)), indent=2) + "\n").encode()
-    if (folder / _PICTURE).exists():
-        contents[_PICTURE] = folder / _PICTURE
+    if (folder / SCORES).exists():
+        contents[SCORES] = (json.dumps(without_places(read_json(folder / SCORES)), indent=2) + "\n").encode()
+    if (folder / PICTURE).exists():
+        contents[PICTURE] = folder / PICTURE
 
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -437,119 +434,3 @@ def _not_pushed(error: BaseException, repo: str, folder: Path) -> str:
             "log in with a token that may: `hf auth login`, or set HF_TOKEN"
         )
     return f'{folder} was not uploaded to "{repo}" at {constants.ENDPOINT} ({_reason(error)}); no commit was made, try again'
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN is no JSON
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} can't be read ({type(error).__name__}: {error}); restore it from a copy, or make it anew"
-        ) from error
-
-
-def _without_places(value: Any) -> Any:
-    """Return a copy in which every absolute path is cut to its last part."""
-    if isinstance(value, dict):
-        return {key: _without_places(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_places(item) for item in value]
-    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
-
-
-def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
-    """Return README.md for the Hub: the model of a finished run, and how to load it from `repo_id`.
-
-    Raises ValueError for a folder that is no finished run.
-    """
-    folder = Path(folder)
-    info, config = read_run(folder), _json(folder / CONFIG)
-    in_timm = "architecture" in config
-    task = "image-classification" if info.config.num_classes else "image-feature-extraction"
-    head: dict[str, Any] = {"library_name": "timm" if in_timm else "vitrail", "pipeline_tag": task}
-    if licence := _licence(config):
-        head["license"] = licence.lower()  # the Hub's identifiers: "apache-2.0", "cc-by-nc-4.0"
-    name, what, shape, tags = family_of_config(info.config).words(info.config)
-    head["tags"] = [task, *tags, "vitrail", *(["timm"] if in_timm else [])]
-
-    data = one_line(_without_places(info.data))
-    images, colours = info.preprocessing, {1: " (grey)", 3: " (RGB)"}
-    rows = {
-        "model": f"{name}, {shape}",
-        "images": f"{images.img_size[0]}x{images.img_size[1]} pixels, {_count(images.in_channels, 'channel')}"
-        + colours.get(images.in_channels, ""),
-        "pixels": f"from 0 to 1, minus {_numbers(images.mean)}, over {_numbers(images.std)}",
-        "classes": f"{info.config.num_classes:,}" + (f": {_first(info.classes)}" if info.classes else ""),
-        **({"data": data} if data else {}),
-    }
-    if start := config["vitrail"].get("receipt"):
-        rows["weights from"] = f"{start['origin']} · {_without_places(start['file'])}, licence {licence or 'not stated'}"
-    if (folder / _SCORES).exists():
-        rows |= _score(folder / _SCORES)
-    parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
-        f"# {name} for {data}" if data else f"# {name}",
-        f"A {what}, {'trained' if data else 'converted'} with Vitrail.",
-        "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {_cell(text)} |" for name, text in rows.items()),
-    ]
-    if (folder / _PICTURE).exists():
-        parts.append(f"![which class is taken for which]({_PICTURE})")
-    ours = f'model = vitrail.load("{repo_id}")  # model.preprocessing says what it takes, model.classes what it gives'
-    parts += ["## Use", f"```python\nimport vitrail\n\n{ours}\n```"]
-    if in_timm:
-        parts += [
-            "The same in timm:",
-            f'```python\nimport timm\n\nmodel = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()\n```',
-        ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _licence(config: dict[str, Any]) -> str | None:
-    """Return the licence of the weights in config.json, in Vitrail's part or in timm's."""
-    licence = config["vitrail"].get("licence") or config.get("pretrained_cfg", {}).get("license")
-    return str(licence) if licence else None
-
-
-def _score(path: Path) -> dict[str, str]:
-    """Return the name of the score, and its value with its interval."""
-    scores = _json(path)
-    if "effective_rank" in scores:
-        return _embedding_score(scores, path)
-    key, what, on = ("mean_ap", "mean average precision", "on") if "mean_ap" in scores else ("top1", "accuracy", "of")
-    try:
-        low, high = scores[f"{key}_interval"]
-        text = f"{scores[key]:.1%} {on} {_count(scores['count'], 'image')}, 95 % interval {low:.1%} to {high:.1%}"
-        return {what: f"{text} ({_without_places(scores['data'])}, {scores['split']})"}
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} can't be read ({reason}); `vitrail evaluate {path.parent}` makes it anew") from error
-
-
-def _embedding_score(scores: dict[str, Any], path: Path) -> dict[str, str]:
-    """What was measured of a model without a head."""
-    try:
-        headline, on = scores["headline"], f"{_count(scores['count'], 'image')}, 95 % interval"
-        shape = ".1%" if headline["name"] == "knn_accuracy" else ".1f"
-        value, low, high = (format(number, shape) for number in (headline["value"], *headline["interval"]))
-        what = headline["name"].replace("_", " ")
-        return {what: f"{value} of {on} {low} to {high} ({_without_places(scores['data'])}, {scores['split']})"}
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} can't be read ({reason}); `vitrail evaluate {path.parent}` makes it anew") from error
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
-
-
-def _first(names: tuple[str, ...], *, most: int = 20) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
-def _cell(text: str) -> str:
-    """Escape text for one cell of a Markdown table."""
-    return one_line(text).replace("|", r"\|")
