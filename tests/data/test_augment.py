@@ -267,17 +267,17 @@ def test_probabilities_of_mixing_and_switching(prob: float, switch: float) -> No
     assert float(touched.float().mean()) <= prob + 0.05
 
 
-def test_what_a_teacher_said_is_mixed_as_the_labels() -> None:
-    """Answers that are the labels come out as the labels do; and each image gets its own, wherever it stands in the set."""
+def test_teacher_targets_are_mixed_like_the_labels() -> None:
+    """Teacher targets that equal the labels stay equal; each image gets those of its index in the split."""
     cfg = dataclasses.replace(PLAIN, mixup_alpha=0.8, cutmix_alpha=1.0)
     raw, pre = raw_batch(33, 12, 12), preprocessing(12, 12, 3)
-    said = torch.zeros(60, 5, dtype=torch.float16)
-    said[raw.indexes] = torch.eye(5, dtype=torch.float16)[raw.labels]
-    batch = augment(raw, cfg=cfg, preprocessing=pre, num_classes=5, seed=0, epoch=0, taught=said)
-    assert batch.taught is not None
-    torch.testing.assert_close(batch.taught, batch.targets)
-    assert (batch.taught.amax(1) < 1).any()
-    torch.testing.assert_close(batch.part(1, 2).taught, batch.taught[16:])
+    teacher_targets = torch.zeros(60, 5, dtype=torch.float16)
+    teacher_targets[raw.indexes] = torch.eye(5, dtype=torch.float16)[raw.labels]
+    batch = augment(raw, cfg=cfg, preprocessing=pre, num_classes=5, seed=0, epoch=0, teacher_targets=teacher_targets)
+    assert batch.teacher_targets is not None
+    torch.testing.assert_close(batch.teacher_targets, batch.targets)
+    assert (batch.teacher_targets.amax(1) < 1).any()
+    torch.testing.assert_close(batch.part(1, 2).teacher_targets, batch.teacher_targets[16:])
     without = augment(raw, cfg=cfg, preprocessing=pre, num_classes=5, seed=0, epoch=0)
     torch.testing.assert_close(without.images, batch.images, atol=0, rtol=0)
     torch.testing.assert_close(without.targets, batch.targets, atol=1e-6, rtol=0)

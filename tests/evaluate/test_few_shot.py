@@ -8,7 +8,7 @@ import torch
 
 from vitrail.evaluate import wilson_interval
 from vitrail.evaluate.features import Features
-from vitrail.evaluate.few_shot import Mean, drawn, few_shot
+from vitrail.evaluate.few_shot import Mean, draw_shots, few_shot
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import mean_interval
 from vitrail.evaluate.probe import linear_probe
@@ -25,12 +25,12 @@ TRAIN, TEST = blobs(80), blobs(200, seed=1)
 
 
 def test_a_draw_has_so_many_of_each_class_and_fewer_are_among_more() -> None:
-    few, more = drawn(TRAIN.labels, 2, seed=0, draw=3), drawn(TRAIN.labels, 5, seed=0, draw=3)
+    few, more = draw_shots(TRAIN.labels, 2, seed=0, draw=3), draw_shots(TRAIN.labels, 5, seed=0, draw=3)
     assert TRAIN.labels[few].bincount().tolist() == [2] * 4
     assert TRAIN.labels[more].bincount().tolist() == [5] * 4
     assert set(few.tolist()) < set(more.tolist())
-    assert torch.equal(few, drawn(TRAIN.labels, 2, seed=0, draw=3))
-    others = [drawn(TRAIN.labels, 2, seed=seed, draw=draw) for seed, draw in ((0, 4), (1, 3))]
+    assert torch.equal(few, draw_shots(TRAIN.labels, 2, seed=0, draw=3))
+    others = [draw_shots(TRAIN.labels, 2, seed=seed, draw=draw) for seed, draw in ((0, 4), (1, 3))]
     assert not any(torch.equal(few, other) for other in others)
 
 
@@ -39,7 +39,7 @@ def test_what_is_measured_on_each_draw() -> None:
     assert (one.shots, five.shots) == (1, 5)
     assert len(set(one.probe.values)) == 2, "another draw"
     assert five.probe.value > one.probe.value
-    few = TRAIN.at(drawn(TRAIN.labels, 5, seed=7, draw=1))
+    few = TRAIN.at(draw_shots(TRAIN.labels, 5, seed=7, draw=1))
     assert five.knn.values[1] == knn(few, TEST).value
     again = linear_probe(few, None, TEST, num_classes=4, grid=[10.0**power for power in range(1, -7, -1)], seed=7)
     assert again.test is not None

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from vitrail.evaluate import knn as module
 from vitrail.evaluate.features import Features
-from vitrail.evaluate.knn import knn, neighbours_say
+from vitrail.evaluate.knn import knn, predict_knn
 
 
 def blobs(count: int, classes: int, *, width: int = 16, seed: int = 0, spread: float = 1.5) -> Features:
@@ -24,7 +24,7 @@ TRAIN, TEST = blobs(300, 7), blobs(120, 7, seed=1)
 def test_one_vote_each_is_scikit_learns(k: int) -> None:
     theirs = KNeighborsClassifier(k, metric="cosine").fit(TRAIN.embeddings.double(), TRAIN.labels)
     expected = theirs.predict(TEST.embeddings.double())
-    assert neighbours_say(TRAIN, TEST.embeddings, k=k, temperature=None).tolist() == expected.tolist()
+    assert predict_knn(TRAIN, TEST.embeddings, k=k, temperature=None).tolist() == expected.tolist()
     accuracy = knn(TRAIN, TEST, k=k, temperature=None)
     assert (accuracy.correct, accuracy.count) == ((expected == TEST.labels.numpy()).sum(), 120)
 
@@ -35,33 +35,33 @@ def test_weights_fall_with_the_distance(temperature: float) -> None:
         return np.exp((1 - distances) / temperature)
 
     theirs = KNeighborsClassifier(20, metric="cosine", weights=weights).fit(TRAIN.embeddings.double(), TRAIN.labels)
-    ours = neighbours_say(TRAIN, TEST.embeddings, temperature=temperature)
+    ours = predict_knn(TRAIN, TEST.embeddings, temperature=temperature)
     assert ours.tolist() == theirs.predict(TEST.embeddings.double()).tolist()
 
 
 def test_an_image_does_not_vote_for_itself() -> None:
     few = blobs(40, 3, seed=5)
-    expected = [int(neighbours_say(few.at(torch.arange(40) != i), few.embeddings[i : i + 1], k=5)) for i in range(40)]
-    assert neighbours_say(few, few.embeddings, k=5, leave_out=True).tolist() == expected
+    expected = [int(predict_knn(few.at(torch.arange(40) != i), few.embeddings[i : i + 1], k=5)) for i in range(40)]
+    assert predict_knn(few, few.embeddings, k=5, leave_out=True).tolist() == expected
     assert knn(few, k=5).correct == sum(a == b for a, b in zip(expected, few.labels.tolist(), strict=True))
     assert knn(few, few, k=1).value == 1, "where it may, it does"
 
 
 def test_the_parts_that_it_is_computed_in_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, alone = neighbours_say(TRAIN, TEST.embeddings), neighbours_say(TRAIN, TRAIN.embeddings, leave_out=True)
+    whole, alone = predict_knn(TRAIN, TEST.embeddings), predict_knn(TRAIN, TRAIN.embeddings, leave_out=True)
     monkeypatch.setattr(module, "_CELLS", 7 * len(TRAIN))
-    assert torch.equal(neighbours_say(TRAIN, TEST.embeddings), whole)
-    assert torch.equal(neighbours_say(TRAIN, TRAIN.embeddings, leave_out=True), alone)
+    assert torch.equal(predict_knn(TRAIN, TEST.embeddings), whole)
+    assert torch.equal(predict_knn(TRAIN, TRAIN.embeddings, leave_out=True), alone)
 
 
 def test_a_low_temperature_is_the_nearest_and_no_overflow() -> None:
-    nearest = neighbours_say(TRAIN, TEST.embeddings, k=1)
-    assert torch.equal(neighbours_say(TRAIN, TEST.embeddings, temperature=1e-4), nearest)
+    nearest = predict_knn(TRAIN, TEST.embeddings, k=1)
+    assert torch.equal(predict_knn(TRAIN, TEST.embeddings, temperature=1e-4), nearest)
 
 
 def test_lengths_do_not_count() -> None:
     longer = Features(TRAIN.embeddings * torch.linspace(0.1, 9, 300)[:, None], TRAIN.labels)
-    assert torch.equal(neighbours_say(longer, 3 * TEST.embeddings), neighbours_say(TRAIN, TEST.embeddings))
+    assert torch.equal(predict_knn(longer, 3 * TEST.embeddings), predict_knn(TRAIN, TEST.embeddings))
 
 
 def test_ends() -> None:

@@ -35,7 +35,7 @@ from vitrail.settings import (
     TrainConfig,
 )
 from vitrail.tasks.classify import Classify, MultiLabel
-from vitrail.tasks.distil import Distil, answers
+from vitrail.tasks.distil import Distil, compute_teacher_targets
 from vitrail.tasks.losses import balanced_weights, label_loss, target_smoothing, teacher_loss, teacher_targets
 from vitrail.tasks.supervised import supervised_task
 from vitrail.train.optim import build_optimizers
@@ -302,11 +302,11 @@ def test_the_distillation_head_learns_the_teacher_and_the_class_head_the_labels(
     outputs = model.outputs(data.images)
     assert outputs.dist_logits is not None
     losses = distill(model, data, alpha=0.3, **objective)
-    labels, taught = (
+    labels, distillation = (
         label_loss(outputs.logits, data.targets, loss="ce"),
         teacher_loss(outputs.dist_logits, teacher_targets(teacher, kind=kind, tau=2.0), kind=kind, tau=2.0),
     )
-    torch.testing.assert_close(losses["loss"], 0.7 * labels + 0.3 * taught)
+    torch.testing.assert_close(losses["loss"], 0.7 * labels + 0.3 * distillation)
     right = outputs.logits.argmax(1) == data.targets.argmax(1)
     assert losses["accuracy"].item() == right.float().mean().item()
     for name, other in (("label_loss", "head_dist"), ("teacher_loss", "head")):
@@ -319,7 +319,7 @@ def test_the_distillation_head_learns_the_teacher_and_the_class_head_the_labels(
 def test_what_was_said_before_teaches_as_what_is_said_now(kind: Any) -> None:
     student, data, teacher = Fixed(logits_of(0)), batch(), logits_of(5)
     now = distill(student, data, ask=lambda _: teacher, kind=kind, alpha=0.3, tau=2.0)
-    data = dataclasses.replace(data, taught=teacher_targets(teacher, kind=kind, tau=2.0))
+    data = dataclasses.replace(data, teacher_targets=teacher_targets(teacher, kind=kind, tau=2.0))
     before = distill(student, data, ask=None, kind=kind, alpha=0.3, tau=2.0)
     assert before.keys() == now.keys()
     assert all(torch.equal(value, now[name]) for name, value in before.items())
@@ -413,23 +413,25 @@ def test_a_teacher_is_asked_once_about_every_image(run: str, kind: Any) -> None:
     images = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     split = FixedSplit(images, labels=torch.zeros(300, dtype=torch.long), names=[""] * 300)
     told = DistillConfig(teacher=run, kind=kind, tau=2.0, once=True)
-    said = answers(told, split, preprocessing=IMAGES, classes=CLASSES, device=CPU, dtype=None)
+    targets = compute_teacher_targets(told, split, preprocessing=IMAGES, classes=CLASSES, device=CPU, dtype=None)
     with torch.no_grad():
         logits = load(run)(normalise(images, IMAGES))
     expected = F.one_hot(logits.argmax(1), 3) if kind == "hard" else F.softmax(logits / 2, dim=1)
-    assert said.dtype == torch.float16
-    torch.testing.assert_close(said.float(), expected.float(), atol=1e-3, rtol=0)
+    assert targets.dtype == torch.float16
+    torch.testing.assert_close(targets.float(), expected.float(), atol=1e-3, rtol=0)
     halves = [
-        answers(told, split, preprocessing=IMAGES, classes=CLASSES, device=CPU, dtype=None, among=Among(Part(index, 2)))
+        compute_teacher_targets(
+            told, split, preprocessing=IMAGES, classes=CLASSES, device=CPU, dtype=None, among=Among(Part(index, 2))
+        )
         for index in range(2)
     ]
     assert not halves[0][1::2].any(), "the other process asks about these"
-    torch.testing.assert_close(halves[0] + halves[1], said, atol=1e-3, rtol=0)
+    torch.testing.assert_close(halves[0] + halves[1], targets, atol=1e-3, rtol=0)
 
 
 def test_with_answers_at_hand_no_teacher_is_in_the_objective() -> None:
     objective = built(distill=DistillConfig(teacher="runs/not/there", once=True))
-    data = dataclasses.replace(batch(), taught=batch().targets)
+    data = dataclasses.replace(batch(), teacher_targets=batch().targets)
     assert objective(vit(), data)["teacher_loss"] > 0
 
 

@@ -20,7 +20,7 @@ from vitrail.models import ViT
 from vitrail.models.baseline import create_baseline
 from vitrail.settings import Preprocessing
 from vitrail.tasks import teacher as module
-from vitrail.tasks.teacher import Teacher, load_teacher, translate
+from vitrail.tasks.teacher import Teacher, convert_preprocessing, load_teacher
 from vitrail.weights import save_model
 
 GREY = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.3,), std=(0.4,))
@@ -60,35 +60,35 @@ def test_images_come_out_as_if_they_had_been_normalised_for_the_teacher(
     mean: tuple[float, ...], std: tuple[float, ...], channels: int, theirs: int
 ) -> None:
     """Also where grey images stand for colours, and where colours are made grey."""
-    given_ = GREY if channels == 1 else RGB
-    sees = Preprocessing(img_size=(8, 8), in_channels=theirs, mean=mean[:theirs], std=std[:theirs])
+    student = GREY if channels == 1 else RGB
+    target = Preprocessing(img_size=(8, 8), in_channels=theirs, mean=mean[:theirs], std=std[:theirs])
     raw = pixels(channels)
     seen = raw.expand(-1, 3, -1, -1) if theirs == 3 else raw.float()
     if theirs == 1 and channels == 3:
         seen = (raw.float() * torch.tensor([0.299, 0.587, 0.114]).view(-1, 1, 1)).sum(1, keepdim=True)
-    made = translate(normalise(raw, given_), given=given_, sees=sees)
-    torch.testing.assert_close(made, normalise(seen, sees), atol=1e-4, rtol=1e-4)
+    converted = convert_preprocessing(normalise(raw, student), source=student, target=target)
+    torch.testing.assert_close(converted, normalise(seen, target), atol=1e-4, rtol=1e-4)
 
 
 def test_grey_is_what_pillow_makes_of_colours() -> None:
     raw = pixels(3)
-    sees = dataclasses.replace(GREY, mean=(0.0,), std=(1 / 255,))
-    made = translate(normalise(raw, RGB), given=RGB, sees=sees)
-    for image, ours in zip(raw, made, strict=True):
+    target = dataclasses.replace(GREY, mean=(0.0,), std=(1 / 255,))
+    converted = convert_preprocessing(normalise(raw, RGB), source=RGB, target=target)
+    for image, ours in zip(raw, converted, strict=True):
         pillows = torch.from_numpy(np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")))
         assert (ours - pillows).abs().max() <= 1, "Pillow gives whole levels"
 
 
 def test_the_same_terms_are_the_same_tensor() -> None:
     images = normalise(pixels(3), RGB)
-    assert translate(images, given=RGB, sees=dataclasses.replace(RGB, crop_pct=0.9)) is images
+    assert convert_preprocessing(images, source=RGB, target=dataclasses.replace(RGB, crop_pct=0.9)) is images
 
 
 def test_other_sizes_are_resized_antialiased_before_or_behind_the_scaling() -> None:
-    raw, sees = pixels(3, 16), dataclasses.replace(RGB, img_size=(8, 12), mean=(0.5,) * 3, std=(0.5,) * 3)
-    made = translate(normalise(raw, RGB), given=RGB, sees=sees)
+    raw, target = pixels(3, 16), dataclasses.replace(RGB, img_size=(8, 12), mean=(0.5,) * 3, std=(0.5,) * 3)
+    converted = convert_preprocessing(normalise(raw, RGB), source=RGB, target=target)
     resized = F.interpolate(raw.float(), size=(8, 12), mode="bilinear", antialias=True)
-    torch.testing.assert_close(made, normalise(resized, sees), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(converted, normalise(resized, target), atol=1e-4, rtol=1e-4)
 
 
 def test_a_teacher_gives_what_its_model_gives_for_its_own_images(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_teacher_with_a_distillation_token_speaks_with_both_heads() -> None:
     images = normalise(pixels(3), RGB)
     outputs = model.outputs(images)
     assert outputs.dist_logits is not None
-    said = Teacher(model, sees=RGB, given=RGB)(images)
+    said = Teacher(model, preprocessing=RGB, student=RGB)(images)
     torch.testing.assert_close(said, (outputs.logits + outputs.dist_logits) / 2)
 
 

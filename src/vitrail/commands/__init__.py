@@ -1,1 +1,1 @@
-"""The commands of the command line: one file each, with its options, its call and its printing."""
+"""Commands of the command line, one file each: options, call and output."""

@@ -14,7 +14,7 @@ HELP = """Writes a checkpoint that another library loads strictly, with equal ou
   vitrail convert weights.pth weights-hf --to hf --model.num_heads 8
   vitrail convert google/vit-base-patch16-224 vit.pth --to torchvision --model.norm_eps 1e-6
 
-SRC is a run, a Hub id, a file or a folder of anybody's. A field of the model answers what no tensor tells, or changes it."""
+SRC is a run, a Hub id, a file or a folder of any origin. --model.FIELD sets what no tensor determines, or changes it."""
 
 
 def run(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`vitrail explain`: what a model looks at, as pictures with scores, and statistics of a whole model."""
+"""`vitrail explain`: attribution maps of images with scores, and statistics of a whole model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from vitrail import terminal
 
 USAGE = "explain RUN IMAGES…"
-SUMMARY = "what the model looks at, and what speaks for a class: pictures, with a score beside each"
-HELP = """What a model looks at, and what speaks for a class: a PNG for each image, with a number beside each map.
+SUMMARY = "attention and attribution maps of images, with scores; statistics of a whole model"
+HELP = """Attention and attribution maps: a PNG for each image, with a faithfulness score beside each map.
 
-  vitrail explain runs/first photo.jpg                        what speaks for the class that it predicts
+  vitrail explain runs/first photo.jpg                        evidence for the predicted class
   vitrail explain runs/first photo.jpg --query cat            … for a class of your choice
   vitrail explain runs/first photo.jpg --compare              all methods side by side, with their scores
   vitrail explain runs/first photo.jpg --method attention --layers all --heads all
@@ -25,8 +25,8 @@ Methods:
 {methods}
 
 The score: patches are put into a blurred image (insertion) and taken from the image (deletion) in the order of the
-map, and the numbers are areas under the class's probability. A map that tells what the model goes by has a high
-insertion and a low deletion. Beside it stand random maps, and the map that shuffled weights make."""
+map, and the numbers are areas under the curve of the class's probability. A faithful map has a high insertion and a
+low deletion. For comparison: random maps, and the map of a model with shuffled weights."""
 
 
 def make_parser() -> terminal.Parser:
@@ -135,7 +135,7 @@ def run(words: list[str]) -> int:
 
 
 def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> None:
-    """Raise ValueError for an option of `explain` that changes nothing beside the others."""
+    """Raise ValueError for an option of `explain` without effect in combination with the others."""
     from vitrail.explain import METHODS
 
     of_one, of_model = ["method", "layers", "heads", "discard_ratio"], ["svg", "limit"]
@@ -156,7 +156,7 @@ def refuse_without_effect(args: argparse.Namespace, parser: terminal.Parser) -> 
 
 
 def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], folder: Path, config: Any) -> int:
-    """A sheet for each image, or one for all of them where the method's maps depend on each other."""
+    """Write a sheet for each image, or one for all of them if the method's maps depend on each other."""
     from vitrail.data.listing import mark_output
     from vitrail.explain import METHODS, draw
     from vitrail.explain.sheets import explain, side_by_side, unique_names
@@ -169,27 +169,27 @@ def _explain_images(args: argparse.Namespace, model: Any, images: list[Path], fo
     rows = []
     for name, paths in named:
         if args.compare:
-            made, found = side_by_side(model, paths, config)
+            sheet, comparison = side_by_side(model, paths, config)
             folder.mkdir(parents=True, exist_ok=True)
-            curves = [found.save(folder / f"{name}-curves.png")]
+            curves = [comparison.save(folder / f"{name}-curves.png")]
         else:
-            made, curves = explain(model, paths, config), []
+            sheet, curves = explain(model, paths, config), []
         folder.mkdir(parents=True, exist_ok=True)
-        method = "compare" if args.compare else made.maps[0].method
-        path = draw.save(made.figure, folder / (f"{name}.png" if together else f"{name}-{method}.png"))
+        method = "compare" if args.compare else sheet.maps[0].method
+        path = draw.save(sheet.figure, folder / (f"{name}.png" if together else f"{name}-{method}.png"))
         if args.arrays:
-            made.save_arrays(path.with_suffix(".npy"))
+            sheet.save_arrays(path.with_suffix(".npy"))
         mark_output(folder, [path, path.with_suffix(".npy"), *curves], command="explain")
-        rows += [row | {"file": str(path)} | ({"curves": str(*curves)} if curves else {}) for row in made.rows]
+        rows += [row | {"file": str(path)} | ({"curves": str(*curves)} if curves else {}) for row in sheet.rows]
         if not args.json:
-            print_explained(made.rows, files=[path, *curves], verdict=made.verdict)
+            print_explained(sheet.rows, files=[path, *curves], verdict=sheet.verdict)
     if args.json:
         terminal.print_json(rows)
     return terminal.report_unread(len(images) - len(good), len(images))
 
 
 def readable(images: list[Path], model: Any) -> list[Path]:
-    """The images that can be read; of each other one it is said why not."""
+    """Return the readable images; report the reason for every other one."""
     from vitrail.data.decode import BadImage, eval_view
 
     good = []
@@ -203,17 +203,17 @@ def readable(images: list[Path], model: Any) -> list[Path]:
 
 
 def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], folder: Path) -> int:
-    """Statistics of all layers and heads."""
+    """Write statistics of all layers and heads."""
     from vitrail.data.listing import mark_output
     from vitrail.evaluate.run import open_data
     from vitrail.explain import head_statistics, plots, sample_images
 
     bad, tried = 0, len(images[: args.limit])
     if images:
-        seen: Any = readable(images[: args.limit], model)
-        if not seen:
+        good: Any = readable(images[: args.limit], model)
+        if not good:
             return terminal.report_unread(tried, tried)
-        bad, said = tried - len(seen), f"{len(seen)} image{'s' * (len(seen) > 1)}"
+        bad, title = tried - len(good), f"{len(good)} image{'s' * (len(good) > 1)}"
     elif args.img_size is not None:
         raise ValueError("--img-size is for IMAGES that are named; name some, or leave it out")
     else:
@@ -222,36 +222,38 @@ def _explain_model(args: argparse.Namespace, model: Any, images: list[Path], fol
         sample = sample_images(source, preprocessing=model.preprocessing, cfg=cfg.data, limit=args.limit)
         for one in sample.unreadable:
             terminal.report(f"{one.path}: {one.reason}")
-        seen, bad, tried = sample.images, len(sample.unreadable), len(sample.indexes)
-        said = f"{len(seen)} {sample.split} images of {source.name}"
+        good, bad, tried = sample.images, len(sample.unreadable), len(sample.indexes)
+        title = f"{len(good)} {sample.split} images of {source.name}"
     options = {"img_size": args.img_size} if images and args.img_size is not None else {}
-    found = head_statistics(model, seen, **options)
+    statistics = head_statistics(model, good, **options)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [plots.save(plots.overview(found), folder / f"model.{kind}") for kind in (["png", "svg"] if args.svg else ["png"])]
+    files = [
+        plots.save(plots.overview(statistics), folder / f"model.{kind}") for kind in (["png", "svg"] if args.svg else ["png"])
+    ]
     mark_output(folder, files, command="explain")
-    early_and_late = found.early_and_late().sentences if model.config.depth > 1 else ()
+    early_and_late = statistics.early_and_late().sentences if model.config.depth > 1 else ()
     if args.json:
         terminal.print_json(
             {
-                "images": said,
-                "layers": found.table(),
+                "images": title,
+                "layers": statistics.table(),
                 "early_and_late": list(early_and_late),
-                "notes": list(found.notes),
+                "notes": list(statistics.notes),
                 "files": [str(file) for file in files],
             }
         )
     else:
-        print_statistics(found.table(), early_and_late, found.notes, title=said, files=files)
+        print_statistics(statistics.table(), early_and_late, statistics.notes, title=title, files=files)
     return terminal.report_unread(bad, tried)
 
 
 def method(text: str) -> str:
-    """A method's name, with - or _."""
+    """Parse a method's name, with - or _."""
     return text.replace("-", "_")
 
 
 def layers(text: str) -> tuple[int, ...] | str:
-    """Layers with commas between, or "all"."""
+    """Parse comma-separated layers, or "all"."""
     if text == "all":
         return text
     try:
@@ -261,7 +263,7 @@ def layers(text: str) -> tuple[int, ...] | str:
 
 
 def with_negative_numbers(words: Sequence[str], *options: str) -> list[str]:
-    """The words, -2,-1 behind one of the options tied to it: argparse takes that for an option of its own."""
+    """Join values such as -2,-1 to the option before them: argparse takes them for options."""
     tied: list[str] = []
     for word in words:
         if tied and tied[-1] in options and re.match(r"-\d", word):
@@ -272,7 +274,7 @@ def with_negative_numbers(words: Sequence[str], *options: str) -> list[str]:
 
 
 def heads(text: str) -> tuple[int | str, ...] | str:
-    """Heads, or what is made of all of them, with commas between; or "all"."""
+    """Parse comma-separated heads or mean, max, min; or "all"."""
     if text == "all":
         return text
     parts = text.split(",")
@@ -282,13 +284,13 @@ def heads(text: str) -> tuple[int | str, ...] | str:
 
 
 def query(text: str) -> str | tuple[int, int]:
-    """A pixel, as x,y; or any word."""
+    """Parse a pixel as x,y; return other text unchanged."""
     numbers = re.fullmatch(r"(-?\d+),(-?\d+)", text)
     return (int(numbers[1]), int(numbers[2])) if numbers else text
 
 
 def size(text: str) -> int | tuple[int, int]:
-    """A side in pixels, or height x width."""
+    """Parse a side in pixels, or height x width."""
     numbers = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not numbers or 0 in map(int, filter(None, numbers.groups())):
         raise argparse.ArgumentTypeError(f'"{text}": give a side as in 448, or height and width as in 224x448')
@@ -296,7 +298,7 @@ def size(text: str) -> int | tuple[int, int]:
 
 
 def print_explained(rows: Sequence[Mapping[str, Any]], *, files: Sequence[Path], verdict: str = "") -> None:
-    """The maps of one sheet with their scores, and where the pictures are."""
+    """Print the maps of one sheet with their scores, and the paths of the pictures."""
     from vitrail.explain import METHODS
 
     console = terminal.make_console()
@@ -341,7 +343,7 @@ def print_statistics(
     title: str,
     files: Sequence[Path],
 ) -> None:
-    """What each layer's heads do, what to conclude of early and late layers, and where the picture is."""
+    """Print the statistics of each layer's heads, conclusions on early and late layers, and the paths of the pictures."""
     console = terminal.make_console()
     console.print(f"On {title}. Means over heads; in brackets the least and the greatest head.")
     console.print()

@@ -15,19 +15,19 @@ USAGE = "models"
 SUMMARY = "the sizes there are"
 
 MEMORY_HELP = """Parameters and FLOPs (of one image's forward pass, a multiply-add is two) are exact. Weights are fp32.
-Memory is what activations take: in inference at most at one time, in training until the backward pass."""
+Memory is that of activations: at its peak in inference, kept for the backward pass in training."""
 
 
 def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
-    parser = terminal.make_parser("models", "The sizes there are, each with the patches in common use.", MEMORY_HELP)
+    parser = terminal.make_parser("models", "Table of sizes, each with the patches in common use.", MEMORY_HELP)
     parser.add_argument("--img-size", default="224", metavar="N|HxW", help="image side in pixels [224]")
     parser.add_argument("--in-channels", type=int, default=3, metavar="N", help="channels of the images [3]")
     parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="outputs of the head [1000]")
     parser.add_argument(
         "--batch-size", type=terminal.count, default=1, metavar="N", help="images that activations are counted for [1]"
     )
-    parser.add_argument("--pretrained", action="store_true", help="instead, the checkpoints that people use")
+    parser.add_argument("--pretrained", action="store_true", help="table of pretrained checkpoints instead")
     parser.add_argument("--json", action="store_true", help="with --pretrained: the same as JSON")
     args = terminal.parse(parser, words)
     if args.pretrained:

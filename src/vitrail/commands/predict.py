@@ -40,8 +40,8 @@ def run(words: list[str]) -> int:
 
     if args.top < 1:
         raise ValueError(f"--top {args.top} must be at least 1")
-    given = chain.from_iterable(lines(sys.stdin) if path == "-" else [path] for path in args.images)
-    images = list(find_images(given))
+    paths = chain.from_iterable(lines(sys.stdin) if path == "-" else [path] for path in args.images)
+    images = list(find_images(paths))
     if not images:
         raise ValueError("stdin named no image; write one path a line")
     predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size)
@@ -82,8 +82,8 @@ def print_predictions(done: Sequence[Prediction]) -> None:
     if any(prediction.labels is not None for prediction in done):
         table = terminal.make_table("image", "labels", *(["most probable"] if many else []), words=("labels", "most probable"))
         for prediction in done:
-            given = failed(prediction) if prediction.error is not None else _pairs(prediction.labels or ()) or "none"
-            table.add_row(prediction.path, given, *([_pairs(prediction.top)] if many else []))
+            text = failed(prediction) if prediction.error is not None else _pairs(prediction.labels or ()) or "none"
+            table.add_row(prediction.path, text, *([_pairs(prediction.top)] if many else []))
         terminal.make_console().print(table)
         return
     table = terminal.make_table("image", "label", "probability", *(["then"] if many else []), words=("label", "then"))
@@ -96,14 +96,14 @@ def print_predictions(done: Sequence[Prediction]) -> None:
     terminal.make_console().print(table)
 
 
-def _pairs(given: Iterable[tuple[str, float]]) -> str:
-    return ", ".join(f"{label} {terminal.percent(p)}" for label, p in given)
+def _pairs(labels: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{label} {terminal.percent(p)}" for label, p in labels)
 
 
 def print_csv(done: Sequence[Prediction], *, top: int) -> None:
     """Print path,label,probability,label_2,probability_2,…,error; an image without a label has empty fields and its error.
 
-    Of a model for any number of labels an image, `labels` behind the path has all from 0.5 on, with ";" between.
+    For a multi-label model, the column `labels` after the path has all labels from 0.5 on, separated by ";".
     """
     several = any(prediction.labels is not None for prediction in done)
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from vitrail.train.ladder import CheckpointProbe
 
 USAGE = "probe WEIGHTS DATA"
-SUMMARY = "what frozen features are worth: k-NN, a linear probe, a few images a class"
+SUMMARY = "quality of frozen features: k-NN, linear probe, few-shot accuracy"
 
-HELP = """What a model's features are worth on DATA without any training of it: k-NN, and a linear probe.
+HELP = """Quality of a model's frozen features on DATA, without training it: k-NN and a linear probe.
 
   vitrail probe timm/vit_small_patch16_224.augreg_in21k PHOTOS
   vitrail probe runs/first cifar10 --shots 1,5,10
 
-Features are kept: a second look takes seconds. The last line says whether fine-tuning can be expected to do better."""
+Features are cached: a second run takes seconds. The last line says whether fine-tuning can be expected to do better."""
 
 
 def run(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What the commands that train have in common: options, the call, and the next steps."""
+"""Shared parts of the commands that train: options, call, and next steps."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run_parser(command: str, description: str, *, usage: str, recipe: str) -> Ar
         help="the run folder, a new one but for --resume [the next in runs/]",
     )
     parser.add_argument(
-        "--resume", type=str, choices=["auto"], help="auto: go on with the run in --out where there is one, else begin it"
+        "--resume", type=str, choices=["auto"], help="auto: resume the run in --out if there is one, else start it"
     )
     layers.add_settings(parser)
     return parser
 
 
 def finish_run(start: Callable[..., Run], parsed: Namespace) -> int:
-    """Run a training with what was parsed by `run_parser`, and print what is next. Return the exit code."""
+    """Run a training with the options of `run_parser`, and print the next steps. Return the exit code."""
     from vitrail.settings import layers
     from vitrail.train.folder import Finished
 
@@ -57,7 +57,7 @@ def finish_run(start: Callable[..., Run], parsed: Namespace) -> int:
 
 
 def print_next_steps(done: Run) -> None:
-    """Print where a run is and the commands that use it, in the process that talks."""
+    """Print the path of a run and the commands that use it, in the process that prints."""
     from vitrail.tasks import TASKS
 
     if terminal.in_front():

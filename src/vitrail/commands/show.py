@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 USAGE = "show NAME"
 SUMMARY = "tokens, parameters, FLOPs and memory of one"
 
-HELP = f"""Tokens, parameters, FLOPs and memory of one model; of a checkpoint, also what became of every tensor.
+HELP = f"""Tokens, parameters, FLOPs and memory of one model; of a checkpoint, also the status of every tensor.
 
   vitrail show B/16 --img-size 384
   vitrail show timm/vit_small_patch16_224.augreg_in21k --img-size 96x128 --num-classes 7

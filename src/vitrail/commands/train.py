@@ -18,7 +18,7 @@ HELP = """Trains a Vision Transformer, measures it, and writes a run folder.
 
 --model B/16 is short for --model.name B/16, --weights W for --model.weights W, --minutes 2 for --train.minutes 2.
 The command line wins over --config, which wins over --recipe, which wins over the defaults in brackets.
-A length (epochs, steps or minutes) replaces any other length; a model's name starts its section afresh."""
+A length (epochs, steps or minutes) replaces any other length; a model's name resets the other fields of its section."""
 
 
 def run(words: list[str]) -> int:

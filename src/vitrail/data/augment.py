@@ -31,14 +31,14 @@ def augment(
     seed: int,
     epoch: int,
     label_smoothing: float = 0.0,
-    taught: Float[Tensor, "N K"] | None = None,
+    teacher_targets: Float[Tensor, "N K"] | None = None,
 ) -> Batch:
     """Return the training batch: augmented images and soft targets.
 
     Order: crop, flip and the geometric part of RandAugment in one resampling; the colours of RandAugment, three-augment
     and colour jitter; normalisation; random erasing; mixup or cutmix. All draws are keyed by (seed, epoch, index), and by the
     turn of an image that is repeated, so the result for a sample depends on its batch only through its mixing partner.
-    `taught` holds teacher targets for all images of the split; those of the batch are mixed as the labels are.
+    `teacher_targets` are those of all images of the split; the batch gets its own, mixed as the labels are.
     """
     draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
     pixels = _apply_colors(_crop_and_warp(raw, draws, cfg, preprocessing), draws, cfg)
@@ -47,13 +47,13 @@ def augment(
     targets = raw.targets
     if targets is None:
         targets = F.one_hot(raw.labels, num_classes).float() * (1 - label_smoothing) + label_smoothing / num_classes
-    if taught is None:
+    if teacher_targets is None:
         images, targets = mix(images, targets, draws, cfg)
         return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes)
-    teacher_targets = taught[raw.indexes.to(taught.device)].to(targets)
-    images, mixed = mix(images, torch.cat([targets, teacher_targets], dim=1), draws, cfg)
-    targets, teacher_targets = mixed.chunk(2, dim=1)
-    return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes, taught=teacher_targets)
+    batch_targets = teacher_targets[raw.indexes.to(teacher_targets.device)].to(targets)
+    images, both = mix(images, torch.cat([targets, batch_targets], dim=1), draws, cfg)
+    targets, batch_targets = both.chunk(2, dim=1)
+    return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes, teacher_targets=batch_targets)
 
 
 def _crop_and_warp(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessing: Preprocessing) -> Tensor:

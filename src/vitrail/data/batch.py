@@ -52,7 +52,7 @@ class Batch:
     indexes: Int64[Tensor, " B"]
     patch_size: int | None = None
     """Patch size for these images; None is the model's own."""
-    taught: Float[Tensor, "B K"] | None = None
+    teacher_targets: Float[Tensor, "B K"] | None = None
     """Precomputed teacher targets, mixed as `targets` are; None without a teacher."""
     visible: Int64[Tensor, "B V"] | None = None
     """Row-major positions of the patches that a masked model sees; None: all."""

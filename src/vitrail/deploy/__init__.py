@@ -1,4 +1,4 @@
-"""From a run folder to the outside world: predictions."""
+"""Predictions from a run folder or a checkpoint."""
 
 from __future__ import annotations
 

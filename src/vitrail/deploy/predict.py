@@ -1,4 +1,4 @@
-"""A run folder and images -> labels and probabilities. Images pass through the same view as in evaluation."""
+"""Predictions: labels and probabilities of images, in the same view as in evaluation."""
 
 # B batch · C channels · H W image · K classes
 
@@ -31,44 +31,44 @@ from vitrail.models.device import pick_device
 Picture = str | Path | Image.Image | NDArray[Any]
 
 THRESHOLD = 0.5
-"""From this probability on an image has a label, where it may have any number of them."""
+"""Probability from which on a multi-label image has a label."""
 
 
 NOT_FINITE = "the model's output for it is not finite, so it has no label; look whether the weights are finite"
-"""Why an image that was read has no label."""
+"""Error of an image that was read but has no finite output."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image, or why it could not be read."""
+    """Prediction for one image, or the reason why there is none."""
 
     path: str
-    """The path that was given; "#3" for the fourth picture that came without one."""
+    """Path of the image; "#3" for the fourth image given without one."""
     label: str | None
-    """The most probable class; None where there is an error."""
+    """Most probable class; None in case of an error."""
     probability: float | None
     top: tuple[tuple[str, float], ...]
-    """The most probable classes with their probabilities, falling."""
+    """Most probable classes with their probabilities, in descending order."""
     error: str | None = None
-    """Why there is no label: the image could not be read, or the model's output is not finite."""
+    """Reason for a missing label: the image is unreadable, or the model's output is not finite."""
     labels: tuple[tuple[str, float], ...] | None = None
-    """Of a model for images with any number of labels: those whose probability is at least 0.5, falling. None of another."""
+    """Labels with probability 0.5 or above, in descending order, from a multi-label model; None from any other."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON has it."""
+        """Convert to a dict for JSON."""
         top, labels = (
             [{"label": label, "probability": probability} for label, probability in pairs]
             for pairs in (self.top, self.labels or ())
         )
-        said = {"path": self.path, "label": self.label, "probability": self.probability, "top": top, "error": self.error}
-        return said if self.labels is None else {**said, "labels": labels}
+        fields = {"path": self.path, "label": self.label, "probability": self.probability, "top": top, "error": self.error}
+        return fields if self.labels is None else {**fields, "labels": labels}
 
 
 class Predictor:
-    """The model of a run folder, or of any checkpoint with a head, ready for images.
+    """Model of a run folder, or of any checkpoint with a head, for prediction.
 
     `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. Raises
-    ValueError for what `vitrail.load` can't load, for a model without a head, and for a device that is not there.
+    ValueError for a checkpoint that `vitrail.load` can't load, a model without a head, and an unavailable device.
     """
 
     def __init__(self, run: str | Path, *, device: str = "auto", batch_size: int = 32) -> None:
@@ -85,15 +85,15 @@ class Predictor:
         self.classes: tuple[str, ...] = self.model.classes or tuple(map(str, range(self.model.config.num_classes)))
 
     def predict(self, images: Iterable[Picture], *, top: int = 5) -> list[Prediction]:
-        """One prediction an image, in order, with the `top` most probable classes in each.
+        """Return one prediction per image, in order, each with the `top` most probable classes.
 
         An image is a path, a Pillow image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3). One that cannot be read
-        gives a prediction with `error` set, and the others are done.
+        gives a prediction with `error` set, and does not affect the others.
         """
         return list(self.stream(images, top=top))
 
     def stream(self, images: Iterable[Picture], *, top: int = 5) -> Iterator[Prediction]:
-        """As `predict`, one by one as they are ready: at no time is more than a batch of images in memory."""
+        """Yield predictions one by one, as `predict` returns them; at most one batch of images is in memory at a time."""
         if top < 1:
             raise ValueError(f"top {top} must be at least 1")
         numbered = enumerate(images)
@@ -108,10 +108,10 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """The probability of every class, on the CPU, for images that already are evaluation views.
+        """Compute the probability of every class, on the CPU, for images in evaluation view.
 
-        They sum to one, but where an image may have any number of the classes. All of an image are NaN where the model's
-        output for it is not finite.
+        They sum to one, except in a multi-label model. All probabilities of an image are NaN if the model's output for it is
+        not finite.
         """
         logits: Tensor = self.model(normalise(images.to(self.device), self.preprocessing)).float()  # (B, K)
         probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
@@ -123,7 +123,7 @@ class Predictor:
         return None if used is None else used.mismatch(self.preprocessing.range)
 
     def _view(self, image: Picture) -> UInt8[Tensor, "C H W"] | str:
-        """The evaluation view, or the reason why there is none."""
+        """Return the evaluation view, or the reason why there is none."""
         try:
             return eval_view(image, self.preprocessing)
         except BadImage as error:
@@ -144,19 +144,19 @@ class Predictor:
 
 
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The images that paths name: a file stands for itself, a folder for every file in it and in its folders.
+    """Find images by path: a file stands for itself, a folder for every file in it and its subfolders.
 
-    A folder is listed as for training: whatever its suffix a file is tried, and links are followed; hidden files and what
-    Vitrail wrote are left out, and so is the folder's labels.csv. Raises ValueError for a folder without files.
+    A folder is listed as for training: files of every suffix are tried and links are followed; hidden files, files that
+    Vitrail wrote and the folder's labels.csv are left out. Raises ValueError for a folder without files.
     """
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
-        found = [inner for inner in files_under(path) if inner != TABLE]
-        if not found:
+        files = [inner for inner in files_under(path) if inner != TABLE]
+        if not files:
             raise ValueError(f"{path} holds no files; name a folder or a file that does")
-        yield from (path / inner for inner in found)
+        yield from (path / inner for inner in files)
 
 
 def _name(image: Picture, position: int) -> str:

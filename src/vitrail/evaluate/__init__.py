@@ -1,4 +1,4 @@
-"""A model and data give numbers, each with its interval."""
+"""Evaluation of a model on data: scores with confidence intervals."""
 
 from vitrail.evaluate.confusion import save_confusion
 from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding

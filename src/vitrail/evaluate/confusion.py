@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture and as a table."""
+"""Confusion matrix as a picture and as a table."""
 
 # K classes
 
@@ -26,7 +26,7 @@ _NAME_LENGTH = 22
 
 
 def save_confusion(evaluation: Evaluation, folder: Path | str) -> tuple[Path, Path]:
-    """Writes confusion.png and confusion.csv into the folder and returns their paths.
+    """Write confusion.png and confusion.csv into the folder. Return their paths.
 
     Rows are true classes, columns predicted ones. The picture's colours are shares of the row, its numbers are counts,
     and beside it stand the commonest mistakes; the table holds the counts.
@@ -112,7 +112,7 @@ def _write_counts(axes: Axes, matrix: Int[np.ndarray, "K K"], shares: np.ndarray
 def _list_mistakes(
     figure: Figure, matrix: Int[np.ndarray, "K K"], names: list[str], *, left: float, top: float, line: float
 ) -> None:
-    """The greatest cells off the diagonal, in words."""
+    """List the greatest off-diagonal cells as text."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:_LISTED]
@@ -127,7 +127,7 @@ def _list_mistakes(
 
 
 def _shortened(names: Sequence[str]) -> list[str]:
-    """Names that fit: the middle gives way, for names differ at both ends; where two become one, each gets its number."""
+    """Shorten names in the middle, as names differ at both ends; number them if two become equal."""
     half, names = (_NAME_LENGTH - 1) // 2, [printable(name) for name in names]
     short = [name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1 - half]}…{name[-half:]}" for name in names]
     return short if len(set(short)) == len(short) else [f"{index} {name}" for index, name in enumerate(short)]

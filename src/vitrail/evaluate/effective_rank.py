@@ -1,4 +1,4 @@
-"""Effective rank of embeddings: how many dimensions they use, without labels."""
+"""Effective rank of embeddings: the number of dimensions that they use, without labels."""
 
 # N images · E embedding
 
@@ -14,11 +14,11 @@ from vitrail.data.draws import permutation
 from vitrail.evaluate.metrics import Interval, mean_interval
 
 GROUPS = 10
-"""Of the jackknife."""
+"""Number of groups of the jackknife."""
 
 
 def effective_rank(embeddings: Float[Tensor, "N E"]) -> float:
-    """exp(-Σ p log p) with p the singular values over their sum: from 1 to min(N, E) (Roy & Vetterli 2007).
+    """Compute exp(-Σ p log p) with p the singular values over their sum: from 1 to min(N, E) (Roy & Vetterli 2007).
 
     Not centred, as in RankMe (Garrido et al. 2023), where it goes with the accuracy of a linear probe. Embeddings that are
     all zero have rank 1. Raises ValueError without images and for embeddings that are not finite.
@@ -33,7 +33,7 @@ def effective_rank(embeddings: Float[Tensor, "N E"]) -> float:
 
 
 def effective_rank_interval(embeddings: Float[Tensor, "N E"], *, level: float = 0.95) -> Interval:
-    """Confidence interval by a jackknife over ten random groups of images (Tukey 1958), with Student's t.
+    """Compute a confidence interval by a jackknife over ten random groups of images (Tukey 1958), with Student's t.
 
     No bootstrap: images drawn twice add nothing to the rank, so every resample would have a lower one. Within 1 and min(N, E),
     which is the interval for fewer than two images a group.

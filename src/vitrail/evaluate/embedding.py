@@ -1,4 +1,4 @@
-"""Scores of frozen embeddings, which need no head: k-NN accuracy where images have classes, and effective rank."""
+"""Scores of frozen embeddings, without a head: k-NN accuracy, if images have classes, and effective rank."""
 
 # N images · B batch · C channels · H W image · E embedding
 
@@ -24,7 +24,7 @@ from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing
 
 KNOWN_IMAGES = 5000
-"""Training images among which k-NN looks for neighbours, at most: each evaluation embeds them anew."""
+"""Maximum number of training images among which k-NN looks for neighbours: each evaluation embeds them again."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class EmbeddingScores:
     """Quality of frozen embeddings. Both scores are better when higher."""
 
     count: int
-    """Images."""
+    """Number of images."""
     knn: Accuracy | None
     """Share of images that their neighbours classify correctly; None without labels of two or more classes."""
     effective_rank: float
     """Dimensions that the embeddings use, from 1 to their width."""
     effective_rank_interval: Interval
-    """At 95 %, by a jackknife."""
+    """Interval at 95 %, by a jackknife."""
 
     @property
     def headline(self) -> Headline:
@@ -54,16 +54,16 @@ class EmbeddingScores:
 
     @property
     def direction(self) -> str:
-        """ "higher": which values of the headline are better."""
+        """Direction in which values of the headline are better: "higher"."""
         return "higher"
 
     def figures(self) -> dict[str, float]:
-        """Scores by name, for the log."""
+        """Return scores by name, for the log."""
         accuracy = {} if self.knn is None else {"knn_accuracy": self.knn.value}
         return {**accuracy, "effective_rank": self.effective_rank}
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Convert to a dict for JSON."""
         name, value, interval = self.headline
         return {
             "count": self.count,
@@ -85,11 +85,10 @@ def evaluate_embedding(
     autocast_dtype: torch.dtype | None = None,
     among: Among = ALONE,
 ) -> EmbeddingScores:
-    """Scores of the pooled embedding on a split loaded as evaluation view (`augment=None`).
+    """Compute scores of the pooled embedding on a split in evaluation view (`augment=None`).
 
-    k-NN looks for neighbours among the images of `known`. Without it, or where the split holds all of them, which would find
-    themselves, the images of the split are neighbours of each other. Raises ValueError for a split that is empty and
-    for embeddings that are not finite.
+    k-NN looks for neighbours among the images of `known`. Without it, or if the split holds all of them, the images of the
+    split are neighbours of each other. Raises ValueError for an empty split and for embeddings that are not finite.
     """
 
     def embed(images: Split) -> Features:
@@ -97,25 +96,25 @@ def evaluate_embedding(
             model, images, preprocessing, batch_size=batch_size, device=device, autocast_dtype=autocast_dtype, among=among
         )
 
-    seen = embed(split)
-    require_finite(seen.embeddings.isfinite().all(dim=1))
+    features = embed(split)
+    require_finite(features.embeddings.isfinite().all(dim=1))
     accuracy = None
-    if has_classes(split) and len(seen) > 1:
+    if has_classes(split) and len(features) > 1:
         if known is None or not has_classes(known) or set(known.names) <= set(split.names):
-            accuracy = knn(seen, device=device)
+            accuracy = knn(features, device=device)
         else:
-            accuracy = knn(embed(known), seen, device=device)
-    interval = effective_rank_interval(seen.embeddings)
-    return EmbeddingScores(len(seen), accuracy, effective_rank(seen.embeddings), interval)
+            accuracy = knn(embed(known), features, device=device)
+    interval = effective_rank_interval(features.embeddings)
+    return EmbeddingScores(len(features), accuracy, effective_rank(features.embeddings), interval)
 
 
 def has_classes(split: Split) -> bool:
-    """Whether each image has one of two or more classes."""
+    """Return whether each image has one of two or more classes."""
     return not split.multi_label and len(split) > 0 and int(split.labels.min()) >= 0 and len(split.labels.unique()) > 1
 
 
 def known_images(split: Split, *, seed: int) -> Split:
-    """At most `KNOWN_IMAGES` of a split, drawn by the seed."""
+    """Return at most `KNOWN_IMAGES` of a split, drawn by the seed."""
     if len(split) <= KNOWN_IMAGES:
         return split
     return Subset(split, permutation(len(split), seed=seed, epoch=0)[:KNOWN_IMAGES].sort().values)
@@ -142,12 +141,12 @@ def _embed(
     autocast_dtype: torch.dtype | None,
     among: Among,
 ) -> Features:
-    """Pooled embeddings of a split on the CPU, in its order however many processes share it."""
+    """Compute pooled embeddings of a split on the CPU, in its order, however many processes share it."""
 
     def take(embeddings: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
         return embeddings.float().cpu(), raw.labels.cpu(), raw.indexes.cpu()
 
-    own = over_batches(
+    batches = over_batches(
         take,
         _Pooled(model),
         split,
@@ -157,7 +156,7 @@ def _embed(
         autocast_dtype=autocast_dtype,
         among=among,
     )
-    taken = [item for part in among.gather(own) for item in part]
+    taken = [item for part in among.gather(batches) for item in part]
     if not taken:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
     embeddings, labels, indexes = (torch.cat(values) for values in zip(*taken, strict=True))

@@ -1,4 +1,4 @@
-"""A model and a split give scores: every image once, as it would be predicted."""
+"""Evaluation of a model on a split: every image once, preprocessed as in prediction."""
 
 # B batch · C channels · H W image · K classes
 
@@ -31,13 +31,13 @@ Taken = TypeVar("Taken")
 
 @dataclass(frozen=True)
 class Among:
-    """Which images of a split this process scores, and how the scores of all processes come together."""
+    """Distribution of an evaluation over processes: this process's part of a split, and the exchange of results."""
 
     part: Part = WHOLE
-    gather: Callable[[Any], list[Any]] = lambda own: [own]
-    """What each process has, in order, given to all of them."""
+    gather: Callable[[Any], list[Any]] = lambda result: [result]
+    """Return the results of all processes, in order of rank, to each of them."""
     watch: Callable[[], None] = lambda: None
-    """Called before each batch; may raise."""
+    """Callback before each batch; may raise."""
 
 
 ALONE = Among()
@@ -54,10 +54,10 @@ def evaluate(
     autocast_dtype: torch.dtype | None = None,
     among: Among = ALONE,
 ) -> Evaluation:
-    """Scores of the model, which is on `device`, on a split loaded as evaluation view (`augment=None`).
+    """Evaluate a model, which is on `device`, on a split in evaluation view (`augment=None`).
 
-    Each image is seen once; one that can't be read any more is left out of the count. The model runs in eval mode without
-    gradients, and is left in the mode it was in. Raises ValueError for a split that is empty or not in evaluation view.
+    Each image counts once; an unreadable one is left out. The model runs in eval mode without gradients, and its own mode is
+    restored. Raises ValueError for a split that is empty or not in evaluation view.
     """
     if split.multi_label:
         raise ValueError("an image of this split may have several labels, so there is no accuracy; use evaluate_labels")
@@ -67,7 +67,7 @@ def evaluate(
         nll = judged.nll.masked_fill(~logits.isfinite().all(dim=1), math.nan)  # -inf for another class leaves it finite
         return Judged(*(value.cpu() for value in judged._replace(nll=nll))), raw.labels.cpu()
 
-    own = over_batches(
+    results = over_batches(
         take,
         model,
         split,
@@ -77,7 +77,7 @@ def evaluate(
         autocast_dtype=autocast_dtype,
         among=among,
     )
-    judged = [one for part in among.gather(own) for one in part]
+    judged = [one for part in among.gather(results) for one in part]
     if not judged:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
     each, labels = zip(*judged, strict=True)
@@ -96,7 +96,7 @@ def evaluate_labels(
     autocast_dtype: torch.dtype | None = None,
     among: Among = ALONE,
 ) -> MultiLabelEvaluation:
-    """As `evaluate`, for a split whose images may have several labels each."""
+    """Evaluate a model as `evaluate` does, on a split whose images may have several labels each."""
     if not split.multi_label:
         raise ValueError("every image of this split has one class; use evaluate")
 
@@ -104,7 +104,7 @@ def evaluate_labels(
         assert raw.targets is not None
         return logits.float().cpu(), raw.targets.cpu()
 
-    own = over_batches(
+    results = over_batches(
         take,
         model,
         split,
@@ -115,13 +115,13 @@ def evaluate_labels(
         among=among,
     )
     nothing = torch.empty(0, len(classes))
-    logits, targets = zip((nothing, nothing), *(one for part in among.gather(own) for one in part), strict=True)
+    logits, targets = zip((nothing, nothing), *(one for part in among.gather(results) for one in part), strict=True)
     require_finite(torch.cat(logits).isfinite().all(1))
     return score_labels(torch.cat(logits), torch.cat(targets) > 0, classes=classes)
 
 
 def require_finite(finite: Bool[Tensor, " N"]) -> None:
-    """Raises ValueError where the model's output for some image is no number: to score it as some class would be a lie."""
+    """Raise ValueError if the model's output is not finite for some image, as it can't be scored."""
     if wrong := int((~finite).sum()):
         raise ValueError(
             f"the model's output is not finite for {wrong:,} of {len(finite):,} images, so there is no score; "
@@ -130,7 +130,7 @@ def require_finite(finite: Bool[Tensor, " N"]) -> None:
 
 
 def save_evaluation(scores: Scores, folder: Path, *, data: str, split: str) -> tuple[Path, ...]:
-    """Writes evaluation.json, and with one class an image confusion.png and confusion.csv; returns their paths."""
+    """Write evaluation.json and, with one class per image, confusion.png and confusion.csv. Return their paths."""
     numbers = {"data": data, "split": split, **scores.to_dict()}
     path = folder / "evaluation.json"
     pictures = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
@@ -150,7 +150,7 @@ def over_batches(
     autocast_dtype: torch.dtype | None,
     among: Among = ALONE,
 ) -> list[Taken]:
-    """What is taken of the logits (B, K) of each batch, the images as the model sees them; what can't be read is left out."""
+    """Apply `take` to the logits (B, K) of each batch, and return the results. Unreadable images are left out."""
     height, width = preprocessing.img_size
     nothing = torch.zeros(1, preprocessing.in_channels, height, width, device=device)
     taken = []
@@ -177,7 +177,7 @@ def over_batches(
 
 @contextlib.contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode for a while, then each as it was: parts of a model may have been frozen."""
+    """Set every module to eval mode, and restore each one's own mode on exit: parts of a model may be frozen."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What the head of a frozen model sees of every image: computed once, kept on disk, and the same whenever it is asked for."""
+"""Frozen features: input of a model's head for every image, computed once and cached on disk."""
 
 # N images · B batch · C channels · H W image · E embedding
 
@@ -29,7 +29,7 @@ from vitrail.settings import Preprocessing
 from vitrail.weights.run_folder import save_tensors
 
 KEPT_BYTES = 4e9
-"""Of features on disk in all; beyond it, those that nobody has asked for longest are removed."""
+"""Maximum size of the cache in bytes; beyond it, the least recently used features are removed."""
 _LAYOUT = 1  # part of every key: another way to compute the same features takes the next number
 _TENSOR, _HASH = "embeddings", "sha256"
 _SHOWN = 1000  # images from which on a bar shows how far it is
@@ -37,7 +37,7 @@ _SHOWN = 1000  # images from which on a bar shows how far it is
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Images as a frozen model sees them, on the CPU."""
+    """Embeddings and labels of images, on the CPU."""
 
     embeddings: Float[Tensor, "N E"]
     labels: Int64[Tensor, " N"]
@@ -46,11 +46,11 @@ class Features:
         return len(self.labels)
 
     def at(self, indexes: Tensor) -> Features:
-        """Some of them: by position, or those where a mask is true."""
+        """Select images, by position or by a mask."""
         return Features(self.embeddings[indexes], self.labels[indexes])
 
     def and_those_of(self, other: Features) -> Features:
-        """Both, one behind the other."""
+        """Concatenate two sets of features."""
         return Features(torch.cat([self.embeddings, other.embeddings]), torch.cat([self.labels, other.labels]))
 
 
@@ -64,29 +64,29 @@ def extract(
     autocast_dtype: torch.dtype | None = None,
     cache: bool = True,
 ) -> Features:
-    """Embeddings, in float32, of a split loaded as evaluation view (`augment=None`) by a model that is on `device`.
+    """Compute float32 embeddings of a split in evaluation view (`augment=None`) by a model that is on `device`.
 
-    Without augmentation, without gradients, in evaluation mode; the model is left as it was. What was computed before is
-    read from the cache ($VITRAIL_CACHE/features, else ~/.cache/vitrail/features): its key is a hash of the weights without
-    the head, of the images, their preprocessing and the number type. A file there that is damaged is computed anew, with a
-    warning. An image that can't be read any more is left out, and nothing is kept then.
+    The model runs in eval mode without gradients, and its own mode is restored. Embeddings are cached
+    ($VITRAIL_CACHE/features, else ~/.cache/vitrail/features): the key is a hash of the weights without the head, the images,
+    their preprocessing and the number type. A corrupt cache file is computed again, with a warning. Unreadable images are
+    left out, and nothing is cached then.
     Raises ValueError for a split that is empty or not in evaluation view, and for embeddings that are not finite.
     """
     device, images = torch.device(device), split.fingerprint() if cache else None
     path = None
     if images is not None:
         path = cache_home("features") / f"{_key(model, images, preprocessing, device, autocast_dtype)}.safetensors"
-        embeddings = _kept(path, len(split))
+        embeddings = _read_cache(path, len(split))
         if embeddings is not None:
             return Features(embeddings, split.labels)
     features = _computed(model, split, preprocessing, batch_size, device, autocast_dtype)
     if path is not None and len(features) == len(split):
-        _keep(features.embeddings, path)
+        _write_cache(features.embeddings, path)
     return features
 
 
 def embed(model: nn.Module, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
-    """What the heads see, side by side where they see different things (`Backbone.embedding`)."""
+    """Compute the inputs of the heads, concatenated if they differ (`Backbone.embedding`)."""
     embedding: Tensor = model.embedding(images)  # type: ignore[operator]
     return embedding
 
@@ -111,8 +111,8 @@ def _computed(
                     f"images of {sides[0]} pixels, but the model takes {sides[1]}; load the split with augment=None"
                 )
             with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                seen = embed(model, normalise(raw.images.to(device), preprocessing))
-            embeddings.append(seen.float().cpu())
+                embedding = embed(model, normalise(raw.images.to(device), preprocessing))
+            embeddings.append(embedding.float().cpu())
             labels.append(raw.labels)
     if not labels:
         raise ValueError("there are no images to take features of; the split is empty or none of its files could be read")
@@ -129,7 +129,7 @@ def _computed(
 def _key(
     model: nn.Module, images: str, preprocessing: Preprocessing, device: torch.device, autocast_dtype: torch.dtype | None
 ) -> str:
-    """A hash of all that the features depend on."""
+    """Hash everything that the features depend on."""
     digest = hashlib.sha256(repr((_LAYOUT, images, preprocessing, device.type, autocast_dtype)).encode())
     for part in _identity(model):
         digest.update(part)
@@ -137,20 +137,20 @@ def _key(
 
 
 def _identity(model: nn.Module) -> Iterator[bytes | memoryview]:
-    """What a model's embedding is made of: its layers with what they say of themselves, and its tensors; not its head."""
+    """Yield what a model's embedding depends on: layers with their `extra_repr`, and tensors; the head is left out."""
     heads: tuple[str, ...] = getattr(model, "heads", ())
 
-    def behind_it(name: str) -> bool:
+    def in_head(name: str) -> bool:
         return any(name == head or name.startswith(f"{head}.") for head in heads)
 
     config = getattr(model, "config", None)
     if config is not None and dataclasses.is_dataclass(config):
         yield repr(dataclasses.replace(config, num_classes=0)).encode()  # type: ignore[type-var]
     for name, module in model.named_modules():
-        if not (behind_it(name) or isinstance(module, nn.Dropout)):  # dropout does nothing in evaluation
+        if not (in_head(name) or isinstance(module, nn.Dropout)):  # dropout does nothing in evaluation
             yield f"{name} {type(module).__qualname__}({module.extra_repr()})\n".encode()
     for name, value in model.state_dict().items():
-        if not behind_it(name):
+        if not in_head(name):
             yield f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
             yield _bytes(value)
 
@@ -159,15 +159,15 @@ def _bytes(value: Tensor) -> memoryview:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _kept(path: Path, count: int) -> Float[Tensor, "N E"] | None:
-    """The embeddings in a file of the cache; None where there is none, or it is damaged, which is said."""
+def _read_cache(path: Path, count: int) -> Float[Tensor, "N E"] | None:
+    """Read embeddings from a cache file. Return None if it is missing or, with a warning, corrupt."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            said = (file.metadata() or {}).get(_HASH)
+            stored_hash = (file.metadata() or {}).get(_HASH)
             embeddings: Tensor = file.get_tensor(_TENSOR)
-        if len(embeddings) == count and said == hashlib.sha256(_bytes(embeddings)).hexdigest():
+        if len(embeddings) == count and stored_hash == hashlib.sha256(_bytes(embeddings)).hexdigest():
             with contextlib.suppress(OSError):
                 os.utime(path)  # it was of use: it stays longer
             return embeddings
@@ -178,8 +178,8 @@ def _kept(path: Path, count: int) -> Float[Tensor, "N E"] | None:
     return None
 
 
-def _keep(embeddings: Float[Tensor, "N E"], path: Path) -> None:
-    """Writes a file of the cache, whole or not at all; where that can't be, it is said and nothing else happens."""
+def _write_cache(embeddings: Float[Tensor, "N E"], path: Path) -> None:
+    """Write a cache file atomically; warn and go on if that fails."""
     if embeddings.nbytes > KEPT_BYTES:
         return
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -195,10 +195,10 @@ def _keep(embeddings: Float[Tensor, "N E"], path: Path) -> None:
 
 
 def _make_room(folder: Path) -> None:
-    """Removes the files that were of no use for longest, until the others fit."""
+    """Remove the least recently used files until the others fit."""
     files = sorted(((path.stat(), path) for path in folder.glob("*.safetensors")), key=lambda item: -item[0].st_mtime_ns)
     room = KEPT_BYTES
-    for found, path in files:
-        room -= found.st_size
+    for status, path in files:
+        room -= status.st_size
         if room < 0:
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A few images of each class: how good k-NN and the linear probe are then, over repeated draws."""
+"""Few-shot accuracy: k-NN and linear probe on a few images of each class, over repeated draws."""
 
 # N images
 
@@ -23,36 +23,36 @@ from vitrail.evaluate.probe import GRID, linear_probe
 
 @dataclass(frozen=True)
 class Mean:
-    """The same measurement over several draws."""
+    """Mean of a measurement over several draws."""
 
     values: tuple[float, ...]
 
     @property
     def value(self) -> float:
-        """Their mean."""
+        """Mean of the values."""
         return fmean(self.values)
 
     @property
     def interval(self) -> Interval:
-        """Of the mean of such draws, at 95 % by Student's t, within 0 and 1; (0, 1) for one draw."""
+        """Interval of the mean at 95 % by Student's t, within 0 and 1; (0, 1) for one draw."""
         low, high = mean_interval(self.values)
         return (0.0, 1.0) if math.isinf(low) else (max(0.0, low), min(1.0, high))
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Convert to a dict for JSON."""
         return {"accuracy": self.value, "interval": list(self.interval), "draws": list(self.values)}
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """What so many images of each class are enough for."""
+    """Few-shot accuracy at one number of images per class."""
 
     shots: int
-    """Images of each class."""
+    """Number of images per class."""
     knn: Mean
     probe: Mean
     short: tuple[int, ...]
-    """Classes that have fewer images, of which all are taken."""
+    """Classes with fewer images, all of which are taken."""
 
 
 def few_shot(
@@ -65,10 +65,10 @@ def few_shot(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[FewShot, ...]:
-    """Accuracy on the test images with a few training images of each class, drawn anew `draws` times.
+    """Measure accuracy on the test images with a few training images of each class, over `draws` draws.
 
-    Draws are keyed by the seed, and a draw's images for few shots are among those for more. The probe's penalty is chosen
-    within them. Raises ValueError for shots or draws below 1.
+    Draws are keyed by the seed; images of fewer shots are a subset of those of more. The probe's penalty is chosen on the
+    drawn images. Raises ValueError for shots or draws below 1.
     """
     if draws < 1 or min(shots, default=0) < 1:
         raise ValueError(f"shots {', '.join(map(str, shots)) or 'none'} and draws {draws} must be at least 1")
@@ -76,7 +76,7 @@ def few_shot(
     for number in shots:
         by_knn, by_probe = [], []
         for draw in range(draws):
-            few = train.at(drawn(train.labels, number, seed=seed, draw=draw))
+            few = train.at(draw_shots(train.labels, number, seed=seed, draw=draw))
             probe = linear_probe(few, None, test, num_classes=num_classes, grid=GRID[::2], seed=seed, device=device)
             assert probe.test is not None
             by_knn.append(knn(few, test, device=device).value)
@@ -86,7 +86,7 @@ def few_shot(
     return tuple(done)
 
 
-def drawn(labels: Int64[Tensor, " N"], shots: int, *, seed: int, draw: int) -> Int64[Tensor, " n"]:
-    """Positions of up to `shots` images of each class, by a hash of seed, draw and position."""
+def draw_shots(labels: Int64[Tensor, " N"], shots: int, *, seed: int, draw: int) -> Int64[Tensor, " n"]:
+    """Draw positions of up to `shots` images of each class, by a hash of seed, draw and position."""
     order = permutation(len(labels), seed=seed, epoch=draw)
     return torch.cat([order[labels[order] == label][:shots] for label in labels.unique()])

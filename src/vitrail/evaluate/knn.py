@@ -1,4 +1,4 @@
-"""Nearest neighbours among frozen features: what a model knows before anything is learned."""
+"""k-nearest-neighbour classification of frozen features, without training."""
 
 # N images to classify · M images that are known · E embedding · K classes
 
@@ -24,18 +24,18 @@ def knn(
     temperature: float | None = TEMPERATURE,
     device: torch.device | str = "cpu",
 ) -> Accuracy:
-    """How many test images their neighbours among the training images name rightly.
+    """Measure k-NN accuracy on the test images, with the training images as neighbours.
 
-    Without `test`, each training image is named by the others.
+    Without `test`, each training image is classified by the others.
     """
     if test is None:
-        predicted = neighbours_say(train, train.embeddings, k=k, temperature=temperature, device=device, leave_out=True)
+        predicted = predict_knn(train, train.embeddings, k=k, temperature=temperature, device=device, leave_out=True)
         return Accuracy(int((predicted == train.labels).sum()), len(train))
-    predicted = neighbours_say(train, test.embeddings, k=k, temperature=temperature, device=device)
+    predicted = predict_knn(train, test.embeddings, k=k, temperature=temperature, device=device)
     return Accuracy(int((predicted == test.labels).sum()), len(test))
 
 
-def neighbours_say(
+def predict_knn(
     train: Features,
     embeddings: Float[Tensor, "N E"],
     *,
@@ -44,11 +44,13 @@ def neighbours_say(
     device: torch.device | str = "cpu",
     leave_out: bool = False,
 ) -> Int64[Tensor, " N"]:
-    """The class that the k nearest by cosine vote for, each with weight exp(similarity / temperature); without
-    `temperature`, each with one vote. A draw goes to the class of the lowest number.
+    """Predict classes by a vote of the k nearest neighbours in cosine similarity.
+
+    Each vote has weight exp(similarity / temperature), or 1 without `temperature`. A tie goes to the class of the lowest
+    number.
 
     k beyond the number of training images takes all. With `leave_out`, the embeddings are those of the training images, and
-    none votes for itself. Raises ValueError for k below 1 and for no training images.
+    no image votes for itself. Raises ValueError for k below 1 and for no training images.
     """
     if k < 1:
         raise ValueError(f"k {k} must be at least 1 neighbour")
@@ -56,7 +58,7 @@ def neighbours_say(
         raise ValueError(f"{len(train)} training images have no neighbours to ask; give some")
     known = F.normalize(train.embeddings.to(device), dim=1)
     labels, classes = train.labels.to(device), int(train.labels.max()) + 1
-    rows, first, said = max(1, _CELLS // len(train)), 0, []
+    rows, first, predicted = max(1, _CELLS // len(train)), 0, []
     for part in embeddings.split(rows):
         similarity = F.normalize(part.to(device), dim=1) @ known.T  # (n, M)
         if leave_out:
@@ -67,6 +69,6 @@ def neighbours_say(
         else:  # relative to the nearest: exp(1 / temperature) may be no float
             weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
         votes = torch.zeros(len(part), classes, device=known.device).scatter_add_(1, labels[nearest.indices], weights)
-        said.append(votes.argmax(1).cpu())
+        predicted.append(votes.argmax(1).cpu())
         first += len(part)
-    return torch.cat(said) if said else torch.zeros(0, dtype=torch.long)
+    return torch.cat(predicted) if predicted else torch.zeros(0, dtype=torch.long)

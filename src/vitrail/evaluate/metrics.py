@@ -1,4 +1,4 @@
-"""What logits are worth: accuracy with intervals, likelihood, and which class is taken for which. Pure functions."""
+"""Metrics of logits: accuracy with intervals, likelihood, confusion matrix. Pure functions."""
 
 # N images · K classes
 
@@ -23,29 +23,29 @@ SHARE = "share of images"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many images of how many were right."""
+    """Number of correct predictions out of a number of images."""
 
     correct: int
     count: int
 
     @property
     def value(self) -> float:
-        """Their share; NaN without images."""
+        """Share of correct predictions; NaN without images."""
         return self.correct / self.count if self.count else math.nan
 
     @property
     def interval(self) -> Interval:
-        """Wilson's, at 95 %."""
+        """Wilson interval at 95 %."""
         return wilson_interval(self.correct, self.count)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Convert to a dict for JSON."""
         value = self.value if self.count else None
         return {"correct": self.correct, "count": self.count, "accuracy": value, "interval": list(self.interval)}
 
 
 class Headline(NamedTuple):
-    """The one number that a run is known by."""
+    """Main score of a run."""
 
     name: str
     value: float
@@ -54,29 +54,29 @@ class Headline(NamedTuple):
 
 @runtime_checkable
 class Scores(Protocol):
-    """What an evaluation gives, whatever the task."""
+    """Interface of scores, whatever the task."""
 
     @property
     def count(self) -> int:
-        """Images."""
+        """Number of images."""
 
     @property
     def headline(self) -> Headline:
-        """The one number that a run is known by."""
+        """Main score of a run."""
 
     @property
     def unit(self) -> str:
         """Unit of the headline."""
 
     def figures(self) -> dict[str, float]:
-        """What is logged while a model is trained."""
+        """Return the scores to log during training."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, ready for JSON."""
+        """Convert to a dict for JSON."""
 
 
 def headline_text(scores: Scores, *, decimals: int) -> tuple[str, str, str, str]:
-    """Name, value and both ends of the interval of a headline for people: a share in per cent, others as they are."""
+    """Format name, value and interval of a headline: shares in per cent, others as they are."""
     name, value, (low, high) = scores.headline
     shape = f".{decimals}%" if scores.unit == SHARE else f".{decimals}f"
     return name.replace("_", " "), format(value, shape), format(low, shape), format(high, shape)
@@ -84,27 +84,27 @@ def headline_text(scores: Scores, *, decimals: int) -> tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class of the data."""
+    """Accuracy of one class."""
 
     name: str
     count: int
-    """Images of the class."""
+    """Number of images of the class."""
     accuracy: float
-    """Share of them that are recognised; NaN where the data has none."""
+    """Share of them that are predicted correctly; NaN without images."""
     interval: Interval
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a model reaches on labelled images. Intervals are Wilson's, at 95 %."""
+    """Scores of a model on images with one class each. Intervals are Wilson's, at 95 %."""
 
     count: int
-    """Images."""
+    """Number of images."""
     top1: float
     """Share of images whose class has the greatest logit."""
     top1_interval: Interval
     top5: float
-    """Share of images whose class is among the five greatest logits; among all, where there are fewer than five classes."""
+    """Share of images whose class is among the five greatest logits, or among all of fewer than five classes."""
     top5_interval: Interval
     nll: float
     """Mean negative log-likelihood of the true class, in nats."""
@@ -115,7 +115,7 @@ class Evaluation:
 
     @property
     def headline(self) -> Headline:
-        """The one number that a run is known by."""
+        """Top-1 accuracy, the main score of a run."""
         return Headline("accuracy", self.top1, self.top1_interval)
 
     @property
@@ -124,11 +124,11 @@ class Evaluation:
         return SHARE
 
     def figures(self) -> dict[str, float]:
-        """What is logged while a model is trained."""
+        """Return the scores to log during training."""
         return {"top1": self.top1, "nll": self.nll}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the confusion matrix (see `save_confusion`), ready for JSON: what is not a number is None."""
+        """Convert to a dict for JSON, without the confusion matrix (see `save_confusion`); NaN becomes None."""
         return {
             "count": self.count,
             "top1": self.top1,
@@ -149,16 +149,16 @@ class Evaluation:
 
 
 class Judged(NamedTuple):
-    """What is kept of each image's logits."""
+    """Per-image results of logits."""
 
     predicted: Int64[Tensor, " N"]
     within_top: Bool[Tensor, " N"]
-    """The true class is among the first five."""
+    """True if the true class is among the first five."""
     nll: Float[Tensor, " N"]
 
 
 def judge(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"]) -> Judged:
-    """Prediction, top-5 hit and negative log-likelihood of each image, in float32 whatever the logits' type."""
+    """Compute prediction, top-5 hit and negative log-likelihood of each image, in float32 whatever the logits' type."""
     logits = logits.float()
     return Judged(
         predicted=logits.topk(1).indices[:, 0],  # as topk_correct breaks ties
@@ -168,12 +168,12 @@ def judge(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"]) -> Judged:
 
 
 def summarise(judged: Judged, labels: Int64[Tensor, " N"], *, classes: Sequence[str]) -> Evaluation:
-    """The scores of a data set from what was kept of each image."""
+    """Compute the scores of a data set from per-image results."""
     count = len(labels)
     if not count:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
     matrix = confusion_matrix(judged.predicted, labels, num_classes=len(classes))
-    hits, found = int(matrix.trace()), int(judged.within_top.sum())
+    hits, top_hits = int(matrix.trace()), int(judged.within_top.sum())
     scores = []
     for name, correct, total in zip(classes, matrix.diag().tolist(), matrix.sum(1).tolist(), strict=True):
         accuracy = correct / total if total else math.nan
@@ -182,8 +182,8 @@ def summarise(judged: Judged, labels: Int64[Tensor, " N"], *, classes: Sequence[
         count=count,
         top1=hits / count,
         top1_interval=wilson_interval(hits, count),
-        top5=found / count,
-        top5_interval=wilson_interval(found, count),
+        top5=top_hits / count,
+        top5_interval=wilson_interval(top_hits, count),
         nll=float(judged.nll.double().mean()),
         per_class=tuple(scores),
         confusion=matrix,
@@ -192,24 +192,24 @@ def summarise(judged: Judged, labels: Int64[Tensor, " N"], *, classes: Sequence[
 
 
 def score(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"], *, classes: Sequence[str]) -> Evaluation:
-    """The scores of logits that are all at hand."""
+    """Compute the scores of all logits at once."""
     return summarise(judge(logits, labels), labels, classes=classes)
 
 
 def topk_correct(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"], *, k: int) -> Bool[Tensor, " N"]:
-    """Whether the true class is among the k greatest logits; k beyond the number of classes takes all."""
+    """Return whether the true class is among the k greatest logits; k beyond the number of classes takes all."""
     best = logits.topk(min(k, logits.shape[1])).indices  # (N, k)
     return (best == labels[:, None]).any(1)
 
 
 def confusion_matrix(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"], *, num_classes: int) -> Int64[Tensor, "K K"]:
-    """How many images of each true class (row) were predicted as each class (column), on the CPU."""
+    """Count images of each true class (row) by predicted class (column), on the CPU."""
     cells = (labels * num_classes + predicted).cpu()
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def wilson_interval(correct: int, total: int, *, level: float = 0.95) -> Interval:
-    """Confidence interval of a share (Wilson 1927): right near 0 and 1, where the normal one is not. (0, 1) without images."""
+    """Compute the interval of a share (Wilson 1927), which is valid near 0 and 1 too. (0, 1) without images."""
     if not 0 <= correct <= total:
         raise ValueError(f"{correct} correct of {total} is no share; correct must be between 0 and the total")
     if not 0 < level < 1:
@@ -220,7 +220,7 @@ def wilson_interval(correct: int, total: int, *, level: float = 0.95) -> Interva
 
 
 def share_interval(share: float, cases: float, *, level: float = 0.95) -> Interval:
-    """Wilson's interval of a share of so many independent cases, which need not be a whole number."""
+    """Compute Wilson's interval of a share of `count` independent cases, which need not be a whole number."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     spread = z * z / cases
     middle = (share + spread / 2) / (1 + spread)
@@ -230,7 +230,7 @@ def share_interval(share: float, cases: float, *, level: float = 0.95) -> Interv
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Confidence interval of a mean by Student's t (1908); without bounds where there are fewer than two values."""
+    """Compute the interval of a mean by Student's t (1908); infinite bounds for fewer than two values."""
     if len(values) < 2:
         return -math.inf, math.inf
     middle = fmean(values)
@@ -239,7 +239,7 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
 
 
 def t_quantile(level: float, freedom: int) -> float:
-    """The t that lies within ± with probability `level`, by bisection of its exact sum (Abramowitz and Stegun, 26.7.3)."""
+    """Compute the t that lies within ± with probability `level`, by bisection (Abramowitz and Stegun, 26.7.3)."""
 
     def within(angle: float) -> float:
         cosine, odd = math.cos(angle), freedom % 2

@@ -1,4 +1,4 @@
-"""What logits are worth where an image may have several labels: average precision with intervals, F1. Pure functions."""
+"""Multi-label metrics of logits: average precision with intervals, F1. Pure functions."""
 
 # N images · K classes
 
@@ -19,27 +19,27 @@ from vitrail.evaluate.metrics import SHARE, Headline, Interval, share_interval
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One label of the data."""
+    """Average precision of one label."""
 
     name: str
     count: int
-    """Images that have it."""
+    """Number of images with the label."""
     average_precision: float
-    """NaN where no image has it."""
+    """Average precision; NaN if no image has the label."""
     interval: Interval
 
 
 @dataclass(frozen=True, eq=False)
 class MultiLabelEvaluation:
-    """What a model reaches on images with any number of labels. Intervals are at 95 %, see `interval_of`."""
+    """Scores of a model on images with any number of labels. Intervals are at 95 %, see `interval_of`."""
 
     count: int
-    """Images."""
+    """Number of images."""
     mean_ap: float
-    """Mean of the labels' average precision, over those that some image has; NaN where none has any."""
+    """Mean average precision, over the labels that some image has; NaN if none has any."""
     mean_ap_interval: Interval
     f1: float
-    """Of all labels together ("micro"), a label being given where its probability is 0.5 or above; NaN where there are none."""
+    """Micro-averaged F1 over all labels, predicted at probability 0.5 or above; NaN if there are none."""
     f1_interval: Interval
     bce: float
     """Mean binary cross-entropy of every label of every image, in nats."""
@@ -48,7 +48,7 @@ class MultiLabelEvaluation:
 
     @property
     def headline(self) -> Headline:
-        """The one number that a run is known by."""
+        """Mean average precision, the main score of a run."""
         return Headline("mAP", self.mean_ap, self.mean_ap_interval)
 
     @property
@@ -57,11 +57,11 @@ class MultiLabelEvaluation:
         return SHARE
 
     def figures(self) -> dict[str, float]:
-        """What is logged while a model is trained."""
+        """Return the scores to log during training."""
         return {"map": self.mean_ap, "f1": self.f1, "bce": self.bce}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON: what is not a number is None."""
+        """Convert to a dict for JSON; NaN becomes None."""
         return {
             "count": self.count,
             "mean_ap": _finite(self.mean_ap),
@@ -82,21 +82,21 @@ class MultiLabelEvaluation:
 
 
 def score_labels(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"], *, classes: Sequence[str]) -> MultiLabelEvaluation:
-    """The scores of a data set, computed on the CPU in float64."""
+    """Compute the scores of a data set, on the CPU in float64."""
     count = len(targets)
     if not count:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
     logits, targets = logits.double().cpu(), targets.cpu()
-    scores, found, parts = [], [], []
+    scores, precisions, parts = [], [], []
     for k, name in enumerate(classes):
         having = int(targets[:, k].sum())
         precision, part = average_precision(logits[:, k], targets[:, k]) if having else (math.nan, torch.zeros(count))
         scores.append(LabelScore(name, having, precision, interval_of(precision, part, most=having)))
         if having:
-            found.append(precision)
+            precisions.append(precision)
             parts.append(part)
     labels = int(targets.sum())
-    mean_ap = sum(found) / len(found) if found else math.nan
+    mean_ap = sum(precisions) / len(precisions) if precisions else math.nan
     influence = torch.stack(parts).mean(0) if parts else torch.zeros(count)
     f1, f1_influence = micro_f1(logits, targets)
     return MultiLabelEvaluation(
@@ -112,11 +112,11 @@ def score_labels(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"], *, 
 
 
 def average_precision(logits: Float[Tensor, " N"], targets: Bool[Tensor, " N"]) -> tuple[float, Float[Tensor, " N"]]:
-    """Average precision of one label that some image has, and what each image does to it.
+    """Compute the average precision of a label that some image has, and each image's influence on it.
 
-    AP = 1/P Σ TP_i / C_i over the P images that have the label: down to the score of image i there are C_i images, and
-    TP_i of them have it. Images of equal score are taken together, as scikit-learn does. The second value is ∂AP/∂w_i, if
-    image i counted w_i times; these sum to zero.
+    AP = 1/P Σ TP_i / C_i over the P images that have the label: C_i images have at least the score of image i, and TP_i of
+    them have the label. Images of equal score are taken together, as in scikit-learn. The second value is ∂AP/∂w_i with w_i
+    the weight of image i; these sum to zero.
     """
     values, order = logits.double().sort(descending=True)
     has = targets[order].double()
@@ -126,7 +126,7 @@ def average_precision(logits: Float[Tensor, " N"], targets: Bool[Tensor, " N"]) 
     mean = (has * precision).sum() / positives
 
     def from_here(summands: Tensor) -> Tensor:
-        """The sum over each image's equals and all below them."""
+        """Sum over each image's equals and all below them."""
         return summands.flip(0).cumsum(0).flip(0)[first]
 
     slope = has * (precision - mean) + has * from_here(has / until) - from_here(has * true / until.double().square())
@@ -134,10 +134,10 @@ def average_precision(logits: Float[Tensor, " N"], targets: Bool[Tensor, " N"]) 
 
 
 def micro_f1(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"]) -> tuple[float, Float[Tensor, " N"]]:
-    """2 TP / (2 TP + FP + FN) of all labels at probability 0.5, and ∂F1/∂w_i as in `average_precision`."""
-    given = logits >= 0
-    twice = 2 * (given & targets).sum(1).double()  # (N,)
-    whole = given.sum(1) + targets.sum(1).double()
+    """Compute 2 TP / (2 TP + FP + FN) of all labels at probability 0.5, and ∂F1/∂w_i as in `average_precision`."""
+    predicted = logits >= 0
+    twice = 2 * (predicted & targets).sum(1).double()  # (N,)
+    whole = predicted.sum(1) + targets.sum(1).double()
     if not whole.sum():
         return math.nan, torch.zeros_like(whole)
     f1 = twice.sum() / whole.sum()
@@ -145,12 +145,12 @@ def micro_f1(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"]) -> tupl
 
 
 def interval_of(value: float, influence: Float[Tensor, " N"], *, most: int) -> Interval:
-    """Confidence interval at 95 % of a score between 0 and 1, from what each image does to it.
+    """Compute the 95 % confidence interval of a score between 0 and 1 from each image's influence on it.
 
     √Σ influence² is the score's standard error (the infinitesimal jackknife: Jaeckel 1972). Wilson's interval takes it as
     that of a share of v (1 - v) / error² independent cases, and of `most` at most: near 0 and 1 the error means little.
-    In simulations it held 91 to 98 % of the time for one label; for the mean of eight 94 % with 1,000 images, and less than
-    90 % where some label had fewer than five. (0, 1) for a value that is no number.
+    In simulations its coverage was 91 to 98 % for one label; for the mean of eight it was 94 % with 1,000 images, and less
+    than 90 % if some label had fewer than five. (0, 1) for NaN.
     """
     if math.isnan(value) or not most:
         return 0.0, 1.0

@@ -1,4 +1,4 @@
-"""A linear probe: multinomial logistic regression on frozen features, its L2 penalty chosen on images that were held out.
+"""Linear probe: multinomial logistic regression on frozen features, with an L2 penalty chosen on held-out images.
 
 The objective is mean cross-entropy + l2 / 2 · |W|² on standardised features, with a bias that is not penalised: scikit-learn's
 LogisticRegression with C = 1 / (l2 · N). It is solved by full-batch L-BFGS in the features' principal axes. Turning leaves the
@@ -24,12 +24,12 @@ from vitrail.evaluate.features import Features
 from vitrail.evaluate.metrics import Accuracy
 
 GRID = tuple(10 ** (power / 2) for power in range(2, -13, -1))
-"""10 to 1e-6, from strong to weak: each fit starts from the one before it."""
+"""Penalties from 10 to 1e-6, from strong to weak: each fit starts from the one before it."""
 ALONE = 0.1
-"""The penalty where every class has one image, so that none can be held out."""
+"""Penalty if every class has one image, so that none can be held out."""
 FOLDS = 5
 FOLDED = 5000
-"""Images below which each of the folds is held out once; above, one of them is enough."""
+"""Number of images below which each of the folds is held out once; above, only one of them."""
 _PRIOR = 10  # images' worth of belief that all features deviate alike: two images would make a feature's deviation nearly zero
 _CELLS = 2**25  # numbers at once: 128 MiB
 _STEPS = 200
@@ -37,7 +37,7 @@ _ROUGH, _FINE = 1e-4, 1e-6  # greatest slope left, where the curvature is about 
 
 
 class Tried(NamedTuple):
-    """One penalty, judged on held-out images."""
+    """Result of one penalty on held-out images."""
 
     l2: float
     accuracy: Accuracy
@@ -52,17 +52,17 @@ class Probe:
     weight: Float32[Tensor, "K E"]
     bias: Float32[Tensor, " K"]
     l2: float
-    """The penalty chosen."""
+    """Chosen penalty."""
     tried: tuple[Tried, ...]
-    """All penalties, from strong to weak; empty where there was no image to choose by."""
+    """Results of all penalties, from strong to weak; empty if there was no image to choose by."""
     train: Accuracy
-    """On the images that it was fitted to."""
+    """Accuracy on the images of the fit."""
     val: Accuracy
-    """On held-out images, by fits that had not seen them, at the penalty that was chosen by them."""
+    """Accuracy on held-out images at the chosen penalty, by fits without them; the penalty is chosen by the same images."""
     test: Accuracy | None
 
     def logits(self, embeddings: Float[Tensor, "N E"]) -> Float[Tensor, "N K"]:
-        """Of raw embeddings."""
+        """Compute the logits (N, K) of raw embeddings."""
         return F.linear(embeddings, self.weight, self.bias)
 
 
@@ -76,14 +76,14 @@ def linear_probe(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Probe:
-    """Chooses L2 by accuracy on `val` (by likelihood where that is equal), fits to train and val together, scores on `test`.
+    """Fit a linear probe: choose L2 by accuracy on `val`, ties by likelihood, fit to train and val, and score on `test`.
 
-    Without `val`, a fifth of each class is held out of the training images, in turn where they are few. A class without
-    images gets no weight, and a bias below all others. Raises ValueError for training images of fewer than two classes.
+    Without `val`, a fifth of each class is held out of the training images, in turn if they are few. A class without images
+    gets zero weights and a bias below all others. Raises ValueError for training images of fewer than two classes.
     """
     device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)  # which has no float64
     pairs = [(train, val)] if val is not None and len(val) else list(held_out(train, seed=seed))
-    outcomes = [_tried(fitted_to, judged_by, grid, device) for fitted_to, judged_by in pairs]
+    outcomes = [_score_penalties(fitted_to, judged_by, grid, device) for fitted_to, judged_by in pairs]
     count = sum(len(judged_by) for _, judged_by in pairs)
     tried = tuple(
         Tried(l2, Accuracy(sum(right for right, _ in of_l2), count), sum(nll for _, nll in of_l2) / count)
@@ -104,9 +104,9 @@ def linear_probe(
 
 
 def held_out(features: Features, *, seed: int) -> Iterator[tuple[Features, Features]]:
-    """Pairs of what is fitted to and what it is judged by: a fifth of each class, chosen by a hash.
+    """Yield pairs of images to fit and to validate: a fifth of each class is held out, chosen by a hash.
 
-    Every class keeps at least one image to be learned from, so the only image of a class is never held out.
+    Every class keeps at least one image to fit, so the only image of a class is never held out.
     """
     fold = folds(features.labels, seed=seed)
     for number in range(FOLDS if len(features) < FOLDED else 1):
@@ -115,7 +115,7 @@ def held_out(features: Features, *, seed: int) -> Iterator[tuple[Features, Featu
 
 
 def folds(labels: Int64[Tensor, " N"], *, seed: int) -> Int64[Tensor, " N"]:
-    """The fold of each image, each class dealt out evenly; -1 for the only image of a class."""
+    """Assign each image to a fold, evenly within each class; -1 for the only image of a class."""
     order = permutation(len(labels), seed=seed, epoch=0)
     dealt = torch.empty_like(labels)
     for label in labels.unique():
@@ -129,7 +129,7 @@ def folds(labels: Int64[Tensor, " N"], *, seed: int) -> Int64[Tensor, " N"]:
 
 
 class _Axes(NamedTuple):
-    """The way from raw embeddings to coordinates along the principal axes of the standardised ones."""
+    """Map from raw embeddings to coordinates along the principal axes of the standardised ones."""
 
     mean: Float32[Tensor, " E"]
     turn: Float32[Tensor, "E R"]
@@ -137,7 +137,7 @@ class _Axes(NamedTuple):
     """Variance along each axis."""
 
     def __call__(self, embeddings: Float[Tensor, "N E"]) -> Float[Tensor, "N R"]:
-        """The coordinates."""
+        """Compute the coordinates."""
         return (embeddings - self.mean) @ self.turn
 
 
@@ -173,12 +173,12 @@ def _fit(
     start: Float32[Tensor, "K S"],
     slope: float,
 ) -> Float32[Tensor, "K S"]:
-    """The weights (K, R) and, in the last column, the biases that minimise the objective, by L-BFGS from `start`."""
+    """Minimise the objective by L-BFGS from `start`. Return weights (K, R) with the biases in the last column."""
     rows, count = max(1, _CELLS // len(start)), len(labels)
     parts = list(zip(points.split(rows), labels.split(rows), strict=True))
 
     def curvature() -> float:
-        """Mean of p (1 - p): what the likelihood bends by along an axis of unit variance."""
+        """Mean of p (1 - p): the curvature of the likelihood along an axis of unit variance."""
         bends = 0.0
         for x, _ in parts:
             p = torch.addmm(start[:, -1], x, start[:, :-1].T).softmax(1)
@@ -213,15 +213,15 @@ def _fit(
 
 
 def _present(labels: Int64[Tensor, " N"]) -> tuple[Int64[Tensor, " K"], Int64[Tensor, " N"]]:
-    """The classes that have images, and the labels counted among them."""
+    """Return the classes that have images, and the labels as indexes of these."""
     present, among = labels.unique(return_inverse=True)
     if len(present) < 2:
         raise ValueError("a probe needs training images of at least two classes; give images of another")
     return present, among
 
 
-def _tried(train: Features, val: Features, grid: Sequence[float], device: torch.device) -> list[tuple[int, float]]:
-    """For each penalty, the held-out images that are right, and the sum of the negative log-likelihoods of all."""
+def _score_penalties(train: Features, val: Features, grid: Sequence[float], device: torch.device) -> list[tuple[int, float]]:
+    """Return, for each penalty, the number of correct held-out images and the sum of all negative log-likelihoods."""
     axes = _axes(train.embeddings.to(device))
     points, held = axes(train.embeddings.to(device)), axes(val.embeddings.to(device))
     present, among = _present(train.labels.to(device))
@@ -247,7 +247,7 @@ def _judged(
 
 
 def _fit_once(features: Features, l2: float, device: torch.device, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The head for raw embeddings, on the CPU."""
+    """Fit the head for raw embeddings at one penalty. Return it on the CPU."""
     embeddings = features.embeddings.to(device)
     axes = _axes(embeddings)
     present, among = _present(features.labels.to(device))

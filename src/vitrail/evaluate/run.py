@@ -1,4 +1,4 @@
-"""Scores of a run folder or a checkpoint on a data set."""
+"""Evaluation of a run folder or a checkpoint on a data set."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class RunEvaluation:
     split: SplitName
     scores: Scores
     folder: Path
-    """Where `save` writes by default: the run folder for the run's data and default split, else a folder of its own."""
+    """Default folder of `save`: the run folder for the run's data and default split, else a separate one."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Convert to a dict for JSON."""
         return {"data": self.data, "split": self.split, **self.scores.to_dict()}
 
     def save(self, folder: str | Path | None = None) -> tuple[Path, ...]:
@@ -85,20 +85,20 @@ def evaluate_run(
         scores = evaluate_embedding(model, images, known=neighbours(source, images, cfg, model.preprocessing), **options)
     else:
         scores = (evaluate_labels if source.multi_label else evaluate)(model, images, classes=source.classes, **options)
-    own = is_run(run) and not data and not split  # the scores that the run was saved with stay as they are
+    into_run = is_run(run) and not data and not split  # the scores that the run was saved with stay as they are
     beside = Path(run) if Path(run).is_dir() else Path()  # a file or a Hub id is no folder to write to
-    return RunEvaluation(source.name, name, scores, Path(run) if own else beside / f"evaluation-{source.name}-{name}")
+    return RunEvaluation(source.name, name, scores, Path(run) if into_run else beside / f"evaluation-{source.name}-{name}")
 
 
 def neighbours(source: Source, images: Split, cfg: Settings, preprocessing: Preprocessing) -> Split | None:
-    """The training images among which k-NN looks for those of a split, as in a training; None where there are no classes."""
+    """Return the training images of k-NN for a split, as in training; None without classes."""
     if "train" not in source.splits or not has_classes(images):
         return None
     return known_images(source.load("train", preprocessing=preprocessing, cfg=cfg.data), seed=cfg.train.seed)
 
 
 SPLITS: tuple[SplitName, ...] = ("test", "val", "train")
-"""Splits in the order in which one is chosen."""
+"""Splits, in order of preference."""
 
 
 def is_run(run: str | Path) -> bool:

@@ -1,4 +1,4 @@
-"""Images to tokens to logits."""
+"""Backbones: images to features and logits."""
 
 from vitrail.models.baseline import Baseline, create_baseline
 from vitrail.models.families import build, build_model, build_on_meta, check_model, create_model, meta_model

@@ -1,4 +1,4 @@
-"""The contract of a backbone: images to features and logits, and the stages that training acts on.
+"""Backbone interface: features, logits, and the stages that freezing and layer decay act on.
 
 A family of models is one file with a config dataclass and a `Backbone`, a row of `settings.families.FAMILIES` and one of
 `models.families.BUILDERS`. Nothing outside its file asks which family a model is of.
@@ -26,7 +26,7 @@ Logits = Float[Tensor, "B K"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-    """How one call looks at its images. A backbone raises ValueError for a view that it does not have."""
+    """Options of one forward pass. A backbone raises ValueError for an option that it does not support."""
 
     pad: bool = False
     """Pad a side that the patch does not divide with zeros, on the right and below."""
@@ -35,84 +35,83 @@ class View:
     patch_size: int | Pair | None = None
     """Patch of this call; None is the model's own."""
     visible: Int64[Tensor, "B L"] | None = None
-    """Positions, row by row, of the patches that the backbone sees; None: all. What is hidden is never computed."""
+    """Row-major indices of the visible patches; None: all. Hidden patches are not computed."""
 
     @property
     def whole(self) -> bool:
-        """Whether it looks at whole images, with all of the model's own patches."""
+        """True for a pass over whole images with all patches at the model's own size."""
         return not self.pad and self.sizes is None and self.patch_size is None and self.visible is None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """What a backbone makes of images, before its head."""
+    """Outputs of a backbone before its head."""
 
     pooled: Float[Tensor, "B E"]
-    """The embedding that the head sees."""
+    """Pooled embedding, the input of the head."""
     tokens: Float[Tensor, "B N D"] | None = None
-    """After the last norm: prefix tokens, then patches row by row (with `View.visible`, in its order); None: no tokens."""
+    """Tokens after the last norm: prefix tokens, then patches row by row (in the order of `View.visible`); None: no tokens."""
     prefix: int = 0
-    """Tokens before the patches."""
+    """Number of prefix tokens, which come before the patches."""
     grid: Pair | None = None
-    """Patches down and across, of the whole image; None without tokens."""
+    """Patch rows and columns of the whole image; None without tokens."""
     pyramid: tuple[Float[Tensor, "B _C _h _w"], ...] | None = None
     """Feature maps from fine to coarse; None where there are none. Gradients of the logits reach them where `pooled` is
     computed from them."""
 
 
 class Stage(NamedTuple):
-    """A part of a backbone, in the order of the forward pass: what freezing and layer decay count."""
+    """Part of a backbone, in forward order: the unit of freezing and layer decay."""
 
     name: str
-    """"stem", "blocks.3", "layers.2.blocks.0", "head"."""
+    """Name, such as "stem", "blocks.3", "layers.2.blocks.0" or "head"."""
     paths: tuple[str, ...]
     """Paths of the modules and parameters in it, relative to the backbone."""
     block: nn.Module | None = None
-    """Of a stage that is one repeated block: what is compiled, sharded and recomputed as a unit, and what Muon moves."""
+    """Repeated block, if the stage is one: the unit of compilation, sharding, recomputation and Muon."""
 
     def owns(self, parameter: str) -> bool:
-        """Whether a parameter of that name belongs to the stage."""
+        """Return whether the parameter of this name belongs to the stage."""
         return any(parameter == path or parameter.startswith(f"{path}.") for path in self.paths)
 
 
 class Backbone(nn.Module):
-    """A model of images: features, and logits where it has a head."""
+    """Image model with features, and logits if it has a head."""
 
     config: Any
     """The family's frozen config dataclass. It has `img_size`, `in_channels` and `num_classes`."""
     card: Card = Card()
-    """What the weights know besides numbers: preprocessing, classes, task, receipt. The four below are read from it."""
+    """Metadata of the weights: preprocessing, classes, task, receipt. The four properties below read it."""
     checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
     no_decay: frozenset[str] = frozenset()
     """Parameters with two or more dimensions that have no weight decay and are no matrices: tokens, positions, bias tables."""
     heads: tuple[str, ...] = ("head",)
-    """Paths of the modules that a new set of classes replaces. Their outputs, on average, are the logits."""
+    """Paths of the modules that a new set of classes replaces; the logits are the mean of their outputs."""
     global_attention: bool = False
-    """Whether in every block all tokens attend to each other, and the pass can be made block by block: `embed`, `blocks` and
-    `read`, as ViT has them."""
+    """True if all tokens attend to each other in every block, and the pass is `embed`, `blocks` and `read`, as in ViT."""
     stems: tuple[str, ...] = ()
-    """Paths of the convolutions that see the images: other channels adapt their weights."""
+    """Paths of the convolutions that take the images; a new number of channels adapts their weights."""
 
     @abstractmethod
     def features(self, images: Images, view: View = View()) -> Features:
-        """What the head sees, and the tokens or feature maps that it is made of."""
+        """Return the pooled embedding, and the tokens or feature maps that it is computed from."""
 
     @abstractmethod
     def head_logits(self, images: Images, *, patch_size: int | Pair | None = None) -> tuple[Logits, ...]:
-        """Logits of each head of `heads`, in order."""
+        """Return the logits of each head of `heads`, in order."""
 
     @abstractmethod
     def stages(self) -> list[Stage]:
-        """Parts from the images to the logits. Every parameter is in exactly one of them."""
+        """Return the stages from images to logits. Every parameter belongs to exactly one."""
 
     @abstractmethod
     def reset_head(self, num_classes: int) -> None:
-        """Put a fresh head for `num_classes` outputs in place; 0 leaves it out, and the logits are the embedding."""
+        """Replace the head with a new one of `num_classes` outputs; 0 removes it, and the logits are the embedding."""
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """What happens to an image before the model (`card.preprocessing`)."""
+        """Image preprocessing of the model (`card.preprocessing`)."""
         return self.card.preprocessing
 
     @preprocessing.setter
@@ -130,7 +129,7 @@ class Backbone(nn.Module):
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may have any number of the classes (`card.task`)."""
+        """True if an image may have any number of the classes (`card.task`)."""
         return self.card.task == "multi-label"
 
     @multi_label.setter
@@ -139,7 +138,7 @@ class Backbone(nn.Module):
 
     @property
     def receipt(self) -> Receipt | None:
-        """What became of every tensor of the checkpoint that the weights come from (`card.receipt`)."""
+        """Status of every tensor of the loaded checkpoint (`card.receipt`)."""
         return self.card.receipt
 
     @receipt.setter
@@ -149,24 +148,24 @@ class Backbone(nn.Module):
     @property
     @abstractmethod
     def side_unit(self) -> Pair:
-        """Pixels that height and width are multiples of; (1, 1) for a model that takes any size."""
+        """Height and width that image sides must be multiples of, in pixels; (1, 1) if every size is valid."""
 
     def check_patch(self, patch: Pair) -> None:
-        """Raise ValueError where `View.patch_size` can't be this patch. A backbone that resizes patches overrides it."""
+        """Raise ValueError if `View.patch_size` can't be this patch. A backbone that resizes patches overrides this method."""
         raise ValueError(f"train.patch_sizes are for a ViT, and {type(self).__name__} has patches of its own; leave them out")
 
     def stored(self) -> nn.Module:
-        """The module whose state dict a checkpoint file holds."""
+        """Return the module whose state dict a checkpoint file holds."""
         return self
 
     def embedding(self, images: Images) -> Float[Tensor, "B E"]:
-        """What the heads see, side by side where they see different things."""
+        """Return the inputs of the heads, concatenated if they differ."""
         return self.features(images).pooled
 
     def blocks_in_order(self) -> list[nn.Module]:
-        """The repeated blocks: what is compiled and sharded one by one."""
+        """Return the repeated blocks, the units of compilation and sharding."""
         return [stage.block for stage in self.stages() if stage.block is not None]
 
     def head_modules(self) -> Iterator[nn.Module]:
-        """The modules of `heads`."""
+        """Iterate over the modules of `heads`."""
         return (self.get_submodule(path) for path in self.heads)

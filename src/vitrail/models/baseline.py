@@ -1,8 +1,8 @@
-"""Baselines: models of torchvision and timm, CNNs above all, in the place of a ViT, to compare with under one recipe.
+"""Baselines: torchvision and timm models, CNNs above all, trained with the same recipe as a ViT.
 
 Both libraries are optional (`pip install 'vitrail[baselines]'`) and are imported when such a name is used, never before.
-What the settings say of regularisation counts, as for a ViT: `drop_rate` and `drop_path_rate` are 0 unless somebody sets
-them, where torchvision's own defaults go up to 0.5.
+Regularisation follows the settings, as for a ViT: `drop_rate` and `drop_path_rate` are 0 by default, where torchvision's
+defaults go up to 0.5.
 """
 
 # B batch · C channels · H W image · E width of the embedding · K classes
@@ -36,18 +36,18 @@ __all__ = [
 ]
 
 _NO_MATRICES = ("token", "pos_embed", "latent")
-"""Ends of the names of parameters that are tokens and positions: no weight decay."""
+"""Suffixes of token and position parameters, which have no weight decay."""
 _TRIED_SIDES = (32, 48, 64, 75, 96, 128, 160, 192, 224, 256, 288, 384, 512)
 
 
 class Baseline(Backbone):
-    """A model of another library, called as a ViT is: images to logits. `create_baseline` makes one."""
+    """Model of another library behind the `Backbone` interface: images to logits. Create it with `create_baseline`."""
 
     def __init__(self, config: BaselineConfig, net: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.net = net
-        """The library's own model: its state dict has the library's names."""
+        """The library's own model, with the library's state-dict names."""
         if config.library == "timm":
             theirs: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
             stems, heads = _names(theirs.get("first_conv")), _names(theirs.get("classifier"))
@@ -58,7 +58,7 @@ class Baseline(Backbone):
         self.no_decay = frozenset(name for name, _ in self.named_parameters() if name.endswith(_NO_MATRICES))
 
     def forward(self, images: Images) -> Float[Tensor, "B K"]:
-        """Logits (B, K), or the embedding where there is no head. Raises ValueError for other channels."""
+        """Return logits (B, K), or the embedding without a head. Raises ValueError for a wrong number of channels."""
         if images.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"images have {images.shape[1]} channels, but the model takes {self.config.in_channels}; convert the images"
@@ -67,7 +67,7 @@ class Baseline(Backbone):
         return logits
 
     def embedding(self, images: Images) -> Float[Tensor, "B E"]:
-        """What the head sees."""
+        """Return the input of the head."""
         if self.config.library == "timm":
             embedding: Tensor = self.net.forward_head(self.net.forward_features(images), pre_logits=True)  # type: ignore[operator]
             return embedding
@@ -81,28 +81,28 @@ class Baseline(Backbone):
             self.set_submodule(self.heads[0], head)
 
     def features(self, images: Images, view: View = View()) -> Features:
-        """The embedding alone. Raises ValueError for a view with masks, hidden patches or another patch."""
+        """Return the embedding alone. Raises ValueError for masks, hidden patches or another patch size."""
         if not view.whole:
             raise ValueError(f"{self.config.name} looks at whole images only; use a ViT")
         return Features(pooled=self.embedding(images))
 
     def head_logits(self, images: Images, *, patch_size: int | Pair | None = None) -> tuple[Logits, ...]:
-        """The logits, in a tuple of one."""
+        """Return the logits in a tuple of one."""
         if patch_size is not None:
             raise ValueError(f"{self.config.name} has no patches to be {patch_size}; use a ViT")
         return (self(images),)
 
     def stages(self) -> list[Stage]:
-        """The whole net as one: its parts have no order that all libraries tell."""
+        """Return the whole net as one stage: the libraries define no common order of its parts."""
         return [Stage("net", ("net",))]
 
     @property
     def side_unit(self) -> Pair:
-        """Sides are the library's business."""
+        """Always (1, 1): the library checks the image size itself."""
         return 1, 1
 
     def reset_head(self, num_classes: int) -> None:
-        """A fresh head for `num_classes` outputs; 0 leaves it out, and the logits are the embedding."""
+        """Replace the head with a new one of `num_classes` outputs; 0 removes it, and the logits are the embedding."""
         if num_classes < 0:
             raise ValueError(f"num_classes {num_classes} must not be negative; 0 leaves the head out")
         weight = next(self.net.parameters())
@@ -126,30 +126,30 @@ class Baseline(Backbone):
         raise ValueError(f'train.patch_sizes are for a ViT, and "{self.config.name}" cuts no patches; leave them out')
 
     def stored(self) -> nn.Module:
-        """The library's own model, whose names a checkpoint has."""
+        """Return the library's own model, whose names a checkpoint has."""
         return self.net
 
     @property
     def checkpointing(self) -> bool:
-        """Never: batch norms would count every image twice, and there are no blocks in common."""
+        """Always False: recomputation would update batch norms twice, and the models share no block structure."""
         return False
 
     @checkpointing.setter
-    def checkpointing(self, wanted: bool) -> None:
-        if wanted:
+    def checkpointing(self, enabled: bool) -> None:
+        if enabled:
             raise ValueError(f"train.checkpointing recomputes a ViT's blocks, and {self.config.name} has none; leave it out")
 
     def attention_maps(self, *args: Any, **options: Any) -> NoReturn:
-        """Raises ValueError."""
+        """Raise ValueError: a baseline has no attention maps."""
         raise ValueError(f"{self.config.name} has no attention maps as a ViT has; use a ViT, or a method that takes any model")
 
     @property
     def num_classes(self) -> int:
-        """K, as timm's models say it."""
+        """Number of classes K, under timm's name."""
         return self.config.num_classes
 
     def __getattr__(self, name: str) -> Any:
-        """Raises AttributeError, in words that say which model it is: what a ViT has is looked for here too."""
+        """Raise AttributeError with the model's name, for instance for an attribute that only a ViT has."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -158,13 +158,13 @@ class Baseline(Backbone):
             raise AttributeError(f"{whose} has no attribute '{name}'") from None
 
 
-def _names(given: Any) -> list[str]:
-    """timm's name of a layer, or several of them, or none."""
-    return [given] if isinstance(given, str) else list(given or ())
+def _names(entry: Any) -> list[str]:
+    """Return the layer names in an entry of timm's config: one, several or none."""
+    return [entry] if isinstance(entry, str) else list(entry or ())
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Making one
+# Creation
 
 
 def create_baseline(
@@ -177,10 +177,10 @@ def create_baseline(
     drop_path_rate: float = 0.0,
     pretrained: bool = False,
 ) -> Baseline:
-    """A model of torchvision or timm: `create_baseline("torchvision:resnet18", num_classes=10)`.
+    """Create a torchvision or timm model: `create_baseline("torchvision:resnet18", num_classes=10)`.
 
-    Any that `torchvision.models.list_models` or `timm.list_models` lists; size and classes are those of its published weights
-    where none are asked for. `pretrained` fetches the library's default weights (timm's tags choose others:
+    `name` is any that `torchvision.models.list_models` or `timm.list_models` lists; size and classes default to those of its
+    published weights. `pretrained` fetches the library's default weights (timm's tags choose others:
     "timm:resnet50.a1_in1k"), for other channels and classes too; preprocessing and class names then come with them. Raises
     ValueError, in one line, for a library that is not installed, a name that it does not have, a rate that the model has no
     place for, and weights that can't be fetched.
@@ -196,17 +196,17 @@ def create_baseline(
 
 
 def build_baseline(config: BaselineConfig) -> Baseline:
-    """The model of a config, with random weights."""
+    """Build the model of a config with random weights."""
     return create_baseline(**dataclasses.asdict(config))
 
 
 def published_classes(name: str) -> int:
-    """How many classes the library's default weights tell apart. Raises ValueError as `create_baseline` does."""
+    """Return the number of classes of the library's default weights. Raises ValueError as `create_baseline` does."""
     return _library_of(BaselineConfig(name=name)).published()[1]
 
 
 class _Torchvision:
-    """torchvision's models of classification."""
+    """Classification models of torchvision."""
 
     def __init__(self, config: BaselineConfig) -> None:
         self.models = _library("torchvision.models", config)
@@ -216,7 +216,7 @@ class _Torchvision:
         self.weights = self.models.get_model_weights(config.theirs).DEFAULT
 
     def published(self) -> tuple[int, int]:
-        """Side of the images and number of classes of the default weights."""
+        """Return image side and number of classes of the default weights."""
         return self.weights.transforms().crop_size[0], len(self.weights.meta["categories"])
 
     def make(self, config: BaselineConfig, pretrained: bool) -> Baseline:
@@ -253,7 +253,7 @@ class _Torchvision:
 
 
 class _Timm:
-    """timm's models."""
+    """Models of timm."""
 
     def __init__(self, config: BaselineConfig) -> None:
         self.timm = _library("timm", config)
@@ -262,7 +262,7 @@ class _Timm:
         self.cfg = self.timm.get_pretrained_cfg(config.theirs)
 
     def published(self) -> tuple[Pair, int]:
-        """(height, width) of the images and number of classes of the default weights."""
+        """Return (height, width) of the images and number of classes of the default weights."""
         height, width = self.cfg.input_size[1:]
         return (height, width), self.cfg.num_classes
 
@@ -282,9 +282,13 @@ class _Timm:
             raise ValueError(_no_place(config, lacking)) from error
         model = Baseline(config, net)
         if pretrained:
-            given, names = net.pretrained_cfg, tuple(net.pretrained_cfg.get("label_names") or ())
+            published, names = net.pretrained_cfg, tuple(net.pretrained_cfg.get("label_names") or ())
             model.preprocessing = _images(
-                config, given["mean"], given["std"], crop_pct=given["crop_pct"], interpolation=given["interpolation"]
+                config,
+                published["mean"],
+                published["std"],
+                crop_pct=published["crop_pct"],
+                interpolation=published["interpolation"],
             )
             model.classes = names if len(names) == config.num_classes else ()
         return model
@@ -295,7 +299,7 @@ def _library_of(config: BaselineConfig) -> _Torchvision | _Timm:
 
 
 def _library(module: str, config: BaselineConfig) -> Any:
-    """The library's module. Raises ValueError where it can't be imported."""
+    """Import the library. Raises ValueError if that fails."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -330,7 +334,7 @@ def _square(config: BaselineConfig) -> int:
 
 @contextlib.contextmanager
 def _fetching(config: BaselineConfig) -> Iterator[None]:
-    """Raises ValueError for whatever keeps weights from being fetched: two libraries have many ways to say it."""
+    """Raise ValueError for every failed download: the libraries raise many different errors."""
     try:
         yield
     except TypeError:  # an argument that the model does not have
@@ -346,7 +350,7 @@ def _fetching(config: BaselineConfig) -> Iterator[None]:
 def _images(
     config: BaselineConfig, mean: Sequence[float], std: Sequence[float], *, crop_pct: float, interpolation: str
 ) -> Preprocessing:
-    """Published preprocessing, of three channels, for the model's channels."""
+    """Adapt published preprocessing of three channels to the model's channels."""
     channels = config.in_channels
     one = channels == 1
     return Preprocessing(
@@ -360,7 +364,7 @@ def _images(
 
 
 def _for_channels(conv: nn.Module, channels: int) -> nn.Conv2d:
-    """torchvision's first convolution for other channels than three: its filters again and again, scaled by 3 / channels.
+    """Adapt torchvision's first convolution to other channels: repeat its filters, scaled by 3 / channels.
 
     That is `weights.adapt.adapt_channels`, for random weights as for learned ones: activations stay as large as they were.
     """
@@ -383,7 +387,7 @@ def _for_channels(conv: nn.Module, channels: int) -> nn.Conv2d:
 
 
 def _regularise(net: nn.Module, config: BaselineConfig) -> None:
-    """Dropout before the head and stochastic depth at the rates of the settings, in place of torchvision's own."""
+    """Set dropout before the head and stochastic depth to the settings' rates, in place of torchvision's defaults."""
     head = [name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)][-1].partition(".")[0]
     dropouts = [
         layer
@@ -406,7 +410,7 @@ def _regularise(net: nn.Module, config: BaselineConfig) -> None:
 
 
 def on_meta(config: BaselineConfig) -> Baseline:
-    """The model without memory for its weights, in evaluation mode: what it takes and what it costs can be asked of it."""
+    """Build the model on the meta device in evaluation mode, to check its inputs and count its cost."""
     make: Callable[[], Baseline] = lambda: create_baseline(**dataclasses.asdict(config))  # noqa: E731
     try:
         with torch.device("meta"):
@@ -417,7 +421,7 @@ def on_meta(config: BaselineConfig) -> Baseline:
 
 
 def check_baseline(config: BaselineConfig) -> None:
-    """Raises ValueError for what can't be built, and for images that the model can't take, with a size that it can."""
+    """Raise ValueError for a config that can't be built, or for an invalid image size, with a valid one."""
     if (reason := _refusal(config)) is None:
         return
     works = next((n for n in _TRIED_SIDES if _refusal(dataclasses.replace(config, img_size=n)) is None), None)
@@ -427,7 +431,7 @@ def check_baseline(config: BaselineConfig) -> None:
 
 
 def _refusal(config: BaselineConfig) -> str | None:
-    """Why a model does not give one row of logits an image; None where it does."""
+    """Return the reason why a model does not return logits (B, K); None if it does."""
     try:
         model = on_meta(config)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The card of a model: what its weights know besides numbers."""
+"""Card of a model: metadata that is saved with the weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Kind = Literal["classify", "multi-label"]
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One frozen record beside a model; it goes along into run folders, exports and the Hub, and whole from model to model."""
+    """Metadata of a model, copied as one record into run folders, exports, the Hub and other models."""
 
     preprocessing: Preprocessing | None = None
-    """What happens to an image before the model, where the weights' origin says it."""
+    """Image preprocessing, if the source of the weights states it."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, where known."""
+    """Class names, if known."""
     task: Kind = "classify"
-    """One class an image; or any number of them, each with a probability of its own, the logit's sigmoid."""
+    """One class per image ("classify"), or any number of labels, each with its own sigmoid probability ("multi-label")."""
     receipt: Receipt | None = None
-    """What became of every tensor of the checkpoint that the weights come from."""
+    """Status of every tensor of the loaded checkpoint."""

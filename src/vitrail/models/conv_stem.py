@@ -9,7 +9,7 @@ from vitrail.settings import Pair, ViTConfig, pair
 
 
 def conv_stem(cfg: ViTConfig) -> tuple[nn.Module, int, Pair]:
-    """The stem, its output channels, and the patch that is left for the projection.
+    """Return the convolutional stem, its output channels, and the patch size left for the projection.
 
     Each convolution halves the image, as often as the patch is even, four times at most; widths double up to D. One more
     at full width looks around without halving.

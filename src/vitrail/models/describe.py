@@ -1,4 +1,4 @@
-"""What a model costs, without building it: tokens, parameters, operations, memory.
+"""Cost of a model, without building it: tokens, parameters, operations, memory.
 
 Parameters and operations are counted on the real model, on torch's meta device, with no block and with one: the blocks are
 equal, so that gives every depth. Activations depend on what autograd keeps and what Python still holds, which no meta
@@ -26,12 +26,12 @@ from vitrail.settings import ViTConfig, pair
 
 _FP32, _BF16 = 4, 2  # bytes
 _ALLOCATOR = 1.07
-"""Memory of a process over what its tensors hold: gaps between buffers, and the kernels' own (benchmarks/memory.py)."""
+"""Ratio of process memory to tensor memory: gaps between buffers, and the kernels' own (benchmarks/memory.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Cost of one model of any family, for images of its own size."""
+    """Cost of one model of any family, at its own image size."""
 
     parameters: int
     flops: int
@@ -42,26 +42,28 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Description(Cost):
-    """Cost of a plain ViT, whose tokens and activations are counted too."""
+    """Cost of a plain ViT, including its tokens and activations."""
 
     tokens: int
     """Prefix tokens and patches of one image."""
     inference_bytes: int
-    """Most memory that activations take at one time in inference, images included, in fp32."""
+    """Peak bytes of activations in inference, images included, in fp32."""
     training_bytes: int
-    """Activations that the backward pass needs, images included, in fp32 with fused attention."""
+    """Bytes of activations kept for the backward pass, images included, in fp32 with fused attention."""
     training_bytes_bf16: int
-    """The same in bf16. Where autocast keeps the norms in fp32, as on CUDA, it is about an eighth more."""
+    """Bytes of the same activations in bf16; about an eighth more where autocast keeps the norms in fp32, as on CUDA."""
     peak: Peak
-    """Most memory that training takes at one time."""
+    """Peak memory of training."""
     checkpointing_peak: Peak
-    """The same where the backward pass recomputes the blocks (train.checkpointing)."""
+    """Peak memory of training with recomputed blocks (train.checkpointing)."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Most memory that a training step takes at one time, in bytes, beyond the imports: weights, gradients and AdamW's two
-    moments in fp32, a batch of images, activations, and what the backward pass has in flight.
+    """Peak memory of a training step, in bytes, beyond the imports.
+
+    Includes weights, gradients and AdamW's two moments in fp32, a batch of images, activations, and the backward pass's
+    temporary tensors.
 
     Counted as on a CPU, where attention in bf16 keeps its weights (h N N) up to `PLAIN_ATTENTION_MAX_TOKENS` tokens. Not
     counted: a running mean (train.ema_decay), which is one more copy of the weights, and the images of the data set.
@@ -69,13 +71,13 @@ class Peak:
 
     fp32: int
     bf16: int
-    """Under autocast: what the backward pass needs is bf16, with a bf16 copy of the weights."""
+    """Peak under autocast: activations are kept in bf16, with a bf16 copy of the weights."""
 
 
 def describe_model(config: Any, *, batch_size: int = 1) -> Cost:
-    """Count what a model of any family costs; a `Description`, with memory for `batch_size` images, where that is known.
+    """Count the cost of a model of any family: a `Description` with memory for `batch_size` images if the family has one.
 
-    Raises ValueError for a config that makes no model, and for images that it can't take.
+    Raises ValueError for an invalid config or image size.
     """
     count = COUNTED.get(type(config))
     if count is not None:
@@ -86,9 +88,9 @@ def describe_model(config: Any, *, batch_size: int = 1) -> Cost:
 
 
 def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
-    """Counts what a model costs; memory is for `batch_size` images, everything else for one or for the model.
+    """Count the cost of a ViT: memory for `batch_size` images, everything else for one image or for the model.
 
-    Raises ValueError for a config that makes no model, such as a patch that does not divide the image.
+    Raises ValueError for an invalid config, such as a patch that does not divide the image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
@@ -140,7 +142,7 @@ def _count(config: ViTConfig) -> tuple[int, int, int]:
 
 
 def _counted(model: Backbone) -> tuple[int, int, int]:
-    """Parameters, bytes of the state dict, and FLOPs for one image, of a model on the meta device."""
+    """Return parameters, bytes of the state dict, and FLOPs for one image, of a model on the meta device."""
     image = torch.empty(1, model.config.in_channels, *pair(model.config.img_size), device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
@@ -149,7 +151,7 @@ def _counted(model: Backbone) -> tuple[int, int, int]:
 
 
 def kept_elements(model: ViT, *, depth: int) -> int:
-    """Numbers that autograd keeps of one image until the backward pass. By part of the model:
+    """Return the number of elements of one image that autograd keeps until the backward pass. By part of the model:
 
     - image: itself; stem "conv": what each convolution, norm and GELU gives
     - a block, for each token: both norms' input and output 4 D; query, key and value 3 h d (qk_norm: normed 2 h d more);
@@ -165,17 +167,17 @@ def kept_elements(model: ViT, *, depth: int) -> int:
 def training_peak(
     model: ViT, *, depth: int, batch_size: int, weights: int, block_weights: int, bf16: bool, checkpointing: bool
 ) -> int:
-    """Most bytes that a training step with AdamW takes at one time, from the second step on: the greatest of
+    """Return the peak bytes of a training step with AdamW, from the second step on: the maximum of
 
-    - the backward pass's begin, in the last block: what all blocks keep, and no gradients
-    - its end, in the first block: what this one keeps, and the gradients of all others
-    - the stem's part of it, with stem "conv"
-    - the optimizer's step: all gradients and nothing kept
+    - the start of the backward pass, in the last block: kept activations of all blocks, no gradients
+    - its end, in the first block: kept activations of this block, gradients of all others
+    - its part in the stem, with stem "conv"
+    - the optimizer's step: all gradients, no activations
 
-    each beside the weights and the two moments. With checkpointing a block keeps its input D a token only, but the one that
-    is at work all. A block at work has in flight, for each token, the residual's gradient and that of its branch 2 D, and the
-    gradient of GELU's output M (SwiGLU: 2 M); or, further on, the gradients of the attention's weights and scores 2 h N where
-    they are kept, the MLP's part being gone by then. `weights` are the bytes of the model without blocks.
+    each with the weights and the two moments. With checkpointing a block keeps only its input, D a token, except for the
+    current one. The current block has in flight, for each token, the residual's gradient and that of its branch 2 D, and the
+    gradient of GELU's output M (SwiGLU: 2 M); or, later, the gradients of the attention's weights and scores 2 h N if they
+    are kept, when the MLP's part is freed. `weights` are the bytes of the model without blocks.
     """
     cfg, tokens, size = model.config, _kept_tokens(model), _BF16 if bf16 else _FP32
     dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
@@ -199,7 +201,7 @@ def training_peak(
 
 
 def _block(model: ViT) -> int:
-    """Elements that a block keeps for each token, attention's weights apart."""
+    """Return the elements per token that a block keeps, without attention weights."""
     cfg = model.config
     dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
     mlp = (4 if cfg.mlp == "swiglu" else 2) * hidden
@@ -210,18 +212,18 @@ def _block(model: ViT) -> int:
 
 
 def _last(model: ViT) -> int:
-    """Elements that the last norm and the pooling keep for each token."""
+    """Return the elements per token that the last norm and the pooling keep."""
     return {"cls": 2, "avg": 1, "cls+avg": 1, "map": 4}[model.config.pool] * model.config.embed_dim
 
 
 def _kept_tokens(model: ViT) -> int:
-    """Tokens of one image that the blocks see in training."""
+    """Return the number of tokens of one image in the blocks during training."""
     patches, rate = model.grid[0] * model.grid[1], model.config.patch_drop_rate
     return model.prefix_tokens + (max(1, round(patches * (1 - rate))) if rate else patches)
 
 
 def peak_elements(model: ViT, *, depth: int) -> int:
-    """Numbers of one image that are alive at the worst moment of inference, fused attention given: the greatest of
+    """Return the peak number of live elements of one image in inference, with fused attention: the maximum of
 
     - stem "conv": the image, and a norm's output beside GELU's
     - embedding: the image, and 2 D a token, while positions are added
@@ -249,7 +251,7 @@ def _image(model: ViT) -> int:
 
 
 def _stem(model: ViT) -> list[int]:
-    """Elements that each convolution of the stem gives."""
+    """Return the number of output elements of each convolution of the stem."""
     sides = torch.tensor(pair(model.config.img_size))
     elements = []
     for layer in model.patch_embed.stem.modules():

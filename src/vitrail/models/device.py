@@ -1,4 +1,4 @@
-"""Which device, and in which number type it is fastest."""
+"""Device selection and mixed precision."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU where there is one. Raises ValueError for one that is not there."""
+    """Return the device of this name; "auto" takes a GPU if there is one. Raises ValueError for an unavailable device."""
     if name == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
+        backend = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(backend)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -26,7 +26,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast_dtype(precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> torch.dtype | None:
-    """bf16 or fp16 for mixed precision, or None for fp32 throughout. Raises ValueError for fp16 without CUDA."""
+    """Return bf16 or fp16 for mixed precision, or None for fp32. Raises ValueError for fp16 without CUDA."""
     if precision == "auto":
         precision = "bf16" if bf16_is_faster(device) else "fp32"
     if precision == "fp16" and device.type != "cuda":
@@ -35,13 +35,13 @@ def autocast_dtype(precision: Literal["auto", "fp32", "bf16", "fp16"], device: t
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision in `dtype`, or nothing at all."""
+    """Return a context of mixed precision in `dtype`; None: a context without effect."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 @functools.cache
 def bf16_is_faster(device: torch.device) -> bool:
-    """Whether a product of a ViT's size takes less time in bf16 than in fp32, measured here and now (about 0.1 s)."""
+    """Measure whether a matrix product of a ViT's size is faster in bf16 than in fp32 on this device (about 0.1 s)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -58,12 +58,12 @@ def bf16_is_faster(device: torch.device) -> bool:
     return times[torch.bfloat16] < 0.8 * times[torch.float32]
 
 
-def keep_freed_memory(wanted: bool = True) -> bool:
-    """Asks glibc to keep large buffers when they are freed, for a training step wants the same ones again.
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Ask glibc to keep freed large buffers for reuse by the next training step. Return whether the request was accepted.
 
-    Else every large tensor is fetched from the kernel, page by page, at every step. What is kept has gaps, though: with
-    checkpointing they can be larger than what is in use, so not `wanted` asks for the contrary. Says whether it was granted;
-    other C libraries and systems go on as they were.
+    Otherwise every large tensor is fetched from the kernel, page by page, at every step. Kept buffers have gaps, though: with
+    checkpointing these can be larger than the memory in use, so `keep=False` asks for the opposite. Other C libraries and
+    systems are unaffected.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -71,6 +71,6 @@ def keep_freed_memory(wanted: bool = True) -> bool:
     if mallopt is None:
         return False
     m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # malloc.h
-    if wanted:
+    if keep:
         return bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, 2**31 - 1))
     return all([mallopt(m_mmap_max, 65536), mallopt(m_mmap_threshold, 2**20), mallopt(m_trim_threshold, 2**20)])

@@ -1,4 +1,4 @@
-"""The families of backbones: which class a config builds. `settings.families.FAMILIES` has their names."""
+"""Builders of the backbone families, by config class. `settings.families.FAMILIES` has the families' names."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vitrail.settings.swin import SwinConfig
 
 @dataclass(frozen=True)
 class Builder:
-    """How a family's models are made."""
+    """Functions that build and check the models of a family."""
 
     build: Callable[[Any], Backbone]
-    """The model of a config, with random weights."""
+    """Build the model of a config with random weights."""
     check: Callable[[Any], None] | None = None
-    """Raises ValueError for a config that makes no model, without memory for its weights; None: `build` on the meta device."""
+    """Raise ValueError for an invalid config, without memory for weights; None: `build` on the meta device."""
     create: Callable[..., Backbone] | None = None
-    """The model of a name and fields, where more follows from a name than the family's config says."""
+    """Create the model of a name and fields, if a name decides more than the family's config holds."""
 
 
 BUILDERS: dict[type[Any], Builder] = {
@@ -38,7 +38,7 @@ BUILDERS: dict[type[Any], Builder] = {
 
 
 def create_model(name: str, **fields: Any) -> Backbone:
-    """Return a model with random weights: the shape that a name stands for, and any field of its family's config over it.
+    """Create a model with random weights from a name; fields override those that the name decides.
 
     `create_model("B/16", num_classes=10)`, `create_model("vit_base_patch16_224")`, `create_model("swin_t", img_size=256)`.
     Raises ValueError for a name or a field that does not exist.
@@ -51,12 +51,12 @@ def create_model(name: str, **fields: Any) -> Backbone:
 
 
 def build(config: Any) -> Backbone:
-    """The model of a family's config, with random weights."""
+    """Build the model of a family's config with random weights."""
     return BUILDERS[type(config)].build(config)
 
 
 def build_on_meta(config: Any) -> Backbone:
-    """The model of a config without memory for its weights: its names, shapes and stages can be looked at."""
+    """Build the model of a config on the meta device, to inspect names, shapes and stages without memory for weights."""
     try:
         with torch.device("meta"):
             return build(config)
@@ -65,22 +65,22 @@ def build_on_meta(config: Any) -> Backbone:
 
 
 def build_model(section: ModelSection) -> Backbone:
-    """The model of a run's settings, with random weights."""
+    """Build the model of a run's settings with random weights."""
     return build(section.shape())
 
 
 def meta_model(section: ModelSection) -> Backbone:
-    """The model of a run's settings without memory for its weights."""
+    """Build the model of a run's settings on the meta device, without memory for weights."""
     return build_on_meta(section.shape())
 
 
 def check_model(section: ModelSection) -> None:
-    """Raise ValueError, in one line, for settings that make no model. Nothing is computed, and no memory is taken."""
+    """Raise ValueError, in one line, for settings of an invalid model, without computing or allocating anything."""
     check_config(section.shape())
 
 
 def check_config(config: Any) -> None:
-    """Raise ValueError for a config that makes no model."""
+    """Raise ValueError for an invalid config."""
     check = BUILDERS[type(config)].check
     if check is None:
         build_on_meta(config)

@@ -1,4 +1,4 @@
-"""The grid of patches: patch projections and positions resized to another one, sine-cosine positions, masks."""
+"""Patch grid: resizing of patch projections and positions, sine-cosine positions, masks."""
 
 # B batch · C channels · D width · L patches of the grid · N tokens (prefix + patches)
 
@@ -15,7 +15,7 @@ _INVERSES: dict[tuple[int, int], Tensor] = {}
 
 
 def resize_patch(weight: Float[Tensor, "D C h w"], *, to: Pair) -> Float[Tensor, "D C _ _"]:
-    """The patch projection for patches of another size, (height, width). Exactly the input where the size is the same.
+    """Resize the patch projection to another patch size, (height, width). Exactly the input if the size is the same.
 
     FlexiViT's pseudo-inverse resize (Beyer et al. 2023, section 3.4): with B the matrix that resizes a patch (bicubic,
     antialiased), the new filters are (Bᵀ)⁺ w. Where patches grow, a resized patch has exactly the embedding of the
@@ -33,7 +33,7 @@ def resize_patch(weight: Float[Tensor, "D C h w"], *, to: Pair) -> Float[Tensor,
 
 
 def inverse_resize(old: int, new: int) -> Float[Tensor, "{old} {new}"]:
-    """Pseudo-inverse of the matrix (new, old) that resizes one side of an image; its columns are resized unit vectors."""
+    """Return the pseudo-inverse of the matrix (new, old) that resizes one image side; its columns are resized unit vectors."""
     inverse = _INVERSES.get((old, new))
     if inverse is None:
         with torch.inference_mode(False):  # what is kept must do for a call that learns, too
@@ -53,7 +53,7 @@ def sincos_2d(grid: Pair, dim: int) -> Float[Tensor, "L D"]:
 
 
 def resize_positions(pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair, prefix: int) -> Float[Tensor, "1 _ D"]:
-    """Position embeddings for another grid: bicubic, antialiased; the prefix rows stay. Exactly the input where old is new."""
+    """Resize position embeddings to another grid: bicubic, antialiased; prefix rows stay. The input if old is new."""
     if old == new:
         return pos_embed
     head, rows = pos_embed[:, :prefix], pos_embed[:, prefix:]
@@ -68,7 +68,7 @@ def resize_positions(pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair,
 def positions_at(
     grid: Pair, pos_embed: Float[Tensor, "1 _ D"], *, trained: Pair, prefix: int, cache: dict[Pair, tuple[Tensor, Tensor]]
 ) -> Float[Tensor, "1 _ D"]:
-    """`resize_positions` from the trained grid to another one, kept in the cache while nothing is being learned."""
+    """Return `resize_positions` from the trained grid to another one, cached while gradients are off."""
     if grid == trained or (torch.is_grad_enabled() and pos_embed.requires_grad) or torch.compiler.is_compiling():
         return resize_positions(pos_embed, old=trained, new=grid, prefix=prefix)
     of, resized = cache.get(grid, (None, None))
@@ -83,7 +83,7 @@ def positions_at(
 
 
 def token_mask(sizes: Int64[Tensor, "B 2"], *, grid: Pair, patch: Pair, prefix: int) -> Bool[Tensor, "B N"]:
-    """True for the prefix tokens and for every patch that holds a pixel of its image, whose height and width are `sizes`."""
+    """Mask that is True for the prefix tokens and for each patch with a pixel of its image, of height and width `sizes`."""
     inside = []
     for axis, (side, count) in enumerate(zip(patch, grid, strict=True)):
         edges = torch.arange(count, device=sizes.device) * side
@@ -93,7 +93,7 @@ def token_mask(sizes: Int64[Tensor, "B 2"], *, grid: Pair, patch: Pair, prefix: 
 
 
 def require_resizable(cfg: ViTConfig, patch: Pair) -> None:
-    """Raises ValueError where the patches of this model can have their own size only, or where `patch` is none."""
+    """Raise ValueError if the model's patches can't be resized, or if `patch` is invalid."""
     if min(patch) < 1:
         raise ValueError(f"patch_size {patch} must be at least 1 pixel")
     fixed = 'stem "conv"' if cfg.stem == "conv" else "patch_norm true" if cfg.patch_norm else ""
@@ -106,7 +106,7 @@ def require_resizable(cfg: ViTConfig, patch: Pair) -> None:
 
 
 def grid_of(size: Pair, patch: Pair, *, or_else: str = "another patch_size") -> Pair:
-    """Patches down and across. Raises ValueError where the patch does not divide the image, with a second way out."""
+    """Return patch rows and columns. Raises ValueError, which suggests `or_else`, if the patch does not divide the image."""
     for side, part in zip(size, patch, strict=True):
         if side % part or side < part:
             near = max(1, round(side / part)) * part

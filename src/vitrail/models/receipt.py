@@ -13,15 +13,15 @@ LONGEST_LINE = 400
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: of ours, or for "dropped" one of the file's."""
+    """Status of one tensor of the model, or for "dropped" of the file."""
 
     name: str
     status: Status
     parameters: int
     note: str = ""
-    """The change: "14x14 -> 24x24", "3 -> 5 channels", "zero: the file has none"."""
+    """Change, such as "14x14 -> 24x24", "3 -> 5 channels" or "zero: the file has none"."""
     head: bool = False
-    """Whether it belongs to a head, which a new task replaces anyway."""
+    """True for a tensor of a head, which a new task replaces."""
 
     @property
     def fresh(self) -> bool:
@@ -37,14 +37,14 @@ class Receipt:
     """Layout of the file's names: timm, transformers, torchvision…"""
     file: str
     sha256: str | None
-    """Of the file; None for weights in memory."""
+    """SHA-256 of the file; None for weights in memory."""
     licence: str | None
-    """As the checkpoint's own page states it; None if nothing does."""
+    """Licence stated on the checkpoint's own page; None if it states none."""
     entries: tuple[Entry, ...]
     assumed: tuple[str, ...] = ()
-    """What no tensor determines and was taken as published."""
+    """Config values that no tensor determines, taken as published."""
     notes: tuple[str, ...] = ()
-    """Choices made, such as which of two models in the file."""
+    """Choices made while loading, such as which of two models in the file."""
     preprocessing: str = ""
     """Source of mean, std, size and crop."""
     grid: str = ""

@@ -89,7 +89,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Each 2x2 positions become one of twice the width; an odd side is padded with zeros (section 3.1)."""
+    """Patch merging: each 2x2 positions become one of twice the width; an odd side is padded with zeros (section 3.1)."""
 
     def __init__(self, cfg: SwinConfig, dim: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks at one resolution, behind the merging that leads to it."""
+    """Blocks at one resolution, after the patch merging that leads to it."""
 
     def __init__(self, cfg: SwinConfig, stage: int, drop_path: list[float]) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class SwinStage(nn.Module):
 
 
 class SwinPatchEmbed(nn.Module):
-    """Patches of 4x4 pixels, projected and normalised; sides that the patch does not divide are padded with zeros."""
+    """Patch embedding of 4x4 pixels with a norm; sides that the patch does not divide are padded with zeros."""
 
     def __init__(self, cfg: SwinConfig) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class SwinPatchEmbed(nn.Module):
 
 
 class Head(nn.Module):
-    """One linear layer, under timm's name; none for 0 classes."""
+    """Linear head under timm's name; identity for 0 classes."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Head(nn.Module):
 
 
 class Swin(Backbone):
-    """A Swin Transformer. Takes a SwinConfig, or its fields by keyword: `Swin(embed_dim=96, window_size=7)`."""
+    """Swin Transformer of a SwinConfig, or of its fields by keyword: `Swin(embed_dim=96, window_size=7)`."""
 
     config: SwinConfig
 
@@ -167,7 +167,7 @@ class Swin(Backbone):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh weights as in the paper's code: truncated normal of 0.02, zero biases, unit norms."""
+        """Initialise all weights as in the paper's code: truncated normal of 0.02, zero biases, unit norms."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -192,11 +192,11 @@ class Swin(Backbone):
 
     @property
     def side_unit(self) -> Pair:
-        """Any size goes: what the patch or the window does not divide is padded."""
+        """Always (1, 1): sides that the patch or the window does not divide are padded."""
         return 1, 1
 
     def stages(self) -> list[Stage]:
-        """The stem, each block (the first of a stage with the merging before it), and the head with the last norm."""
+        """Return the stem, each block (the first of a stage with the merging before it), and the head with the last norm."""
         stages = [Stage("stem", ("patch_embed",))]
         for number, layer in enumerate(self.layers):
             for index, block in enumerate(layer.blocks):  # type: ignore[arg-type]
@@ -206,11 +206,11 @@ class Swin(Backbone):
         return [*stages, Stage("head", ("norm", "head"))]
 
     def forward(self, images: Images) -> Logits:
-        """Logits (B, K), or the embedding where there is no head. Raises ValueError for other channels."""
+        """Return logits (B, K), or the embedding without a head. Raises ValueError for a wrong number of channels."""
         return self.head_logits(images)[0]
 
     def head_logits(self, images: Images, *, patch_size: int | Pair | None = None) -> tuple[Logits, ...]:
-        """The logits, in a tuple of one."""
+        """Return the logits in a tuple of one."""
         return (self.head(self.head_drop(self.encode(images, View(patch_size=patch_size)).pooled)),)
 
     def embedding(self, images: Images) -> Float[Tensor, "B E"]:
@@ -218,14 +218,14 @@ class Swin(Backbone):
         return self.encode(images, View()).pooled
 
     def features(self, images: Images, view: View = View()) -> Features:
-        """Mean embedding, the last map's positions behind the last norm, and the map behind each stage.
+        """Return the mean embedding, the last map's positions after the last norm, and the map after each stage.
 
         Raises ValueError for other channels, and for a view with masks, hidden patches or another patch.
         """
         return self.encode(images, view)
 
     def encode(self, images: Images, view: View) -> Features:
-        """The one pass that the calls above share: sharding wraps each of them, and may not meet another inside it."""
+        """Run the forward pass that the calls above share: sharding wraps each of them, so none may call another."""
         if images.shape[1] != self.config.in_channels:
             theirs = images.shape[1]
             raise ValueError(

@@ -9,7 +9,7 @@ State-dict keys are timm's. Read from the bottom up, or from `ViT.forward` down.
 """
 
 # B batch · C channels · H W image · P patch · gh gw grid = H/P, W/P · L patches = gh gw · T prefix tokens · N tokens = T + L
-# D width · M hidden width of the MLP · h heads · d = D / h · K classes · Q queries asked for
+# D width · M hidden width of the MLP · h heads · d = D / h · K classes · Q queries
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Patch = int | Pair | None
 Visible = Int64[Tensor, "B _L"] | None  # patches that are kept, in this order
 
 PLAIN_ATTENTION_MAX_TOKENS = 640
-"""On a CPU in bf16, up to this many tokens, matmul + softmax beats the flash kernel (benchmarks/attention.py)."""
+"""Number of tokens up to which matmul + softmax beats the flash kernel on a CPU in bf16 (benchmarks/attention.py)."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ PLAIN_ATTENTION_MAX_TOKENS = 640
 
 
 class PatchEmbed(nn.Module):
-    """Cuts an image into patches and projects each: a convolution whose stride is its kernel (section 3.1).
+    """Patch embedding: a convolution whose stride is its kernel (section 3.1).
 
     With stem "conv", 3x3 convolutions of stride 2 come first and the projection cuts what is left of the patch
     (Xiao et al. 2021): the same grid, easier to train on little data.
@@ -64,7 +64,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(cfg.embed_dim, eps=cfg.norm_eps) if cfg.patch_norm else None
 
     def forward(self, images: Images, patch: Pair | None = None) -> Float[Tensor, "B L D"]:
-        """With `patch`, the filters are resized to it for this call, and the stride with them."""
+        """Project the patches; with `patch`, resize filters and stride to it for this call."""
         if patch is not None:
             x = F.conv2d(images, resize_patch(self.proj.weight, to=patch), self.proj.bias, stride=patch)  # (B, D, gh, gw)
         elif self.pixel_norm is not None and self.norm is not None:  # each patch is normalised, which no convolution does
@@ -80,15 +80,15 @@ class PatchEmbed(nn.Module):
 
 
 class Attended(NamedTuple):
-    """What one attention took and gave: enough for any row of its weights, softmax(q kᵀ / √d), and for their gradient."""
+    """Inputs and output of one attention: enough for any row of its weights, softmax(q kᵀ / √d), and for their gradient."""
 
     tokens: Tokens
-    """As it sees them: behind the norm."""
+    """Input tokens after the norm."""
     queries: Float[Tensor, "B h Q d"]
     keys: Float[Tensor, "B h N d"]
     values: Float[Tensor, "B h N d"]
     out: Float[Tensor, "B h Q d"]
-    """Before the projection."""
+    """Output before the projection."""
 
 
 class Attention(nn.Module):
@@ -114,18 +114,18 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, N, D)
 
     def queries_keys_values(self, x: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Three of (B, h, N, d)."""
+        """Return queries, keys and values, each (B, h, N, d)."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.q_norm(q), self.k_norm(k), v
 
     def maps(self, x: Tokens, queries: Int64[Tensor, " Q"], mask: KeyMask | None = None) -> Float[Tensor, "B h Q N"]:
-        """The attention weights of the rows asked for, and no others."""
+        """Return the attention weights of the given query rows only."""
         q, k, _ = self.queries_keys_values(x)
         return attention_weights(q[:, :, queries], k, mask)
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: KeyMask | None) -> Float[Tensor, "B h Q N"]:
-    """softmax(q kᵀ / √d) over the keys that the mask lets through."""
+    """Return softmax(q kᵀ / √d) over the unmasked keys."""
     lead, scale = q.shape[:2], q.shape[-1] ** -0.5
     if mask is None:
         bias, beta = q.new_empty(1).expand(1, 1, 1), 0  # beta 0: the bias is not read
@@ -136,7 +136,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: KeyMask | None) -> Float[Tenso
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None, *, dropout: float) -> Float[Tensor, "B h Q d"]:
-    """Attention by the fastest way that is right for the device and type; both ways give the same numbers (a test says so)."""
+    """Compute attention with the fastest kernel for the device and type; tests hold the kernels to equal outputs."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= PLAIN_ATTENTION_MAX_TOKENS:
         return F.dropout(attention_weights(q, k, mask), dropout) @ v
     keys = None if mask is None else mask[:, None, None]
@@ -195,7 +195,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: leaves a branch out for a share of the images, scaled to keep the mean (Huang et al. 2016)."""
+    """Stochastic depth: drop a branch for a share of the images, scaled to keep the mean (Huang et al. 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
 
     def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Tokens:
-        """With `kept`, what the attention took and gave is put there."""
+        """Apply the block; `kept` collects inputs and output of the attention."""
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask, kept)))  # z' = γ₁·MSA(LN(z)) + z
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # z  = γ₂·MLP(LN(z')) + z'
 
@@ -240,7 +240,7 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query looks at the tokens, then an MLP (MAP head: Zhai et al. 2022, section 2.2)."""
+    """Attention pooling with one learned query, then an MLP (MAP head: Zhai et al. 2022, section 2.2)."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -280,21 +280,21 @@ class PreLogits(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What one pass through the model gives."""
+    """Outputs of one forward pass."""
 
     logits: Float[Tensor, "B K"]
     embedding: Float[Tensor, "B E"]
-    """What the head sees: width D, or 2 D with pool "cls+avg"."""
+    """Input of the head: width D, or 2 D with pool "cls+avg"."""
     tokens: Tokens
-    """After the last norm: prefix tokens (class, distillation, registers), then patches row by row."""
+    """Tokens after the last norm: prefix tokens (class, distillation, registers), then patches row by row."""
     features: tuple[Tokens, ...]
-    """The tokens behind each block, before the last norm."""
+    """Tokens after each block, before the last norm."""
     dist_logits: Float[Tensor, "B K"] | None = None
-    """The distillation head's logits, where there is one; then `logits` is the class token's own."""
+    """Logits of the distillation head, if there is one; then `logits` are those of the class token."""
 
 
 class ViT(Backbone):
-    """A Vision Transformer. Takes a ViTConfig, or its fields by keyword: `ViT(img_size=28, patch_size=4, in_channels=1)`."""
+    """Vision Transformer of a ViTConfig, or of its fields: `ViT(img_size=28, patch_size=4, in_channels=1)`."""
 
     config: ViTConfig
     no_decay = frozenset({"cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent"})
@@ -321,8 +321,8 @@ class ViT(Backbone):
         self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
         ramp = [cfg.drop_path_rate * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
 
-        def norm(wanted: bool) -> nn.Module:
-            return nn.LayerNorm(dim, eps=cfg.norm_eps) if wanted else nn.Identity()
+        def norm(enabled: bool) -> nn.Module:
+            return nn.LayerNorm(dim, eps=cfg.norm_eps) if enabled else nn.Identity()
 
         self.norm_pre = norm(cfg.pre_norm)
         self.blocks = nn.ModuleList(Block(cfg, drop_path=rate) for rate in ramp)
@@ -336,7 +336,7 @@ class ViT(Backbone):
         self.reset_parameters()
 
     def reset_parameters(self, only: Collection[str] | None = None) -> None:
-        """Fresh weights for all layers, or those with tensors in `only`: truncated normal of 0.02, convolutions by fan-in."""
+        """Initialise all layers, or those with tensors in `only`: truncated normal of 0.02, convolutions by fan-in."""
         only = set(self.state_dict()) if only is None else only
         for path, module in self.named_modules():
             if not any(f"{path}.{name}" in only for name, _ in module.named_parameters(recurse=False)):
@@ -360,7 +360,7 @@ class ViT(Backbone):
             self.get_buffer("pos_embed")[:, -self.grid[0] * self.grid[1] :] = sincos_2d(self.grid, self.config.embed_dim)
 
     def reset_head(self, num_classes: int) -> None:
-        """A fresh head for `num_classes` outputs; 0 leaves it out, and the logits are the embedding."""
+        """Replace the head with a new one of `num_classes` outputs; 0 removes it, and the logits are the embedding."""
         if num_classes < 0:
             raise ValueError(f"num_classes {num_classes} must not be negative; 0 leaves the head out")
         weight: Tensor = self.patch_embed.proj.weight
@@ -379,22 +379,22 @@ class ViT(Backbone):
 
     @property
     def prefix_tokens(self) -> int:
-        """T: class, distillation and register tokens, which stand before the patches."""
+        """Number of prefix tokens T: class, distillation and register tokens, which come before the patches."""
         return self.config.class_token + self.config.dist_token + self.config.reg_tokens
 
     @property
     def placed_tokens(self) -> int:
-        """The tokens before the patches that have a row in the position embedding: never the registers."""
+        """Number of prefix tokens with a row in the position embedding; registers have none."""
         return 0 if self.config.no_embed_class else self.config.class_token + self.config.dist_token
 
     @property
     def embedding_dim(self) -> int:
-        """E, the width of what the head sees."""
+        """Width E of the head's input."""
         return self.config.embed_dim * (2 if self.config.pool == "cls+avg" else 1)
 
     @property
     def side_unit(self) -> Pair:
-        """(height, width) of a patch; with `pad`, any size goes."""
+        """Patch size (height, width); with `pad`, every image size is valid."""
         return pair(self.config.patch_size)
 
     def check_patch(self, patch: Pair) -> None:
@@ -403,7 +403,7 @@ class ViT(Backbone):
             require_resizable(self.config, patch)
 
     def stages(self) -> list[Stage]:
-        """The stem, each block, and the head with the last norm and the pooling."""
+        """Return the stem, each block, and the head with the last norm and the pooling."""
         stem = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")
         head = ("norm", "fc_norm", "attn_pool", "pre_logits", "head", "head_dist")
         blocks = [Stage(f"blocks.{index}", (f"blocks.{index}",), block) for index, block in enumerate(self.blocks)]
@@ -412,7 +412,7 @@ class ViT(Backbone):
     # ---- calls: each is a part of `outputs`
 
     def forward(self, images: Images, *, pad: bool = False, sizes: Sizes = None, patch_size: Patch = None) -> Logits:
-        """Logits (B, K), or the embedding where there is no head.
+        """Return logits (B, K), or the embedding without a head.
 
         With `pad`, an image whose side the patch does not divide is padded with zeros on the right and below. With
         `sizes` (height and width in pixels), each image takes the upper left corner of its canvas: patches that hold
@@ -423,27 +423,27 @@ class ViT(Backbone):
         return self.read(*self.encode(images, View(pad=pad, sizes=sizes, patch_size=patch_size)))
 
     def forward_features(self, images: Images, *, pad: bool = False, sizes: Sizes = None, patch_size: Patch = None) -> Tokens:
-        """Tokens (B, N, D) after the last norm: prefix tokens, then patches row by row."""
+        """Return tokens (B, N, D) after the last norm: prefix tokens, then patches row by row."""
         return self.norm(self.encode(images, View(pad=pad, sizes=sizes, patch_size=patch_size))[0])
 
     def features(self, images: Images, view: View = View()) -> Features:
-        """Pooled embedding and tokens. Raises ValueError as `forward` does, and as `embed` does for `view.visible`."""
+        """Return pooled embedding and tokens. Raises ValueError as `forward` does, and as `embed` does for `view.visible`."""
         pooled, tokens = self.pooled_and_tokens(images, view)
         patch = pair(self.config.patch_size if view.patch_size is None else view.patch_size)
         grid = -(-images.shape[-2] // patch[0]), -(-images.shape[-1] // patch[1])  # with `pad`, a patch that is begun counts
         return Features(pooled=pooled, tokens=tokens, prefix=self.prefix_tokens, grid=grid)
 
     def head_logits(self, images: Images, *, patch_size: Patch = None) -> tuple[Logits, ...]:
-        """The class head's logits and, with a distillation token, those of its head."""
+        """Return the class head's logits and, with a distillation token, those of its head."""
         return self.apply_heads(*self.pooled_and_tokens(images, View(patch_size=patch_size)))
 
     def embedding(self, images: Images) -> Float[Tensor, "B _"]:
-        """The pooled embedding; with a distillation token, what its head sees beside it."""
+        """Return the pooled embedding; with a distillation token, concatenated with that token."""
         pooled, tokens = self.pooled_and_tokens(images, View())
         return pooled if self.head_dist is None else torch.cat([pooled, tokens[:, 1]], dim=1)
 
     def outputs(self, images: Images, *, pad: bool = False, sizes: Sizes = None, patch_size: Patch = None) -> Outputs:
-        """Logits, embedding, tokens and the features behind every block, in one pass."""
+        """Return logits, embedding, tokens and the features after every block, in one pass."""
         features: list[Tensor] = []
         embedding, x = self.pooled_and_tokens(images, View(pad=pad, sizes=sizes, patch_size=patch_size), features)
         logits = self.apply_heads(embedding, x)
@@ -459,23 +459,23 @@ class ViT(Backbone):
         sizes: Sizes = None,
         patch_size: Patch = None,
     ) -> dict[int, Float[Tensor, "B h Q N"]]:
-        """Attention weights by layer, for the rows asked for only: O(N) memory a row, and the pass itself stays fused.
+        """Return attention weights by layer, of the given queries only: O(N) memory per query; the pass itself stays fused.
 
         `queries` are "cls", "all", or positions among the N tokens (`prefix_tokens` and up are patches). Negative layers
-        count from the end; the result has the layers as they were asked for. Raises ValueError for a layer or a query
-        that does not exist.
+        count from the end; the keys of the result are those of `layers`. Raises ValueError for a layer or a query that
+        does not exist.
         """
         depth = self.config.depth
         if wrong := [layer for layer in layers if not -depth <= layer < depth]:
             raise ValueError(f"layer {wrong[0]} does not exist; this model has layers 0 to {depth - 1} (or -{depth} to -1)")
-        wanted = {layer % depth for layer in layers}
+        indexes = {layer % depth for layer in layers}
         x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
         rows = self.rows(queries, x.shape[1]).to(x.device)
         maps: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            if index in wanted:
+            if index in indexes:
                 maps[index] = block.attn.maps(block.norm1(x), rows, mask)  # type: ignore[operator, union-attr]
-            if len(maps) == len(wanted):
+            if len(maps) == len(indexes):
                 break
             x = block(x, mask)
         return {layer: maps[layer % depth] for layer in layers}
@@ -483,7 +483,7 @@ class ViT(Backbone):
     # ---- steps
 
     def encode(self, images: Images, view: View, features: list[Tensor] | None = None) -> tuple[Tokens, KeyMask | None]:
-        """Tokens behind the last block, before the last norm, and their mask. `features` collects those behind each block."""
+        """Return tokens after the last block, before the norm, and their mask; `features` collects those after each block."""
         x, mask = self.embed(images, pad=view.pad, sizes=view.sizes, patch_size=view.patch_size, visible=view.visible)
         for block in self.blocks:
             recompute = self.checkpointing and self.training
@@ -495,7 +495,7 @@ class ViT(Backbone):
     def pooled_and_tokens(
         self, images: Images, view: View, features: list[Tensor] | None = None
     ) -> tuple[Float[Tensor, "B E"], Tokens]:
-        """Pooled embedding, and tokens after the last norm. `features` as for `encode`."""
+        """Return the pooled embedding, and the tokens after the last norm. `features` as for `encode`."""
         x, mask = self.encode(images, view, features)
         x = self.norm(x)
         return self.pool(x, mask), x
@@ -503,13 +503,13 @@ class ViT(Backbone):
     def embed(
         self, images: Images, *, pad: bool, sizes: Sizes, patch_size: Patch = None, visible: Visible = None
     ) -> tuple[Tokens, KeyMask | None]:
-        """Patches with their positions behind the prefix tokens, and the mask of the tokens that are there (None: all).
+        """Return prefix tokens and patches with their positions, and the mask of valid tokens (None: all).
 
-        With `visible`, only those, in order. It is a ValueError with patch_drop_rate in training and with stem "conv".
+        With `visible`, only those patches, in order; ValueError with patch_drop_rate in training and with stem "conv".
         """
-        cfg, own = self.config, pair(self.config.patch_size)
-        patch = own if patch_size is None else pair(patch_size)
-        if patch != own:
+        cfg, trained_patch = self.config, pair(self.config.patch_size)
+        patch = trained_patch if patch_size is None else pair(patch_size)
+        if patch != trained_patch:
             require_resizable(cfg, patch)
         if images.shape[1] != cfg.in_channels:
             theirs = images.shape[1]
@@ -517,7 +517,7 @@ class ViT(Backbone):
         if pad:
             images = F.pad(images, (0, -images.shape[-1] % patch[1], 0, -images.shape[-2] % patch[0]))
         grid = grid_of((images.shape[-2], images.shape[-1]), patch, or_else="pad=True")
-        x = self.patch_embed(images) if patch == own else self.patch_embed(images, patch)  # (B, L, D)
+        x = self.patch_embed(images) if patch == trained_patch else self.patch_embed(images, patch)  # (B, L, D)
 
         kinds = (self.cls_token, self.dist_token, self.reg_token)
         tokens = [kind.expand(len(x), -1, -1).to(x.dtype) for kind in kinds if kind is not None]
@@ -539,12 +539,12 @@ class ViT(Backbone):
         return self.drop_patches(x, mask) if self.training and cfg.patch_drop_rate else (x, mask)  # (B, N, D)
 
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
-        """The position embedding at this grid; kept for each grid while nothing is being learned."""
+        """Return the position embedding at this grid, cached while gradients are off."""
         assert self.pos_embed is not None
         return positions_at(grid, self.pos_embed, trained=self.grid, prefix=self.placed_tokens, cache=self._positions)
 
     def drop_patches(self, x: Tokens, mask: KeyMask | None) -> tuple[Float[Tensor, "B _ D"], Bool[Tensor, "B _"] | None]:
-        """Leaves out a share of the patches, other ones for each image (Liu et al. 2023, PatchDropout)."""
+        """Drop a share of the patches, drawn for each image (PatchDropout: Liu et al. 2023)."""
         prefix, patches = self.prefix_tokens, x.shape[1] - self.prefix_tokens
         kept = max(1, round(patches * (1 - self.config.patch_drop_rate)))
         order = torch.rand(len(x), patches, device=x.device)
@@ -555,39 +555,39 @@ class ViT(Backbone):
     def keep_patches(
         self, x: Tokens, mask: KeyMask | None, patches: Int64[Tensor, "B _L"]
     ) -> tuple[Float[Tensor, "B _ D"], Bool[Tensor, "B _"] | None]:
-        """The prefix tokens and those patches, in that order."""
+        """Return the prefix tokens and the given patches, in that order."""
         prefix = torch.arange(self.prefix_tokens, device=x.device).expand(len(x), -1)
         chosen = torch.cat([prefix, patches + self.prefix_tokens], dim=1)
         x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
         return x, None if mask is None else mask.gather(1, chosen)
 
     def read(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B K"]:
-        """Logits from the tokens behind the last block. With `kept`, what attention pooling took and gave is put there."""
+        """Compute logits from the tokens after the last block. `kept` collects inputs and output of attention pooling."""
         x = self.norm(x)
         logits = self.apply_heads(self.pool(x, mask, kept), x)
         return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
 
     def apply_heads(self, embedding: Float[Tensor, "B E"], tokens: Tokens) -> tuple[Logits, ...]:
-        """Logits of each head."""
+        """Return the logits of each head."""
         logits = self.head(self.head_drop(embedding))
         return (logits,) if self.head_dist is None else (logits, self.head_dist(self.head_drop(tokens[:, 1])))
 
     def pool(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B E"]:
-        """What the head sees: the class token, the mean of the patch tokens, both, or attention pooling."""
+        """Pool the tokens: the class token, the mean of the patch tokens, both, or attention pooling."""
         cfg = self.config
         start = 0 if cfg.pool_include_prefix else self.prefix_tokens
-        seen, there = x[:, start:], None if mask is None else mask[:, start:]
+        tokens, valid = x[:, start:], None if mask is None else mask[:, start:]
         if self.attn_pool is not None:
-            x = self.attn_pool(seen, there, kept)
+            x = self.attn_pool(tokens, valid, kept)
         elif cfg.pool == "cls":
             x = x[:, 0]
         else:
-            mean = seen.mean(dim=1) if there is None else (seen * there[..., None]).sum(dim=1) / there.sum(dim=1, keepdim=True)
+            mean = tokens.mean(1) if valid is None else (tokens * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
             x = mean if cfg.pool == "avg" else torch.cat([x[:, 0], mean], dim=1)
         return self.pre_logits(self.fc_norm(x))
 
     def rows(self, queries: Literal["cls", "all"] | Sequence[int], tokens: int) -> Int64[Tensor, " Q"]:
-        """Positions of the queries among the tokens."""
+        """Return the positions of the queries among the tokens."""
         if queries == "cls" and not self.config.class_token:
             raise ValueError('queries "cls": this model has no class token; ask for patches by position, or "all"')
         if isinstance(queries, str) and queries not in ("cls", "all"):

@@ -1,4 +1,4 @@
-"""Windows of a feature map: cut, shifted and masked, with the bias of relative positions (Liu et al. 2021, section 3.2)."""
+"""Shifted windows of a feature map: partition, mask and relative position bias (Liu et al. 2021, section 3.2)."""
 
 # B batch · H W feature map · L positions = H W · D width · w side of a window · n windows of an image · h heads
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from vitrail.settings import Pair
 
 Map = Float[Tensor, "B L D"]
-"""A feature map, row by row."""
+"""Feature map, row by row."""
 
 
 class Layout(NamedTuple):
-    """How a feature map is cut into windows."""
+    """Partition of a feature map into windows."""
 
     grid: Pair
     padded: Pair
@@ -27,26 +27,26 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, grid: Pair, *, window: int, shifted: bool) -> Layout:
-        """Sides padded to whole windows; a side of one window is not shifted."""
+        """Compute the layout: sides are padded to whole windows; a side of one window is not shifted."""
         padded = tuple(-(-side // window) * window for side in grid)
         shift = tuple(window // 2 if shifted and side > window else 0 for side in padded)
         return cls(grid, (padded[0], padded[1]), window, (shift[0], shift[1]))
 
     def cut(self, x: Map) -> Float[Tensor, "B n _w D"]:
-        """Positions of each window, windows row by row."""
+        """Cut a map into windows, row by row."""
         (height, width), w = self.grid, self.window
         x = F.pad(x.unflatten(1, self.grid), (0, 0, 0, self.padded[1] - width, 0, self.padded[0] - height))  # (B, H, W, D)
         x = x.roll((-self.shift[0], -self.shift[1]), dims=(1, 2))
         return x.unflatten(1, (-1, w)).unflatten(3, (-1, w)).transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, n, w w, D)
 
     def join(self, windows: Float[Tensor, "B n _w D"]) -> Map:
-        """The inverse of `cut`."""
+        """Join windows to a map: the inverse of `cut`."""
         (height, width), w = self.grid, self.window
         x = windows.unflatten(1, (-1, self.padded[1] // w)).unflatten(3, (w, w)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return x.roll(self.shift, dims=(1, 2))[:, :height, :width].flatten(1, 2)
 
     def mask(self, device: torch.device) -> Bool[Tensor, "n _w _w"] | None:
-        """True for two positions that the shift brought into one window from opposite edges of the map; None without shift."""
+        """Attention mask: True for positions that the shift joined from opposite edges of the map; None without shift."""
         if not any(self.shift):
             return None
         regions = []
@@ -60,7 +60,7 @@ class Layout(NamedTuple):
 
 
 def relative_index(window: int) -> Int64[Tensor, "_w _w"]:
-    """Row of the bias table for each pair of positions in a window: one for each relative offset."""
+    """Return the row of the bias table for each pair of positions in a window: one for each relative offset."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     down, across = y[:, None] - y[None, :] + window - 1, x[:, None] - x[None, :] + window - 1
@@ -68,7 +68,7 @@ def relative_index(window: int) -> Int64[Tensor, "_w _w"]:
 
 
 def resize_bias_table(table: Float[Tensor, "_rows h"], *, window: int) -> Float[Tensor, "_new h"]:
-    """The relative position bias for windows of another side: bicubic over the offsets, as in the paper's code."""
+    """Resize the relative position bias to another window side: bicubic over the offsets, as in the paper's code."""
     old = (round(table.shape[0] ** 0.5) + 1) // 2
     if old == window:
         return table

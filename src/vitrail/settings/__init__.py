@@ -1,4 +1,4 @@
-"""What a user sets: frozen dataclasses, one for each section, the table of sizes, and names such as "B/16". No torch.
+"""Settings: frozen dataclasses, one for each section, the table of sizes, and model names such as "B/16". No torch.
 
 Each part of the code receives its own section and nothing else. A default stands in its dataclass and nowhere else.
 """

@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """RandAugment's policy (Cubuk et al. 2020), in the increasing form of the `rand-m9-mstd0.5-inc1` family."""
+    """RandAugment policy (Cubuk et al. 2020), in its increasing variant, as in `rand-m9-mstd0.5-inc1`."""
 
     n: int = 2
-    """Operations an image."""
+    """Operations per image."""
     m: float = 9.0
     """Magnitude, 0 to 10."""
     mstd: float = 0.5
@@ -26,26 +26,26 @@ class RandAugment:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """The `augment` section: every draw is fresh for every image."""
+    """The `augment` section: augmentation, drawn anew for every image and epoch."""
 
     crop: Literal["resized", "pad", "none"] = "resized"
     """Random resized crop, a crop of the zero-padded image, or the evaluation view."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Random resized crop: least and greatest share of the area."""
+    """Random resized crop: minimum and maximum area, as a share of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Random resized crop: least and greatest ratio of width to height."""
+    """Random resized crop: minimum and maximum ratio of width to height."""
     crop_pad: int = 4
     """Crop with padding: pixels added on each side."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation factors are drawn from 1 ± this."""
+    """Jitter of brightness, contrast and saturation: factors are drawn from 1 ± this value."""
     rand_augment: RandAugment | None = None
-    """RandAugment, or null."""
+    """RandAugment policy; null turns it off."""
     three_augment: bool = False
-    """One of grey, solarise, blur (Touvron et al. 2022)."""
+    """3-Augment: one of greyscale, solarise and blur for each image (Touvron et al. 2022)."""
     repeats: int = 1
-    """Times that an image stands in a batch, each time augmented anew (Hoffer et al. 2020)."""
+    """Repeated augmentation: views of each image in a batch (Hoffer et al. 2020)."""
     erase_prob: float = 0.0
     """Probability of random erasing, pixel mode (Zhong et al. 2020)."""
     mixup_alpha: float = 0.0
@@ -53,9 +53,9 @@ class AugmentConfig:
     cutmix_alpha: float = 0.0
     """CutMix's Beta parameter (Yun et al. 2019); 0 turns it off."""
     mixup_prob: float = 1.0
-    """Probability that an image is mixed at all."""
+    """Probability that an image is mixed with another, by mixup or cutmix."""
     switch_prob: float = 0.5
-    """Probability of cutmix rather than mixup where both are on."""
+    """Probability of cutmix rather than mixup if both are on."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale

@@ -1,4 +1,4 @@
-"""Settings of another library's model: what the library calls it, and what an image and a class are."""
+"""Settings of a torchvision or timm model: name, image size, channels, classes and regularisation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ BASELINES = ("torchvision", "timm")
 
 
 def is_baseline(name: str) -> bool:
-    """Whether a name is that of another library's model, "torchvision:resnet50" or "timm:efficientnet_b0"."""
+    """Return whether a name has a library in front: "torchvision:resnet50" or "timm:efficientnet_b0"."""
     library, colon, _ = name.partition(":")
     return bool(colon) and library in BASELINES
 
 
 def parse_baseline_name(name: str) -> dict[str, Any] | None:
-    """No fields, for the library knows the shape; None for a name without a library. Raises ValueError for an unknown one."""
+    """Return {}, as the library knows the shape; None for a name without one. Raises ValueError for an unknown library."""
     if is_baseline(name):
         return {}
     if re.fullmatch(r"\w+:[\w.]*", name):
@@ -29,20 +29,20 @@ def parse_baseline_name(name: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig:
-    """Everything that decides a baseline: what its library calls it, and what an image and a class are."""
+    """Config of a torchvision or timm model: name, image size, channels, classes and regularisation."""
 
     name: str
-    """As in the settings: "torchvision:resnet50", "timm:efficientnet_b0"."""
+    """Name with the library in front: "torchvision:resnet50", "timm:efficientnet_b0"."""
     img_size: int | Pair = 224
-    """Image side in pixels, or (height, width). Most CNNs take any; those that don't are built for this one."""
+    """Image side in pixels, or (height, width); most CNNs take any other, the rest are built for this one."""
     in_channels: int = 3
     """Channels of the images; the first convolution is fitted to them."""
     num_classes: int = 1000
     """Outputs of the head; 0 leaves the head out, and the logits are the embedding."""
     drop_rate: float = 0.0
-    """Dropout before the head, where the model has it."""
+    """Dropout before the head, if the model has it."""
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last block, where the model has it."""
+    """Stochastic depth of the last block, if the model has it."""
 
     def __post_init__(self) -> None:
         if not is_baseline(self.name):
@@ -55,12 +55,12 @@ class BaselineConfig:
 
     @property
     def library(self) -> str:
-        """torchvision or timm."""
+        """Library of the model: torchvision or timm."""
         return self.name.partition(":")[0]
 
     @property
     def theirs(self) -> str:
-        """What the library calls it."""
+        """Name of the model within its library."""
         return self.name.partition(":")[2]
 
 

@@ -1,4 +1,4 @@
-"""The `data` section, and what happens to an image before the model."""
+"""The `data` section, and image preprocessing."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from vitrail.settings.values import Pair
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The `data` section: which images, and how they come in."""
+    """The `data` section: data set, validation split, preprocessing and loading."""
 
     path: str = "fashion-sample"
-    """A named set or a folder."""
+    """Named data set or folder."""
     val_fraction: float = 0.1
-    """Share of the training images held out for validation where the set has no validation split."""
+    """Share of the training images held out for validation if the data set has no validation split."""
     mean: tuple[float, ...] | None = None
-    """Of each channel, for pixels from 0 to 1; null takes the checkpoint's, or without one the data set's."""
+    """Mean of each channel, for pixels from 0 to 1; null takes the checkpoint's, or without one the data set's."""
     std: tuple[float, ...] | None = None
-    """Of each channel; null as for mean."""
+    """Standard deviation of each channel; null as for mean."""
     crop_pct: float | None = None
     """Evaluation view: the centre crop's share of the resized image; null as for mean."""
     crop_mode: Literal["center", "squash"] | None = None
-    """Evaluation view: keep the image's shape and cut, or squash it; null as for mean."""
+    """Evaluation view: keep the aspect ratio and crop, or squash; null as for mean."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Filter of the evaluation view; null as for mean."""
+    """Resize filter of the evaluation view; null as for mean."""
     range: Literal["auto", "full"] | tuple[float, float] = "auto"
-    """Values of more than 8 bits that become black and white; auto measures them, full is the whole range of their type."""
+    """Black and white level of images with more than 8 bits; auto measures them, full is the whole range of their type."""
     balance: Literal["none", "sampler", "loss"] = "none"
-    """For classes of unequal size: draw each class equally often, or weigh each class's loss by its rarity."""
+    """Class balancing: draw each class equally often, or weight the loss by inverse class frequency."""
     workers: int = -1
-    """Loader processes for sets that do not fit memory_gb; -1 takes the number of cores."""
+    """Loader processes for data sets larger than memory_gb; -1 takes the number of cores."""
     memory_gb: float = 2.0
-    """A set whose decoded images need less than this lives in memory."""
+    """Size of decoded images in GB below which a data set is kept in memory."""
     max_bad: float = 0.01
-    """Share of unreadable files above which training refuses to start."""
+    """Share of unreadable files above which training is refused."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
@@ -54,21 +54,21 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What happens to an image before the model; it travels with the weights."""
+    """Image preprocessing of a model, saved with its weights."""
 
     img_size: Pair
-    """(height, width) the model sees."""
+    """Input size of the model, (height, width)."""
     in_channels: int
-    """1 is grey, 3 is RGB, others are the bands of the files."""
+    """Number of channels: 1 is grey, 3 is RGB, others are the bands of the files."""
     mean: tuple[float, ...]
-    """Of each channel, for pixels from 0 to 1."""
+    """Mean of each channel, for pixels from 0 to 1."""
     std: tuple[float, ...]
-    """Of each channel, for pixels from 0 to 1."""
+    """Standard deviation of each channel, for pixels from 0 to 1."""
     crop_pct: float = 1.0
-    """The centre crop's share of the resized image."""
+    """Share of the resized image that the centre crop keeps."""
     crop_mode: Literal["center", "squash"] = "center"
-    """The resize keeps the image's shape, and the crop cuts off what juts out; or it gives every image the crop's shape."""
+    """Crop mode: "center" keeps the aspect ratio and crops the excess; "squash" resizes to the crop's shape."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    """Filter of the resize."""
+    """Resize filter."""
     range: tuple[float, float] | None = None
-    """Values of more than 8 bits that become black and white; null is the whole range of their type."""
+    """Black and white level of images with more than 8 bits; null is the whole range of their type."""

@@ -11,18 +11,18 @@ class DistillConfig:
     """The `distill` section: a teacher beside the labels (DeiT: Touvron et al. 2021)."""
 
     teacher: str | None = None
-    """What `vitrail.load` takes, a run's folder above all; or "torchvision:regnet_y_16gf", "timm:…". Null: no teacher."""
+    """Teacher: a run folder or another checkpoint, "torchvision:regnet_y_16gf", or "timm:…"; null turns distillation off."""
     kind: Literal["hard", "soft"] = "hard"
-    """Learn the teacher's decision, or its probabilities."""
+    """Teacher's targets: its predicted class (hard), or its probabilities (soft)."""
     alpha: float = 0.5
-    """The teacher's share of the loss."""
+    """Weight of the teacher's loss; the labels' loss has the rest."""
     tau: float = 3.0
     """Temperature of soft distillation."""
     once: bool = False
-    """Ask the teacher about each image once, as it is, and mix its answers as the labels are (cf. Shen & Xing 2022).
+    """Compute the teacher's targets once, on unaugmented images, and mix them like the labels (cf. Shen & Xing 2022).
 
-    It then costs one pass over the images instead of a forward pass at every step, but does not see what crops, colours and
-    erasing did to them. The answers take two bytes an image and class, and the pass is part of `train.minutes`.
+    This costs one pass over the images instead of a forward pass at every step, but ignores crops, colours and erasing. The
+    targets take two bytes per image and class, and the pass is part of `train.minutes`.
     """
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""The families of backbones as settings see them: names, and the dataclass of the `model` section that a name selects.
+"""Families of backbones: their names, and the dataclass of the `model` section that a name selects.
 
-`models.FAMILIES` builds the models. A family is a row here, a row there, and a file with its config and its model.
+`models.families.BUILDERS` builds the models. A family is a row here, a row there, and a file with its config and its model.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from vitrail.settings.vit import CUSTOM, PATCHES, SIZES, ModelConfig, ViTConfig,
 
 
 class Words(NamedTuple):
-    """Description of a model for people."""
+    """Human-readable description of a model."""
 
     name: str
-    """ "ViT-B/16"."""
+    """Name, such as "ViT-B/16"."""
     title: str
-    """ "Vision Transformer"."""
+    """Architecture, such as "Vision Transformer"."""
     shape: str
-    """ "12 blocks of width 768, 12 heads"."""
+    """Shape, such as "12 blocks of width 768, 12 heads"."""
     tags: tuple[str, ...]
-    """Of the Hub."""
+    """Tags on the Hub."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What settings know of one family."""
+    """Settings of one family: dataclass, names and description."""
 
     section: type[ModelSection]
-    """The `model` section, which is the family's config with a name and weights."""
+    """Dataclass of the `model` section: the family's config with a name and weights."""
     parse: Callable[[str], dict[str, Any] | None]
-    """Fields that a name decides; None for another family's name. May raise ValueError for a name that is nearly right."""
+    """Return the fields that a name decides; None for another family's name. May raise ValueError for a misspelt name."""
     name_of: Callable[[Any], str]
-    """Name of a config, which `parse` takes."""
+    """Return the name of a config, which `parse` accepts."""
     noun: str
-    """In messages: "a ViT"."""
+    """Noun for messages, such as "a ViT"."""
     words: Callable[[Any], Words]
-    """How a model card describes a config."""
+    """Describe a config for a model card."""
     stored_as: str
     """Key of the config in a run's config.json."""
     names: tuple[str, ...] = ()
@@ -51,11 +51,11 @@ class Family:
 
     @property
     def config(self) -> type[Any]:
-        """The config of a model."""
+        """Config class of the family's models."""
         return self.section.config_type
 
     def fields(self) -> tuple[str, ...]:
-        """Fields of the config."""
+        """Return the field names of the config."""
         return tuple(field.name for field in dataclasses.fields(self.config))
 
 
@@ -111,12 +111,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(name: str) -> Family:
-    """The family that a model's name belongs to. Raises ValueError for a name of none, with the nearest that exists."""
+    """Return the family of a model's name. Raises ValueError for an unknown name, with the nearest known one."""
     return _resolve(name)[0]
 
 
 def parse_name(name: str) -> dict[str, Any]:
-    """Fields of the family's config that a model's name decides. Raises ValueError as `family_of` does."""
+    """Return the fields of the family's config that a model's name decides. Raises ValueError as `family_of` does."""
     return _resolve(name)[1]
 
 
@@ -130,17 +130,17 @@ def _resolve(name: str) -> tuple[Family, dict[str, Any]]:
 
 
 def family_of_config(config: Any) -> Family:
-    """The family whose config this is."""
+    """Return the family of a config."""
     return next(family for family in FAMILIES.values() if type(config) is family.config)
 
 
 def name_of(config: Any) -> str:
-    """Name of a model's config; "custom" and the like for a shape that has none."""
+    """Return the name of a model's config; "custom" or the like for a shape without a name."""
     return family_of_config(config).name_of(config)
 
 
 def require_fields(name: str, fields: Iterable[str], *, section: str = "") -> None:
-    """Raise ValueError for a field that a named model's family does not have; `section` stands before it, "model."."""
+    """Raise ValueError for a field that a named model's family does not have; `section` comes before it, "model."."""
     family = family_of(name)
     for field in fields:
         if field not in family.fields() and (section == "" or field not in ("name", "weights")):
@@ -151,7 +151,7 @@ def require_fields(name: str, fields: Iterable[str], *, section: str = "") -> No
 
 
 def check_fields(fields: Iterable[str]) -> None:
-    """Raises ValueError for a name that is no field of any family's config."""
+    """Raise ValueError for a name that is not a field of any family's config."""
     known = list(dict.fromkeys(name for family in FAMILIES.values() for name in family.fields()))
     for name in fields:
         if name not in known:

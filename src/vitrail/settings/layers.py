@@ -1,8 +1,8 @@
 """Settings of a run: recipes, layers, and the checks that turn layers into `Settings`.
 
-A layer is a mapping of sections, {"model": {"name": "B/16"}, "optim": {"lr": 1e-3}}, that holds only what somebody said.
-What the data decides lies lowest, above it the recipe, then `--config`, then the command line. The dataclasses of
-this room say which keys there are, what type each takes and what its default is; jsonargparse holds values to them.
+A layer is a mapping of sections, {"model": {"name": "B/16"}, "optim": {"lr": 1e-3}}, that holds explicit settings only. From
+the lowest to the highest: fields that the data decides, the recipe, `--config`, the command line. The dataclasses of this
+package define keys, types and defaults; jsonargparse checks values against them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SECTIONS: dict[str, type[Any]] = {
 }
 LENGTHS = ("epochs", "steps", "minutes")
 OF_THE_DATA = ("img_size", "in_channels", "num_classes")
-"""Fields of the model that follow from the images: a new name keeps them, unless the name itself says otherwise."""
+"""Model fields that follow from the images: a new model name keeps them, unless the name itself decides them."""
 RECIPES = Path(__file__).parent.parent / "recipes"
 _KIN = {"mnist": "fashion-mnist", "cifar100": "cifar10"}
 
@@ -60,42 +60,42 @@ _KIN = {"mnist": "fashion-mnist", "cifar100": "cifar10"}
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes in the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The layer of a recipe, merged with those it extends. Raises ValueError for a name that is no recipe."""
+    """Return the layer of a recipe, merged with those it extends. Raises ValueError for an unknown recipe."""
     return _read_recipe(name, ())
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The layer of a YAML file: a run's config.yaml, or one's own; `extends: RECIPE` puts a recipe below it.
+    """Read a layer from a YAML file, such as a run's config.yaml; `extends: RECIPE` puts a recipe below it.
 
     Raises ValueError for a file that is not YAML or not a mapping, OSError for one that cannot be opened.
     """
-    return _parse_layer(Path(path).read_text(encoding="utf-8"), origin=str(path), seen=())
+    return _parse_layer(Path(path).read_text(encoding="utf-8"), origin=str(path), parents=())
 
 
 def default_recipe(data: str) -> str:
-    """The recipe for a data set: the one of its name, else of its kin, else "from-scratch"."""
+    """Return the recipe for a data set: the one of its name, else of its kin, else "from-scratch"."""
     known = recipes()
     return next((name for name in (data, _KIN.get(data)) if name in known and name is not None), "from-scratch")
 
 
-def _read_recipe(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+def _read_recipe(name: str, parents: tuple[str, ...]) -> dict[str, Any]:
     known = recipes()
     if name not in known:
         if name.endswith((".yaml", ".yml")):
             raise ValueError(f'recipe "{name}" is a file, and a recipe is a name; use --config {name}')
         raise ValueError(f'recipe "{name}" is none of {", ".join(known)}{nearest(name, known)}')
-    if name in seen:
-        raise ValueError(f"recipes extend each other in a circle: {' -> '.join((*seen, name))}; take one `extends` out")
+    if name in parents:
+        raise ValueError(f"recipes extend each other in a circle: {' -> '.join((*parents, name))}; take one `extends` out")
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
-    return _parse_layer(text, origin=f"recipe {name}", seen=(*seen, name))
+    return _parse_layer(text, origin=f"recipe {name}", parents=(*parents, name))
 
 
-def _parse_layer(text: str, *, origin: str, seen: tuple[str, ...]) -> dict[str, Any]:
+def _parse_layer(text: str, *, origin: str, parents: tuple[str, ...]) -> dict[str, Any]:
     try:
         layer = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -106,7 +106,7 @@ def _parse_layer(text: str, *, origin: str, seen: tuple[str, ...]) -> dict[str, 
     if not isinstance(layer, dict):
         raise ValueError(f"{origin} must hold sections such as `optim: {{lr: 1e-3}}`, not {_shown(layer)}")
     base = layer.pop("extends", None)
-    return merge(layer) if base is None else merge(_read_recipe(str(base), seen), layer)
+    return merge(layer) if base is None else merge(_read_recipe(str(base), parents), layer)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -114,15 +114,15 @@ def _parse_layer(text: str, *, origin: str, seen: tuple[str, ...]) -> dict[str, 
 
 
 def merge(*layers: Layer) -> dict[str, Any]:
-    """One layer out of several, the later winning field by field; `model: B/16` is short for `model: {name: B/16}`.
+    """Merge layers field by field, where later ones win; `model: B/16` is short for `model: {name: B/16}`.
 
-    Two fields do more than win:
+    Two fields also reset others:
 
-    - A name starts the model afresh: it drops what earlier layers said of the model's shape (not `OF_THE_DATA`), and
-      its own fields come right below the other fields of its layer.
-    - A length (epochs, steps or minutes) drops the earlier layers' lengths, for only one of them can be set.
+    - A model name drops the model fields of earlier layers (not `OF_THE_DATA`); the fields that it decides come right below
+      the other fields of its layer.
+    - A length (epochs, steps or minutes) drops the lengths of earlier layers, as only one of them can be set.
 
-    Raises ValueError for an unknown key, for a name that is no model's, and for fields that its family does not have.
+    Raises ValueError for an unknown key, an unknown model name, and fields that the model's family does not have.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -147,7 +147,7 @@ def merge(*layers: Layer) -> dict[str, Any]:
 
 
 def build(layers: Sequence[Layer]) -> Settings:
-    """The settings that layers make, the lowest first, with the defaults of the dataclasses below them.
+    """Build settings from layers, the lowest first, over the defaults of the dataclasses.
 
     Raises ValueError, in one line, for an unknown key, a value of the wrong type and one that its section refuses.
     """
@@ -178,7 +178,7 @@ def _checker(family: Family) -> ArgumentParser:
 
 
 def _check_number(key: str, value: Any, types: Mapping[str, Any]) -> None:
-    """What jsonargparse lets through: null where the default is not, and numbers such as nan."""
+    """Raise ValueError for values that jsonargparse accepts: null without a null default, and numbers such as nan."""
     if value is None and type(None) not in typing.get_args(types[key]):
         raise ValueError(f'{key} "null": it takes {_accepts(types[key])}; leave the line out for the default')
     for number in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
@@ -187,11 +187,11 @@ def _check_number(key: str, value: Any, types: Mapping[str, Any]) -> None:
 
 
 YAML_BREAKS = "\x85\u2028\u2029\ufeff"
-"""Characters that PyYAML writes as they are and reads as line breaks, or not at all."""
+"""Characters that PyYAML writes unescaped but reads as line breaks, or not at all."""
 
 
 def to_yaml(settings: Settings) -> str:
-    """Every setting as YAML, which `from_yaml` reads back exactly and `--config` takes."""
+    """Write every setting as YAML, which `from_yaml` reads back exactly and `--config` accepts."""
     header = "# Every setting of this run. To run it again: vitrail train --config THIS_FILE --out ANOTHER_FOLDER\n"
     plain = _plain(dataclasses.asdict(settings))
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
@@ -201,22 +201,22 @@ def to_yaml(settings: Settings) -> str:
 
 
 def from_yaml(text: str) -> Settings:
-    """The settings that `to_yaml` wrote. Raises ValueError as `build` does."""
-    return build([_parse_layer(text, origin="the settings", seen=())])
+    """Read settings that `to_yaml` wrote. Raises ValueError as `build` does."""
+    return build([_parse_layer(text, origin="the settings", parents=())])
 
 
 def command(recipe: str, layer: Layer) -> str:
-    """A layer over a recipe, as it is typed."""
+    """Format a recipe and a layer as command-line options."""
 
     def typed(value: Any) -> str:
         return shlex.quote(value if isinstance(value, str) else json.dumps(_plain(value), separators=(",", ": ")))
 
-    said = (f"--{section}.{key} {typed(value)}" for section, fields in layer.items() for key, value in fields.items())
-    return " ".join([f"--recipe {recipe}", *said])
+    options = (f"--{section}.{key} {typed(value)}" for section, fields in layer.items() for key, value in fields.items())
+    return " ".join([f"--recipe {recipe}", *options])
 
 
 def model_fields(*layers: Layer) -> dict[str, Any]:
-    """The fields of the model that layers set, typed, but not checked against each other: a checkpoint has the others.
+    """Return the model fields that layers set, typed but not checked against each other: a checkpoint has the others.
 
     Raises ValueError for a value of the wrong type.
     """
@@ -232,12 +232,12 @@ def model_fields(*layers: Layer) -> dict[str, Any]:
 
 
 def sides(text: str) -> str:
-    """ "96x128", as sizes are written for people, in YAML: "[96, 128]". Any other text stays as it is."""
+    """Convert a size such as "96x128" to YAML, "[96, 128]"; return other text unchanged."""
     return re.sub(r"^(\d+)x(\d+)$", r"[\1, \2]", text)
 
 
 def _plain(value: Any) -> Any:
-    """Mappings as dicts and sequences as lists, all the way down: what YAML holds."""
+    """Convert mappings to dicts and sequences to lists, recursively, for YAML."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
@@ -246,7 +246,7 @@ def _plain(value: Any) -> Any:
 
 
 def _deep(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both mappings in one, the mappings inside them too."""
+    """Merge two mappings recursively."""
     inner = [key for key in over if isinstance(over[key], dict) and isinstance(under.get(key), dict)]
     return {**under, **over, **{key: _deep(under[key], over[key]) for key in inner}}
 
@@ -257,7 +257,7 @@ def _deep(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def key_types(family: Family | None = None) -> dict[str, Any]:
-    """Every setting's dotted key and its type: {"model.depth": int, …, "augment.rand_augment.n": int}.
+    """Return every setting's dotted key and its type: {"model.depth": int, …, "augment.rand_augment.n": int}.
 
     Without a family, the model's fields are those of all; one that differs between families has a union of their types.
     """
@@ -274,13 +274,13 @@ def key_types(family: Family | None = None) -> dict[str, Any]:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    """Type of every field of a dataclass."""
+    """Return the type of every field of a dataclass."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def check_keys(layer: Layer) -> None:
-    """Raises ValueError for the first key of a layer that is no setting, naming the nearest that is one."""
+    """Raise ValueError for the first unknown key of a layer, with the nearest known one."""
     for section, fields in layer.items():
         if section not in SECTIONS:
             key = nearest_key(str(section))
@@ -297,20 +297,20 @@ def check_keys(layer: Layer) -> None:
 
 
 def unknown_key(key: str, *, dashes: str = "") -> str:
-    """The line for a key that is no setting; `dashes` stands before every key, as on the command line."""
+    """Return the message for an unknown key; `dashes` comes before every key, as on the command line."""
     hint = nearest_key(key)
     way_out = f"did you mean {dashes}{hint}?" if hint else "vitrail train --help lists them all"
     return f"{dashes}{key} is not a setting; {way_out}"
 
 
 def nearest_key(key: str) -> str:
-    """The setting that somebody who wrote `key` means, else ''. The section may be wrong or missing."""
+    """Return the known setting nearest to `key`, else ''. The section of `key` may be wrong or missing."""
     section, _, name = key.replace("-", "_").rpartition(".")
     beside = {known.rpartition(".")[2]: known for known in key_types() if section and known.rpartition(".")[0] == section}
     if name not in OTHER_SPELLINGS and (slip := difflib.get_close_matches(name, beside, n=1, cutoff=0.85)):
         return beside[slip[0]]
-    for wanted in (name, OTHER_SPELLINGS.get(name, "")):
-        exact = [known for known in key_types() if known.rpartition(".")[2] == wanted]
+    for spelling in (name, OTHER_SPELLINGS.get(name, "")):
+        exact = [known for known in key_types() if known.rpartition(".")[2] == spelling]
         if exact:
             return next((known for known in exact if known.rpartition(".")[0] == section), exact[0])
     inside = {
@@ -327,7 +327,7 @@ def nearest_key(key: str) -> str:
 
 
 def add_settings(parser: ArgumentParser, *, sections: Sequence[str] = tuple(SECTIONS)) -> None:
-    """Adds an option for every setting, `--optim.lr 1e-3`, in one group a section. Its help is the field's docstring."""
+    """Add an option for every setting, `--optim.lr 1e-3`, in one group per section. Its help is the field's docstring."""
     decided = {**dict.fromkeys(parse_name(ModelConfig.name), "from the name"), **dict.fromkeys(OF_THE_DATA, "from the data")}
     added: set[str] = set()
     for section in sections:
@@ -352,12 +352,12 @@ def add_settings(parser: ArgumentParser, *, sections: Sequence[str] = tuple(SECT
 
 
 def _of_a_family(cls: type) -> str:
-    """Title of the options that only one family has."""
+    """Return the title of the options that only one family has."""
     return "further fields of " + next(family.noun for family in FAMILIES.values() if family.section is cls)
 
 
 def _written(default: Any) -> str:
-    """A default as one would type it."""
+    """Format a default as on the command line."""
     if isinstance(default, tuple):
         return ", ".join(map(_written, default))
     if isinstance(default, float):
@@ -370,20 +370,21 @@ def _written(default: Any) -> str:
 
 
 def layer_of(parsed: Namespace) -> dict[str, Any]:
-    """The settings among what was parsed with `parse_args(defaults=False)`, as a layer."""
+    """Return the settings parsed by `parse_args(defaults=False)` as a layer."""
     return {section: fields for section, fields in parsed.as_dict().items() if section in SECTIONS}
 
 
 def _documents(cls: type) -> dict[str, str]:
-    """The docstring of every field, its base classes' included."""
-    found: dict[str, str] = {}
+    """Return the docstring of every field, including those of base classes."""
+    documents: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
-        found |= {p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse_from_object(base).params}
-    return found
+        parameters = docstring_parser.parse_from_object(base).params
+        documents |= {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in parameters}
+    return documents
 
 
 def metavar(hint: Any) -> str:
-    """What stands behind an option in the help: a type in one word."""
+    """Return the placeholder of an option's value in the help: a type in one word."""
     if typing.get_origin(hint) is Literal:
         words = typing.get_args(hint)
         return "{" + ",".join(map(str, words)) + "}" if len(words) > 1 else str(words[0])
@@ -399,7 +400,7 @@ def metavar(hint: Any) -> str:
 
 
 def explain(error: Exception, types: Mapping[str, Any] | None = None) -> str:
-    """One line out of jsonargparse's several: the key, the value, what the key takes."""
+    """Condense jsonargparse's message to one line: the key, the value, and the values that the key accepts."""
     text, types = str(error), types or key_types()
     key = re.search(r'Parser key "([\w.]+)"', text)
     value = re.search(r"(?:Given value|Got value): (.*)", text)

@@ -11,15 +11,15 @@ class MaeConfig:
     """The `mae` section: the masked autoencoder of `vitrail pretrain`. The defaults are the paper's."""
 
     mask_ratio: float = 0.75
-    """Share of the patches that the encoder does not see."""
+    """Share of the patches that is hidden from the encoder."""
     decoder_dim: int = 512
     """Width of the decoder."""
     decoder_depth: int = 8
     """Blocks of the decoder."""
     decoder_heads: int = 16
-    """Attention heads of the decoder; must divide decoder_dim, as 4 must."""
+    """Attention heads of the decoder; decoder_dim must be divisible by them and by 4."""
     norm_pixels: bool = True
-    """Pixel targets with zero mean and unit variance in each patch; false: pixels as the model sees them."""
+    """Normalise the target pixels of each patch to zero mean and unit variance; false: pixels as the model takes them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:

@@ -9,21 +9,21 @@ from typing import Any, ClassVar
 from vitrail.settings.values import Pair
 
 SCRATCH = "none"
-"""Of model.weights: random weights, even where pretrained ones are within reach."""
+"""Value of model.weights for random weights, even if pretrained ones are available."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """The `model` section of any family: a name, weights, what follows from the data, and the fields of the family's config.
+    """The `model` section of any family: a name, weights, fields that follow from the data, and those of the family's config.
 
     A subclass is a family's config with these fields added; `config_type` names that config.
     """
 
     config_type: ClassVar[type[Any]]
     name: str
-    """Name of the model. It starts the section afresh."""
+    """Model name; resets the other fields of the section."""
     weights: str | None = None
-    """Checkpoint to start from: a Hub id, a file, a folder. The shape is then the checkpoint's; null starts at random."""
+    """Checkpoint to start from, which decides the shape: Hub id, file or folder; null starts from random weights."""
     img_size: int | Pair = 224
     """Image side in pixels, or (height, width)."""
     in_channels: int = 3
@@ -32,5 +32,5 @@ class ModelSection:
     """Outputs of the head; 0 leaves the head out, and the logits are the embedding."""
 
     def shape(self) -> Any:
-        """The family's config: the part of the section that the model is built from."""
+        """Return the family's config: the part of the section that the model is built from."""
         return self.config_type(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self.config_type)})

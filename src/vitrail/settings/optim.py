@@ -8,30 +8,30 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The `optim` section: how the weights move."""
+    """The `optim` section: optimizer, schedule, regularisation and loss."""
 
     name: Literal["adamw", "muon", "sgd"] = "adamw"
-    """Muon moves the blocks' matrices and leaves the rest to AdamW."""
+    """Optimizer; muon updates the blocks' matrices with Muon and the rest with AdamW."""
     lr: float = 1e-3
     """Peak learning rate at batch 1024; scaled linearly with the batch."""
     weight_decay: float = 0.05
     """Decoupled weight decay; none on norms, biases, tokens and the position embedding."""
     layer_decay: float = 1.0
-    """Factor per block, going down; 0.65 to 0.85 when fine-tuning."""
+    """Learning-rate factor per block, from the head down; 0.65 to 0.85 for fine-tuning."""
     freeze: int | Literal["all"] = 0
-    """Blocks, counted from the first, that do not learn, nor does the embedding before them; "all" leaves norm and head."""
+    """Frozen blocks, counted from the first, along with the embedding; "all" trains only the last norm and the head."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates; SGD takes the first as momentum."""
+    """AdamW's betas; SGD takes the first as momentum."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    """Learning-rate schedule after the warm-up."""
     warmup: float = 0.05
-    """Share of the run in which the learning rate rises; 1 and above is a number of steps."""
+    """Warm-up of the learning rate: share of the run, or number of steps if 1 or above."""
     clip_norm: float | None = 1.0
-    """Greatest norm of the gradient; null turns clipping off."""
+    """Maximum norm of the gradient; null turns clipping off."""
     loss: Literal["ce", "bce"] = "ce"
-    """Cross-entropy over all classes, or binary cross-entropy of each class (Wightman et al. 2021)."""
+    """Loss: cross-entropy over all classes, or binary cross-entropy of each class (Wightman et al. 2021)."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Label smoothing: share of the target spread over all classes."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "layer_decay"):
@@ -50,5 +50,5 @@ class OptimConfig:
             raise ValueError(f"optim.clip_norm {self.clip_norm} must be above 0, or null")
 
     def frozen(self, depth: int) -> int:
-        """How many of `depth` blocks do not learn."""
+        """Return the number of frozen blocks out of `depth`."""
         return depth if self.freeze == "all" else self.freeze

@@ -1,4 +1,4 @@
-"""All sections of a run."""
+"""Settings of a run: all sections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitrail.settings.vit import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that a run is made of."""
+    """Settings of a run, one field for each section."""
 
     model: ModelSection = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

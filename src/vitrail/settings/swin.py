@@ -1,4 +1,4 @@
-"""Settings of a Swin Transformer's shape (Liu et al. 2021)."""
+"""Settings of a Swin Transformer (Liu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SWIN_SIZES = {  #           width  depths         heads            parameters at
 
 
 SWIN_CUSTOM = "swin_custom"
-"""Name of a shape that has none."""
+"""Name of a shape that is not in the table."""
 _LONG_NAMES = {"tiny": "swin_t", "small": "swin_s", "base": "swin_b", "large": "swin_l"}
 
 
 def parse_swin_name(name: str) -> dict[str, Any] | None:
-    """Fields of SwinConfig that a name decides; None for a name that does not start with "swin_".
+    """Return the SwinConfig fields that a name decides; None for a name that does not start with "swin_".
 
     "swin_t" and timm's "swin_tiny_patch4_window7_224" are names of the same model. Raises ValueError for another size.
     """
@@ -55,10 +55,10 @@ def parse_swin_name(name: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class SwinConfig:
-    """Everything that decides a Swin Transformer's shape. The defaults are Swin-T."""
+    """Shape of a Swin Transformer. The defaults are Swin-T."""
 
     img_size: int | Pair = 224
-    """Image side in pixels, or (height, width), that the weights are trained at; any size can be given."""
+    """Image side in pixels, or (height, width), of the training images; the model accepts any size."""
     patch_size: int = 4
     """Patch side in pixels."""
     in_channels: int = 3
@@ -80,9 +80,9 @@ class SwinConfig:
     attn_drop_rate: float = 0.0
     """Dropout of attention weights."""
     proj_drop_rate: float = 0.0
-    """Dropout behind attention and MLP."""
+    """Dropout after attention and MLP."""
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last block; it rises in a straight line from 0 at the first."""
+    """Stochastic depth rate of the last block; it rises linearly from 0 at the first."""
     norm_eps: float = 1e-5
     """Epsilon of every LayerNorm."""
 
@@ -101,12 +101,12 @@ class SwinConfig:
                 raise ValueError(f"num_heads {heads} does not divide the width {self.width(stage)} of stage {stage}")
 
     def width(self, stage: int) -> int:
-        """Channels of a stage."""
+        """Return the channels of a stage."""
         return self.embed_dim * 2**stage
 
 
 def swin_name(config: SwinConfig) -> str:
-    """Name of a size of the paper's; "swin_custom" for any other shape, patch or window."""
+    """Return the name of a size of the paper; "swin_custom" for any other shape, patch or window."""
     shape = SwinSize(config.embed_dim, config.depths, config.num_heads)
     names = [name for name, size in SWIN_SIZES.items() if size == shape]
     return names[0] if names and (config.patch_size, config.window_size) == (4, 7) else SWIN_CUSTOM

@@ -8,61 +8,61 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The `train` section: how long, on what, and what is kept."""
+    """The `train` section: task, length, batches, device, evaluation and checkpoints."""
 
     task: str = "classify"
-    """What is learned: classify, classes or labels; mae, the pixels of hidden patches, without labels (`vitrail pretrain`)."""
+    """Task: classify, with classes or labels; mae, masked autoencoding without labels (`vitrail pretrain`)."""
     epochs: float | None = None
-    """Passes over the training images. One of epochs, steps and minutes is set; with none, 100 epochs."""
+    """Passes over the training images; set at most one of epochs, steps and minutes (none: 100 epochs)."""
     steps: int | None = None
     """Optimizer steps."""
     minutes: float | None = None
-    """Minutes of training; the schedule is fitted to them and always ends annealed."""
+    """Minutes of training; the schedule is fitted to this time and always ends annealed."""
     batch_size: int = 256
-    """Images a step."""
+    """Images per step."""
     accumulate: int = 1
-    """Parts that a step's batch is computed in, one after the other; must divide it."""
+    """Gradient accumulation: number of parts of a batch, computed one after the other; must divide batch_size."""
     start_size: int | None = None
-    """Side of the images in pixels at the start; they end at model.img_size. Null: the same size all along."""
+    """Image side in pixels at the start, growing to model.img_size; null keeps the size constant."""
     size_stages: int = 1
-    """With start_size: sizes before the last one, going up evenly."""
+    """With start_size: number of sizes before the last one, in equal increments."""
     full_size_from: float = 0.9
-    """With start_size: share of the run from which images have their full size."""
+    """With start_size: share of the run after which images have their full size."""
     patch_sizes: tuple[int, ...] = ()
-    """Patches to draw from at each step, so that the model serves them all (FlexiViT: Beyer et al. 2023)."""
+    """Patch sizes to draw from at each step, so that the model supports them all (FlexiViT: Beyer et al. 2023)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto takes bf16 where the device computes it faster than fp32; fp16 scales the loss, on CUDA."""
+    """Number format; auto is bf16 if the device computes it faster than fp32; fp16 scales the loss, on CUDA."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device: auto, cpu, cuda, cuda:1, mps."""
     compile: bool = False
     """torch.compile each block."""
     checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass: less memory, more time."""
     ladder: bool = True
-    """With model.weights: k-NN and a linear probe on frozen features come first, for a tenth of the cost."""
+    """With model.weights: evaluate k-NN and a linear probe on frozen features first, for a tenth of the cost."""
     probe_head: bool = True
-    """The head starts as the ladder's probe, not from random weights (LP-FT: Kumar et al. 2022)."""
+    """Initialise the head from the linear probe instead of randomly (LP-FT: Kumar et al. 2022)."""
     stop_early: bool = False
-    """End at the probe where fine-tuning can't be expected to beat it."""
+    """Stop after the linear probe if fine-tuning is not expected to beat it."""
     ema_decay: float = 0.0
-    """Decay of the running mean of the weights, which is what is evaluated and saved; 0 turns it off."""
+    """Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off."""
     seed: int = 0
-    """Of the weights, the order and every draw."""
+    """Random seed for initialisation, data order and augmentation."""
     eval_every: float = 1.0
     """Epochs between evaluations on the validation images; 0 evaluates at the end only."""
     checkpoint_every: float = 5.0
     """Minutes between checkpoints."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Number of checkpoints kept."""
     keep_best: bool = False
     """Also save, and keep, the checkpoint with the best evaluation."""
     shard: bool = False
-    """With several processes: each keeps a part of every weight and of its optimizer state (FSDP2), not all of them (DDP)."""
+    """With several processes: shard weights and optimizer state (FSDP2) instead of copying them to each (DDP)."""
 
     def __post_init__(self) -> None:
-        given = [f"{name} {value}" for name, value in self.length().items() if value is not None]
-        if len(given) > 1:
-            raise ValueError(f"train.{' and train.'.join(given)}: only one of epochs, steps and minutes can be set")
+        lengths = [f"{name} {value}" for name, value in self.length().items() if value is not None]
+        if len(lengths) > 1:
+            raise ValueError(f"train.{' and train.'.join(lengths)}: only one of epochs, steps and minutes can be set")
         for name, value in self.length().items():
             if value is not None and value <= 0:
                 raise ValueError(f"train.{name} {value} must be above 0")
@@ -84,5 +84,5 @@ class TrainConfig:
             raise ValueError(f"train.eval_every {self.eval_every} must not be negative")
 
     def length(self) -> dict[str, float | int | None]:
-        """The three ways to say how long a run is, of which one is set."""
+        """Return epochs, steps and minutes, of which at most one is set."""
         return {"epochs": self.epochs, "steps": self.steps, "minutes": self.minutes}

@@ -1,4 +1,4 @@
-"""Values that sections of settings share: sides, suggestions for mistyped names, and fields of configs."""
+"""Shared by the sections of settings: sides, suggestions for misspelt names, and fields of configs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Config = TypeVar("Config")
 
 
 def pair(value: int | Pair) -> Pair:
-    """(height, width) of a side given as one int or as two."""
+    """Return (height, width) of a side given as one int or as two."""
     height, width = (value, value) if isinstance(value, int) else value
     return int(height), int(width)
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """' did you mean "x"?' for a word that is close to one of `words`, else ''."""
+    """Return ' did you mean "x"?' for a word close to one of `words`, else ''."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else ""
 
@@ -63,21 +63,21 @@ OTHER_SPELLINGS = {  # what other libraries call our fields
 
 
 def configured(config: Config, fields: dict[str, Any]) -> Config:
-    """The config with the fields put in. Raises ValueError for a field that does not exist."""
+    """Return the config with the fields replaced. Raises ValueError for an unknown field."""
     check_names(fields, of=type(config))
     return dataclasses.replace(config, **fields)  # type: ignore[type-var]
 
 
 def tupled(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists as the tuples that they were."""
+    """Convert lists, as JSON has them, back to tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def check_names(fields: Iterable[str], *, of: type[Any]) -> None:
-    """Raises ValueError for a name that is no field of a family's config."""
+    """Raise ValueError for a name that is not a field of a family's config."""
     known = [f.name for f in dataclasses.fields(of)]
     for name in fields:
         if name not in known:
-            meant = OTHER_SPELLINGS.get(name)
-            hint = f'; did you mean "{meant}"?' if meant in known else nearest(name, known)
+            suggestion = OTHER_SPELLINGS.get(name)
+            hint = f'; did you mean "{suggestion}"?' if suggestion in known else nearest(name, known)
             raise ValueError(f'"{name}" is not a field of {of.__name__}{hint}')

@@ -13,7 +13,7 @@ from vitrail.settings.values import Pair, nearest, pair
 
 
 class Size(NamedTuple):
-    """One row of the table of sizes."""
+    """Row of the table of sizes."""
 
     embed_dim: int
     depth: int
@@ -35,7 +35,7 @@ _LONG_NAMES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H
 
 
 def parse_vit_name(name: str) -> dict[str, Any] | None:
-    """Fields of ViTConfig that a name decides; None for a name of another form.
+    """Return the ViTConfig fields that a name decides; None for a name of another form.
 
     "B/16", "Ti/4" and the field's spelling, "vit_base_patch16_224", are names of the same models. A patch may be any whole
     number; `PATCHES` lists the ones in common use. A "+" behind the size asks for the convolutional stem: "S+/16".
@@ -64,7 +64,7 @@ def parse_vit_name(name: str) -> dict[str, Any] | None:
 
 
 def vit_name(config: ViTConfig) -> str:
-    """Name of a model's size and patch; "custom" for a shape that has none."""
+    """Return the name of a model's size and patch; "custom" for a shape without a name."""
     patch = pair(config.patch_size)
     shape = Size(config.embed_dim, config.depth, config.num_heads, config.mlp_ratio)
     names = [name for name, size in SIZES.items() if size == shape and patch[0] == patch[1]]
@@ -73,7 +73,7 @@ def vit_name(config: ViTConfig) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Everything that decides a plain Vision Transformer's shape. The defaults are B/16 of Dosovitskiy et al. 2021."""
+    """Shape of a plain Vision Transformer. The defaults are B/16 of Dosovitskiy et al. 2021."""
 
     img_size: int | Pair = 224
     """Image side in pixels, or (height, width)."""
@@ -94,7 +94,7 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over embed_dim."""
     mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
-    """Two layers around GELU, its tanh form (JAX's default) or its sigmoid form (OpenAI's CLIP); or SwiGLU (Shazeer 2020)."""
+    """MLP activation: GELU, its tanh form (JAX's default), its sigmoid form (OpenAI's CLIP), or SwiGLU (Shazeer 2020)."""
     qkv_bias: bool = True
     """Bias in the query, key and value projection."""
     qk_norm: bool = False
@@ -102,51 +102,51 @@ class ViTConfig:
     init_values: float | None = None
     """LayerScale's initial value (Touvron et al. 2021); None leaves LayerScale out."""
     norm_eps: float = 1e-6
-    """What every LayerNorm adds to the variance; transformers' ViT has 1e-12, CLIP 1e-5."""
+    """Epsilon of every LayerNorm; transformers' ViT has 1e-12, CLIP 1e-5."""
     pre_norm: bool = False
-    """LayerNorm between embedding and blocks, and no bias in the patches' projection (CLIP: Radford et al. 2021)."""
+    """LayerNorm between embedding and blocks, and no bias in the patch projection (CLIP: Radford et al. 2021)."""
     patch_norm: bool = False
     """LayerNorm on each patch's pixels and on its token (the library vit-pytorch)."""
     final_norm: bool = True
-    """LayerNorm behind the last block."""
+    """LayerNorm after the last block."""
     fc_norm: bool = False
-    """The last LayerNorm stands behind the pooling instead of before it (BEiT, MAE's fine-tuning)."""
+    """LayerNorm after the pooling instead of before it (BEiT, MAE's fine-tuning)."""
     class_token: bool = True
     """Prepend a learned class token."""
     dist_token: bool = False
-    """Prepend DeiT's distillation token, with a head of its own (Touvron et al. 2021)."""
+    """Prepend DeiT's distillation token, which has its own head (Touvron et al. 2021)."""
     reg_tokens: int = 0
     """Register tokens (Darcet et al. 2024)."""
     pos_embed: Literal["learn", "sincos2d", "none"] = "learn"
     """Position embedding: learned, fixed 2-D sine-cosine, or none."""
     no_embed_class: bool = False
-    """No position for class and distillation token (DeiT III, FlexiViT). Registers never have one."""
+    """Leave out the positions of class and distillation token (DeiT III, FlexiViT); registers never have one."""
     pool: Literal["cls", "avg", "cls+avg", "map"] = "cls"
-    """What the head sees: the class token, the mean of the patch tokens, both side by side (DINOv2), or attention pooling."""
+    """Pooling: the class token, the mean of the patch tokens, both concatenated (DINOv2), or attention pooling."""
     pool_include_prefix: bool = False
-    """Mean and attention pooling also look at the tokens before the patches."""
+    """Include the prefix tokens in mean and attention pooling."""
     head: Literal["linear", "mlp"] = "linear"
-    """A linear head, or one hidden layer with tanh as in the paper's pre-training."""
+    """Head: linear, or with one hidden layer and tanh as in the paper's pre-training."""
     stem: Literal["patch", "conv"] = "patch"
-    """One patch-sized convolution, or a stack of 3x3 convolutions (Xiao et al. 2021)."""
+    """Patch embedding: one patch-sized convolution, or a stack of 3x3 convolutions (Xiao et al. 2021)."""
     drop_rate: float = 0.0
     """Dropout before the head."""
     pos_drop_rate: float = 0.0
     """Dropout after the position embedding."""
     proj_drop_rate: float = 0.0
-    """Dropout after the projections of attention and MLP."""
+    """Dropout after attention and MLP."""
     attn_drop_rate: float = 0.0
     """Dropout of attention weights."""
     patch_drop_rate: float = 0.0
-    """Share of patch tokens left out while training (Liu et al. 2023)."""
+    """Share of the patch tokens dropped in training (Liu et al. 2023)."""
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last block; the blocks before it ramp up linearly (Huang et al. 2016)."""
+    """Stochastic depth rate of the last block; it rises linearly from 0 at the first (Huang et al. 2016)."""
 
     def __post_init__(self) -> None:
         for name, choices in choices_of_a_model().items():
             if getattr(self, name) not in choices:
-                meant = nearest(str(getattr(self, name)), list(choices))
-                raise ValueError(f'{name} "{getattr(self, name)}" is none of {", ".join(choices)}{meant}')
+                suggestion = nearest(str(getattr(self, name)), list(choices))
+                raise ValueError(f'{name} "{getattr(self, name)}" is none of {", ".join(choices)}{suggestion}')
         for name in ("img_size", "patch_size"):
             if min(pair(getattr(self, name))) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1 pixel")
@@ -182,15 +182,15 @@ class ViTConfig:
 
 @functools.cache
 def choices_of_a_model() -> dict[str, tuple[str, ...]]:
-    """The words that each field of ViTConfig takes, for those that take words."""
+    """Return the accepted words of each field of ViTConfig that takes words."""
     return {name: get_args(hint) for name, hint in get_type_hints(ViTConfig).items() if get_origin(hint) is Literal}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ViTConfig, ModelSection):
-    """The `model` section: what the Transformer looks like. A name starts it afresh."""
+    """The `model` section: shape and weights of the Transformer; a name resets the other fields."""
 
     config_type = ViTConfig
     name: str = "B/16"
-    """A size and a patch, "Ti/4" to "g/14"; "S+/16" has the convolutional stem; "swin_t" to "swin_l" are Swin Transformers;
-    "torchvision:resnet50" and "timm:…" models of those libraries. The other fields change one thing each."""
+    """Size and patch, "Ti/4" to "g/14", or "S+/16" with a convolutional stem; "swin_t" to "swin_l" for a Swin Transformer;
+    "torchvision:resnet50" or "timm:…" for a model of those libraries."""

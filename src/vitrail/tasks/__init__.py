@@ -1,4 +1,4 @@
-"""What is learned: one file a task, which owns the backbone and all that learns with it."""
+"""Training tasks: one file each, which owns the backbone and everything trained with it."""
 
 from vitrail.tasks.table import TASKS, TaskSpec
 from vitrail.tasks.task import Task

@@ -1,4 +1,4 @@
-"""Classification: one class an image, or with `MultiLabel` any number of labels."""
+"""Classification: one class per image, or with `MultiLabel` any number of labels."""
 
 # B batch · K classes
 
@@ -24,13 +24,15 @@ from vitrail.tasks.task import Task
 
 
 class Classify(Task):
-    """Loss of the logits against soft targets.
+    """Classification with soft targets.
 
-    `weights` weigh an image by its classes; `label_smoothing` is of the targets. Mixup and cutmix mix them.
+    `weights` are class weights of the loss; `label_smoothing` applies to the targets, which mixup and cutmix mix.
     """
 
+    teacher_targets: Float[Tensor, "N K"] | None = None
+    """Teacher's targets of every training image, mixed like the labels; None without a teacher or with an online one."""
     score: ClassVar[Callable[..., Scores]] = staticmethod(evaluate)
-    """Function that scores a split."""
+    """Evaluation function of a split."""
 
     def __init__(
         self,
@@ -57,21 +59,17 @@ class Classify(Task):
             seed=self.seed,
             epoch=epoch,
             label_smoothing=self.label_smoothing,
-            taught=self.extra_targets(),
+            teacher_targets=self.teacher_targets,
         )
         return replace(batch, patch_size=patch_size)
 
-    def extra_targets(self) -> Float[Tensor, "N K"] | None:
-        """Targets of every training image beside the labels, which are mixed as these are; None: there are no others."""
-        return None
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """ "loss", and the share of images whose heaviest class comes out on top."""
+        """Return "loss", and the share of images whose class with the greatest target is predicted."""
         logits = call(self.model, batch).float()  # (B, K)
         return {"loss": self.label_loss(logits, batch), "accuracy": accuracy(logits, batch)}
 
     def label_loss(self, logits: Float[Tensor, "B K"], batch: Batch) -> Tensor:
-        """Loss against the labels."""
+        """Compute the loss against the labels."""
         return label_loss(logits, batch.targets, loss=self.loss, weights=self.weights)
 
     def evaluate(
@@ -83,7 +81,7 @@ class Classify(Task):
         autocast_dtype: torch.dtype | None = None,
         among: Among = ALONE,
     ) -> Scores:
-        """Scores with intervals, as a whole and of each class."""
+        """Compute scores with intervals, overall and of each class."""
         scored = self.model if model is None else model
         return self.score(
             scored,
@@ -97,12 +95,12 @@ class Classify(Task):
 
 
 class MultiLabel(Classify):
-    """Binary cross-entropy of each label (Wightman et al. 2021)."""
+    """Multi-label classification with binary cross-entropy of each label (Wightman et al. 2021)."""
 
     score = staticmethod(evaluate_labels)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """ "loss", and the share of (image, label) pairs that are told right."""
+        """Return "loss", and the share of (image, label) pairs that are predicted correctly."""
         logits = call(self.model, batch).float()  # (B, K)
         right = (logits.detach() > 0) == (batch.targets > 0.5)
         return {"loss": self.label_loss(logits, batch), "binary_accuracy": right.float().mean()}

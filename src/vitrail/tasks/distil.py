@@ -1,4 +1,4 @@
-"""Distillation: the labels, and a teacher's answers beside them (DeiT: Touvron et al. 2021)."""
+"""Distillation: training on the labels and on a teacher's targets (DeiT: Touvron et al. 2021)."""
 
 # N images · B batch · K classes
 
@@ -23,13 +23,13 @@ from vitrail.tasks.teacher import load_teacher
 
 
 class Distil(Classify):
-    """(1 - alpha) of the labels' loss and alpha of the teacher's (Touvron et al. 2021, equations 2 and 3).
+    """Distillation: (1 - alpha) of the labels' loss and alpha of the teacher's (Touvron et al. 2021, equations 2 and 3).
 
-    The teacher sees the images as the student does: augmented and mixed. With `answers`, what it said of every training image
-    before is mixed as the labels are instead. With a distillation token, its head learns from the teacher and the class head
-    from the labels; else one head learns both. The accuracy is the head's that learns the labels.
+    The teacher takes the same augmented and mixed images as the student. With `distill.once`, its targets are computed before
+    training and mixed like the labels instead. With a distillation token, that token's head learns from the teacher and the
+    class head from the labels; without, one head learns both. The accuracy is that of the head that learns the labels.
 
-    The teacher is no submodule: it is not trained, saved, or sent between processes.
+    The teacher is not a submodule: it is not trained, saved, or sent between processes.
     """
 
     def __init__(
@@ -44,16 +44,15 @@ class Distil(Classify):
     ) -> None:
         super().__init__(model, **options)
         self.cfg, self.device, self.autocast_dtype = cfg, device, autocast_dtype
-        self.answers: Float[Tensor, "N K"] | None = None
         self._teacher = (teacher,)  # in a tuple it is no submodule
 
     def preparation(self, images: int) -> str:
-        """See Task.preparation: with `distill.once` the teacher is asked before training."""
-        return f"asking the teacher about {images:,} images once (distill.once)" if self.cfg.once else ""
+        """See Task.preparation: with `distill.once` the teacher's targets are computed before training."""
+        return f"computing the teacher's targets of {images:,} images once (distill.once)" if self.cfg.once else ""
 
     def prepare(self, view: Split, *, among: Among = ALONE) -> None:
-        """Ask the teacher about every training image, of which each process asks about its part."""
-        self.answers = answers(
+        """Compute the teacher's targets of every training image; each process computes its part."""
+        self.teacher_targets = compute_teacher_targets(
             self.cfg,
             view,
             preprocessing=self.preprocessing,
@@ -63,39 +62,35 @@ class Distil(Classify):
             among=among,
         )
 
-    def extra_targets(self) -> Float[Tensor, "N K"] | None:
-        """See Classify.extra_targets: the teacher's answers, where it was asked before."""
-        return self.answers
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """ "loss", "accuracy", and both parts of the loss."""
+        """Return "loss", "accuracy", and both parts of the loss."""
         cfg, (logits, *others) = self.cfg, (one.float() for one in call(self.model.head_logits, batch))
         label = self.label_loss(logits, batch)
         [teacher] = self._teacher
-        targets = batch.taught
+        targets = batch.teacher_targets
         if teacher is not None:
-            answered = ask_teacher(teacher, batch.images, device=self.device, dtype=self.autocast_dtype)
-            targets = teacher_targets(answered, kind=cfg.kind, tau=cfg.tau)
+            teacher_logits = compute_teacher_logits(teacher, batch.images, device=self.device, dtype=self.autocast_dtype)
+            targets = teacher_targets(teacher_logits, kind=cfg.kind, tau=cfg.tau)
         assert targets is not None
-        taught = teacher_loss(others[0] if others else logits, targets, kind=cfg.kind, tau=cfg.tau)
+        distillation = teacher_loss(others[0] if others else logits, targets, kind=cfg.kind, tau=cfg.tau)
         return {
-            "loss": (1 - cfg.alpha) * label + cfg.alpha * taught,
+            "loss": (1 - cfg.alpha) * label + cfg.alpha * distillation,
             "accuracy": accuracy(logits, batch),
             "label_loss": label,
-            "teacher_loss": taught,
+            "teacher_loss": distillation,
         }
 
 
-def ask_teacher(
+def compute_teacher_logits(
     teacher: nn.Module, images: Float[Tensor, "B C H W"], *, device: torch.device, dtype: torch.dtype | None
 ) -> Float[Tensor, "B K"]:
-    """The teacher's logits, in the number type of the run, without gradients."""
+    """Compute the teacher's logits, in the number type of the run, without gradients."""
     with torch.no_grad(), autocast(device, dtype):  # no inference mode: what comes out goes into a backward pass
         return teacher(images).float()
 
 
-def answers(
-    told: DistillConfig,
+def compute_teacher_targets(
+    cfg: DistillConfig,
     split: Split,
     *,
     preprocessing: Preprocessing,
@@ -104,18 +99,18 @@ def answers(
     dtype: torch.dtype | None,
     among: Among = ALONE,
 ) -> Float[Tensor, "N K"]:
-    """What the teacher says of every image of a split in evaluation view, on the CPU in float16: targets beside the labels.
+    """Compute the teacher's targets of every image of a split in evaluation view, on the CPU in float16.
 
-    An image that can't be read has zeros, and teaches nothing. Raises ValueError for a teacher that does not fit.
+    An unreadable image has zeros, which give no loss. Raises ValueError for a teacher that does not fit.
     """
-    assert told.teacher is not None
-    teacher = load_teacher(told.teacher, num_classes=len(classes), classes=classes, preprocessing=preprocessing, device=device)
+    assert cfg.teacher is not None
+    teacher = load_teacher(cfg.teacher, num_classes=len(classes), classes=classes, preprocessing=preprocessing, device=device)
 
     def take(logits: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor]:
-        return raw.indexes.cpu(), teacher_targets(logits.float(), kind=told.kind, tau=told.tau).half().cpu()
+        return raw.indexes.cpu(), teacher_targets(logits.float(), kind=cfg.kind, tau=cfg.tau).half().cpu()
 
-    own = over_batches(take, teacher, split, preprocessing, device=device, autocast_dtype=dtype, among=among)
-    said = torch.zeros(len(split), len(classes), dtype=torch.float16)
-    for indexes, targets in (pair for part in among.gather(own) for pair in part):
-        said[indexes] = targets
-    return said
+    part_targets = over_batches(take, teacher, split, preprocessing, device=device, autocast_dtype=dtype, among=among)
+    all_targets = torch.zeros(len(split), len(classes), dtype=torch.float16)
+    for indexes, targets in (pair for part in among.gather(part_targets) for pair in part):
+        all_targets[indexes] = targets
+    return all_targets

@@ -1,4 +1,4 @@
-"""Losses of labels and of a teacher, and the targets that they are held to."""
+"""Losses of labels and of a teacher, and their targets."""
 
 # N images · B batch · K classes
 
@@ -22,11 +22,11 @@ Kind = Literal["hard", "soft"]
 def label_loss(
     logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], *, loss: Loss, weights: Float[Tensor, " K"] | None = None
 ) -> Float[Tensor, ""]:
-    """The mean over the images; with `weights`, each image counts as its target's classes do: w_i = Σ_k t_ik w_k.
+    """Compute the mean loss of the images; with `weights`, an image has the weight of its target's classes: w_i = Σ_k t_ik w_k.
 
-    "ce" is cross-entropy, -Σ_k t_k log softmax(z)_k. "bce" holds each class to its target alone, and is the mean over the
-    classes, -1/K Σ_k [t_k log σ(z_k) + (1 - t_k) log(1 - σ(z_k))]: Wightman et al. 2021, section 2, on the scale of timm's,
-    whose learning rates then hold. Mixed targets go in as they are: a class that has 0.3 of the image is to get 0.3.
+    "ce" is cross-entropy, -Σ_k t_k log softmax(z)_k. "bce" is binary cross-entropy of each class, averaged over the classes,
+    -1/K Σ_k [t_k log σ(z_k) + (1 - t_k) log(1 - σ(z_k))]: Wightman et al. 2021, section 2, on the scale of timm's, so that
+    its learning rates hold. Mixed targets are used as they are: a class that has 0.3 of the image has the target 0.3.
     """
     entropy = F.cross_entropy if loss == "ce" else F.binary_cross_entropy_with_logits
     if weights is None:
@@ -37,15 +37,15 @@ def label_loss(
 
 
 def target_smoothing(cfg: OptimConfig, *, multi_label: bool = False) -> float:
-    """The label smoothing of the targets: none under BCE, which asks of each class whether it is there."""
+    """Return the label smoothing of the targets: none under BCE, which treats each class as present or absent."""
     return 0.0 if multi_label or cfg.loss == "bce" else cfg.label_smoothing
 
 
 def balanced_weights(labels: Int64[Tensor, " N"], *, num_classes: int, label_smoothing: float = 0.0) -> Float[Tensor, " K"]:
-    """Weights of the classes for `label_loss`: inverse to their images, and so that an image weighs 1 on average.
+    """Compute class weights for `label_loss`: inverse to the number of images, with an average weight of 1 per image.
 
-    The average is over the targets as they are trained on, (1 - ε) of the label and ε / K of every class; mixing does not
-    change it. A class without images weighs nothing.
+    The average is over the smoothed targets, (1 - ε) of the label and ε / K of every class; mixing does not change it. A
+    class without images has weight 0.
     """
     weights = class_weights(labels, num_classes)
     share = labels.bincount(minlength=num_classes) / len(labels)
@@ -54,14 +54,14 @@ def balanced_weights(labels: Int64[Tensor, " N"], *, num_classes: int, label_smo
 
 
 def teacher_targets(logits: Float[Tensor, "B K"], *, kind: Kind, tau: float) -> Float[Tensor, "B K"]:
-    """Hard: one for the teacher's decision. Soft: its probabilities at temperature τ."""
+    """Compute the teacher's targets. Hard: one-hot of its prediction. Soft: its probabilities at temperature τ."""
     if kind == "hard":
         return F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
     return F.softmax(logits / tau, dim=1)
 
 
 def teacher_loss(logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], *, kind: Kind, tau: float) -> Float[Tensor, ""]:
-    """Hard: cross-entropy with the teacher's decision. Soft: τ² KL(teacher ‖ student) of both at temperature τ.
+    """Compute the teacher's loss. Hard: cross-entropy with its prediction. Soft: τ² KL(teacher ‖ student) at temperature τ.
 
     The divergence is summed over the classes, as Hinton et al. 2015 have it; DeiT's code takes their mean, which makes the
     teacher's part K times smaller than its equation 2.
@@ -72,10 +72,10 @@ def teacher_loss(logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], *,
 
 
 def call(forward: Callable[..., Any], batch: Batch) -> Any:
-    """A pass over the batch's images, cut into the batch's patches where it names them."""
+    """Run the model on the batch's images, with the batch's patch size if it has one."""
     return forward(batch.images) if batch.patch_size is None else forward(batch.images, patch_size=batch.patch_size)
 
 
 def accuracy(logits: Float[Tensor, "B K"], batch: Batch) -> Float[Tensor, ""]:
-    """The share of images whose heaviest class comes out on top."""
+    """Return the share of images whose class with the greatest target is predicted."""
     return (logits.detach().argmax(dim=1) == batch.targets.argmax(dim=1)).float().mean()

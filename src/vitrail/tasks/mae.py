@@ -28,7 +28,7 @@ from vitrail.settings.mae import MaeConfig
 from vitrail.tasks.task import Task
 
 PICTURED = 8
-"""Images of a split that are reconstructed for a picture, at most."""
+"""Maximum number of images of a split that a picture shows."""
 Images = Float[Tensor, "B C H W"]
 Visible = Int64[Tensor, "B V"]
 
@@ -38,24 +38,24 @@ Visible = Int64[Tensor, "B V"]
 
 
 def to_patches(images: Images, patch: Pair) -> Float[Tensor, "B L X"]:
-    """Pixels of each patch, patches row by row; in a patch row by row too, the channels of a pixel side by side."""
+    """Cut images into patches, row by row; the pixels of a patch are row by row too, the channels of a pixel side by side."""
     x = images.unflatten(2, (-1, patch[0])).unflatten(4, (-1, patch[1]))  # (B, C, gh, P, gw, P)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, L, X)
 
 
 def from_patches(patches: Float[Tensor, "B L X"], *, patch: Pair, grid: Pair) -> Images:
-    """The inverse of `to_patches`."""
+    """Join patches to images: the inverse of `to_patches`."""
     x = patches.unflatten(1, grid).unflatten(3, (*patch, -1))  # (B, gh, gw, P, P, C)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C, H, W)
 
 
 def patch_statistics(patches: Float[Tensor, "B L X"]) -> tuple[Float[Tensor, "B L 1"], Float[Tensor, "B L 1"]]:
-    """Mean and standard deviation of each patch: √(unbiased variance + 1e-6), as the published code has it."""
+    """Return mean and standard deviation of each patch: √(unbiased variance + 1e-6), as in the published code."""
     return patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()
 
 
 def masked_loss(predicted: Float[Tensor, "B L X"], targets: Float[Tensor, "B L X"], hidden: Bool[Tensor, "B L"]) -> Tensor:
-    """Mean squared error of the hidden patches."""
+    """Compute the mean squared error of the hidden patches."""
     errors = (predicted.float() - targets).square().mean(dim=2)  # (B, L)
     return (errors * hidden).sum() / hidden.sum()
 
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh weights as in the published code: Xavier's uniform, zero biases, mask token N(0, 0.02)."""
+        """Initialise all weights as in the published code: Xavier uniform, zero biases, mask token N(0, 0.02)."""
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Float[Tensor, "B N D"], visible: Visible, *, prefix: int, grid: Pair) -> Float[Tensor, "B L X"]:
-        """Predicted pixels of every patch from the prefix tokens and those of the visible patches."""
+        """Predict the pixels of every patch from the prefix tokens and those of the visible patches."""
         x = self.embed(tokens)  # (B, T + V, d)
         places = visible[:, :, None].expand(-1, -1, x.shape[2])
         patches = self.mask_token.to(x.dtype).expand(len(x), grid[0] * grid[1], -1).scatter(1, places, x[:, prefix:])
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         return self.pred(self.norm(x))[:, prefix:]
 
     def positions(self, grid: Pair, device: torch.device) -> Float[Tensor, "L d"]:
-        """Fixed sine-cosine positions, computed once for each grid."""
+        """Return fixed sine-cosine positions, cached for each grid."""
         if (grid, device) not in self._positions:
             self._positions[grid, device] = sincos_2d(grid, self.embed.out_features).to(device)
         return self._positions[grid, device]
@@ -140,17 +140,17 @@ class Mae(Task):
         self.decoder = Decoder(cfg, width=width, pixels=pixels)
 
     def preparation(self, images: int) -> str:
-        """See Task.preparation: the training images of the k-NN score are read."""
+        """See Task.preparation: reads the training images of the k-NN score."""
         return "reading training images in evaluation view, for the k-NN score" if self.neighbours else ""
 
     def prepare(self, view: Split, *, among: Among = ALONE) -> None:
-        """Keep training images among which k-NN looks for neighbours."""
+        """Keep the training images among which k-NN looks for neighbours."""
         self.known = known_images(view, seed=self.seed)
 
     # ---- training
 
     def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:
-        """Augmented images and their visible patches. Raises ValueError for another patch, whose pixels it can't predict."""
+        """Return augmented images and their visible patches. Raises ValueError for a patch size other than the decoder's."""
         if patch_size is not None:
             self.check_patches([patch_size])
         batch = augment(
@@ -165,16 +165,16 @@ class Mae(Task):
         return replace(batch, visible=self.draw_visible(draws, grid_of(img_size, self.patch)))
 
     def check_patches(self, patch_sizes: Sequence[int]) -> None:
-        """Raises ValueError for a patch that is not the decoder's."""
+        """Raise ValueError for a patch size other than the decoder's."""
         for patch_size in patch_sizes:
             if pair(patch_size) != self.patch:
-                own = f"{self.patch[0]}x{self.patch[1]}"
+                trained = f"{self.patch[0]}x{self.patch[1]}"
                 raise ValueError(
-                    f"MAE predicts the pixels of patches of {own}, not of {patch_size}; leave train.patch_sizes out"
+                    f"MAE predicts the pixels of patches of {trained}, not of {patch_size}; leave train.patch_sizes out"
                 )
 
     def draw_visible(self, draws: Draws, grid: Pair) -> Visible:
-        """Visible patches of each image, sorted: ⌊(1 - mask_ratio) L⌋, but at least one, and at least one is hidden.
+        """Draw the visible patches of each image, sorted: ⌊(1 - mask_ratio) L⌋, with at least one visible and one hidden.
 
         Raises ValueError for images of one patch.
         """
@@ -185,7 +185,7 @@ class Mae(Task):
         return order[:, :kept].sort(dim=1).values
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """ "loss": mean squared error of the hidden patches' pixels."""
+        """Return "loss": mean squared error of the hidden patches' pixels."""
         assert batch.visible is not None
         patches = to_patches(batch.images, self.patch)
         if self.cfg.norm_pixels:
@@ -195,17 +195,17 @@ class Mae(Task):
         return {"loss": masked_loss(predicted, patches, hidden_patches(batch.visible, patches.shape[1]))}
 
     def predict(self, images: Images, visible: Visible) -> Float[Tensor, "B L X"]:
-        """Pixels of every patch, normalised by patch with `norm_pixels`, from the visible ones."""
-        seen = self.model.features(images, View(visible=visible))
-        assert seen.tokens is not None
-        assert seen.grid is not None
-        return self.decoder(seen.tokens, visible, prefix=seen.prefix, grid=seen.grid)
+        """Predict the pixels of every patch, normalised per patch with `norm_pixels`, from the visible ones."""
+        features = self.model.features(images, View(visible=visible))
+        assert features.tokens is not None
+        assert features.grid is not None
+        return self.decoder(features.tokens, visible, prefix=features.prefix, grid=features.grid)
 
     def leaves_parameters_out(self) -> bool:
-        """See Task.leaves_parameters_out: what makes the embedding of the tokens, such as attention pooling, has no part."""
+        """See Task.leaves_parameters_out: the loss does not use modules after the tokens, such as attention pooling."""
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with in_eval_mode(self.model):
-            tokens = _see_one_patch(self.model, self.preprocessing).tokens
+            tokens = _one_patch_features(self.model, self.preprocessing).tokens
         assert tokens is not None
         gradients = torch.autograd.grad(tokens.float().sum(), learning, allow_unused=True) if learning else ()
         return any(gradient is None for gradient in gradients)
@@ -221,7 +221,7 @@ class Mae(Task):
         autocast_dtype: torch.dtype | None = None,
         among: Among = ALONE,
     ) -> EmbeddingScores:
-        """k-NN accuracy of the pooled embedding where images have one of two or more classes, and its effective rank."""
+        """Compute k-NN accuracy, if images have one of two or more classes, and effective rank of the pooled embedding."""
         return evaluate_embedding(
             self.model if model is None else model,
             split,
@@ -233,7 +233,7 @@ class Mae(Task):
         )
 
     def picture(self, split: Split, *, device: torch.device, autocast_dtype: torch.dtype | None = None) -> Image.Image | None:
-        """Original, visible patches and reconstruction of some images of a split in evaluation view, one row each."""
+        """Draw original, visible patches and reconstruction of some images of a split in evaluation view, one row each."""
         chosen = torch.linspace(0, len(split) - 1, min(PICTURED, len(split))).round().long()
         raw, failures = split.read(chosen)
         split.record(failures)
@@ -247,29 +247,29 @@ class Mae(Task):
 
 
 def hidden_patches(visible: Visible, patches: int) -> Bool[Tensor, "B L"]:
-    """True for the patches that are not visible."""
+    """Mask that is True for the patches that are not visible."""
     return torch.ones(len(visible), patches, dtype=torch.bool, device=visible.device).scatter(1, visible, False)
 
 
 def _require_patches(patches: int) -> None:
-    """Raises ValueError for images of one patch: one is to be hidden, and one to be seen."""
+    """Raise ValueError for images of one patch: at least one must be hidden, and one visible."""
     if patches < 2:
         raise ValueError("MAE needs images of at least 2 patches; use a smaller patch or larger images")
 
 
 def _check_backbone(model: Backbone, preprocessing: Preprocessing) -> tuple[int, Pair]:
-    """Width of the tokens and grid. Raises ValueError for a backbone that does not compute visible patches alone."""
+    """Return width of the tokens and grid. Raises ValueError for a backbone that can't compute visible patches alone."""
     with in_eval_mode(model), torch.no_grad():
-        seen = _see_one_patch(model, preprocessing)
-    if seen.tokens is None or seen.grid is None or seen.tokens.shape[1] != seen.prefix + 1:
+        features = _one_patch_features(model, preprocessing)
+    if features.tokens is None or features.grid is None or features.tokens.shape[1] != features.prefix + 1:
         raise ValueError(
             f"MAE needs a backbone that computes visible patches only; {type(model).__name__} does not, a ViT does"
         )
-    return seen.tokens.shape[2], seen.grid
+    return features.tokens.shape[2], features.grid
 
 
-def _see_one_patch(model: Backbone, preprocessing: Preprocessing) -> Features:
-    """What a backbone makes of one image whose first patch alone is visible."""
+def _one_patch_features(model: Backbone, preprocessing: Preprocessing) -> Features:
+    """Compute a backbone's features of one image whose first patch alone is visible."""
     weight = next(model.parameters())
     images = torch.zeros(1, preprocessing.in_channels, *preprocessing.img_size, device=weight.device, dtype=weight.dtype)
     try:
@@ -292,7 +292,7 @@ def mae_task(
     device: torch.device,
     autocast_dtype: torch.dtype | None,
 ) -> Mae:
-    """The task of a run. Classes, where the images have some, are for the k-NN score alone."""
+    """Build the task of a run. Classes, if the images have them, are for the k-NN score only."""
     return Mae(
         model,
         preprocessing=preprocessing,
@@ -304,13 +304,13 @@ def mae_task(
 
 
 def check_mae(settings: Settings, model: Backbone) -> None:
-    """Raises ValueError for settings and a model, on the meta device, that can't learn from hidden patches."""
+    """Raise ValueError for settings and a model, on the meta device, that masked autoencoding does not support."""
     cfg = settings.model
     zeros, ones = (0.0,) * cfg.in_channels, (1.0,) * cfg.in_channels
     images = Preprocessing(img_size=pair(cfg.img_size), in_channels=cfg.in_channels, mean=zeros, std=ones)
     with torch.device("meta"), torch.no_grad():
         task = Mae(model, preprocessing=images, cfg=settings.mae, augment=settings.augment, seed=0)
-        _see_one_patch(model.train(), images)
+        _one_patch_features(model.train(), images)
     task.check_patches(settings.train.patch_sizes)
 
 
@@ -322,11 +322,11 @@ _GAP_PX, _SIDE_PX, _HIDDEN = 4, 96, 128
 
 @torch.no_grad()
 def reconstruct(task: Mae, images: Images, visible: Visible | None = None) -> Image.Image:
-    """One row an image, as the model sees it (normalised): original, visible patches, reconstruction with visible ones kept.
+    """Draw original, visible patches and reconstruction of each image, one row each. Images are normalised.
 
-    Without `visible`, the patches are drawn by the task's seed and the image's place. With `norm_pixels`, predictions get the
-    mean and standard deviation that the patch has in the original. Images of 1 or 3 channels have their colours; of others,
-    the mean of all channels is shown.
+    Without `visible`, the patches are drawn by the task's seed and the image's position. With `norm_pixels`, predictions get
+    the mean and standard deviation of the original patch. Images of 1 or 3 channels have their colours; of others, the mean
+    of all channels is shown.
     """
     grid = grid_of((images.shape[2], images.shape[3]), task.patch)
     if visible is None:
@@ -347,14 +347,14 @@ def reconstruct(task: Mae, images: Images, visible: Visible | None = None) -> Im
 
 
 def _to_bytes(images: Images, preprocessing: Preprocessing) -> Tensor:
-    """Pixels 0 … 255 (B, 1 or 3, H, W) of normalised images."""
+    """Convert normalised images to pixels 0 … 255 (B, 1 or 3, H, W)."""
     mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     pixels = (images * std + mean).clamp(0, 1) * 255
     return (pixels if pixels.shape[1] in (1, 3) else pixels.mean(dim=1, keepdim=True)).round().byte()
 
 
 def _sheet(columns: list[Tensor]) -> Image.Image:
-    """Images (B, c, H, W) of several columns on white, small ones enlarged by a whole factor."""
+    """Arrange columns of images (B, c, H, W) on white; small ones are enlarged by a whole factor."""
     count, channels, height, width = columns[0].shape
     factor = max(1, _SIDE_PX // max(height, width))
     tall, wide = height * factor + _GAP_PX, width * factor + _GAP_PX

@@ -1,4 +1,4 @@
-"""The task that settings and data ask for where images have classes or labels."""
+"""Builder of the supervised tasks: classification, labels, or distillation, by settings and data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def supervised_task(
     device: torch.device,
     autocast_dtype: torch.dtype | None,
 ) -> Classify:
-    """Classification, labels, or distillation. `preprocessing` and `classes` are the model's own: a teacher has to fit them.
+    """Build a task of classification, labels, or distillation.
+
+    `preprocessing` and `classes` are the model's own, which a teacher must fit. Raises ValueError for a teacher that does not,
+    and for settings that images of several classes do not support.
 
     Raises ValueError for a teacher that does not fit,
     and for settings that images of several classes can't have.

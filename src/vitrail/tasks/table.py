@@ -1,4 +1,4 @@
-"""The table of tasks: how each is built from settings, what it needs of the data, and which settings it leaves unused."""
+"""Table of tasks: how each is built from settings, what it requires of the data, and which settings have no effect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitrail.tasks.task import Task
 
 @runtime_checkable
 class Builder(Protocol):
-    """Builds the task of a run around its model, which is on `device`. Raises ValueError for settings that it can't have."""
+    """Function that builds the task of a run around its model, which is on `device`. Raises ValueError for invalid settings."""
 
     def __call__(
         self,
@@ -31,35 +31,35 @@ class Builder(Protocol):
         device: torch.device,
         autocast_dtype: torch.dtype | None,
     ) -> Task:
-        """`split` are the training images; `preprocessing` and `classes` are those of the data."""
+        """Build the task; `split` are the training images, `preprocessing` and `classes` those of the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """One row of `TASKS`: what is known of a task before there is a model."""
+    """One row of `TASKS`: properties of a task that are known before the model is built."""
 
     build: Builder
     supervised: bool
-    """Learns from classes or labels. Without: images need none, the model has no head, and nothing is probed first."""
+    """True if the task uses classes or labels; otherwise images need none, the model has no head, and no probe is run."""
     check: Callable[[Settings, Backbone], None] = lambda settings, model: None
-    """Raises ValueError for settings that the task can't learn with, before images are read; the model is on "meta"."""
+    """Raise ValueError for invalid settings of the task, before images are read; the model is on the meta device."""
     recipe: str | None = None
-    """Recipe for photographs where none is named; None takes the one for the data."""
+    """Default recipe for photographs; None takes the one for the data."""
     small_recipe: str | None = None
-    """Recipe for images of one small size where none is named; None takes `recipe`."""
+    """Default recipe for images of one small size; None takes `recipe`."""
     unused: tuple[str, ...] = ()
-    """Settings that have no effect: a section, a field, or a field and one of its values."""
+    """Settings without effect: a section, a field, or a field and one of its values."""
     pictures: str | None = None
-    """Folder of the run for the pictures that the task draws at each evaluation; None where it draws none."""
+    """Folder in the run for the pictures that the task draws at each evaluation; None if it draws none."""
     next_steps: tuple[str, ...] = ()
     """Commands that use a finished run, with {run} for its folder."""
 
     def classes(self, source: Source) -> tuple[str, ...]:
-        """Classes that the model's head has."""
+        """Return the classes of the model's head."""
         return source.classes if self.supervised else ()
 
     def recipe_for(self, source: Source) -> str | None:
-        """Recipe where none is named; None takes the one for the data."""
+        """Return the default recipe; None takes the one for the data."""
         return self.recipe if source.img_size is None else self.small_recipe or self.recipe
 
 
@@ -97,4 +97,4 @@ TASKS: dict[str, TaskSpec] = {
         ),
     ),
 }
-"""A name as in `train.task` -> its row."""
+"""Task name, as in `train.task`, to its row."""

@@ -1,4 +1,4 @@
-"""The contract of a task: raw batch to targets, targets to losses, scores of a split, and what is saved.
+"""Task interface: raw batch to targets, targets to losses, scores of a split, and saved model.
 
 A task is one file and one row of `TASKS`. The loop, the optimizers, the checkpoints and the distributed code know no task by
 name.
@@ -23,14 +23,14 @@ from vitrail.settings import Pair, Preprocessing
 
 
 class Task(nn.Module):
-    """What is learned: the backbone, whatever learns with it, and the loss that they learn by.
+    """Training task: the backbone, other modules trained with it, and the loss.
 
-    Submodules beside `model` (a decoder, a projector) are trained and checkpointed with it, and are no part of the product. A
+    Submodules beside `model` (a decoder, a projector) are trained and checkpointed with it, but not part of `product()`. A
     frozen teacher is kept out of the submodules: it is loaded by name when a run starts or resumes.
     """
 
     model: Backbone
-    """The backbone, with its head where the task has classes."""
+    """Backbone, with a head if the task has classes."""
     preprocessing: Preprocessing
     """Evaluation view of the images; `batch` normalises by it."""
 
@@ -39,26 +39,26 @@ class Task(nn.Module):
         self.model, self.preprocessing = model, preprocessing
 
     def preparation(self, images: int) -> str:
-        """A line that says what `prepare` is about to compute of so many training images; "" where that is nothing."""
+        """Return a line on what `prepare` will compute for this number of training images; "" if nothing."""
         return ""
 
     def prepare(self, view: Split, *, among: Among = ALONE) -> None:
-        """Compute what is needed once, before the first step, from the training images in evaluation view."""
+        """Compute what is needed before the first step, from the training images in evaluation view."""
 
     @abstractmethod
     def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:
-        """Augmented images at `img_size` with their targets. Every draw is keyed by seed, epoch and image."""
+        """Return augmented images at `img_size` with their targets. Every draw is keyed by seed, epoch and image."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """ "loss", a mean over the batch; the other entries are logged, and are means over the batch too."""
+        """Compute "loss", a mean over the batch; the other entries are logged, and are means over the batch too."""
 
     def leaves_parameters_out(self) -> bool:
-        """Whether the loss leaves some parameters that learn without a gradient; processes then ask for them at each step."""
+        """Return whether some trained parameters get no gradient from the loss; processes then look for them at each step."""
         return False
 
     def after_step(self, step: int) -> None:
-        """Move what follows the weights (a teacher that is their running mean), after optimizer step `step`, from 0."""
+        """Update modules that follow the weights, such as a running mean, after optimizer step `step`, counted from 0."""
 
     @abstractmethod
     def evaluate(
@@ -70,22 +70,24 @@ class Task(nn.Module):
         autocast_dtype: torch.dtype | None = None,
         among: Among = ALONE,
     ) -> Scores | None:
-        """Scores on a split in evaluation view; of `model`, a running mean, instead of the task's own where one is given.
+        """Compute scores on a split in evaluation view, of `model` (such as a running mean) if given, else of the task's own.
+
+        Return None if the task has no score for such a split.
 
         None where the task has no score for such a split.
         """
 
     def picture(self, split: Split, *, device: torch.device, autocast_dtype: torch.dtype | None = None) -> Image.Image | None:
-        """What the task makes of some images of a split in evaluation view, to look at; None where there is nothing to see.
+        """Draw the task's outputs for some images of a split in evaluation view; None if there is nothing to show.
 
-        Random draws of a picture are keyed, and the picture changes nothing of what is learned.
+        Random draws of a picture are keyed, and do not affect training.
         """
         return None
 
     def product(self) -> Backbone:
-        """What is saved, exported and served."""
+        """Return the model to save, export and serve."""
         return self.model
 
     def companions(self) -> dict[str, nn.Module]:
-        """The submodules that learn beside the model, by name."""
+        """Return the submodules trained beside the model, by name."""
         return {name: module for name, module in self.named_children() if module is not self.model}

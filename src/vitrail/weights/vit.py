@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from vitrail.models import ViT
 from vitrail.models.positions import resize_patch, resize_positions, sincos_2d
 from vitrail.models.receipt import Entry, Receipt, Status
-from vitrail.settings import ViTConfig, configured, pair
+from vitrail.settings import Pair, ViTConfig, configured, pair
 from vitrail.weights.adapt import adapt_channels
 from vitrail.weights.infer import Inferred, infer, refuse_foreign
 from vitrail.weights.libraries.vitrail import OURS
