@@ -5,7 +5,7 @@
 
 Cost: seconds of one call of `checkpoint.save` with AdamW's state and a running mean, until all is hashed and on the disk;
 and what it is of the default interval. Training stands still meanwhile, so this is all that checkpoints cost.
-Damage: a tiny checkpoint is copied, one thing at random is done to the copy, and `checkpoint.newest` has to pass it over:
+Damage: a tiny checkpoint is copied, one thing at random is done to the copy, and `checkpoint.find_newest` has to pass it over:
 a bit flipped in any byte of any file, a file cut at any byte, emptied, or removed. Half of the copies are of a checkpoint
 in parts, as torch.distributed.checkpoint writes it.
 """
@@ -93,12 +93,12 @@ def detection(count: int, *, seed: int, folder: Path) -> dict[str, dict[str, dic
         for number in range(count // 2):
             there = folder / form / str(number)
             shutil.copytree(good, there / good.name)
-            if checkpoint.newest(there)[0] != there / good.name:
+            if checkpoint.find_newest(there)[0] != there / good.name:
                 raise AssertionError("the copy itself is not taken for whole")
             row = counts[form][damage(there / good.name, rng)]
             row["done"] += 1
             try:
-                checkpoint.newest(there)
+                checkpoint.find_newest(there)
             except ValueError:
                 row["found"] += 1
     return counts

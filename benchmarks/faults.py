@@ -317,7 +317,7 @@ def killed(ground: Ground, tries: int, rng: random.Random) -> Iterator[dict[str,
             except subprocess.TimeoutExpired:
                 started.process.kill()
                 tried.code, cut = started.end(), cut + 1
-                saved += bool(checkpoint.complete(out / "checkpoints"))
+                saved += bool(checkpoint.list_complete(out / "checkpoints"))
         if cut:
             ground.go_on(tried, out)
             done.append((out, tried))
@@ -415,7 +415,7 @@ def boundaries(ground: Ground, tries: int, rng: random.Random) -> Iterator[dict[
         tried = Try(code=started.end())
         tried.expect(tried.code == 128 + signal.SIGKILL, f"moment {at}: it was not killed")
         try:
-            damaged = checkpoint.newest(out / "checkpoints")[2]
+            damaged = checkpoint.find_newest(out / "checkpoints")[2]
             tried.expect(not damaged, f"moment {at}: half a checkpoint looks like one: {damaged}")
         except ValueError as error:
             tried.wrong.append(f"moment {at}: {error}")
@@ -440,7 +440,7 @@ from vitrail.train import checkpoint
 from vitrail.train.step import Step
 
 scoring = importlib.import_module("vitrail.evaluate.evaluate")
-places = {"step": (Step, "__call__"), "evaluation": (scoring, "normalise"), "save": (checkpoint, "sums")}
+places = {"step": (Step, "__call__"), "evaluation": (scoring, "normalise"), "save": (checkpoint, "checksums")}
 owner, name = places[os.environ["PLACE"]]
 do, calls = getattr(owner, name), 0
 
@@ -681,7 +681,7 @@ def poison(ground: Ground, tries: int, rng: random.Random) -> Iterator[dict[str,
         tried.expect(re.search(rf"(loss|grad_norm) is nan at step {at} ", tried.said) is not None, f"it said {tried.said}")
         steps = [path.read_text() if path.exists() else "none" for path in (Path(f"{counted}{n}") for n in range(2))]
         tried.expect(steps == [str(at)] * 2, f"the processes stopped at steps {' and '.join(steps)}, not at {at}")
-        for path in checkpoint.complete(out / "checkpoints"):
+        for path in checkpoint.list_complete(out / "checkpoints"):
             tensors = [value for file in path.glob("*.safetensors") for value in load_file(file).values()]
             finite = all(bool(value.isfinite().all()) for value in tensors)
             tried.expect(finite, f"{path.name} holds what is no number")

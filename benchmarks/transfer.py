@@ -33,7 +33,7 @@ from vitrail.evaluate import Evaluation
 from vitrail.evaluate.metrics import Accuracy, mean_interval
 from vitrail.settings import DataConfig, Preprocessing
 from vitrail.settings.layers import from_yaml
-from vitrail.train.ladder import Facts, advise
+from vitrail.train.ladder import BaselineScores, advise
 
 FIRST, OTHERS = range(5), range(5, 10)
 WAYS = ("knn", "probe", "fine-tuned", "scratch")
@@ -101,7 +101,7 @@ def judged(cell: dict[str, Any]) -> dict[str, Any]:
     """The cell with the ladder's advice on its facts, and whether what won agrees."""
     known = cell["facts"]
     rungs = {name: Accuracy(known[name]["correct"], known[name]["count"]) for name in ("knn", "probe", "probe_train")}
-    advice = advise(Facts(images=cell["shots"] * len(OTHERS), classes=len(OTHERS), **rungs))
+    advice = advise(BaselineScores(images=cell["shots"] * len(OTHERS), classes=len(OTHERS), **rungs))
     right = advice.finetune == (cell["fine-tuned"] > cell["probe"])
     return cell | {"advice": advice.finetune, "why": advice.why, "advice_right": right}
 

@@ -15,7 +15,7 @@ from PIL import Image
 from command_line import TINY, Typed
 from vitrail.data.augment import normalise
 from vitrail.data.decode import eval_view
-from vitrail.train.folder import settings_of as read_settings
+from vitrail.train.folder import read_settings
 from vitrail.weights import load
 
 SMALL = ("--model", "Ti/8", "--model.img_size", "16", "--model.weights", "none", "--train.batch_size", "8")

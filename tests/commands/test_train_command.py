@@ -46,7 +46,10 @@ CNN = ("--model=timm:test_resnet", "--model.img_size=32", "--train.steps=2", "--
             ("--weights=CNN.safetensors",),
             "no plain ViT is in these .* tensors .*; give a plain ViT's, or name another",
         ),
-        (("--weights=RUN", "--model=timm:test_resnet"), 'model.name ".*" is not what the weights .*; leave --model out$'),
+        (
+            ("--weights=RUN", "--model=timm:test_resnet"),
+            'model.name ".*" is not the model of the weights .*; leave --model out$',
+        ),
         (("--weights=RUN", "--recipe=linear-probe", "--model.img_size=33"), "image side 33 .* patch 4; use 32, or another p"),
     ],
 )

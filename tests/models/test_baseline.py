@@ -31,7 +31,7 @@ from vitrail.models.describe import describe_model
 from vitrail.settings import ModelConfig, Preprocessing, layers
 from vitrail.settings.baseline import BaselineModelConfig, is_baseline
 from vitrail.train.loop import Loop
-from vitrail.train.notes import unused
+from vitrail.train.notes import find_unused
 from vitrail.train.step import Ema
 from vitrail.weights import Receipt, convert, read_run, save_model
 from vitrail.weights.adapt import adapt_channels
@@ -420,8 +420,8 @@ def test_a_baseline_s_section() -> None:
 
 def test_settings_that_do_nothing_are_said() -> None:
     settings = layers.build([{"model": "torchvision:resnet18", "optim": {"name": "muon"}, "train": {"accumulate": 2}}])
-    said = unused(settings, meta_model(settings.model))
-    muon = "optim.name muon is for a Transformer's blocks, and AdamW moves all of torchvision:resnet18; it has no effect here"
+    said = find_unused(settings, meta_model(settings.model))
+    muon = "optim.name muon is for a Transformer's blocks, and AdamW updates all of torchvision:resnet18; it has no effect here"
     assert muon in said
     assert any(line.startswith("train.accumulate 2: the batch norms of torchvision:resnet18 see one") for line in said)
 
@@ -538,7 +538,7 @@ def test_a_run_from_the_command_line(name: str, toys: Path, tmp_path: Path, type
     assert json.loads((tmp_path / "again" / "config.json").read_text())["vitrail"]["receipt"]["origin"] == name
     code, out, err = typed("train", toys, "--weights", run, "--model", "timm:test_vit", "--out", tmp_path / "x", *short)
     assert (code, out) == (2, "")
-    assert err == f'vitrail: model.name "timm:test_vit" is not what the weights {run} are of, {name}; leave --model out\n'
+    assert err == f'vitrail: model.name "timm:test_vit" is not the model of the weights {run}, {name}; leave --model out\n'
 
 
 def test_published_weights_are_a_start(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

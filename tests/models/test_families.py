@@ -186,7 +186,7 @@ def test_a_swin_from_the_command_line(typed: Typed, image_folder: ImageFolder, t
     assert "learning rate" in out
     code, out, err = typed("train", photos, "--weights", run, "--model", "B/16", "--out", tmp_path / "no")
     assert (code, err.count("\n")) == (2, 1)
-    assert 'model.name "B/16" is not what the weights' in err
+    assert 'model.name "B/16" is not the model of the weights' in err
 
 
 @pytest.mark.parametrize(

@@ -562,7 +562,7 @@ def test_the_loop_s_step_trains_the_decoder_too(tmp_path: Path) -> None:
     }
     expected = [step(data(learned, epoch))["loss"].item() for epoch in range(20, 23)]
     again, optimizers, step = begun()
-    _, state, _ = checkpoint.newest(tmp_path)
+    _, state, _ = checkpoint.find_newest(tmp_path)
     with pytest.raises(ValueError, match=r"has companions\.decoder.* where the run's model has None"):
         checkpoint.restore(path, state, model=again.model, ema=None, optimizers=optimizers)
     checkpoint.restore(path, state, model=again.model, ema=None, optimizers=optimizers, companions=again.companions())

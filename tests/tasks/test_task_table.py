@@ -10,8 +10,8 @@ from vitrail.data.sources import open_source
 from vitrail.models import meta_model
 from vitrail.settings import TrainConfig, layers
 from vitrail.tasks import TASKS
-from vitrail.train.folder import settings_of
-from vitrail.train.plan import facts, task_row
+from vitrail.train.folder import read_settings
+from vitrail.train.plan import data_fields, find_task
 
 
 def test_every_name_in_the_settings_has_a_row() -> None:
@@ -19,7 +19,7 @@ def test_every_name_in_the_settings_has_a_row() -> None:
     described = layers._documents(TrainConfig)["task"]
     assert all(f"{name}, " in described for name in TASKS)
     with pytest.raises(ValueError, match=r'^train.task "clasify" is none of classify, mae; did you mean "classify"\?$'):
-        task_row("clasify")
+        find_task("clasify")
 
 
 def test_what_a_row_leaves_unused_are_settings() -> None:
@@ -34,7 +34,7 @@ def test_what_a_row_leaves_unused_are_settings() -> None:
 def test_recipes_of_the_masked_autoencoder_build(name: str) -> None:
     task, layer = TASKS["mae"], layers.read_recipe(name)
     cfg = layers.build(
-        [facts(open_source("fashion-sample"), task), {"model": {"img_size": 224}} if name == "mae" else {}, layer]
+        [data_fields(open_source("fashion-sample"), task), {"model": {"img_size": 224}} if name == "mae" else {}, layer]
     )
     assert cfg.train.task == "mae"
     task.check(cfg, meta_model(cfg.model))
@@ -58,6 +58,6 @@ def test_settings_from_before_there_were_tasks_are_of_classification(tmp_path: P
     del old[start : old.index("train:")]
     assert "mae" not in "\n".join(old)
     (tmp_path / "config.yaml").write_text("\n".join(old) + "\n")
-    found = settings_of(tmp_path)
+    found = read_settings(tmp_path)
     assert (found.train.task, found.optim.lr) == ("classify", 0.5)
     assert found == layers.build([{"optim": {"lr": 0.5}}])

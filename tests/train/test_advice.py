@@ -17,7 +17,7 @@ import vitrail
 from conftest import ImageFolder
 from vitrail.settings import Preprocessing, ViTConfig, layers
 from vitrail.train import advice, plan
-from vitrail.train.advice import LEAST_STEPS, TABLE, Facts, advise
+from vitrail.train.advice import MIN_STEPS, TABLE, Facts, advise
 from vitrail.weights import save_model
 
 TI = ViTConfig(embed_dim=192, depth=12, num_heads=3)
@@ -62,7 +62,7 @@ def test_whatever_the_facts_the_settings_can_be_built(
     assert built.train.batch_size % built.train.accumulate == 0
     if minutes is None:
         assert built.train.epochs is not None
-        assert built.train.epochs * max(1, images // built.train.batch_size) >= LEAST_STEPS
+        assert built.train.epochs * max(1, images // built.train.batch_size) >= MIN_STEPS
     else:
         assert built.train.minutes == minutes
 
@@ -88,7 +88,7 @@ def test_small_images_keep_nearly_all_of_themselves() -> None:
 def test_five_images_learn_at_the_rate_of_the_tables_batch() -> None:
     layer = advise(dataclasses.replace(SOME, images=5, class_counts=(1,) * 5)).layer
     assert layer["train"]["batch_size"] * layer["optim"]["lr"] == pytest.approx(TABLE[0].batch_size * TABLE[0].lr)
-    assert layer["train"]["epochs"] == LEAST_STEPS
+    assert layer["train"]["epochs"] == MIN_STEPS
 
 
 def test_small_images_are_not_blown_up_and_small_memory_takes_parts() -> None:
@@ -101,8 +101,8 @@ def test_small_images_are_not_blown_up_and_small_memory_takes_parts() -> None:
 def test_skewed_classes_are_balanced_and_what_was_said_is_not_explained() -> None:
     skewed = advise(dataclasses.replace(SOME, class_counts=(2000, 500, 500)))
     assert skewed.layer["data"] == {"balance": "sampler"}
-    assert any("500 to 2,000 images" in line for line in skewed.said_of([]))
-    assert not any("learning rate" in line for line in skewed.said_of(["optim.lr"]))
+    assert any("500 to 2,000 images" in line for line in skewed.reasons_without([]))
+    assert not any("learning rate" in line for line in skewed.reasons_without(["optim.lr"]))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_run_from_weights_has_their_shape_and_preprocessing(
 def test_stop_early_ends_at_the_probe(
     weights: Path, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrail.train.ladder.LEFT", 2.0)  # nothing is left to win, whatever the probe reaches
+    monkeypatch.setattr("vitrail.train.ladder.MIN_ERROR", 2.0)  # nothing is left to win, whatever the probe reaches
     photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 3, "dog": 3}})
     run = vitrail.train(photos, weights=weights, out=tmp_path / "run", train={**SHORT, "stop_early": True})
     assert run.steps == 0
@@ -158,7 +158,7 @@ def test_stop_early_ends_at_the_probe(
 def test_fine_tuning_starts_at_the_probe(
     weights: Path, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrail.train.ladder.LEFT", 2.0)  # so that `stop_early` gives the probe
+    monkeypatch.setattr("vitrail.train.ladder.MIN_ERROR", 2.0)  # so that `stop_early` gives the probe
     photos = image_folder({"train": {"cat": 8, "dog": 8}, "test": {"cat": 9, "dog": 9}})
     still = {"optim": {"lr": 1e-12, "weight_decay": 0.0}, "train": SHORT | {"ema_decay": 0.9}}
     run = vitrail.train(photos, weights=weights, out=tmp_path / "run", **still)
@@ -177,7 +177,7 @@ def test_weights_that_know_the_classes_keep_their_head(
     first = vitrail.train(photos, weights=weights, out=tmp_path / "first", train=SHORT)
     capsys.readouterr()
     again = vitrail.train(photos, weights=first.folder, out=tmp_path / "again", optim={"lr": 1e-12}, train=SHORT)
-    assert "the weights know these classes" in capsys.readouterr().out
+    assert "the weights have a head for these classes" in capsys.readouterr().out
     torch.testing.assert_close(head_of(again), head_of(first), atol=1e-6, rtol=1e-5)
 
 
@@ -192,7 +192,7 @@ def head_of(run: vitrail.Run) -> torch.Tensor:
     ("said", "message"),
     [
         ({"model": "S/16"}, r'model.name "S/16" has embed_dim 384, and the weights .* have 24; leave --model out'),
-        ({"recipe": "from-scratch"}, r'recipe "from-scratch" has a model of its own, and the weights .* have theirs'),
+        ({"recipe": "from-scratch"}, r'recipe "from-scratch" sets another model than that of the weights .*; use'),
         ({"optim": {"freeze": 3}}, r"optim.freeze 3 is too m"),
         ({"train": {**SHORT, "accumulate": 3}}, r"train.accumulate 3 does not divide batch_size 4; use 2"),
     ],
@@ -212,7 +212,7 @@ def test_photographs_without_weights_within_reach_start_from_scratch(
 ) -> None:
     photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 2, "dog": 2}})
     run = vitrail.train(photos, out=tmp_path / "run", train=SHORT)
-    assert "no pretrained weights are within reach" in capsys.readouterr().out
+    assert "pretrained weights are not available" in capsys.readouterr().out
     assert layers.from_yaml((run.folder / "config.yaml").read_text()).model.weights is None
 
 

@@ -24,9 +24,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from vitrail.models import ViT
 from vitrail.settings import OptimConfig
-from vitrail.train import checkpoint, distributed
-from vitrail.train import parts as sharded
-from vitrail.train.distributed import Ended, World
+from vitrail.train import checkpoint, distributed, sharded
+from vitrail.train.distributed import PeerFailed, World
 from vitrail.train.optim import Optimizers, build_optimizers
 from vitrail.train.step import Ema
 
@@ -58,7 +57,7 @@ def save(
     *,
     keep: int = 2,
     score: float | None = None,
-    world: World = distributed.ALONE,
+    world: World = distributed.SINGLE_PROCESS,
 ) -> Path:
     state: dict[str, Any] = {"pace": {"steps": 9}}
     return checkpoint.save(
@@ -91,7 +90,7 @@ def test_the_next_steps_are_bit_identical(tmp_path: Path, name: str, form: str) 
     save(tmp_path, 3, model, ema, optimizers)
 
     other, other_ema, other_optimizers = parts(name)
-    path, state, _ = checkpoint.newest(tmp_path)
+    path, state, _ = checkpoint.find_newest(tmp_path)
     checkpoint.restore(path, state, model=other, ema=other_ema, optimizers=other_optimizers)
     assert (state["step"], state["pace"]) == (3, {"steps": 9})
     assert (path / ".metadata").exists() == (form == "in parts")
@@ -110,7 +109,7 @@ def test_the_loss_scale_comes_back(tmp_path: Path) -> None:
         step(model, optimizers, scalers[0])
     checkpoint.save(tmp_path, step=2, model=model, ema=None, optimizers=optimizers, state={}, keep=1, scaler=scalers[0])
     other, _, other_optimizers = parts()
-    path, state, _ = checkpoint.newest(tmp_path)
+    path, state, _ = checkpoint.find_newest(tmp_path)
     checkpoint.restore(path, state, model=other, ema=None, optimizers=other_optimizers, scaler=scalers[1])
     assert scalers[1].state_dict() == scalers[0].state_dict()
     for one, its_optimizers, scaler in ((model, optimizers, scalers[0]), (other, other_optimizers, scalers[1])):
@@ -151,7 +150,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     model, ema, optimizers = parts()
     for step in (1, 2, 99_999_999, 100_000_000):
         save(tmp_path, step, model, ema, optimizers, keep=2)
-    assert [path.name for path in checkpoint.complete(tmp_path)] == ["step_99999999", "step_100000000"]
+    assert [path.name for path in checkpoint.list_complete(tmp_path)] == ["step_99999999", "step_100000000"]
     assert len(names(tmp_path)) == 2
 
 
@@ -170,12 +169,12 @@ def test_what_is_newer_than_a_save_is_of_a_line_that_was_left(tmp_path: Path) ->
     for step in (1, 5):
         save(tmp_path, step, model, ema, optimizers)
     flip(tmp_path / "step_00000005" / "model.safetensors", -1)
-    path, state, damaged = checkpoint.newest(tmp_path)
+    path, state, damaged = checkpoint.find_newest(tmp_path)
     assert (path.name, state["step"]) == ("step_00000001", 1)
     assert damaged == [f"checkpoint {tmp_path / 'step_00000005'}: model.safetensors does not match SHA256SUMS"]
     save(tmp_path, 3, model, ema, optimizers, keep=1)
     assert names(tmp_path) == ["step_00000003"]
-    assert checkpoint.newest(tmp_path)[2] == []
+    assert checkpoint.find_newest(tmp_path)[2] == []
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -203,7 +202,7 @@ def test_an_error_in_the_middle_leaves_the_last_one_and_nothing_half(
         save(tmp_path, 2, model, ema, optimizers)
     assert "\n" not in str(error.value)
     assert names(tmp_path) == ["step_00000001"]
-    assert checkpoint.newest(tmp_path)[1]["step"] == 1
+    assert checkpoint.find_newest(tmp_path)[1]["step"] == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
@@ -225,7 +224,7 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path: Path, form: str) -> Non
     assert "\n" not in str(error.value)
     assert "inline_container" not in str(error.value)
     assert names(tmp_path) == ["step_00000001"]
-    assert checkpoint.newest(tmp_path)[1]["step"] == 1
+    assert checkpoint.find_newest(tmp_path)[1]["step"] == 1
 
 
 def test_a_fault_of_ours_is_not_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +232,7 @@ def test_a_fault_of_ours_is_not_called_a_full_disk(tmp_path: Path, monkeypatch: 
         raise CheckpointException("", {0: (TypeError("ours"), None)})  # type: ignore[arg-type]
 
     monkeypatch.setattr(checkpoint, "is_sharded", lambda _: True)
-    monkeypatch.setattr("vitrail.train.parts.write", wrong)
+    monkeypatch.setattr("vitrail.train.sharded.write", wrong)
     with pytest.raises(CheckpointException):
         save(tmp_path, 1, *parts())
 
@@ -269,7 +268,7 @@ def kill_at(last: int, patched: pytest.MonkeyPatch) -> list[int]:
 
     cut(checkpoint, "save_tensors", lambda _, path: torn(path))
     cut(sharded, "write", lambda draft, _: torn(draft / "__0_0.distcp"))
-    cut(checkpoint, "sums", nothing)
+    cut(checkpoint, "checksums", nothing)
     cut(checkpoint, "sync", nothing)
     cut(checkpoint.os, "replace", nothing)
     cut(checkpoint.shutil, "rmtree", half_deleted)
@@ -290,7 +289,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(
         with monkeypatch.context() as patched, contextlib.suppress(Killed):
             done = kill_at(last, patched)
             save(folder, again, model, None, optimizers, keep=1)
-        path, state, damaged = checkpoint.newest(folder)
+        path, state, damaged = checkpoint.find_newest(folder)
         seen.add((state["step"], form == "in parts" or (path / "ema.safetensors").exists()))
         assert damaged == [], "what was cut does not look like a checkpoint"
         save(folder, 4, model, ema, optimizers, keep=1)
@@ -308,7 +307,7 @@ def test_a_damaged_one_at_the_same_step_is_replaced(tmp_path: Path) -> None:
     flip(tmp_path / "step_00000002" / "state.json", 3)
     save(tmp_path, 2, model, ema, optimizers)
     assert names(tmp_path) == ["step_00000001", "step_00000002"]
-    assert checkpoint.newest(tmp_path)[1:] == (checkpoint.read_state(tmp_path / "step_00000002"), [])
+    assert checkpoint.find_newest(tmp_path)[1:] == (checkpoint.read_state(tmp_path / "step_00000002"), [])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -349,14 +348,14 @@ def test_every_damage_is_found_and_named(tmp_path: Path, form: str) -> None:
     path = save(tmp_path, 2, model, ema, optimizers)
     count = 0
     for done, says in damages(path):
-        found, _, damaged = checkpoint.newest(tmp_path)
+        found, _, damaged = checkpoint.find_newest(tmp_path)
         assert found.name == "step_00000001", done
         assert len(damaged) == 1, done
         assert says in damaged[0], done
         assert "\n" not in damaged[0], done
         count += 1
     assert count > 250
-    assert checkpoint.newest(tmp_path)[0] == path, "all is as it was"
+    assert checkpoint.find_newest(tmp_path)[0] == path, "all is as it was"
 
 
 def test_where_none_is_whole_it_is_said(tmp_path: Path) -> None:
@@ -365,28 +364,28 @@ def test_where_none_is_whole_it_is_said(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"step_00000001: ema\.safetensors does not match SHA256SUMS, and there is no other; put"
     ):
-        checkpoint.newest(tmp_path)
+        checkpoint.find_newest(tmp_path)
     second = save(tmp_path, 2, *parts())
     (second / "SHA256SUMS").unlink()
     with pytest.raises(
         ValueError, match=r"step_00000002: it has no SHA256SUMS, .*, and none of the others is whole; put"
     ) as error:
-        checkpoint.newest(tmp_path)
+        checkpoint.find_newest(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no checkpoint: the run stopped before the first one; delete .*, or say"):
-        checkpoint.newest(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match=r"holds no checkpoint: the run stopped before the first one; delete .*, or rerun"):
+        checkpoint.find_newest(tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"steps": 1}'])
 def test_a_state_that_is_none_is_refused_under_any_hash(tmp_path: Path, text: str) -> None:
     path = save(tmp_path, 1, *parts())
     (path / "state.json").write_text(text)
-    (path / "SHA256SUMS").write_bytes(checkpoint.sums(path))
+    (path / "SHA256SUMS").write_bytes(checkpoint.checksums(path))
     with pytest.raises(ValueError, match=r"step_00000001: .*there is no other"):
-        checkpoint.newest(tmp_path)
+        checkpoint.find_newest(tmp_path)
 
 
 def test_sha256sum_reads_the_list(tmp_path: Path) -> None:
@@ -409,8 +408,8 @@ def test_a_forged_record_of_parts_runs_nothing(tmp_path: Path, monkeypatch: pyte
     model, ema, optimizers = parts()
     path = save(tmp_path, 1, model, ema, optimizers)
     (path / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
-    (path / "SHA256SUMS").write_bytes(checkpoint.sums(path))
-    path, state, _ = checkpoint.newest(tmp_path)
+    (path / "SHA256SUMS").write_bytes(checkpoint.checksums(path))
+    path, state, _ = checkpoint.find_newest(tmp_path)
     with pytest.raises(pickle.UnpicklingError, match=r"asks for posix\.mkdir, which is no part of a checkpoint"):
         checkpoint.restore(path, state, model=model, ema=ema, optimizers=optimizers)
     assert not (tmp_path / "ran").exists()
@@ -431,22 +430,22 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path, form: str) -
 # Two processes
 
 
-def in_parts(name: str, *, seed: int) -> tuple[ViT, Ema, Optimizers]:
+def sharded_training(name: str, *, seed: int) -> tuple[ViT, Ema, Optimizers]:
     """A training whose model is in parts, started from a seed."""
     torch.manual_seed(seed)
     model = ViT(img_size=8, patch_size=4, in_channels=1, embed_dim=10, depth=2, num_heads=2, num_classes=3)
     mean = copy.deepcopy(model)
     if dist.is_initialized():
         for one in (model, mean):
-            distributed.shard(one, distributed.current(), device=torch.device("cpu"), dtype=None)
+            distributed.shard(one, distributed.current_world(), device=torch.device("cpu"), dtype=None)
     config = OptimConfig(name=name, lr=0.1)  # type: ignore[arg-type]
     return model, Ema(model, mean, 0.9), build_optimizers(model, config, batch_size=1024)
 
 
 def everything(model: ViT, ema: Ema, optimizers: Optimizers) -> dict[str, Tensor]:
     """All tensors of a training, put together."""
-    tensors = checkpoint.contents(model, ema, optimizers)[0]
-    return {name: distributed.whole(value).clone() for name, value in tensors.items()}
+    tensors = checkpoint.collect_tensors(model, ema, optimizers)[0]
+    return {name: distributed.full_tensor(value).clone() for name, value in tensors.items()}
 
 
 def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -457,8 +456,8 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 def restored(folder: Path, name: str) -> tuple[ViT, Ema, Optimizers]:
     """A training begun elsewhere that takes over the newest checkpoint."""
-    made = in_parts(name, seed=9)
-    path, state, _ = checkpoint.newest(folder)
+    made = sharded_training(name, seed=9)
+    path, state, _ = checkpoint.find_newest(folder)
     model, ema, optimizers = made
     checkpoint.restore(path, state, model=model, ema=ema, optimizers=optimizers)
     return made
@@ -468,9 +467,9 @@ def two_processes(rank: int, folder: Path) -> None:
     """What each of the two does; what is wrong in one of them fails the test that started them."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    world = distributed.current()
+    world = distributed.current_world()
     for name in NAMES:
-        made = in_parts(name, seed=1)
+        made = sharded_training(name, seed=1)
         move(*made, steps=range(2))
         path = save(folder / name / "parts", 2, *made, world=world)
         assert names(path) == [".metadata", "SHA256SUMS", "__0_0.distcp", "__1_0.distcp", "state.json"]
@@ -496,7 +495,7 @@ def two_processes(rank: int, folder: Path) -> None:
         if rank == broken:
             dcp_files._write_item = checkpoint.save_tensors = no_space
         failed = folder / "failed" / target
-        with pytest.raises(Ended if rank else OSError) as error:
+        with pytest.raises(PeerFailed if rank else OSError) as error:
             save(failed, 1, *training, world=world)
         if world.first:
             assert "No space left on device" in str(error.value)
@@ -516,7 +515,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes saved checkpoints in parts, and loaded those of one process."""
     folder = tmp_path_factory.mktemp("two")
     for name in NAMES:
-        made = in_parts(name, seed=2)
+        made = sharded_training(name, seed=2)
         move(*made, steps=range(2))
         save(folder / name / "whole", 2, *made)
         torch.save(everything(*made), folder / name / "whole.pth")

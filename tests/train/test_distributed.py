@@ -28,7 +28,7 @@ from vitrail.models.receipt import Receipt
 from vitrail.settings import AugmentConfig, ModelConfig, Preprocessing
 from vitrail.train import distributed
 from vitrail.train import run as run_module
-from vitrail.train.distributed import ALONE, Ended, World, anew, own_device, shard, world
+from vitrail.train.distributed import SINGLE_PROCESS, PeerFailed, World, local_device, open_new_store, shard, world
 
 ImageFolder = Callable[..., Path]
 
@@ -192,9 +192,9 @@ def test_what_two_began_one_ends_and_the_other_way_round(photos: Path, tmp_path:
     assert "is saved; go on with `vitrail resume two`" in said
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     said = run(["resume", "one"], processes=1, folder=tmp_path)
-    assert "going on at step" in said
+    assert "resumed at step" in said
     assert farthest(tmp_path / "straight", tmp_path / "one") < 1e-5
-    assert "going on at step" in run(train_words(photos, "two", *words, "--resume", "auto"), processes=2, folder=tmp_path)
+    assert "resumed at step" in run(train_words(photos, "two", *words, "--resume", "auto"), processes=2, folder=tmp_path)
     assert farthest(tmp_path / "straight", tmp_path / "two") < 1e-5
     assert "is finished" in run(train_words(photos, "two", *words, "--resume", "auto"), processes=2, folder=tmp_path)
 
@@ -224,13 +224,13 @@ def test_a_mistake_is_told_once(photos: Path, tmp_path: Path) -> None:
 
 
 def test_alone_nothing_is_sent() -> None:
-    assert ALONE.first
-    assert ALONE.gather("a") == ["a"]
-    assert ALONE.greatest(2.0, 3.0) == (2.0, 3.0)
-    assert torch.equal(ALONE.sum(torch.ones(2)), torch.ones(2))
-    assert ALONE.on_first(lambda: 7) == 7
-    ALONE.barrier()
-    ALONE.same_buffers(nn.BatchNorm2d(2))
+    assert SINGLE_PROCESS.first
+    assert SINGLE_PROCESS.gather("a") == ["a"]
+    assert SINGLE_PROCESS.max(2.0, 3.0) == (2.0, 3.0)
+    assert torch.equal(SINGLE_PROCESS.sum(torch.ones(2)), torch.ones(2))
+    assert SINGLE_PROCESS.run_on_first(lambda: 7) == 7
+    SINGLE_PROCESS.barrier()
+    SINGLE_PROCESS.broadcast_buffers(nn.BatchNorm2d(2))
 
 
 @pytest.mark.parametrize(
@@ -238,10 +238,10 @@ def test_alone_nothing_is_sent() -> None:
     [
         ((None, None), 0, None),
         (("no", "no"), 0, "^no$"),
-        (("no", "no"), 1, "another process tells"),
+        (("no", "no"), 1, "another process reports"),
         (("no", "none"), 1, "^none$"),
         ((None, "no"), 1, "^no$"),
-        ((None, "no"), 0, "another process tells"),
+        ((None, "no"), 0, "another process reports"),
     ],
 )
 def test_a_mistake_of_all_is_told_by_the_first(
@@ -255,11 +255,11 @@ def test_a_mistake_of_all_is_told_by_the_first(
         return 7
 
     if raises is None:
-        assert World(rank, 2).told_once(do) == 7
-        assert ALONE.told_once(do) == 7
+        assert World(rank, 2).raise_once(do) == 7
+        assert SINGLE_PROCESS.raise_once(do) == 7
         return
-    with pytest.raises((ValueError, Ended), match=raises):
-        World(rank, 2).told_once(do)
+    with pytest.raises((ValueError, PeerFailed), match=raises):
+        World(rank, 2).raise_once(do)
 
 
 def test_processes_that_start_anew_do_not_meet_those_before() -> None:
@@ -270,7 +270,7 @@ def test_processes_that_start_anew_do_not_meet_those_before() -> None:
         with ThreadPoolExecutor(3) as together:
             asked = {}
             for rank in sorted(range(3), key=lambda rank: rank == late):  # that one comes last
-                asked[rank] = together.submit(anew, store, rank, 3, seconds=10)
+                asked[rank] = together.submit(open_new_store, store, rank, 3, seconds=10)
                 time.sleep(0.05)
             given = {rank: answer.result(timeout=10) for rank, answer in asked.items()}
         given[0].set("address", str(late))
@@ -293,9 +293,9 @@ def test_a_process_that_waits_in_vain_says_so(photos: Path, tmp_path: Path) -> N
 
 def test_a_process_that_does_not_come_is_named() -> None:
     store = dist.HashStore()
-    store.set("vitrail/asks/1", "one of those before")
+    store.set("vitrail/request/1", "one of those before")
     with pytest.raises(TimeoutError, match=r"^process 1 did not start within 0\.2 s; see why in its own messages$"):
-        anew(store, 0, 2, seconds=0.2)
+        open_new_store(store, 0, 2, seconds=0.2)
 
 
 def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,23 +313,23 @@ def test_what_is_put_together_is_the_model(monkeypatch: pytest.MonkeyPatch) -> N
     receipt = Receipt(origin="here", file="a.safetensors", sha256=None, licence=None, entries=())
     model.classes, model.receipt, model.multi_label = ("a", "b", "c"), receipt, True
     model.preprocessing = Preprocessing(img_size=(32, 32), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert run_module.put_together(model, cfg, World(rank=0, size=2)) is model
+    assert run_module.gather_model(model, cfg, World(rank=0, size=2)) is model
     monkeypatch.setattr(run_module, "is_sharded", lambda model: True)
-    complete = run_module.put_together(model, cfg, World(rank=0, size=2))
+    complete = run_module.gather_model(model, cfg, World(rank=0, size=2))
     assert complete is not None
     assert complete is not model
     assert (complete.classes, complete.receipt, complete.multi_label) == (model.classes, model.receipt, True)
     assert complete.preprocessing == model.preprocessing
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(complete(images), model.eval()(images))
-    assert run_module.put_together(model, cfg, World(rank=1, size=2)) is None
+    assert run_module.gather_model(model, cfg, World(rank=1, size=2)) is None
 
 
 def test_parts_need_processes_blocks_and_another_number_type() -> None:
     cpu = torch.device("cpu")
     cnn = create_model("timm:test_resnet", num_classes=3)
     with pytest.raises(ValueError, match="torchrun --nproc-per-node"):
-        shard(cnn, ALONE, device=cpu, dtype=None)
+        shard(cnn, SINGLE_PROCESS, device=cpu, dtype=None)
     with pytest.raises(ValueError, match="Baseline has none"):
         shard(cnn, World(0, 2), device=cpu, dtype=None)
     model = build_model(ModelConfig(name="Ti/16", img_size=(32, 32), depth=1, embed_dim=32, num_heads=2, num_classes=3))
@@ -339,14 +339,14 @@ def test_parts_need_processes_blocks_and_another_number_type() -> None:
 
 def test_a_cpu_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert own_device(torch.device("cpu")) == torch.device("cpu")
+    assert local_device(torch.device("cpu")) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("processes", [1, 2, 8])
 def test_torchrun_gives_each_process_its_gpu(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the only process of a machine: a device without an index can't be set."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(distributed, "current", lambda: ALONE)
+    monkeypatch.setattr(distributed, "current_world", lambda: SINGLE_PROCESS)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
@@ -355,7 +355,7 @@ def test_torchrun_gives_each_process_its_gpu(processes: int, monkeypatch: pytest
         monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        with world(own_device(torch.device("cuda"))):
+        with world(local_device(torch.device("cuda"))):
             assert chosen == [torch.device("cuda", rank)]
 
 
@@ -364,12 +364,12 @@ def test_a_gpu_without_torchrun_is_the_one_that_is_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with world(own_device(torch.device("cuda"))) as alone:  # torch's current one
-        assert (chosen, alone) == ([], ALONE)
+    with world(local_device(torch.device("cuda"))) as alone:  # torch's current one
+        assert (chosen, alone) == ([], SINGLE_PROCESS)
     monkeypatch.setenv("RANK", "0")  # set by hand, without LOCAL_RANK
-    with world(own_device(torch.device("cuda"))):
+    with world(local_device(torch.device("cuda"))):
         assert chosen == []
-    with world(own_device(torch.device("cuda", 1))):
+    with world(local_device(torch.device("cuda", 1))):
         assert chosen == [torch.device("cuda", 1)]
 
 
@@ -377,13 +377,13 @@ def test_processes_may_not_share_a_gpu_nor_outnumber_them(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert own_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert local_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match=r"train\.device cuda:1 is one GPU for 4 processes; use cuda"):
-        own_device(torch.device("cuda", 1))
+        local_device(torch.device("cuda", 1))
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match="more than the 2 GPUs of this machine; use 2"):
-        own_device(torch.device("cuda"))
+        local_device(torch.device("cuda"))
 
 
 def split_of(count: int) -> FixedSplit:

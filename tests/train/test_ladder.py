@@ -19,7 +19,15 @@ from vitrail.evaluate.probe import Probe, linear_probe
 from vitrail.models import ViT
 from vitrail.models.baseline import create_baseline
 from vitrail.settings import DataConfig, Preprocessing
-from vitrail.train.ladder import Advice, Facts, advise, apply_probe, climb, probe_checkpoint, views
+from vitrail.train.ladder import (
+    BaselineScores,
+    FinetuneAdvice,
+    advise,
+    apply_probe,
+    evaluation_views,
+    probe_checkpoint,
+    run_baselines,
+)
 from vitrail.weights import save_model
 
 ImageFolder = Callable[..., Path]
@@ -46,57 +54,57 @@ whole = {"preprocessing": IMAGES, "num_classes": 3, "device": "cpu"}
 
 def test_each_rung_is_what_it_is_alone() -> None:
     model = tiny()
-    climbed = climb(model, SPLITS, **whole)  # type: ignore[arg-type]
+    baselines = run_baselines(model, SPLITS, **whole)  # type: ignore[arg-type]
     seen = {name: extract(model, split, preprocessing=IMAGES, device="cpu") for name, split in SPLITS.items()}
     known = seen["train"].and_those_of(seen["val"])
-    assert climbed.knn == knn(seen["train"], seen["val"])
-    assert climbed.knn_test == knn(known, seen["test"])
+    assert baselines.knn == knn(seen["train"], seen["val"])
+    assert baselines.knn_test == knn(known, seen["test"])
     alone = linear_probe(seen["train"], seen["val"], seen["test"], num_classes=3)
-    assert torch.equal(climbed.probe.weight, alone.weight)
-    assert (climbed.probe.val, climbed.probe.test) == (alone.val, alone.test)
-    assert climbed.facts == Facts(90, 3, climbed.knn, alone.val, alone.train)
-    assert climbed.advice == advise(climbed.facts)
-    assert climbed.knn_test.value > 0.8
-    assert "of 45 test images (95 % interval" in climbed.lines()[0]
-    assert climbed.lines()[1].endswith(f", L2 {alone.l2:.2g}")
-    assert climbed.lines()[2] == climbed.advice.why
-    read = json.loads(json.dumps(climbed.to_dict(), allow_nan=False))
+    assert torch.equal(baselines.probe.weight, alone.weight)
+    assert (baselines.probe.val, baselines.probe.test) == (alone.val, alone.test)
+    assert baselines.scores == BaselineScores(90, 3, baselines.knn, alone.val, alone.train)
+    assert baselines.advice == advise(baselines.scores)
+    assert baselines.knn_test.value > 0.8
+    assert "of 45 test images (95 % interval" in baselines.lines()[0]
+    assert baselines.lines()[1].endswith(f", L2 {alone.l2:.2g}")
+    assert baselines.lines()[2] == baselines.advice.why
+    read = json.loads(json.dumps(baselines.to_dict(), allow_nan=False))
     assert read["probe"]["test"]["count"] == 45
     assert read["advice"]["finetune"] in (True, False)
 
 
 def test_no_test_image_has_a_say_in_the_advice() -> None:
-    with_test = climb(tiny(), SPLITS, **whole)  # type: ignore[arg-type]
-    other = climb(tiny(), {**SPLITS, "test": shades(45, seed=9, noise=200)}, **whole)  # type: ignore[arg-type]
-    assert other.facts == with_test.facts
+    with_test = run_baselines(tiny(), SPLITS, **whole)  # type: ignore[arg-type]
+    other = run_baselines(tiny(), {**SPLITS, "test": shades(45, seed=9, noise=200)}, **whole)  # type: ignore[arg-type]
+    assert other.scores == with_test.scores
     assert other.knn_test != with_test.knn_test
 
 
 def test_without_other_images_the_training_images_are_held_out_in_turn() -> None:
     empty: dict[str, Split] = {"train": SPLITS["train"], "val": shades(0, seed=0)}
-    climbed = climb(tiny(), empty, **whole)  # type: ignore[arg-type]
-    assert (climbed.knn.count, climbed.probe.val.count) == (60, 60)
-    assert climbed.knn_test is None
-    assert climbed.probe.test is None
-    assert "of 60 held-out images" in climbed.lines()[1]
-    assert climbed.to_dict()["probe"]["test"] is None
-    one_each = climb(tiny(), {"train": shades(3, seed=0)}, **whole)  # type: ignore[arg-type]
+    baselines = run_baselines(tiny(), empty, **whole)  # type: ignore[arg-type]
+    assert (baselines.knn.count, baselines.probe.val.count) == (60, 60)
+    assert baselines.knn_test is None
+    assert baselines.probe.test is None
+    assert "of 60 held-out images" in baselines.lines()[1]
+    assert baselines.to_dict()["probe"]["test"] is None
+    one_each = run_baselines(tiny(), {"train": shades(3, seed=0)}, **whole)  # type: ignore[arg-type]
     assert one_each.lines()[1].startswith("linear probe: no images to score")
     assert one_each.advice.finetune
 
 
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(ValueError, match="no training images"):
-        climb(tiny(), {"train": shades(0, seed=0), "test": SPLITS["test"]}, **whole)  # type: ignore[arg-type]
+        run_baselines(tiny(), {"train": shades(0, seed=0), "test": SPLITS["test"]}, **whole)  # type: ignore[arg-type]
     several = shades(4, seed=0)
     several.labels.fill_(-1)
     with pytest.raises(ValueError, match="any number of labels"):
-        climb(tiny(), {"train": several}, **whole)  # type: ignore[arg-type]
+        run_baselines(tiny(), {"train": several}, **whole)  # type: ignore[arg-type]
 
 
 def test_views_are_the_splits_as_they_are_evaluated(image_folder: ImageFolder) -> None:
     source = open_folder(image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 2, "dog": 2}}), val_fraction=0)
-    found = views(source, preprocessing=IMAGES, cfg=DataConfig(workers=0))
+    found = evaluation_views(source, preprocessing=IMAGES, cfg=DataConfig(workers=0))
     assert {name: len(split) for name, split in found.items()} == {"train": 8, "test": 4}
     assert found["train"].sizes.tolist() == [[8, 8]] * 8
 
@@ -109,8 +117,8 @@ def test_a_checkpoint_is_probed_on_the_data_that_it_is_given(image_folder: Image
     save_model(model, run, data="photos")
     done = probe_checkpoint(run, str(photos), shots=(1, 5), draws=2, batch_size=3, device="cpu")
     assert (done.data, done.classes, done.images["test"]) == ("photos", ("cat", "dog"), 8)
-    splits = views(open_folder(photos, val_fraction=0.1), preprocessing=model.preprocessing, cfg=DataConfig())
-    alone = climb(done.model, splits, preprocessing=model.preprocessing, num_classes=2, device="cpu")
+    splits = evaluation_views(open_folder(photos, val_fraction=0.1), preprocessing=model.preprocessing, cfg=DataConfig())
+    alone = run_baselines(done.model, splits, preprocessing=model.preprocessing, num_classes=2, device="cpu")
     assert done.ladder.to_dict() == alone.to_dict()
     assert [(each.shots, len(each.probe.values)) for each in done.few] == [(1, 2), (5, 2)]
     read = json.loads(json.dumps(done.to_dict(), allow_nan=False))
@@ -129,7 +137,7 @@ def test_what_a_checkpoint_cannot_be_probed_on(image_folder: ImageFolder) -> Non
 @pytest.mark.parametrize("fields", [{}, {"pool": "cls+avg"}, {"dist_token": True}, {"pool": "avg", "class_token": False}])
 def test_a_model_with_the_probe_says_what_the_probe_says(fields: dict[str, object]) -> None:
     model = tiny(**fields)
-    probe = climb(model, SPLITS, **whole).probe  # type: ignore[arg-type]
+    probe = run_baselines(model, SPLITS, **whole).probe  # type: ignore[arg-type]
     apply_probe(model, probe)
     features = extract(model, SPLITS["test"], preprocessing=IMAGES, device="cpu", cache=False)
     with torch.no_grad():
@@ -169,7 +177,9 @@ def test_a_head_of_another_kind_is_refused() -> None:
 
 # The advice
 
-USUAL = Facts(images=2000, classes=10, knn=Accuracy(80, 100), probe=Accuracy(85, 100), probe_train=Accuracy(1900, 2000))
+USUAL = BaselineScores(
+    images=2000, classes=10, knn=Accuracy(80, 100), probe=Accuracy(85, 100), probe_train=Accuracy(1900, 2000)
+)
 
 
 @pytest.mark.parametrize(
@@ -188,9 +198,9 @@ USUAL = Facts(images=2000, classes=10, knn=Accuracy(80, 100), probe=Accuracy(85,
         (replace(USUAL, knn=Accuracy(0, 0), probe=Accuracy(0, 0)), True, "200 images a class"),
     ],
 )
-def test_the_advice_and_its_reason(facts: Facts, finetune: bool, why: str) -> None:
+def test_the_advice_and_its_reason(facts: BaselineScores, finetune: bool, why: str) -> None:
     advice = advise(facts)
-    assert advice == Advice(finetune, advice.why)
+    assert advice == FinetuneAdvice(finetune, advice.why)
     assert why in advice.why
     assert advice.why.startswith(f"fine-tuning can{'' if finetune else chr(39) + 't'} be expected to beat the probe: ")
     assert "\n" not in advice.why

@@ -13,7 +13,7 @@ import vitrail
 from conftest import ImageFolder
 from vitrail.models import meta_model
 from vitrail.settings import Preprocessing, layers
-from vitrail.train.notes import long_warmup, unused
+from vitrail.train.notes import check_warmup, find_unused
 from vitrail.weights import save_model
 
 NO_EFFECT = "; it has no effect here"
@@ -23,14 +23,14 @@ FROM: dict[str, Any] = {"model": {"weights": "some.safetensors"}}
 def notes(*stack: layers.Layer, multi_label: bool = False) -> list[str]:
     """What is said of layers over the defaults, the last of which somebody typed."""
     whole = layers.build(stack)
-    return unused(whole, meta_model(whole.model), said=layers.merge(stack[-1]), multi_label=multi_label)
+    return find_unused(whole, meta_model(whole.model), overrides=layers.merge(stack[-1]), multi_label=multi_label)
 
 
 def test_the_defaults_and_the_recipes_have_nothing_to_say() -> None:
     assert notes({}) == []
     for name in layers.recipes():
         whole = layers.build([layers.read_recipe(name), FROM])
-        assert unused(whole, meta_model(whole.model), multi_label=False) == [], name
+        assert find_unused(whole, meta_model(whole.model), multi_label=False) == [], name
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_defaults_and_the_recipes_have_nothing_to_say() -> None:
         ({"augment": {"crop": "none", "crop_ratio": [1, 1]}}, "augment.crop_ratio is for augment.crop resized"),
         ({"augment": {"crop_pad": 2}}, "augment.crop_pad is for augment.crop pad"),
         ({"optim": {"label_smoothing": 0.1, "loss": "bce"}}, "optim.label_smoothing is for optim.loss ce"),
-        ({"optim": {"name": "sgd", "betas": [0.9, 0.9]}}, "optim.betas has no second use: SGD takes the first as momentum"),
+        ({"optim": {"name": "sgd", "betas": [0.9, 0.9]}}, "optim.betas[1] is not used by SGD, whose momentum is betas[0]"),
         ({"train": {"size_stages": 2}}, "train.size_stages and full_size_from need train.start_size"),
         ({"train": {"full_size_from": 0.5}}, "train.size_stages and full_size_from need train.start_size"),
         ({"train": {"start_size": 224}}, "train.start_size 224 is the full size already"),
@@ -111,22 +111,22 @@ def test_only_what_was_typed_counts_where_the_default_is_the_same() -> None:
     """A run's config.yaml holds every default, and says nothing by them."""
     whole = layers.build([])
     model = meta_model(whole.model)
-    assert unused(whole, model, said={"train": {"ladder": True}}) == [f"train.ladder needs model.weights{NO_EFFECT}"]
+    assert find_unused(whole, model, overrides={"train": {"ladder": True}}) == [f"train.ladder needs model.weights{NO_EFFECT}"]
     written = layers.from_yaml(layers.to_yaml(whole))
-    assert unused(written, model) == []
-    assert unused(written, model, multi_label=True) == []
+    assert find_unused(written, model) == []
+    assert find_unused(written, model, multi_label=True) == []
 
 
 @pytest.mark.parametrize("freeze", [2, "all"])
 def test_frozen_blocks_have_no_rate_to_decay(freeze: int | str) -> None:
     layer = {"model": {"weights": "some.pt", "depth": 2}, "optim": {"freeze": freeze, "layer_decay": 0.7}}
-    assert notes(layer) == [f"optim.layer_decay reaches blocks, and optim.freeze leaves none to learn{NO_EFFECT}"]
+    assert notes(layer) == [f"optim.layer_decay is for trainable blocks, and optim.freeze freezes them all{NO_EFFECT}"]
     deeper = layers.merge(layer, {"model": {"depth": 3}})
     assert len(notes(deeper)) == (1 if freeze == "all" else 0)
 
 
 def test_random_weights_that_are_frozen() -> None:
-    said = "optim.freeze all: random weights stay as they are there; --weights W starts from others"
+    said = "optim.freeze all: the frozen blocks keep their random weights; --weights W starts from others"
     assert notes(layers.read_recipe("linear-probe")) == [said]
     assert notes(layers.read_recipe("linear-probe"), {"model": {"weights": "none"}}) == [said]
 
@@ -189,7 +189,7 @@ def test_a_run_says_it_once(image_folder: ImageFolder, tmp_path: Path) -> None:
     [(0.5, 2, False), (5, None, False), (4, 5, False), (5, 5, True), (500.0, 20, True)],
 )
 def test_a_warmup_longer_than_the_run(warmup: float, steps: int | None, says: bool) -> None:
-    line = long_warmup(warmup, steps)
+    line = check_warmup(warmup, steps)
     if says:
         assert (
             line == f"optim.warmup {warmup:g} steps is longer than the run of {steps}: the learning rate never reaches optim.lr"

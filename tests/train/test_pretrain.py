@@ -131,7 +131,7 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, monkey
     assert (resumed.steps, resumed.task) == (12, "mae")
     for name in ("model.safetensors", "evaluation.json", "reconstructions/step_000012.png"):
         assert (resumed.folder / name).read_bytes() == (straight.folder / name).read_bytes(), name
-    [mine], [whole] = (checkpoint.complete(run.folder / "checkpoints")[-1:] for run in (resumed, straight))
+    [mine], [whole] = (checkpoint.list_complete(run.folder / "checkpoints")[-1:] for run in (resumed, straight))
     for name in ("model", "companions", "optimizer"):
         assert (mine / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes(), name
     scores = [[line for line in lines(run.folder) if "val_knn_accuracy" in line] for run in (resumed, straight)]
@@ -164,7 +164,7 @@ def test_a_batch_that_stands_in_needs_no_classes(tmp_path: Path, monkeypatch: py
     finish = run_module.finish
     monkeypatch.setattr(run_module, "finish", lambda loop, source: (loops.append(loop), finish(loop, source))[1])
     pretrain(out=tmp_path / "run")
-    batch = loops[0].stand_in()
+    batch = loops[0].placeholder_batch()
     assert batch.stands_in
     assert loops[0].task(batch)["loss"].isfinite()
 

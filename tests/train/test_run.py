@@ -26,7 +26,7 @@ from vitrail.evaluate import MultiLabelEvaluation
 from vitrail.tasks import classify
 from vitrail.train import checkpoint
 from vitrail.train import run as run_module
-from vitrail.train.folder import free_folder
+from vitrail.train.folder import choose_folder
 from vitrail.train.loop import Loop
 from vitrail.train.run import Run
 from vitrail.weights import read_run
@@ -141,7 +141,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
         with pytest.raises(KeyboardInterrupt, match=r"^step 7 is saved; go on with `vitrail resume"):
             train(tmp_path / "broken", **fields)
         assert signal.getsignal(signal.SIGINT) is before
-    assert [path.name for path in checkpoint.complete(tmp_path / "broken" / "checkpoints")] == ["step_00000007"]
+    assert [path.name for path in checkpoint.list_complete(tmp_path / "broken" / "checkpoints")] == ["step_00000007"]
     assert not (tmp_path / "broken" / "model.safetensors").exists()
     with pytest.raises(ValueError, match=r"its training is not finished: `vitrail resume"):
         vitrail.load(tmp_path / "broken")
@@ -163,7 +163,9 @@ def test_the_same_call_begins_a_run_and_goes_on_with_it(tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run", train={"steps": 6}, resume="auto")
     for other in ({"optim": {"name": "adamw", "lr": 5e-4}}, {"model": TINY | {"depth": 1}}, {"train": {"steps": 7}}):
-        with pytest.raises(ValueError, match=r'run ".*run" was begun by another command; say the same again, or choose'):
+        with pytest.raises(
+            ValueError, match=r'run ".*run" was started with different arguments; rerun the original command, or choose'
+        ):
             train(tmp_path / "run", resume="auto", **{"train": {"steps": 6}, **other})
     with pytest.raises(ValueError, match="exists and is never overwritten"):
         train(tmp_path / "run", train={"steps": 6})
@@ -196,7 +198,7 @@ def test_a_run_that_came_to_no_checkpoint_begins_anew(tmp_path: Path, monkeypatc
     with pytest.raises(ValueError, match=r"the run stopped before the first one; delete .* with --resume auto$"):
         vitrail.resume(tmp_path / "run", console=quiet())
     (tmp_path / "run" / "checkpoints" / "mine").mkdir()
-    with pytest.raises(ValueError, match='run" holds no checkpoint, but mine besides; take it away'):
+    with pytest.raises(ValueError, match='run" holds no checkpoint, but also mine; remove it'):
         train(tmp_path / "run", resume="auto")
     (tmp_path / "run" / "checkpoints" / "mine").rmdir()
     assert train(tmp_path / "run", resume="auto").steps == 3
@@ -269,7 +271,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Loop, "log", spoil)
     CtrlC(monkeypatch, at=2)
-    with pytest.raises(ValueError, match="the weights are no numbers after step 2, and are not saved"):
+    with pytest.raises(ValueError, match="the weights are not finite after step 2, and are not saved"):
         train(tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -279,7 +281,9 @@ def test_the_best_evaluation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     scores = iter([0.2, 0.6, 0.4, 0.5])
     monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, next(scores)))
     train(tmp_path / "run", train={**ONCE_IN_TWO, "steps": 10}, data={"val_fraction": 0.2})
-    found = [json.loads((path / "state.json").read_text()) for path in checkpoint.complete(tmp_path / "run" / "checkpoints")]
+    found = [
+        json.loads((path / "state.json").read_text()) for path in checkpoint.list_complete(tmp_path / "run" / "checkpoints")
+    ]
     assert [state["score"] for state in found] == [0.6, None], "the best, and the last"
 
 
@@ -305,7 +309,7 @@ def test_the_best_keeps_its_score_where_a_resumed_run_saves_it_again(tmp_path: P
         patched.setattr(Loop, "batches", lost)
         with pytest.raises(LoaderLost, match="step 2 is saved"):
             vitrail.resume(tmp_path / "run", console=quiet())
-    (only,) = checkpoint.complete(tmp_path / "run" / "checkpoints")
+    (only,) = checkpoint.list_complete(tmp_path / "run" / "checkpoints")
     assert json.loads((only / "state.json").read_text())["score"] == 0.6
 
 
@@ -354,9 +358,9 @@ def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("idx_set")
 def test_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert free_folder(None, "data/photos") == Path("runs/photos-1")
+    assert choose_folder(None, "data/photos") == Path("runs/photos-1")
     Path("runs/photos-1").mkdir(parents=True)
-    assert free_folder(None, "data/photos") == Path("runs/photos-2")
+    assert choose_folder(None, "data/photos") == Path("runs/photos-2")
 
 
 @pytest.mark.usefixtures("idx_set")
@@ -409,7 +413,7 @@ def test_settings_changed_behind_a_checkpoint_are_refused(tmp_path: Path, monkey
         train(tmp_path / "run")
     settings = tmp_path / "run" / "config.yaml"
     settings.write_text(settings.read_text().replace("steps: 3", "steps: 4"))
-    with pytest.raises(ValueError, match=r"was changed since the checkpoint; put it back"):
+    with pytest.raises(ValueError, match=r"was changed since the checkpoint; restore it"):
         vitrail.resume(tmp_path / "run", console=quiet())
 
 
@@ -536,5 +540,7 @@ def test_the_best_evaluation_is_kept_where_a_signal_came_before_it(tmp_path: Pat
     scores = iter([0.6, 0.2, 0.4])
     monkeypatch.setattr(Loop, "validate", lambda loop, interrupt: judged(loop, next(scores)))
     vitrail.resume(tmp_path / "run", console=quiet())
-    found = [json.loads((path / "state.json").read_text()) for path in checkpoint.complete(tmp_path / "run" / "checkpoints")]
+    found = [
+        json.loads((path / "state.json").read_text()) for path in checkpoint.list_complete(tmp_path / "run" / "checkpoints")
+    ]
     assert [state["score"] for state in found] == [0.6, None], "the best, and the last"

@@ -30,7 +30,7 @@ from vitrail.settings.layers import build
 from vitrail.train.loop import Loop
 from vitrail.train.pace import Pace
 from vitrail.train.run import Run
-from vitrail.train.sizes import check_sizes, patch_at, size_at, sizes_over
+from vitrail.train.sizes import check_sizes, list_sizes, patch_at, size_at
 from vitrail.train.step import Step
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_sizes_by_value(start: int, stages: int, full: Pair, patch: Pair, sizes:
     for stage in range(stages):  # each lasts as long, and begins where its share of the run is reached
         assert walked[240 * stage // stages] == size_at(0.75 * (stage + 0.5) / stages, full_from=0.75, **shape)
     model = meta_model(ModelConfig(img_size=full, patch_size=patch, embed_dim=16, num_heads=1, depth=0))
-    assert list(sizes_over(TrainConfig(start_size=start, size_stages=stages), model)) == sizes
+    assert list(list_sizes(TrainConfig(start_size=start, size_stages=stages), model)) == sizes
 
 
 @settings(max_examples=80, deadline=None)

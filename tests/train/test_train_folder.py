@@ -12,7 +12,7 @@ import pytest
 
 from vitrail.settings import Settings
 from vitrail.settings.layers import to_yaml
-from vitrail.train.folder import CALL, LOCK, SETTINGS, clear, goes_on, lock, locked, new_folder
+from vitrail.train.folder import CALL, LOCK, SETTINGS, can_resume, clear, create_folder, lock, locked
 
 
 def _hold(folder: Path, pipe: Connection) -> None:
@@ -43,7 +43,7 @@ def test_a_folder_that_was_made_for_a_failed_run_goes_too(tmp_path: Path) -> Non
     """Or an empty runs/ would stand among the class folders of `cd PHOTOS; vitrail train .`."""
 
     def fails(folder: Path) -> None:
-        with pytest.raises(ValueError, match="early"), new_folder(folder):
+        with pytest.raises(ValueError, match="early"), create_folder(folder):
             raise ValueError("early")
 
     fails(tmp_path / "runs" / "first")
@@ -59,7 +59,7 @@ def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:
     (folder / SETTINGS).write_text(to_yaml(Settings()))
     (folder / CALL).write_text("{}")
     with another_process(folder):
-        for way in (lambda: lock(folder), lambda: goes_on(folder, {}), lambda: clear(folder)):
+        for way in (lambda: lock(folder), lambda: can_resume(folder, {}), lambda: clear(folder)):
             with pytest.raises(ValueError, match=SAID):
                 way()
         with pytest.raises(ValueError, match=SAID), locked(folder):
@@ -68,7 +68,7 @@ def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:
     assert not (folder / LOCK).exists()
     with locked(folder):
         assert (folder / LOCK).exists()
-    assert goes_on(folder, {}) is False
+    assert can_resume(folder, {}) is False
     clear(folder)
     assert not folder.exists()
 
@@ -84,13 +84,13 @@ def test_a_process_that_is_killed_holds_nothing(tmp_path: Path) -> None:
 
 def test_a_new_folder_is_locked_and_goes_again_where_nothing_came_of_it(tmp_path: Path) -> None:
     def fails() -> None:
-        with new_folder(tmp_path / "run"):
+        with create_folder(tmp_path / "run"):
             assert (tmp_path / "run" / LOCK).exists()
             raise KeyError
 
     with pytest.raises(KeyError):
         fails()
     assert not (tmp_path / "run").exists()
-    with new_folder(tmp_path / "run"):
+    with create_folder(tmp_path / "run"):
         (tmp_path / "run" / "model.safetensors").touch()
     assert not (tmp_path / "run" / LOCK).exists()

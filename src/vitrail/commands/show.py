@@ -14,7 +14,7 @@ from vitrail.terminal import counted, in_bytes
 if TYPE_CHECKING:
     from vitrail.models.describe import Cost, Description, Peak
     from vitrail.settings import ModelSection
-    from vitrail.train.optim import Row
+    from vitrail.train.optim import ParameterRow
 
 USAGE = "show NAME"
 SUMMARY = "tokens, parameters, FLOPs and memory of one"
@@ -125,7 +125,7 @@ def _flops(count: int) -> str:
     return f"{f'{count / 1e9:,.2f} G' if count >= 1e9 else f'{count / 1e6:.2f} M'} in the forward pass of 1 image"
 
 
-def print_groups(rows: Sequence[Row]) -> None:
+def print_groups(rows: Sequence[ParameterRow]) -> None:
     """Print the optimizer, rate factor and weight decay of each parameter."""
     table = terminal.make_table("parameter", "shape", "optimizer", "rate factor", "weight decay", words=("shape", "optimizer"))
     for row in rows:

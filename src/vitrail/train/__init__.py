@@ -1,4 +1,4 @@
-"""Settings and data to a run folder."""
+"""Training: from settings and data to a run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Run", "pretrain", "resume", "train"]
 
 
 class _Room(types.ModuleType):
-    """Python binds a submodule to its name in the package: `vitrail.train` is this room, and is called as the function."""
+    """Callable package: importing a submodule binds `vitrail.train` to this module, which has to stay the function as well."""
 
     __call__ = staticmethod(train)
 

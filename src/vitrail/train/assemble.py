@@ -1,4 +1,4 @@
-"""Assembly of a training from its plan: images, model, task, optimizers, and the loop that they go into."""
+"""Assembly of a training loop from a plan: images, model, task, optimizers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from vitrail.models.card import Kind
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.settings import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings
 from vitrail.tasks import TASKS, Task, TaskSpec
-from vitrail.train.distributed import ALONE, World, own_device, require_shardable, shard
-from vitrail.train.folder import write_skipped, write_whole
-from vitrail.train.ladder import apply_probe, climb, has_linear_head
+from vitrail.train.distributed import SINGLE_PROCESS, World, local_device, require_shardable, shard
+from vitrail.train.folder import write_skipped, write_text_atomically
+from vitrail.train.ladder import apply_probe, has_linear_head, run_baselines
 from vitrail.train.loop import Loop
-from vitrail.train.notes import long_warmup
+from vitrail.train.notes import check_warmup
 from vitrail.train.optim import build_optimizers, group_table
 from vitrail.train.pace import Pace
-from vitrail.train.plan import Plan, preprocessing_for
+from vitrail.train.plan import Plan, resolve_preprocessing
 from vitrail.train.progress import Display, Metrics
 from vitrail.train.step import Ema, Step, loss_scaler
 
@@ -43,87 +43,87 @@ DEFAULT_EPOCHS = 100.0
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """A plan on one of the processes that carry it out."""
+    """A plan, and the process that runs it."""
 
     plan: Plan
     folder: Path
     display: Display
-    processes: World = ALONE
+    processes: World = SINGLE_PROCESS
     resumed: bool = False
-    """Whether the weights come from a checkpoint of the run: then none are loaded, and nothing is probed."""
+    """True where the weights come from a checkpoint of the run: then none are loaded, and nothing is probed."""
 
     @property
     def settings(self) -> Settings:
-        """Every setting of the run."""
+        """Settings of the run."""
         return self.plan.settings
 
     @property
     def source(self) -> Source:
-        """The data set."""
+        """Data set."""
         return self.plan.source
 
     @property
     def task(self) -> TaskSpec:
-        """The row of `TASKS`."""
+        """Row of `TASKS`."""
         return TASKS[self.settings.train.task]
 
     @property
     def device(self) -> torch.device:
-        """The device of this process."""
-        return own_device(pick_device(self.settings.train.device))
+        """Device of this process."""
+        return local_device(pick_device(self.settings.train.device))
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The number type under autocast; None is fp32."""
+        """Autocast dtype; None for fp32."""
         return autocast_dtype(self.settings.train.precision, self.device)
 
     @property
     def data(self) -> DataConfig:
-        """The `data` section, with this process's part of the machine's memory and cores."""
-        return shared_by(self.settings.data, self.processes.neighbours)
+        """Section `data`, with this process's share of the machine's memory and cores."""
+        return divide_resources(self.settings.data, self.processes.local_size)
 
     @property
     def sharded(self) -> bool:
-        """Whether every process is to keep a part of the weights only."""
+        """True where each process keeps only its shard of the weights."""
         return self.settings.train.shard and (not self.resumed or self.processes.size > 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The splits of a run."""
+    """Splits of a run."""
 
     train: Split
     views: Mapping[str, Split]
-    """Validation and test images, in evaluation view."""
+    """Validation and test images in evaluation view."""
     preprocessing: Preprocessing
     fingerprint: str
     """Hash of the names of all images in their order."""
 
 
 def assemble(context: Context) -> Loop:
-    """The loop of a run at step 0, whose order of steps is the order of the code.
+    """Build the training loop of a run at step 0. In this order:
 
     1. images of all splits, the same in every process;
-    2. the model, from random weights or from those of the plan, and its card;
-    3. the task around it, and what it computes once, before the first step;
-    4. k-NN and a linear probe, where the weights are pretrained;
+    2. the model, with random or pretrained weights, and its card;
+    3. the task around it, and its preparation before the first step;
+    4. k-NN and a linear probe of pretrained weights;
     5. running mean, compiled blocks, sharded weights;
     6. optimizers, and the length of the run.
     """
     cfg, display, processes, device = context.settings.train, context.display, context.processes, context.device
-    keep_freed_memory(not (cfg.checkpointing or cfg.shard))  # these are there to save memory
+    keep_freed_memory(not (cfg.checkpointing or cfg.shard))  # both exist to save memory
     images = open_images(context)
     skipped = write_skipped(context.folder, images.train, *images.views.values()) if processes.first else 0
-    model = start_model(context, images.preprocessing)
+    model = build_start_model(context, images.preprocessing)
     announce(context, images, model, skipped=skipped)
     task = build_task(context, model, images)
     prepared_s = prepare_task(context, task, images)
-    stopped = probe_first(context, model, images)
+    stopped = run_probe_first(context, model, images)
     mean = copy.deepcopy(model) if cfg.ema_decay else None
-    place_weights(context, model, mean)
+    compile_and_shard(context, model, mean)
     optimizers = build_optimizers(model, context.settings.optim, batch_size=cfg.batch_size, companions=task.companions())
-    pace = pace_for(context.settings, images.train, prepared_s=prepared_s)
-    if line := long_warmup(context.settings.optim.warmup, pace.total):
+    pace = build_pace(context.settings, images.train, prepared_s=prepared_s)
+    if line := check_warmup(context.settings.optim.warmup, pace.total):
         display.say(f"note: {line}")
     evaluate: Callable[[Backbone, Callable[[], None]], Scores | None] | None = None
     if len(images.views.get("val", ())):
@@ -137,7 +137,7 @@ def assemble(context: Context) -> Loop:
         views=images.views,
         preprocessing=images.preprocessing,
         device=device,
-        move=Step(
+        train_step=Step(
             task,
             optimizers,
             autocast_dtype=context.dtype,
@@ -153,7 +153,7 @@ def assemble(context: Context) -> Loop:
         display=display,
         world=processes,
         stopped_at_probe=stopped,
-        images_are=images.fingerprint,
+        fingerprint=images.fingerprint,
         pictures=context.task.pictures,
     )
 
@@ -163,16 +163,16 @@ def assemble(context: Context) -> Loop:
 
 
 def open_images(context: Context) -> Images:
-    """The splits of the data. Raises ValueError where processes see different images."""
-    processes, preprocessing = context.processes, preprocessing_for(context.source, context.settings)
-    images = processes.told_once(lambda: load_images(context, preprocessing))
+    """Open the splits. Raises ValueError where processes see different images."""
+    processes, preprocessing = context.processes, resolve_preprocessing(context.source, context.settings)
+    images = processes.raise_once(lambda: load_images(context, preprocessing))
     if len(set(processes.gather(images.fingerprint))) > 1:
-        processes.told_once(lambda: refuse_other_images(context.source))
+        processes.raise_once(lambda: refuse_other_images(context.source))
     return images
 
 
 def load_images(context: Context, preprocessing: Preprocessing) -> Images:
-    """Training images with augmentation, the others in evaluation view. Raises ValueError without training images."""
+    """Load training images with augmentation, the others in evaluation view. Raises ValueError without training images."""
     source, settings = context.source, context.settings
     split = source.load("train", preprocessing=preprocessing, cfg=context.data, augment=settings.augment)
     if not len(split):
@@ -184,18 +184,18 @@ def load_images(context: Context, preprocessing: Preprocessing) -> Images:
     return Images(split, views, preprocessing, fingerprint)
 
 
-def training_view(context: Context, preprocessing: Preprocessing) -> Split:
-    """The training images in evaluation view."""
+def load_training_view(context: Context, preprocessing: Preprocessing) -> Split:
+    """Load the training images in evaluation view."""
     return context.source.load("train", preprocessing=preprocessing, cfg=context.data)
 
 
 def refuse_other_images(source: Source) -> NoReturn:
-    """Raises ValueError for processes that do not see the same images."""
+    """Raise ValueError for processes that do not see the same images."""
     raise ValueError(f"the processes do not read the same images of {source.name}; let all machines see the same files")
 
 
-def shared_by(data: DataConfig, processes: int) -> DataConfig:
-    """The data's settings of one of several processes on a machine: its part of the memory and of the cores."""
+def divide_resources(data: DataConfig, processes: int) -> DataConfig:
+    """Return the settings `data` of one of several processes on a machine: its share of memory and cores."""
     if processes == 1:
         return data
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -207,12 +207,12 @@ def shared_by(data: DataConfig, processes: int) -> DataConfig:
 # Model and task
 
 
-def start_model(context: Context, preprocessing: Preprocessing) -> Backbone:
-    """The model that training starts from, on its device, with its card."""
+def build_start_model(context: Context, preprocessing: Preprocessing) -> Backbone:
+    """Build the model with its initial weights and card, on its device."""
     settings, source = context.settings, context.source
     torch.manual_seed(settings.train.seed)
     weights = None if context.resumed else context.plan.weights
-    model = build_model(settings.model) if weights is None else weights.build(fields_of(settings.model))
+    model = build_model(settings.model) if weights is None else weights.build(config_fields(settings.model))
     model = model.to(context.device)
     kind: Kind = "multi-label" if source.multi_label and context.task.supervised else "classify"
     model.card = dataclasses.replace(model.card, preprocessing=preprocessing, classes=context.task.classes(source), task=kind)
@@ -220,14 +220,14 @@ def start_model(context: Context, preprocessing: Preprocessing) -> Backbone:
     return model
 
 
-def fields_of(section: ModelSection) -> dict[str, object]:
-    """The fields of a model's config, which a checkpoint is adapted to."""
+def config_fields(section: ModelSection) -> dict[str, object]:
+    """Return the fields of a model's config, which a checkpoint is adapted to."""
     shape = section.shape()
     return {field.name: getattr(shape, field.name) for field in dataclasses.fields(shape) if field.name != "name"}
 
 
 def announce(context: Context, images: Images, model: Backbone, *, skipped: int) -> None:
-    """Print receipt, data, model and device, and how many files are left out."""
+    """Print receipt, data, model and device, and the number of unreadable files."""
     settings, source, display = context.settings, context.source, context.display
     if model.receipt is not None:
         for line in str(model.receipt).split("\n"):
@@ -239,7 +239,7 @@ def announce(context: Context, images: Images, model: Backbone, *, skipped: int)
     height, width = images.preprocessing.img_size
     display.say(
         f"{source.name}: {len(images.train):,} training images, {labels} · "
-        f"{name_of_start(settings.model)}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{describe_start(settings.model)}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{height}x{width} px · {context.device.type}, {settings.train.precision}{together}"
     )
     if skipped:
@@ -247,17 +247,17 @@ def announce(context: Context, images: Images, model: Backbone, *, skipped: int)
         display.say(f"left out: {files} that can't be read, named in {context.folder / 'skipped.txt'}")
 
 
-def name_of_start(cfg: ModelSection) -> str:
-    """Name of the model, and of the weights that it starts from."""
+def describe_start(cfg: ModelSection) -> str:
+    """Return the name of the model, and of its initial weights."""
     return cfg.name if cfg.weights in (None, SCRATCH) else f"{cfg.name} from {cfg.weights}"
 
 
 def build_task(context: Context, model: Backbone, images: Images) -> Task:
-    """The task around the model. Raises ValueError for settings that optimizer, sharding or task refuse, before probing."""
+    """Build the task around the model. Raises ValueError for settings invalid for optimizer, sharding or task."""
     settings, processes = context.settings, context.processes
     group_table(model, settings.optim)
     if context.sharded:
-        processes.told_once(lambda: require_shardable(model, processes, dtype=context.dtype))
+        processes.raise_once(lambda: require_shardable(model, processes, dtype=context.dtype))
     task = context.task.build(
         settings,
         model,
@@ -269,73 +269,73 @@ def build_task(context: Context, model: Backbone, images: Images) -> Task:
     )
     if context.sharded and task.companions():
         beside = " and ".join(task.companions())
-        processes.told_once(lambda: refuse_shard(settings.train.task, beside))
+        processes.raise_once(lambda: refuse_shard(settings.train.task, beside))
     return task
 
 
 def refuse_shard(task: str, beside: str) -> NoReturn:
-    """Raises ValueError for a model in parts beside modules that every process would have for itself."""
+    """Raise ValueError for a sharded model with companion modules, which every process would train for itself."""
     raise ValueError(f"train.shard is for the model alone, and train.task {task} also trains a {beside}; leave it out")
 
 
 def prepare_task(context: Context, task: Task, images: Images) -> float:
-    """Compute what the task needs once, before the first step. Return the seconds that it took."""
+    """Run the task's preparation before the first step. Return its duration in seconds."""
     line, processes = task.preparation(len(images.train)), context.processes
     if not line:
         return 0.0
     context.display.say(line)
-    start, view = time.perf_counter(), training_view(context, images.preprocessing)
+    start, view = time.perf_counter(), load_training_view(context, images.preprocessing)
     if tuple(view.names) != tuple(images.train.names):
         raise ValueError(f"the images of {context.source.name} changed while they were read; start again")
     task.prepare(view, among=Among(Part(processes.rank, processes.size), gather=processes.gather))
-    return processes.greatest(time.perf_counter() - start)[0]
+    return processes.max(time.perf_counter() - start)[0]
 
 
-def probe_first(context: Context, model: Backbone, images: Images) -> bool:
+def run_probe_first(context: Context, model: Backbone, images: Images) -> bool:
     """Score k-NN and a linear probe on the frozen features of pretrained weights; the probe becomes the head.
 
-    Prints, and keeps in ladder.json, what they reach. Returns whether the run is to stop there.
+    Prints their accuracies, and writes them to ladder.json. Returns True where the run stops at the probe.
     """
     cfg, display, processes = context.settings.train, context.display, context.processes
     pretrained = context.settings.model.weights not in (None, SCRATCH)
     if context.resumed or not (pretrained and cfg.ladder and context.task.supervised) or context.source.multi_label:
         return False
     display.say("first k-NN and a linear probe on frozen features (train.ladder false leaves them out):")
-    rungs = climb(
+    baselines = run_baselines(
         model.eval(),
-        {**images.views, "train": training_view(context, images.preprocessing)},
+        {**images.views, "train": load_training_view(context, images.preprocessing)},
         preprocessing=images.preprocessing,
         num_classes=len(model.classes),
         device=context.device,
         autocast_dtype=context.dtype,
         seed=cfg.seed,
     )
-    rungs = processes.on_first(lambda: rungs)  # the others' may differ in the last bits, and what follows may not
-    for line in rungs.lines():
+    baselines = processes.run_on_first(lambda: baselines)  # the others' may differ in the last bits, and what follows may not
+    for line in baselines.lines():
         display.say(f"  {line}")
     if processes.first:
-        write_whole(context.folder / "ladder.json", json.dumps(rungs.to_dict(), indent=2, allow_nan=False) + "\n")
-    stop = cfg.stop_early and not rungs.advice.finetune
+        write_text_atomically(context.folder / "ladder.json", json.dumps(baselines.to_dict(), indent=2, allow_nan=False) + "\n")
+    stop = cfg.stop_early and not baselines.advice.finetune
     if stop or (cfg.probe_head and has_linear_head(model)):
-        apply_probe(model, rungs.probe)
+        apply_probe(model, baselines.probe)
     elif cfg.probe_head:
         display.say("the head is not one linear layer, so it can't start as the probe; it starts from random weights")
     return stop
 
 
-def place_weights(context: Context, model: Backbone, mean: Backbone | None) -> None:
-    """Compile the blocks, then shard model and running mean, as the settings ask: torch wants them in this order."""
+def compile_and_shard(context: Context, model: Backbone, mean: Backbone | None) -> None:
+    """Compile the blocks, then shard model and running mean, where the settings ask for it; torch requires this order."""
     cfg = context.settings.train
     if cfg.compile:
-        # all blocks share one list of graphs: learning, frozen or scored, at one size or any; the default of 8 is too short
+        # all blocks share one graph cache (learning, frozen or scored, of one size or any): the default of 8 is too short
         torch.compiler.config.recompile_limit = 32
         for part in model.blocks_in_order() or [model]:
             part.compile()
     if context.sharded:
-        for one in [model] if mean is None else [model, mean]:
-            shard(one, context.processes, device=context.device, dtype=context.dtype)
+        for backbone in [model] if mean is None else [model, mean]:
+            shard(backbone, context.processes, device=context.device, dtype=context.dtype)
     elif cfg.shard:
-        context.display.say("train.shard: this one process has all of every weight")
+        context.display.say("train.shard has no effect in a single process")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -350,16 +350,16 @@ def score_model(
     split: Split,
     device: torch.device,
     dtype: torch.dtype | None,
-    processes: World = ALONE,
+    processes: World = SINGLE_PROCESS,
 ) -> Scores | None:
-    """The task's scores of a model on a split, of which each process sees its part; `watch` is called between two batches."""
-    processes.same_buffers(model)
+    """Score a model on a split, of which each process evaluates its share; `watch` is called between two batches."""
+    processes.broadcast_buffers(model)
     among = Among(Part(processes.rank, processes.size), gather=processes.gather, watch=watch)
     return task.evaluate(split, model=model, device=device, autocast_dtype=dtype, among=among)
 
 
-def pace_for(settings: Settings, split: Split, *, prepared_s: float = 0.0) -> Pace:
-    """Length of the run in steps, or in seconds to which the steps are fitted; what the task prepared is part of these."""
+def build_pace(settings: Settings, split: Split, *, prepared_s: float = 0.0) -> Pace:
+    """Return the length of the run, in steps or in seconds; `prepared_s` is subtracted from the latter."""
     cfg = settings.train
     if cfg.minutes is not None:
         return Pace(None, seconds=max(60 * cfg.minutes - prepared_s, 1.0))

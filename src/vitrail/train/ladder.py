@@ -1,4 +1,4 @@
-"""The ladder before fine-tuning: k-NN, then a linear probe on frozen features, then what can be expected of the next rung."""
+"""Baselines before fine-tuning: k-NN and a linear probe on frozen features, and advice on whether to fine-tune."""
 
 from __future__ import annotations
 
@@ -22,54 +22,54 @@ from vitrail.models.device import autocast_dtype, pick_device
 from vitrail.settings import DataConfig, Preprocessing
 from vitrail.weights.load import is_name, load
 
-# What `advise` goes by; to be moved by what benchmarks measure, not by taste.
-LEFT = 0.01
-"""Share of wrong images from which on there is something to win."""
-TOLD_APART = 0.98
-"""Share of its own images that a probe gets right where the features are not what limits it."""
+# Thresholds of `advise`: changed by measurements in benchmarks/, not by taste.
+MIN_ERROR = 0.01
+"""Held-out error of the probe from which on fine-tuning can improve on it."""
+SEPARABLE = 0.98
+"""Training accuracy of the probe from which on the features do not limit it."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the first two rungs say. Accuracies are of held-out images, none of which is a test image."""
+class BaselineScores:
+    """Accuracies of k-NN and the linear probe on held-out images, none of which is a test image."""
 
     images: int
-    """That can be learned from."""
+    """Number of training and validation images."""
     classes: int
     knn: Accuracy
     probe: Accuracy
     probe_train: Accuracy
-    """Of the probe on the images that it was fitted to."""
+    """Accuracy of the probe on the images that it was fitted to."""
 
 
 @dataclass(frozen=True)
-class Advice:
-    """Whether to go on."""
+class FinetuneAdvice:
+    """Advice on fine-tuning."""
 
     finetune: bool
-    """Fine-tuning can be expected to beat the probe."""
+    """True where fine-tuning can be expected to beat the probe."""
     why: str
-    """One sentence."""
+    """Reason, in one sentence."""
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The first two rungs, each on held-out images and on the test images."""
+    """k-NN and the linear probe, each on held-out images and on the test images."""
 
     knn: Accuracy
     knn_test: Accuracy | None
-    """None where the set has no test images."""
+    """None for a data set without test images."""
     probe: Probe
-    facts: Facts
-    advice: Advice
+    scores: BaselineScores
+    advice: FinetuneAdvice
 
     def lines(self) -> list[str]:
-        """A line for each rung, and the advice."""
-        knn, probe = _said(self.knn, self.knn_test), _said(self.probe.val, self.probe.test)
+        """Return a line for each baseline, and the advice."""
+        knn, probe = _score_text(self.knn, self.knn_test), _score_text(self.probe.val, self.probe.test)
         return [f"k-NN: {knn}", f"linear probe: {probe}, L2 {self.probe.l2:.2g}", self.advice.why]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return accuracies and advice as plain values for JSON."""
 
         def both(val: Accuracy, test: Accuracy | None) -> dict[str, Any]:
             return {"val": val.to_dict(), "test": None if test is None else test.to_dict()}
@@ -81,7 +81,7 @@ class Ladder:
         }
 
 
-def climb(
+def run_baselines(
     model: nn.Module,
     splits: Mapping[str, Split],
     *,
@@ -92,24 +92,25 @@ def climb(
     autocast_dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Ladder:
-    """k-NN and the probe on the features of a frozen model, which is on `device`, and what they say of fine-tuning.
+    """Score k-NN and a linear probe on the features of a frozen model, and advise on fine-tuning.
 
-    `splits` are loaded as evaluation views, as `views` does: "train", and "val" and "test" where there are any. Choices are
-    made by the validation images; without them, by training images that are held out in turn. What is scored on the test
-    images knows training and validation images. Raises ValueError for training images of fewer than two classes.
+    `model` is on `device`. `splits` are in evaluation view, as `evaluation_views` loads them: "train", and optionally "val" and
+    "test". Hyperparameters are chosen on the validation images; without them, by cross-validation on the training images.
+    k-NN and the probe scored on the test images use training and validation images. Raises ValueError for training images of
+    fewer than two classes.
     """
-    seen = features(
+    features = extract_features(
         model, splits, preprocessing=preprocessing, batch_size=batch_size, device=device, autocast_dtype=autocast_dtype
     )
-    return ladder(seen, num_classes=num_classes, device=device, seed=seed)
+    return fit_baselines(features, num_classes=num_classes, device=device, seed=seed)
 
 
-def views(source: Source, *, preprocessing: Preprocessing, cfg: DataConfig) -> dict[str, Split]:
-    """Every split of a source as evaluation view."""
+def evaluation_views(source: Source, *, preprocessing: Preprocessing, cfg: DataConfig) -> dict[str, Split]:
+    """Load every split of a source in evaluation view."""
     return {name: source.load(name, preprocessing=preprocessing, cfg=cfg) for name in source.splits}
 
 
-def features(
+def extract_features(
     model: nn.Module,
     splits: Mapping[str, Split],
     *,
@@ -118,7 +119,7 @@ def features(
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
 ) -> dict[str, Features]:
-    """The features of each split that has images. Raises ValueError where an image may have several labels."""
+    """Extract the features of each non-empty split. Raises ValueError for multi-label images."""
     if any(bool((split.labels < 0).any()) for split in splits.values()):
         raise ValueError("these images have any number of labels, and k-NN and the probe need one class each; go on without")
     return {
@@ -130,48 +131,48 @@ def features(
     }
 
 
-def ladder(seen: Mapping[str, Features], *, num_classes: int, device: torch.device | str, seed: int = 0) -> Ladder:
-    """The rungs on features that are at hand."""
-    if "train" not in seen:
+def fit_baselines(features: Mapping[str, Features], *, num_classes: int, device: torch.device | str, seed: int = 0) -> Ladder:
+    """Fit k-NN and the linear probe to extracted features. Raises ValueError without training images."""
+    if "train" not in features:
         raise ValueError("there are no training images to take features of; give some, or lower data.val_fraction")
-    train, val, test = seen["train"], seen.get("val"), seen.get("test")
+    train, val, test = features["train"], features.get("val"), features.get("test")
     known = train if val is None else train.and_those_of(val)
     neighbours = knn(train, val, device=device)
     probe = linear_probe(train, val, test, num_classes=num_classes, seed=seed, device=device)
-    facts = Facts(len(known), num_classes, neighbours, probe.val, probe.train)
-    return Ladder(neighbours, None if test is None else knn(known, test, device=device), probe, facts, advise(facts))
+    scores = BaselineScores(len(known), num_classes, neighbours, probe.val, probe.train)
+    return Ladder(neighbours, None if test is None else knn(known, test, device=device), probe, scores, advise(scores))
 
 
-def advise(facts: Facts) -> Advice:
-    """Whether fine-tuning can be expected to beat the probe, and why, in one sentence.
+def advise(scores: BaselineScores) -> FinetuneAdvice:
+    """Advise on whether fine-tuning can be expected to beat the probe, with the reason in one sentence.
 
-    It starts at the probe, with features that are as good, and from there it won in the few draws that we have tried
-    (dev/LOG.md: single ones, and this rule was made by them) and in the papers (Kumar et al. 2022; with whole training sets
-    Kornblith et al. 2019). So the one reason against it is that nothing is left to win: the probe gets all but `LEFT` of the
-    held-out images right. The reason for it is, of these, the first that holds: the probe misses images that it was fitted to
-    (`TOLD_APART`), or neighbours beat it; the frozen features are the limit then. Else there is what images there are.
+    Fine-tuning starts at the probe, and from there it won in the few draws that were tried (dev/LOG.md: single ones, from which
+    this rule was made) and in the papers (Kumar et al. 2022; with full training sets Kornblith et al. 2019). So the only reason
+    against it is a probe whose held-out error is below `MIN_ERROR`. The reason for it is the first of these that holds: the
+    probe misses images that it was fitted to (training accuracy below `SEPARABLE`); k-NN beats the probe; else the number of
+    images per class. In the first two cases the frozen features are the limit.
     """
-    per_class, probe, own = facts.images / facts.classes, facts.probe, facts.probe_train
-    each = f"{per_class:,.0f} images a class" if per_class >= 1.5 else "1 image a class"
-    if probe.count and 1 - probe.value < LEFT:
+    per_class, probe, fitted = scores.images / scores.classes, scores.probe, scores.probe_train
+    data_size = f"{per_class:,.0f} images a class" if per_class >= 1.5 else "1 image a class"
+    if probe.count and 1 - probe.value < MIN_ERROR:
         wrong = f"{probe.count - probe.correct:,} of {probe.count:,} held-out images wrong"
         return _no(f"it leaves {wrong}, so next to nothing is left to win")
-    if own.value < TOLD_APART:
-        return _yes(f"{each}, and the probe misses {1 - own.value:.1%} even of the images that it was fitted to")
-    if probe.count and facts.knn.count and facts.knn.value > probe.interval[1]:
-        return _yes(f"{each}, and neighbours beat the probe, so the classes are there but not on two sides of a plane")
-    return _yes(f"{each}, and it starts where the probe ends")
+    if fitted.value < SEPARABLE:
+        return _yes(f"{data_size}, and the probe misses {1 - fitted.value:.1%} even of the images that it was fitted to")
+    if probe.count and scores.knn.count and scores.knn.value > probe.interval[1]:
+        return _yes(f"{data_size}, and neighbours beat the probe, so the classes are there but not on two sides of a plane")
+    return _yes(f"{data_size}, and it starts where the probe ends")
 
 
-def _yes(because: str) -> Advice:
-    return Advice(True, f"fine-tuning can be expected to beat the probe: {because}")
+def _yes(because: str) -> FinetuneAdvice:
+    return FinetuneAdvice(True, f"fine-tuning can be expected to beat the probe: {because}")
 
 
-def _no(because: str) -> Advice:
-    return Advice(False, f"fine-tuning can't be expected to beat the probe: {because}")
+def _no(because: str) -> FinetuneAdvice:
+    return FinetuneAdvice(False, f"fine-tuning can't be expected to beat the probe: {because}")
 
 
-def _said(val: Accuracy, test: Accuracy | None) -> str:
+def _score_text(val: Accuracy, test: Accuracy | None) -> str:
     score, where = (val, "held-out") if test is None else (test, "test")
     if not score.count:
         return "no images to score"
@@ -181,19 +182,19 @@ def _said(val: Accuracy, test: Accuracy | None) -> str:
 
 @dataclass(frozen=True)
 class CheckpointProbe:
-    """The ladder and few-shot accuracy of a checkpoint's frozen features on a data set."""
+    """Baselines and few-shot accuracy of a checkpoint's frozen features on a data set."""
 
     model: Backbone
     data: str
     """Name of the data set."""
     classes: tuple[str, ...]
     images: dict[str, int]
-    """Images of each split, without those that can't be read."""
+    """Number of readable images of each split."""
     ladder: Ladder
     few: tuple[FewShot, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return all accuracies as plain values for JSON."""
         few = [
             {
                 "shots": each.shots,
@@ -203,8 +204,8 @@ class CheckpointProbe:
             }
             for each in self.few
         ]
-        found = {"data": self.data, "images": self.images, "classes": len(self.classes)}
-        return {**found, **self.ladder.to_dict(), "few_shot": few}
+        header = {"data": self.data, "images": self.images, "classes": len(self.classes)}
+        return {**header, **self.ladder.to_dict(), "few_shot": few}
 
 
 def probe_checkpoint(
@@ -223,7 +224,7 @@ def probe_checkpoint(
 
     `weights` is a run folder, whose data set is the default, or anything that `vitrail.load` takes but a name with random
     weights. Few-shot accuracy is the mean over `draws`, on the test images or, without any, on the validation images.
-    Raises ValueError where there are none of either.
+    Raises ValueError for `shots` without test and validation images.
     """
     if is_name(weights):
         raise ValueError(f'"{weights}" is a shape with random weights; give a run or a checkpoint')
@@ -233,27 +234,27 @@ def probe_checkpoint(
     assert model.preprocessing is not None
     cfg, source = open_data(weights, data)
     images, number = model.preprocessing, len(source.classes)
-    splits = views(source, preprocessing=images, cfg=cfg.data)
-    seen = features(model, splits, preprocessing=images, batch_size=batch_size, device=where, autocast_dtype=dtype)
-    rungs = ladder(seen, num_classes=number, device=where, seed=seed)
-    held_out = seen.get("test") or seen.get("val")
+    splits = evaluation_views(source, preprocessing=images, cfg=cfg.data)
+    features = extract_features(model, splits, preprocessing=images, batch_size=batch_size, device=where, autocast_dtype=dtype)
+    baselines = fit_baselines(features, num_classes=number, device=where, seed=seed)
+    held_out = features.get("test") or features.get("val")
     few: tuple[FewShot, ...] = ()
     if shots:
         if held_out is None:
             raise ValueError(
                 f"--shots needs images to score on, and {source.name} has neither test nor val; add a folder of them"
             )
-        few = few_shot(seen["train"], held_out, shots=shots, draws=draws, num_classes=number, seed=seed, device=where)
-    counts = {name: len(each) for name, each in seen.items()}
-    return CheckpointProbe(model, source.name, source.classes, counts, rungs, few)
+        few = few_shot(features["train"], held_out, shots=shots, draws=draws, num_classes=number, seed=seed, device=where)
+    counts = {name: len(each) for name, each in features.items()}
+    return CheckpointProbe(model, source.name, source.classes, counts, baselines, few)
 
 
 def apply_probe(model: Backbone, probe: Probe) -> None:
-    """Makes the probe the model's head, in place: a whole model that says what the probe says, or fine-tuning's start.
+    """Set the model's head to the probe, in place, as a full classifier or as the start of fine-tuning.
 
-    Starting there instead of from a random head keeps the features from being distorted first (LP-FT: Kumar et al. 2022).
+    Fine-tuning from the probe instead of from a random head distorts the features less (LP-FT: Kumar et al. 2022).
     With a distillation token, whose logits are averaged with the class token's, each head gets its half of the probe.
-    A head of as many classes stays the same module, so that an optimizer that knows it goes on knowing it.
+    A head of as many classes stays the same module, so that an optimizer keeps its parameters.
     Raises ValueError for a model whose head is not one linear layer.
     """
     if model.config.num_classes != len(probe.bias):
@@ -269,5 +270,5 @@ def apply_probe(model: Backbone, probe: Probe) -> None:
 
 
 def has_linear_head(model: Backbone) -> bool:
-    """Whether a probe can become the model's head."""
+    """Return True where the model's head is linear, so that a probe can replace it."""
     return all(isinstance(head, nn.Linear) for head in model.head_modules())

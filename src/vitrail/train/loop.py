@@ -1,4 +1,4 @@
-"""The loop, in plain sight."""
+"""Training loop: steps, logging, evaluation, checkpoints and signals."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from vitrail.settings import Pair, Preprocessing, Settings
 from vitrail.tasks import Task
 from vitrail.text import printable
 from vitrail.train import checkpoint
-from vitrail.train.distributed import ALONE, Ended, World, own_part
-from vitrail.train.notes import long_warmup
+from vitrail.train.distributed import SINGLE_PROCESS, PeerFailed, World, local_shard
+from vitrail.train.notes import check_warmup
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, Rate
@@ -37,61 +37,61 @@ from vitrail.train.step import Ema, Step
 from vitrail.weights.run_folder import SETTINGS, sha256, write_atomically
 
 PATIENCE_S = 1.0
-"""Seconds after which a second Ctrl-C is one of its own."""
+"""Seconds after which a second Ctrl-C counts as a new one."""
 LOG_EVERY_S = 1.0
 """Seconds between two lines of metrics.jsonl."""
 
 
 @dataclass
 class Loop:
-    """All that a running training is made of; `step` and `pace` say how far it is."""
+    """Training loop with its state: `step` and `pace` are the progress of the run."""
 
     settings: Settings
     folder: Path
     split: Split
-    """The training images."""
+    """Training images."""
     views: Mapping[str, Split]
-    """The validation and test images, as they are evaluated."""
+    """Validation and test images in evaluation view."""
     preprocessing: Preprocessing
     device: torch.device
-    move: Step
-    """Moves the weights of the task by one batch."""
+    train_step: Step
+    """Optimizer step on one batch."""
     ema: Ema | None
     pace: Pace
     evaluate: Callable[[Backbone, Callable[[], None]], Scores | None] | None
-    """On the validation images, with something to call between two batches; None where there are none."""
+    """Score a model on the validation images, with a callback between two batches; None without validation images."""
     metrics: Metrics | None
-    """None in the processes that do not write."""
+    """None in all processes but the first."""
     display: Display
-    world: World = ALONE
-    images_are: str = ""
-    """A hash of the names of all images in their order, which every draw depends on."""
+    world: World = SINGLE_PROCESS
+    fingerprint: str = ""
+    """Hash of the names of all images in their order, which every random draw depends on."""
     stopped_at_probe: bool = False
-    """Whether the model is the probe of its frozen features, and is not to be trained."""
+    """True where the model is the linear probe of its frozen features, and is not trained."""
     pictures: str | None = None
-    """Folder inside the run's for what the task draws at each evaluation; None: it draws nothing."""
+    """Folder inside the run folder for the task's picture at each evaluation; None for a task without pictures."""
     step: int = 0
     evaluated: int = 0
-    """The step of the last evaluation."""
+    """Step of the last evaluation."""
     score: float | None = None
-    """What it gave: the headline figure."""
+    """Headline score of the last evaluation."""
     best: float | None = None
-    """The best of all evaluations."""
+    """Best headline score of all evaluations."""
 
     @property
     def task(self) -> Task:
-        """What is learned."""
-        return self.move.task
+        """Task that is trained."""
+        return self.train_step.task
 
     @property
     def trained(self) -> Backbone:
-        """The model that is evaluated and saved: the running mean where there is one."""
+        """Model that is evaluated and saved: the running mean if there is one."""
         return self.task.product() if self.ema is None else self.ema.backbone
 
     def run(self) -> None:
-        """Trains to the end.
+        """Train to the end.
 
-        Raises Interrupted behind a saved checkpoint, and ValueError where the loss is no number or a loader process is lost.
+        Raises Interrupted on a signal, after saving a checkpoint, ValueError for a non-finite loss, and LoaderLost.
         """
         cfg = self.settings
         if self.pace.finished(self.step):  # resumed from its last checkpoint
@@ -99,15 +99,15 @@ class Loop:
         start, saved = time.perf_counter() - self.pace.elapsed, time.perf_counter()
         rate, logged = Rate(), 0.0
         self.task.train()
-        with self.display, Interrupt() as interrupt, self.saved_if_lost():
-            missed = self.step > 0 and self.evaluation_is_due() and self.evaluated != self.step  # it was interrupted there
+        with self.display, Interrupt() as interrupt, self.save_if_loader_lost():
+            missed = self.step > 0 and self.evaluation_is_due() and self.evaluated != self.step  # a signal interrupted it
             if missed and self.validate(interrupt) and cfg.train.keep_best:
                 self.save()
             for epoch, batch in self.batches():
                 torch.manual_seed(step_seed(cfg.train.seed, self.step, rank=self.world.rank))
                 lr = self.lr_factor()
-                self.move.optimizers.set_lr(lr)
-                losses = self.move(batch)
+                self.train_step.optimizers.set_lr(lr)
+                losses = self.train_step(batch)
                 self.task.after_step(self.step)
                 if self.ema is not None:
                     self.ema.update(self.step)
@@ -116,8 +116,8 @@ class Loop:
 
                 now = time.perf_counter()
                 images_per_s = rate.add(len(batch) * self.world.size)
-                fitted = self.pace.advance(self.step, *self.world.greatest(now - start))
-                if fitted and len(self.pace.fits) == 1 and (line := long_warmup(cfg.optim.warmup, self.pace.total)):
+                fitted = self.pace.advance(self.step, *self.world.max(now - start))
+                if fitted and len(self.pace.fits) == 1 and (line := check_warmup(cfg.optim.warmup, self.pace.total)):
                     self.display.say(f"note: {line}")
                 last = self.pace.finished(self.step)
                 if now - logged >= LOG_EVERY_S or last:
@@ -125,27 +125,27 @@ class Loop:
                     self.log(epoch, losses, lr=lr, images_per_s=images_per_s)
                 if last:
                     self.save()
-                    if asked := self.world.greatest(interrupt.number)[0]:  # while it was written
-                        self.leave(asked, saved=True)
+                    if signal_number := self.world.max(interrupt.number)[0]:  # while it was written
+                        self.interrupt(signal_number, saved=True)
                     return
-                long_ago = now - saved >= 60 * cfg.train.checkpoint_every
-                asked, due = self.world.greatest(interrupt.number, long_ago)
-                if asked:
-                    self.leave(asked)
+                interval_over = now - saved >= 60 * cfg.train.checkpoint_every
+                signal_number, due = self.world.max(interrupt.number, interval_over)
+                if signal_number:
+                    self.interrupt(signal_number)
                 best = self.evaluation_is_due() and self.validate(interrupt)
                 if due or (best and cfg.train.keep_best):
                     self.save()
                     saved = time.perf_counter()
 
-    def leave(self, number: float, *, saved: bool = False) -> NoReturn:
-        """Saves, if that is not done, and ends the run as a signal asked."""
+    def interrupt(self, number: float, *, saved: bool = False) -> NoReturn:
+        """Save a checkpoint unless `saved`, and raise Interrupted for a signal."""
         if not saved:
             self.save()
         raise Interrupted(f"step {self.step} is saved; go on with `vitrail resume {self.folder}`", number=int(number))
 
     @contextmanager
-    def saved_if_lost(self) -> Iterator[None]:
-        """Saves where a loader process is lost, which is between two steps; several processes can't agree on it, and end."""
+    def save_if_loader_lost(self) -> Iterator[None]:
+        """Save a checkpoint on LoaderLost, which is raised between two steps; with several processes, only raise it."""
         try:
             yield
         except LoaderLost as error:
@@ -155,7 +155,7 @@ class Loop:
             raise LoaderLost(f"{error}; step {self.step} is saved, go on with `vitrail resume {self.folder}`") from error
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
-        """Augmented batches on the device, from the step on that the run stands at, in the size and patch of their step."""
+        """Yield (epoch, augmented batch on the device) from the current step on, in the image and patch size of the step."""
         cfg, size = self.settings, self.preprocessing.img_size
         for epoch, raw in train_batches(
             self.split,
@@ -170,12 +170,12 @@ class Loop:
                 size = now
                 self.display.say(f"step {self.step:,}: images have {size[0]}x{size[1]} px from here on")
             if not len(raw):
-                yield epoch, self.stand_in()
+                yield epoch, self.placeholder_batch()
                 continue
             yield epoch, self.task.batch(raw.to(self.device), epoch=epoch, img_size=size, patch_size=self.patch_size())
 
-    def stand_in(self) -> Batch:
-        """A black image that counts for nothing, where none of this process's can be read: it keeps step with the others."""
+    def placeholder_batch(self) -> Batch:
+        """Return a black image of weight 0 for a process without a readable image, which has to step with the others."""
         size, cfg = self.img_size(), self.settings.model
         none = torch.zeros(1, dtype=torch.long)
         raw = RawBatch(
@@ -190,7 +190,7 @@ class Loop:
         return dataclasses.replace(batch, stands_in=True)
 
     def img_size(self) -> Pair:
-        """(height, width) of the images of this step: a function of the progress, which a resumed run walks again."""
+        """Return (height, width) of the images of this step, a function of the progress alone, so that resuming repeats it."""
         cfg, full = self.settings.train, self.preprocessing.img_size
         if cfg.start_size is None:
             return full
@@ -204,36 +204,36 @@ class Loop:
         )
 
     def patch_size(self) -> int | None:
-        """The patch that this step's images are cut into; None is the model's own."""
+        """Return the patch size of this step; None for the model's."""
         cfg = self.settings.train
         return patch_at(self.step, patches=cfg.patch_sizes, seed=cfg.seed) if cfg.patch_sizes else None
 
     def lr_factor(self) -> float:
-        """The learning rate of this step, as a share of its peak."""
+        """Return the learning rate of this step as a share of its peak."""
         cfg = self.settings.optim
-        if self.step < cfg.warmup and cfg.warmup >= 1:  # in steps, however many there are in all
+        if self.step < cfg.warmup and cfg.warmup >= 1:  # in steps, independent of the total
             return (self.step + 0.5) / cfg.warmup
         warmup = cfg.warmup if cfg.warmup < 1 else cfg.warmup / max(cfg.warmup, self.pace.total or 0)
-        middle = self.pace.progress(self.step + 0.5)  # or the first step, or the last, would not move at all
+        middle = self.pace.progress(self.step + 0.5)  # at its ends, the first or the last step would have rate 0
         return lr_factor(middle, schedule=cfg.schedule, warmup=warmup)
 
     def evaluation_is_due(self) -> bool:
-        """Whether this step ends one of the stretches that `train.eval_every` counts."""
+        """Return True every `train.eval_every` epochs."""
         cfg = self.settings.train
         if self.evaluate is None or not cfg.eval_every:
             return False
-        stretch = cfg.eval_every * steps_per_epoch(self.split, batch_size=cfg.batch_size)
-        return self.step % max(1, round(stretch)) == 0
+        interval = cfg.eval_every * steps_per_epoch(self.split, batch_size=cfg.batch_size)
+        return self.step % max(1, round(interval)) == 0
 
     def require_finite(self, losses: dict[str, Tensor], epoch: int, batch: Batch) -> None:
-        """Raises ValueError, with step and batch named, where the loss or its gradient is no number: nothing is saved."""
+        """Raise ValueError, naming step and batch, for a non-finite loss or gradient norm. Nothing is saved."""
         broken = [name for name in ("loss", "grad_norm") if name in losses and not math.isfinite(losses[name].item())]
         if not broken:
             return
-        own = [] if batch.stands_in else [self.split.names[index] for index in batch.indexes.tolist()]
-        names = [name for part in self.world.gather(own) for name in part]
+        local = [] if batch.stands_in else [self.split.names[index] for index in batch.indexes.tolist()]
+        names = [name for part in self.world.gather(local) for name in part]
         if not self.world.first:
-            raise Ended(f"{broken[0]} is no number")
+            raise PeerFailed(f"{broken[0]} is not finite")
         (self.folder / "bad_batch.txt").write_text("\n".join(map(printable, names)) + "\n", encoding="utf-8")
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(
@@ -243,11 +243,11 @@ class Loop:
         )
 
     def log(self, epoch: int, losses: dict[str, Tensor], *, lr: float, images_per_s: float) -> None:
-        """One line of metrics.jsonl, and the display; `lr` is the step's share of its peak."""
+        """Write a line of metrics.jsonl, and update the display; `lr` is a share of its peak."""
         values = {name: value.item() for name, value in losses.items()}
         peak = self.settings.optim.lr * self.settings.train.batch_size / REFERENCE_BATCH
-        told = {"epoch": epoch, "seconds": round(self.pace.elapsed, 2), **values}
-        self.write({**told, "lr": lr * peak, "images_per_s": round(images_per_s, 1)})
+        record = {"epoch": epoch, "seconds": round(self.pace.elapsed, 2), **values}
+        self.write({**record, "lr": lr * peak, "images_per_s": round(images_per_s, 1)})
         shown: dict[str, float] = {name: values[name] for name in ("loss", "accuracy", "binary_accuracy") if name in values}
         progress = self.pace.progress(self.step)
         left = self.pace.elapsed * (1 - progress) / progress if progress > 0 else None
@@ -262,25 +262,25 @@ class Loop:
         )
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, by the process that writes."""
+        """Write a line of metrics.jsonl in the first process."""
         if self.metrics is not None:
             self.metrics.write(self.step, values)
 
     def validate(self, interrupt: Interrupt) -> bool:
-        """Scores the trained model on the validation images; says whether it is the best so far.
+        """Score the trained model on the validation images. Return True for the best score so far.
 
-        A signal on the way ends the run at this step, and a resumed run evaluates first.
+        A signal interrupts the run at this step, and a resumed run evaluates first.
         """
         assert self.evaluate is not None
 
         def watch() -> None:
-            if asked := self.world.greatest(interrupt.number)[0]:
-                raise Interrupted(number=int(asked))
+            if signal_number := self.world.max(interrupt.number)[0]:
+                raise Interrupted(number=int(signal_number))
 
         try:
             scores = self.evaluate(self.trained, watch)
         except Interrupted as stop:
-            self.leave(stop.number)
+            self.interrupt(stop.number)
         self.task.train()
         if scores is None:
             self.evaluated = self.step
@@ -295,10 +295,10 @@ class Loop:
         return best
 
     def draw(self, split: Split) -> None:
-        """Writes the task's picture of a split, under the step. All processes compute it, the first one writes."""
+        """Write the task's picture of a split at this step. All processes compute it, the first one writes it."""
         if self.pictures is None:
             return
-        picture = self.task.picture(split, device=self.device, autocast_dtype=self.move.autocast_dtype)
+        picture = self.task.picture(split, device=self.device, autocast_dtype=self.train_step.autocast_dtype)
         if picture is None or not self.world.first:
             return
         (self.folder / self.pictures).mkdir(exist_ok=True)
@@ -306,48 +306,48 @@ class Loop:
             picture.save(draft, format="PNG")
 
     def save(self) -> Path:
-        """A checkpoint of all that the run needs to go on. Raises ValueError for weights that are no numbers.
+        """Write a checkpoint. Raises ValueError for non-finite weights.
 
-        A gradient can make them so in a step whose loss is a number still.
+        A gradient can make them so in a step whose loss is still finite.
         """
-        broken = any(not bool(own_part(weight).isfinite().all()) for weight in self.task.parameters())
-        if self.world.greatest(broken)[0]:
+        broken = any(not bool(local_shard(weight).isfinite().all()) for weight in self.task.parameters())
+        if self.world.max(broken)[0]:
             if not self.world.first:
-                raise Ended("the weights are no numbers")
+                raise PeerFailed("the weights are not finite")
             raise ValueError(
-                f"the weights are no numbers after step {self.step}, and are not saved: "
+                f"the weights are not finite after step {self.step}, and are not saved: "
                 "lower optim.lr, lengthen optim.warmup or set optim.clip_norm; checkpoints up to here are good"
             )
-        state = {"pace": self.pace.state(), "evaluated": self.evaluated, "best": self.best, "images": self.images_are}
+        state = {"pace": self.pace.state(), "evaluated": self.evaluated, "best": self.best, "images": self.fingerprint}
         return checkpoint.save(
             self.folder / "checkpoints",
             step=self.step,
             model=self.task.model,
             ema=self.ema,
-            optimizers=self.move.optimizers,
+            optimizers=self.train_step.optimizers,
             state=state | {"settings": sha256(self.folder / SETTINGS)},
             keep=self.settings.train.keep,
-            scaler=self.move.scaler,
+            scaler=self.train_step.scaler,
             score=self.score if self.evaluated == self.step else None,
             companions=self.task.companions(),
             world=self.world,
         )
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
-        """Goes back to a checkpoint. Raises ValueError where the images are others, or in another order, than they were."""
-        if state["images"] != self.images_are:
+        """Load a checkpoint. Raises ValueError where the images, or their order, differ from those of the run."""
+        if state["images"] != self.fingerprint:
             raise ValueError(
-                f"the images of {self.settings.data.path} are not those that the run began with, so it can't go on as it would "
-                "have; put them back, or train again"
+                f"the images of {self.settings.data.path} are not those that the run started with, so it can't be resumed; "
+                "restore them, or train again"
             )
-        move = self.move
+        train_step = self.train_step
         checkpoint.restore(
             path,
             state,
             model=self.task.model,
             ema=self.ema,
-            optimizers=move.optimizers,
-            scaler=move.scaler,
+            optimizers=train_step.optimizers,
+            scaler=train_step.scaler,
             companions=self.task.companions(),
         )
         self.step, self.pace = state["step"], Pace.from_state(state["pace"])
@@ -355,12 +355,12 @@ class Loop:
 
 
 def step_seed(seed: int, step: int, *, rank: int = 0) -> int:
-    """What dropout's generator is seeded with at a step: keyed, as every other draw is, and another one in each process."""
+    """Return the seed of dropout for a step and a process, keyed like every other random draw."""
     return (seed * 1_000_003 + step + rank * 7_368_787) % 2**63
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to end, and it has saved what it needs to go on."""
+    """A run was interrupted by a signal, and has saved a checkpoint."""
 
     def __init__(self, *text: str, number: int) -> None:
         super().__init__(*text)
@@ -368,30 +368,30 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Turns Ctrl-C, SIGTERM and SIGUSR1 into a wish that is granted between two steps; a second Ctrl-C is not held back.
+    """Context that records Ctrl-C, SIGTERM and SIGUSR1, to interrupt between two steps; a second Ctrl-C interrupts at once.
 
-    Schedulers send the latter two some time before they kill: SLURM what `--signal` says, Kubernetes SIGTERM. One signal may
-    come twice, from the scheduler and from torchrun, which hands on what it gets: that is no second wish.
+    Schedulers send the latter two some time before they kill: SLURM the signal of `--signal`, Kubernetes SIGTERM. One signal
+    may arrive twice, from the scheduler and forwarded by torchrun: within `PATIENCE_S` the second is ignored.
     """
 
     SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.number = 0
-        """The signal that asked; 0 for none."""
+        """Number of the first signal; 0 for none."""
         self.since = 0.0
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
-            self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other thread
+            self._previous_handlers = {number: signal.signal(number, self._record) for number in self.SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
             self.number, self.since = number, time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self.since > PATIENCE_S:

@@ -1,4 +1,4 @@
-"""How the weights move: which parameter goes to which group, the optimizers, and the learning rate over a run."""
+"""Optimizers, parameter groups and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vitrail.models.backbone import Backbone, Stage
 from vitrail.settings import OptimConfig
 
 REFERENCE_BATCH = 1024
-"""The batch that `optim.lr` is stated at (Goyal et al. 2017: the rate is scaled linearly with the batch)."""
+"""Batch size at which `optim.lr` is stated; the rate is scaled linearly with the batch (Goyal et al. 2017)."""
 MUON_MOMENTUM = 0.95
-"""As in Jordan et al. 2024, whose updates are orthonormal and do not depend on the gradient's size."""
+"""Momentum of Muon (Jordan et al. 2024), whose updates are orthonormal and independent of the gradient's norm."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -24,17 +24,17 @@ MUON_MOMENTUM = 0.95
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine from 1 to 0 (Loshchilov & Hutter 2017)."""
+    """Cosine decay from 1 to 0 (Loshchilov & Hutter 2017)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def linear(progress: float) -> float:
-    """A straight line from 1 to 0."""
+    """Linear decay from 1 to 0."""
     return 1 - progress
 
 
 def constant(progress: float) -> float:
-    """1, all along."""
+    """Constant 1."""
     return 1.0
 
 
@@ -42,7 +42,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": li
 
 
 def lr_factor(progress: float, *, schedule: str, warmup: float) -> float:
-    """The learning rate as a share of its peak: up in a straight line for `warmup` of the run, then as the schedule says."""
+    """Learning rate as a share of its peak: linear warm-up over the share `warmup` of the run, then the schedule."""
     if progress < warmup:
         return progress / warmup
     return SCHEDULES[schedule](min(1.0, (progress - warmup) / (1 - warmup)) if warmup < 1 else 0.0)
@@ -52,13 +52,13 @@ def lr_factor(progress: float, *, schedule: str, warmup: float) -> float:
 # Groups
 
 
-class Row(NamedTuple):
-    """What happens to one parameter."""
+class ParameterRow(NamedTuple):
+    """Optimizer, learning-rate factor and weight decay of one parameter."""
 
     name: str
     shape: tuple[int, ...]
     optimizer: str
-    """Which one moves it; FROZEN is none."""
+    """Name of the optimizer; FROZEN for none."""
     lr_factor: float
     weight_decay: float
 
@@ -66,8 +66,8 @@ class Row(NamedTuple):
 FROZEN = "frozen"
 
 
-def group_table(model: Backbone, cfg: OptimConfig) -> list[Row]:
-    """One row for every parameter: its optimizer, learning-rate factor and weight decay.
+def group_table(model: Backbone, cfg: OptimConfig) -> list[ParameterRow]:
+    """Table of parameter groups: optimizer, learning-rate factor and weight decay of every parameter.
 
     Vectors and the backbone's `no_decay` (tokens, positions, bias tables) are not decayed. With Muon, the blocks' matrices go
     to it and all else to AdamW. With layer_decay, block i of n gets layer_decay ** (n - i) and the stem
@@ -78,7 +78,7 @@ def group_table(model: Backbone, cfg: OptimConfig) -> list[Row]:
     depth = sum(stage.block is not None for stage in stages)
     if cfg.layer_decay != 1 and not depth:
         raise ValueError(f"optim.layer_decay {cfg.layer_decay} needs a model with blocks; use 1.0")
-    if cfg.freeze == "all" and not depth:  # a CNN's batch norms would go on counting what they see
+    if cfg.freeze == "all" and not depth:  # a CNN's batch-norm statistics would still be updated
         raise ValueError('optim.freeze "all" needs a model with blocks; use 0, or `vitrail probe`, which trains a head alone')
     frozen = cfg.frozen(depth)
     if frozen > depth:
@@ -88,18 +88,18 @@ def group_table(model: Backbone, cfg: OptimConfig) -> list[Row]:
     for name, parameter in model.named_parameters():
         stage, below = _stage_of(name, stages)
         if not parameter.requires_grad or (frozen and below > depth - frozen):
-            rows.append(Row(name, tuple(parameter.shape), FROZEN, 0.0, 0.0))
+            rows.append(ParameterRow(name, tuple(parameter.shape), FROZEN, 0.0, 0.0))
             continue
         decayed = parameter.ndim > 1 and name not in model.no_decay
         matrix = stage.block is not None and parameter.ndim == 2 and decayed
         optimizer = {"adamw": "adamw", "sgd": "sgd", "muon": "muon" if matrix else "adamw"}[cfg.name]
         factor = cfg.layer_decay**below
-        rows.append(Row(name, tuple(parameter.shape), optimizer, factor, cfg.weight_decay if decayed else 0.0))
+        rows.append(ParameterRow(name, tuple(parameter.shape), optimizer, factor, cfg.weight_decay if decayed else 0.0))
     return rows
 
 
 def _stage_of(parameter: str, stages: Sequence[Stage]) -> tuple[Stage, int]:
-    """The stage that owns a parameter, and how far below the head it is: 0 in the head, 1 in the last block."""
+    """Return the stage of a parameter, and its depth below the head: 0 in the head, 1 in the last block."""
     index = next(index for index, stage in enumerate(stages) if stage.owns(parameter))
     behind = sum(stage.block is not None for stage in stages[index + 1 :])
     head = index > 0 and index == len(stages) - 1
@@ -108,56 +108,58 @@ def _stage_of(parameter: str, stages: Sequence[Stage]) -> tuple[Stage, int]:
 
 @dataclass(frozen=True)
 class Optimizers:
-    """One optimizer, or Muon and AdamW side by side, moved as one."""
+    """One optimizer, or Muon and AdamW side by side, with the interface of one."""
 
     parts: tuple[Optimizer, ...]
 
     def set_lr(self, factor: float) -> None:
-        """Each group's learning rate, as a share of its own peak."""
+        """Set each group's learning rate to a share of its peak."""
         for group in self.groups():
             group["lr"] = group["peak_lr"] * factor
 
     def step(self) -> None:
-        """Moves the weights."""
+        """Update the weights."""
         for part in self.parts:
             part.step()
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Drop the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def forget(self) -> None:
-        """Forgets gradients and state: behind the last step, saving and scoring need the room."""
+        """Drop gradients and state, to free memory after the last step."""
         self.zero_grad()
         for part in self.parts:
             part.state.clear()
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """All parameter groups, each with its `peak_lr`."""
+        """Return all parameter groups, each with its `peak_lr`."""
         return (group for part in self.parts for group in part.param_groups)
 
 
-def companion_table(companions: Mapping[str, nn.Module], cfg: OptimConfig) -> list[Row]:
-    """One row for every parameter of what learns beside a model: none is frozen, and none has another rate.
+def companion_table(companions: Mapping[str, nn.Module], cfg: OptimConfig) -> list[ParameterRow]:
+    """Table of parameter groups of companions, modules trained beside a model: none is frozen, and all have factor 1.
 
-    Norms, biases and tokens are not decayed. Muon is for a model's blocks: AdamW moves these.
+    Norms, biases and tokens are not decayed. Muon is for a model's blocks; companions get AdamW.
     """
     kind = "sgd" if cfg.name == "sgd" else "adamw"
     rows = []
     for beside, module in companions.items():
         for name, parameter in module.named_parameters():
             decayed = parameter.ndim > 1 and not name.endswith("token")
-            rows.append(Row(f"{beside}.{name}", tuple(parameter.shape), kind, 1.0, cfg.weight_decay if decayed else 0.0))
+            rows.append(
+                ParameterRow(f"{beside}.{name}", tuple(parameter.shape), kind, 1.0, cfg.weight_decay if decayed else 0.0)
+            )
     return rows
 
 
 def build_optimizers(
     model: Backbone, cfg: OptimConfig, *, batch_size: int, companions: Mapping[str, nn.Module] | None = None
 ) -> Optimizers:
-    """The optimizers for the parameters of a model and of what learns beside it, their rates scaled to the batch.
+    """Build the optimizers of a model and its companions, with learning rates scaled to the batch.
 
-    Every parameter is in exactly one group, or frozen: then it needs no gradient from here on, and none is computed.
+    Every parameter is in exactly one group, or frozen: then its `requires_grad` is set to False.
     """
     beside = companions or {}
     parameters = dict(model.named_parameters())
@@ -174,16 +176,16 @@ def build_optimizers(
     peak = cfg.lr * batch_size / REFERENCE_BATCH
     parts = []
     for kind, members in groups.items():
-        made = [
+        param_groups = [
             {"params": params, "lr": peak * factor, "peak_lr": peak * factor, "weight_decay": decay}
             for (factor, decay), params in members.items()
         ]
-        parts.append(_optimizer(kind, made, cfg))
+        parts.append(_optimizer(kind, param_groups, cfg))
     return Optimizers(tuple(parts))
 
 
 def _optimizer(kind: str, groups: list[dict[str, Any]], cfg: OptimConfig) -> Optimizer:
-    if kind == "muon":  # scaled so that its updates are as large as AdamW's, and one learning rate serves both
+    if kind == "muon":  # updates as large as AdamW's, so that one learning rate serves both
         return Muon(groups, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw")
     if kind == "sgd":
         return SGD(groups, momentum=cfg.betas[0], nesterov=cfg.betas[0] > 0)

@@ -1,4 +1,4 @@
-"""How long a run is: steps given, counted from epochs, or fitted to minutes."""
+"""Length of a run: in steps, or fitted to a time budget; and its progress."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CALIBRATION_SHARE = 0.03
-"""Share of the minutes after which the steps are fitted to them for the first time."""
+"""Share of the time budget before the first fit of the steps."""
 CALIBRATION_STEPS = 8
-"""Steps measured at least: the first are slower than the rest, and not counted."""
+"""Least number of measured steps before the first fit; the first steps are slower, and not measured."""
 REFIT_SHARE = 0.1
-"""Share of the minutes, or of the steps still to do, between one fit and the next: whichever comes first."""
+"""Share of the time budget, or of the remaining steps, between two fits: whichever comes first."""
 
 
 @dataclass
 class Pace:
-    """Where in the run a step is. `progress` goes from 0 to 1, and the schedule depends on nothing else.
+    """Length and progress of a run. `progress` goes from 0 to 1, and schedules depend on nothing else.
 
-    With `seconds`, the steps that fit into them are estimated from a short calibration, and again every tenth of what
-    is left, so that a machine that slows down or an evaluation that takes long still ends on time and annealed. Each fit
-    continues the progress where it stood. Fits are part of the state: a resumed run goes on with its schedule.
+    With `seconds`, the number of steps is fitted to them after a short calibration, and again after every tenth of the rest, so
+    that a run with a slow evaluation or on a slowing machine still ends on time and annealed. Progress is continuous over a
+    fit. Fits are part of the state: a resumed run continues its schedule.
     """
 
     steps: int | None
     seconds: float | None = None
     fits: list[tuple[int, float, int]] = field(default_factory=list)
-    """(step, progress at that step, steps in all) of each fit."""
+    """(step, progress at that step, total steps) of each fit."""
     elapsed: float = 0.0
-    """Seconds of training behind the run."""
+    """Seconds of training so far."""
     measured: tuple[int, float] | None = None
-    """(step, seconds) from which on the pace is measured; None while the first steps warm up."""
+    """(step, seconds) at which the measurement of the pace starts; None while the first steps warm up."""
     resumed: bool = field(default=False, compare=False)
-    """Whether the next step is the first of a process that goes on with the run: it warms up again, and is not measured."""
+    """True before the first step of a resumed run, which warms up again and is not measured."""
 
     def __post_init__(self) -> None:
         assert (self.steps is None) == (self.seconds is not None)
 
     @property
     def total(self) -> int | None:
-        """Steps in all, as far as it is known."""
+        """Total number of steps; None before the first fit."""
         return self.fits[-1][2] if self.fits else self.steps
 
     def progress(self, step: float) -> float:
-        """From 0 at the first step to 1 behind the last."""
+        """Return the progress at a step, from 0 before the first to 1 after the last."""
         if not self.fits:
             if self.steps is not None:
                 return step / self.steps
@@ -52,11 +52,11 @@ class Pace:
         return min(1.0, done + (1 - done) * (step - start) / max(1, total - start))
 
     def finished(self, step: int) -> bool:
-        """Whether `step` steps are all there are."""
+        """Return True if `step` is the total number of steps."""
         return self.total is not None and step >= self.total
 
     def advance(self, step: int, elapsed: float) -> bool:
-        """Takes note of the time after `step` steps; says whether the steps in all were fitted anew."""
+        """Record the time after `step` steps. Return True if the total number of steps was fitted again."""
         warming_s, warming = elapsed - self.elapsed, self.resumed
         self.elapsed, self.resumed = elapsed, False
         if self.seconds is None or self.finished(step):
@@ -86,15 +86,15 @@ class Pace:
         return True
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """Return the state for a checkpoint."""
         state = {"steps": self.steps, "seconds": self.seconds, "fits": self.fits, "elapsed": self.elapsed}
         return {**state, "measured": self.measured}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Pace:
-        """The pace that `state` was taken of, which goes on in another process."""
+        """Build the pace of a resumed run from its state."""
         fits = [(a, b, c) for a, b, c in state["fits"]]
-        measured = state.get("measured")  # checkpoints of before it was kept begin to measure anew
+        measured = state.get("measured")  # older checkpoints lack it: the measurement restarts
         return cls(
             state["steps"],
             state["seconds"],

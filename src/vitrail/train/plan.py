@@ -20,14 +20,14 @@ from vitrail.settings.families import family_of, family_of_config, name_of, pars
 from vitrail.tasks import TASKS, TaskSpec
 from vitrail.train import advice
 from vitrail.train.distributed import World
-from vitrail.train.notes import unused
+from vitrail.train.notes import find_unused
 from vitrail.train.sizes import check_sizes
 from vitrail.weights.load import OpenedWeights, open_weights
 
 PHOTO_SIZE = 224
-"""Side in pixels for photographs, where no setting says another."""
+"""Default image side in pixels for photographs."""
 DEFAULT_DATA = "fashion-sample"
-"""The data set where none is named: it comes with the package."""
+"""Default data set: it comes with the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Request:
 
     @property
     def layer(self) -> dict[str, Any]:
-        """All settings that were given, the overrides on top."""
+        """Settings of file and overrides; the overrides win."""
         return layers.merge(self.file or {}, self.overrides)
 
     @property
@@ -57,16 +57,16 @@ class Request:
 
     @property
     def prescribed(self) -> bool:
-        """Whether a recipe or a file prescribes the run: then nothing is fitted to data, device and time."""
+        """True where a recipe or a file sets the run: then nothing is fitted to data, device and time."""
         return self.recipe is not None or self.file is not None
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything that is known of a run before images are read."""
+    """Resolved settings, data and weights of a run, before images are read."""
 
     settings: Settings
-    """Every setting, with nothing left at "auto"."""
+    """All settings, with "auto" resolved."""
     source: Source
     weights: OpenedWeights | None
     """Weights to start from, read but not built; None: random ones."""
@@ -75,7 +75,7 @@ class Plan:
 
 
 def plan_run(request: Request) -> Plan:
-    """Resolve a request. Raises ValueError for settings that make no run. In this order:
+    """Resolve a request. Raises ValueError for invalid settings. In this order:
 
     1. the task, from the recipe or the request;
     2. the data set is opened, whose classes and sizes everything below depends on;
@@ -85,58 +85,60 @@ def plan_run(request: Request) -> Plan:
     6. what is left at "auto": preprocessing, precision, absolute paths;
     7. checks of model, task and image sizes, on the meta device; notes on settings without effect.
     """
-    asked, notes = request.layer, list[str]()
-    unchecked = layers.build([asked])
-    named = {} if request.recipe is None else layers.read_recipe(request.recipe)
-    task = task_row(layers.merge(named, asked).get("train", {}).get("task", unchecked.train.task))
+    requested, notes = request.layer, list[str]()
+    unchecked = layers.build([requested])
+    recipe = {} if request.recipe is None else layers.read_recipe(request.recipe)
+    task = find_task(layers.merge(recipe, requested).get("train", {}).get("task", unchecked.train.task))
     source = open_source(request.data, val_fraction=unchecked.data.val_fraction, classes=task.supervised)
-    weights = start_weights(request, source, task, notes)
+    weights = open_start_weights(request, source, task, notes)
     if weights is None:
-        settings, preprocessing = from_scratch(request, source, task), None
+        settings, preprocessing = resolve_from_scratch(request, source, task), None
     else:
-        settings, preprocessing = fine_tuning(weights, request, source, task, notes)
-    if settings.data.val_fraction != unchecked.data.val_fraction:  # the recipe's, which a resumed run takes as well
+        settings, preprocessing = resolve_fine_tuning(weights, request, source, task, notes)
+    if settings.data.val_fraction != unchecked.data.val_fraction:  # the recipe's, which resuming reads from the settings
         source = open_source(request.data, val_fraction=settings.data.val_fraction, classes=task.supervised)
     settings = resolve_values(settings, source, preprocessing, notes)
     settings = resolve_auto(settings, source, preprocessing)
-    model = check(settings, source, task)
+    model = check_plan(settings, source, task)
     notes += [f"note: {line}" for line in source.notes]
-    notes += [f"note: {line}" for line in unused(settings, model, said=request.overrides, multi_label=source.multi_label)]
+    notes += [
+        f"note: {line}" for line in find_unused(settings, model, overrides=request.overrides, multi_label=source.multi_label)
+    ]
     return Plan(settings, source, weights, tuple(notes))
 
 
-def plan_together(request: Request, processes: World) -> Plan:
-    """The plan in every process: the first one resolves the request, the others open the same data and weights."""
-    resolved: list[Plan] = []
+def plan_on_all(request: Request, processes: World) -> Plan:
+    """Return the plan in every process: the first one resolves the request, the others open the same data and weights."""
+    plans: list[Plan] = []
 
     def resolve() -> tuple[Settings, tuple[str, ...]]:
-        resolved.append(plan_run(request))
-        return resolved[0].settings, resolved[0].notes
+        plans.append(plan_run(request))
+        return plans[0].settings, plans[0].notes
 
-    settings, notes = processes.on_first(resolve)
-    if resolved:
-        return resolved[0]
+    settings, notes = processes.run_on_first(resolve)
+    if plans:
+        return plans[0]
     name = settings.model.weights
     weights = None if name in (None, SCRATCH) else open_weights(str(name))
-    return dataclasses.replace(plan_of(settings), weights=weights, notes=notes)
+    return dataclasses.replace(plan_from_settings(settings), weights=weights, notes=notes)
 
 
-def plan_of(settings: Settings) -> Plan:
-    """The plan of a run folder's settings, whose weights are in its checkpoints."""
-    task = task_row(settings.train.task)
+def plan_from_settings(settings: Settings) -> Plan:
+    """Return the plan of a resumed run, whose weights are in its checkpoints, from its settings."""
+    task = find_task(settings.train.task)
     source = open_source(settings.data.path, val_fraction=settings.data.val_fraction, classes=task.supervised)
     return Plan(settings, source, None, ())
 
 
-def task_row(name: str) -> TaskSpec:
-    """The row of `TASKS`. Raises ValueError for a name that has none."""
+def find_task(name: str) -> TaskSpec:
+    """Return the row of `TASKS` for a name. Raises ValueError for an unknown name."""
     if name not in TASKS:
         raise ValueError(f'train.task "{name}" is none of {", ".join(TASKS)}{nearest(name, list(TASKS))}')
     return TASKS[name]
 
 
-def start_weights(request: Request, source: Source, task: TaskSpec, notes: list[str]) -> OpenedWeights | None:
-    """The weights that the request names, or pretrained ones for photographs where it names nothing; None: random ones."""
+def open_start_weights(request: Request, source: Source, task: TaskSpec, notes: list[str]) -> OpenedWeights | None:
+    """Open the weights of the request, by default pretrained ones for photographs. Return None for random weights."""
     name = request.layer.get("model", {}).get("weights")
     if name is not None:
         return None if name == SCRATCH else open_weights(name)
@@ -146,99 +148,101 @@ def start_weights(request: Request, source: Source, task: TaskSpec, notes: list[
     try:
         return open_weights(name)
     except ValueError as error:
-        notes.append(f"no pretrained weights are within reach ({name}: {str(error).partition(';')[0]}); training from scratch")
+        reason = str(error).partition(";")[0]
+        notes.append(f"pretrained weights are not available ({name}: {reason}); training from scratch")
         return None
 
 
-def from_scratch(request: Request, source: Source, task: TaskSpec) -> Settings:
-    """The settings of a run from random weights: facts of the data, recipe, file, overrides."""
+def resolve_from_scratch(request: Request, source: Source, task: TaskSpec) -> Settings:
+    """Resolve the settings of a run from random weights: fields from the data, recipe, file, overrides; later ones win."""
     recipe = request.recipe or task.recipe_for(source)
-    known: Mapping[str, Any] = {}
+    recipe_layer: Mapping[str, Any] = {}
     if request.recipe is not None or request.file is None:
-        known = layers.read_recipe(recipe or layers.default_recipe(request.data))
-    return layers.build([facts(source, task), known, request.file or {}, request.overrides])
+        recipe_layer = layers.read_recipe(recipe or layers.default_recipe(request.data))
+    return layers.build([data_fields(source, task), recipe_layer, request.file or {}, request.overrides])
 
 
-def fine_tuning(
+def resolve_fine_tuning(
     weights: OpenedWeights, request: Request, source: Source, task: TaskSpec, notes: list[str]
 ) -> tuple[Settings, Preprocessing]:
-    """The settings to fine-tune weights with, and the preprocessing that comes with them.
+    """Resolve the settings of a run from given weights. Return them and the preprocessing of the weights.
 
-    The model's shape is the weights'. Below the request lies its recipe, or "finetune" with the settings that `advice` fits;
-    a task without classes leaves out the recipe's model and fits nothing.
+    The model's shape is the weights'. The request overrides its recipe, by default "finetune" with the settings fitted by
+    `advice`; a task without classes drops the recipe's model and fits nothing.
     """
-    asked, start = request.layer, weights.source
-    name = asked.get("model", {}).get("name")
-    named = parse_name(name) if name else {}  # what the name says of the shape is compared with the weights below
-    fields = {key: value for key, value in layers.model_fields(asked).items() if key != "weights" and named.get(key) != value}
+    requested, start = request.layer, weights.source
+    name = requested.get("model", {}).get("name")
+    named = parse_name(name) if name else {}  # require_same_model compares it with the weights
+    fields = {
+        key: value for key, value in layers.model_fields(requested).items() if key != "weights" and named.get(key) != value
+    }
     model = weights.build({"num_classes": len(task.classes(source)), "in_channels": source.channels, **fields})
     shape = {**dataclasses.asdict(model.config), "name": name_of(model.config), "weights": str(start)}
     if name:
         require_same_model(name, model, str(start), free=fields)
     recipe = request.recipe or task.recipe_for(source)
-    below = layers.read_recipe(recipe or "finetune")
+    recipe_layer = layers.read_recipe(recipe or "finetune")
     if not task.supervised:
-        below.pop("model", None)
-    if "name" in below.get("model", {}):
-        raise ValueError(
-            f'recipe "{recipe}" has a model of its own, and the weights {start} have theirs; use --recipe finetune'
-        )
-    stack = [{"model": shape}, below]
+        recipe_layer.pop("model", None)
+    if "name" in recipe_layer.get("model", {}):
+        raise ValueError(f'recipe "{recipe}" sets another model than that of the weights {start}; use --recipe finetune')
+    stack = [{"model": shape}, recipe_layer]
     if not model.blocks_in_order():
-        stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # nobody asked for the recipe's
+        stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # the default recipe's is not requested
     elif not request.prescribed and task.supervised:
-        stack.append(fit(model, source, nameless(asked), notes))
+        stack.append(fit_settings(model, source, drop_model_name(requested), notes))
     if task.supervised and model.classes == source.classes:
         notes.append(
-            "the weights know these classes: their head is where training starts (train.probe_head true takes the probe)"
+            "the weights have a head for these classes: training starts from it (train.probe_head true starts from the probe)"
         )
         stack.append({"train": {"probe_head": False}})
     assert model.preprocessing is not None
-    return layers.build([*stack, nameless(asked)]), model.preprocessing
+    return layers.build([*stack, drop_model_name(requested)]), model.preprocessing
 
 
 def require_same_model(name: str, model: Backbone, start: str, *, free: Mapping[str, Any]) -> None:
-    """Raise ValueError where weights are not of the model of that name; fields in `free`, and the image size, may differ."""
+    """Raise ValueError for weights of another model than `name`; fields in `free`, and the image size, may differ."""
     named, config = parse_name(name), model.config
     if (family_of(name) is not family_of_config(config) or not named) and name != name_of(config):
-        raise ValueError(f'model.name "{name}" is not what the weights {start} are of, {name_of(config)}; leave --model out')
+        raise ValueError(f'model.name "{name}" is not the model of the weights {start}, {name_of(config)}; leave --model out')
     for key, value in named.items():
-        theirs = getattr(config, key)
-        if not (key in free or key == "img_size") and pair_or(theirs) != pair_or(value):
-            raise ValueError(f'model.name "{name}" has {key} {value}, and the weights {start} have {theirs}; leave --model out')
+        actual = getattr(config, key)
+        if not (key in free or key == "img_size") and as_pair(actual) != as_pair(value):
+            raise ValueError(f'model.name "{name}" has {key} {value}, and the weights {start} have {actual}; leave --model out')
 
 
-def fit(model: Backbone, source: Source, asked: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The settings that follow from data, device and time; the notes have their reasons, and the command that sets them."""
-    lengths, counts = asked.get("train", {}), source.class_counts()
-    device = pick_device(lengths.get("device", "auto"))
-    given = advice.advise(
+def fit_settings(model: Backbone, source: Source, requested: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Fit settings to data, device and time; append their reasons to the notes, and the equivalent command."""
+    train, counts = requested.get("train", {}), source.class_counts()
+    device = pick_device(train.get("device", "auto"))
+    fitted = advice.advise(
         advice.Facts(
             images=source.train_images(),
             class_counts=counts,
             side=None if source.img_size is None else min(source.img_size),
             device=device.type,
-            memory_bytes=advice.memory_of(device),
-            minutes=lengths.get("minutes"),
+            memory_bytes=advice.device_memory(device),
+            minutes=train.get("minutes"),
             model=model.config,
             side_unit=model.side_unit,
             multi_label=source.multi_label,
         )
     )
     notes.append("fitted to the data, the device and the time:")
-    typed = [f"{section}.{key}" for section, fields in asked.items() for key in fields]
-    notes += [f"  {reason}" for reason in given.said_of(typed)]
-    together = layers.merge(given.layer, {section: fields for section, fields in asked.items() if section != "data"})
-    notes.append(f"the same as: vitrail train {source.name} {layers.command('finetune', together)}")
-    return given.layer
+    overridden = [f"{section}.{key}" for section, fields in requested.items() for key in fields]
+    notes += [f"  {reason}" for reason in fitted.reasons_without(overridden)]
+    merged = layers.merge(fitted.layer, {section: fields for section, fields in requested.items() if section != "data"})
+    notes.append(f"the same as: vitrail train {source.name} {layers.command('finetune', merged)}")
+    return fitted.layer
 
 
-def check(settings: Settings, source: Source, task: TaskSpec) -> Backbone:
-    """Raise ValueError for settings that make no model or do not fit task and data. Return the model on the meta device."""
+def check_plan(settings: Settings, source: Source, task: TaskSpec) -> Backbone:
+    """Raise ValueError for settings that are invalid for model, task or data. Return the model on the meta device."""
     if settings.model.num_classes != len(task.classes(source)):
-        has = f"{source.name}, which has {len(source.classes)} classes"
-        what = has if task.supervised else f"train.task {settings.train.task}, which needs no head"
-        raise ValueError(f"model.num_classes {settings.model.num_classes} does not fit {what}; leave the setting out")
+        reason = f"{source.name}, which has {len(source.classes)} classes"
+        if not task.supervised:
+            reason = f"train.task {settings.train.task}, which needs no head"
+        raise ValueError(f"model.num_classes {settings.model.num_classes} does not fit {reason}; leave the setting out")
     check_model(settings.model)
     model = meta_model(settings.model)
     task.check(settings, model)
@@ -246,56 +250,56 @@ def check(settings: Settings, source: Source, task: TaskSpec) -> Backbone:
     return model
 
 
-def nameless(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """A layer without the model's name, which would start its shape afresh."""
+def drop_model_name(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer without the model's name, which would reset its shape."""
     return {**layer, "model": {key: value for key, value in layer.get("model", {}).items() if key != "name"}}
 
 
-def pair_or(value: Any) -> Any:
-    """Sides as pairs, anything else as it is."""
+def as_pair(value: Any) -> Any:
+    """Return an int or a list as a tuple (height, width), any other value unchanged."""
     return tuple(value) if isinstance(value, list) else (value, value) if isinstance(value, int) else value
 
 
-def resolve_values(settings: Settings, source: Source, given: Preprocessing | None, notes: list[str]) -> Settings:
-    """The settings with the values that become black and white, and the mean and deviation of bands that are no colours.
+def resolve_values(settings: Settings, source: Source, pretrained: Preprocessing | None, notes: list[str]) -> Settings:
+    """Resolve the value range of deep images, and mean and standard deviation of bands that are no colours.
 
-    For images with more than 8 bits `data.range` auto takes what the weights were trained with, else the values in use.
+    For images with more than 8 bits, `data.range` "auto" is the range of the pretrained weights, else the values in use.
     """
     data, threads, used = settings.data, settings.data.workers, source.values_in_use(threads=settings.data.workers)
-    weights = given.range if given is not None and data.range == "auto" else None
-    if weights is not None:
-        data = dataclasses.replace(data, range=weights)
+    weights_range = pretrained.range if pretrained is not None and data.range == "auto" else None
+    if weights_range is not None:
+        data = dataclasses.replace(data, range=weights_range)
     elif used is not None and data.range == "auto":
         data = dataclasses.replace(data, range=used.range or "full")
     if used is not None:
-        chosen = range_of(data)
+        chosen = value_range(data)
         ends = "the whole range of the type" if chosen is None else f"{chosen[0]:.6g} to {chosen[1]:.6g}"
-        whose = ", as the weights were trained with," if weights is not None else ""
+        whose = ", as the weights were trained with," if weights_range is not None else ""
         notes.append(f"note: {used}: {ends}{whose} becomes black to white (data.range)")
         if chosen is not None and used.beyond(chosen):
             notes.append(f"note: most of the values are outside of {ends}, and become black or white; see data.range")
         elif few := used.few_levels(chosen):
             notes.append(f"note: {few}")
-    elif weights is not None:
+    elif weights_range is not None:
         pass
     elif not isinstance(data.range, str):
         notes.append("note: data.range is for images with more than 8 bits, and there are none; it has no effect here")
-    if given is None and settings.model.in_channels == source.channels and not (data.mean and data.std):
-        mean, std = source.band_statistics(value_range=range_of(data), threads=threads)
+    if pretrained is None and settings.model.in_channels == source.channels and not (data.mean and data.std):
+        mean, std = source.band_statistics(value_range=value_range(data), threads=threads)
         data = dataclasses.replace(data, mean=data.mean or mean, std=data.std or std)
     return dataclasses.replace(settings, data=data)
 
 
-def range_of(data: DataConfig) -> tuple[float, float] | None:
-    """The values that become black and white; None is the whole range of their type."""
+def value_range(data: DataConfig) -> tuple[float, float] | None:
+    """Return the values that become black and white; None for the full range of the dtype."""
     return None if isinstance(data.range, str) else data.range
 
 
-def resolve_auto(settings: Settings, source: Source, given: Preprocessing | None) -> Settings:
-    """The settings with nothing left at "auto": a run resumes and is scored as it began, wherever its folder is."""
+def resolve_auto(settings: Settings, source: Source, pretrained: Preprocessing | None) -> Settings:
+    """Resolve all settings at "auto" and relative paths, so that resuming and scoring do not depend on the machine."""
     dtype = autocast_dtype(settings.train.precision, pick_device(settings.train.device))
     path = settings.data.path if settings.data.path in NAMES else str(Path(settings.data.path).resolve())
-    images = preprocessing_for(source, settings, given)
+    images = resolve_preprocessing(source, settings, pretrained)
     data = {"path": path, **{name: getattr(images, name) for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation")}}
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
     teacher = settings.distill.teacher
@@ -309,20 +313,20 @@ def resolve_auto(settings: Settings, source: Source, given: Preprocessing | None
     )
 
 
-def facts(source: Source, task: TaskSpec) -> dict[str, Any]:
-    """Fields of the model that follow from the data, the lowest layer of the settings."""
+def data_fields(source: Source, task: TaskSpec) -> dict[str, Any]:
+    """Return the model's fields that follow from the data, the lowest layer of the settings."""
     size = PHOTO_SIZE if source.img_size is None else source.img_size
     return {"model": {"img_size": size, "in_channels": source.channels, "num_classes": len(task.classes(source))}}
 
 
-def preprocessing_for(source: Source, settings: Settings, given: Preprocessing | None = None) -> Preprocessing:
-    """What happens to images before the model: as the settings say, else the weights (`given`), else the data set."""
+def resolve_preprocessing(source: Source, settings: Settings, pretrained: Preprocessing | None = None) -> Preprocessing:
+    """Resolve the preprocessing from the settings, else the pretrained weights, else the data set."""
     cfg, data = settings.model, settings.data
-    own = 0.875 if source.img_size is None else 1.0  # small images are all subject, photographs have margins
-    known = given or Preprocessing(
-        img_size=pair(cfg.img_size), in_channels=source.channels, mean=source.mean, std=source.std, crop_pct=own
+    crop_pct = 0.875 if source.img_size is None else 1.0  # small images are all subject, photographs have margins
+    default = pretrained or Preprocessing(
+        img_size=pair(cfg.img_size), in_channels=source.channels, mean=source.mean, std=source.std, crop_pct=crop_pct
     )
-    mean, std = (in_channels_of(values, cfg.in_channels) for values in (data.mean or known.mean, data.std or known.std))
+    mean, std = (match_channels(values, cfg.in_channels) for values in (data.mean or default.mean, data.std or default.std))
     if not source.takes(cfg.in_channels):
         raise ValueError(f"model.in_channels {cfg.in_channels} {source.refusal}")
     for name, values in (("mean", data.mean), ("std", data.std)):
@@ -333,15 +337,15 @@ def preprocessing_for(source: Source, settings: Settings, given: Preprocessing |
         in_channels=cfg.in_channels,
         mean=mean,
         std=std,
-        crop_pct=data.crop_pct or known.crop_pct,
-        crop_mode=data.crop_mode or known.crop_mode,
-        interpolation=data.interpolation or known.interpolation,
-        range=range_of(data),
+        crop_pct=data.crop_pct or default.crop_pct,
+        crop_mode=data.crop_mode or default.crop_mode,
+        interpolation=data.interpolation or default.interpolation,
+        range=value_range(data),
     )
 
 
-def in_channels_of(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Means or deviations of RGB for grey images, of grey ones for RGB, and of these again for more bands."""
+def match_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return channel means or standard deviations for another number of channels: averaged for one, else repeated."""
     if channels == 1:
         return (sum(values) / len(values),)
     return tuple(values[at % len(values)] for at in range(channels))

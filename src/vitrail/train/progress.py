@@ -1,4 +1,4 @@
-"""What one sees of a run: a live bar on a terminal, plain lines elsewhere, and metrics.jsonl always."""
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere, and metrics.jsonl always."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from vitrail.console import PlainConsole
 from vitrail.text import printable
 
 LINES = 20
-"""Lines that a whole run prints where the output is no terminal."""
+"""Progress lines of a run where the output is no terminal."""
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """A TensorBoard SummaryWriter, as far as we use it."""
+    """Interface of TensorBoard's SummaryWriter."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """One point of a curve."""
+        """Add one point to a curve."""
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Write pending events and close the file."""
 
 
 class Metrics:
-    """metrics.jsonl: one JSON object a line, each with its step; with TensorBoard installed, its curves as well."""
+    """Writer of metrics.jsonl, one JSON object with its step per line, and of TensorBoard curves where it is installed."""
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = tensorboard(folder)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line; null for a number that is not finite, which JSON does not have."""
-        wrong = {name: None for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
-        self._file.write(json.dumps({"step": step, **values, **wrong}, allow_nan=False) + "\n")
+        """Write one line; a non-finite number becomes null, for JSON has none."""
+        nulls = {name: None for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **values, **nulls}, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
@@ -50,14 +50,14 @@ class Metrics:
                     self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
 
 
 def tensorboard(folder: Path) -> Writer | None:
-    """A writer into folder/tensorboard, where the extra is installed."""
+    """Return a writer to folder/tensorboard; None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -66,16 +66,16 @@ def tensorboard(folder: Path) -> Writer | None:
 
 
 def truncate_metrics(folder: Path, *, step: int, evaluated: int) -> None:
-    """Drops the lines behind `step`, and the scores behind step `evaluated`: a resumed run writes them again.
+    """Delete the lines after `step`, and the scores after step `evaluated`: a resumed run writes them again.
 
-    A line cut short by a crash goes too.
+    A line cut short by a crash is deleted as well.
     """
     path = folder / "metrics.jsonl"
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            told = json.loads(line)
-            if told["step"] <= (evaluated if any(name.startswith("val_") for name in told) else step):
+            record = json.loads(line)
+            if record["step"] <= (evaluated if any(name.startswith("val_") for name in record) else step):
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
@@ -85,7 +85,7 @@ def truncate_metrics(folder: Path, *, step: int, evaluated: int) -> None:
 
 
 class Display:
-    """A live bar with what is left, loss, accuracy and images/s; every now and then a line where that can't be shown."""
+    """Live bar with remaining time, loss, accuracy and images/s; `LINES` plain lines where the output is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or PlainConsole()
@@ -112,7 +112,7 @@ class Display:
             self._bar.stop()
 
     def show(self, *, step: int, total: int | None, progress: float, left_s: float | None, values: Mapping[str, float]) -> None:
-        """Where the run stands; `values` are printed in their order."""
+        """Show the progress of the run; `values` are printed in their order."""
         steps = f"step {step:,}" + (f" of {total:,}" if total is not None else "")
         numbers = [f"{name.replace('_', ' ')} {figure(value)}" for name, value in values.items()]
         text = " · ".join([steps, *numbers, *([f"{duration(left_s)} left"] if left_s is not None else [])])
@@ -123,19 +123,19 @@ class Display:
             self.console.print(f"{progress:4.0%}  {text}", soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the bar."""
         self.console.print(printable(text), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 def figure(value: float) -> str:
-    """Three figures: 0.873, 12.5, 1,234."""
+    """Format a number to three significant digits: 0.873, 12.5, 1,234."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:
-    """43 s, 5 min 20 s, 2 h 05 min, 3 d 4 h."""
+    """Format seconds: 43 s, 5 min 20 s, 2 h 05 min, 3 d 4 h."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -147,13 +147,13 @@ def duration(seconds: float) -> str:
 
 
 class Rate:
-    """Images a second over about the last ten seconds."""
+    """Images per second over the last ten seconds."""
 
     def __init__(self) -> None:
         self._marks: list[tuple[float, int]] = [(time.perf_counter(), 0)]
 
     def add(self, images: int) -> float:
-        """Takes in one step; returns the rate."""
+        """Record one step. Return the rate."""
         now = time.perf_counter()
         self._marks.append((now, self._marks[-1][1] + images))
         while len(self._marks) > 2 and now - self._marks[0][0] > 10:

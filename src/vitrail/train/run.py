@@ -1,4 +1,4 @@
-"""From settings to a run folder: `train` starts a run, `resume` goes on with one."""
+"""`train` and `pretrain` start a run, `resume` continues one."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.device import pick_device
 from vitrail.settings import ModelSection, layers, nearest
 from vitrail.tasks import TASKS
-from vitrail.train.assemble import Context, assemble, score_model, shared_by
-from vitrail.train.distributed import World, is_sharded, own_device, whole, world
+from vitrail.train.assemble import Context, assemble, divide_resources, score_model
+from vitrail.train.distributed import World, full_tensor, is_sharded, local_device, world
 from vitrail.train.folder import (
     CALL,
+    can_resume,
+    choose_folder,
     clear,
-    found,
-    free_folder,
-    goes_on,
+    create_folder,
+    find_checkpoint,
     locked,
-    new_folder,
+    read_settings,
     require_unfinished,
-    settings_of,
     write_skipped,
-    write_whole,
+    write_text_atomically,
 )
 from vitrail.train.loop import Interrupt, Interrupted, Loop
-from vitrail.train.plan import Request, plan_of, plan_together
+from vitrail.train.plan import Request, plan_from_settings, plan_on_all
 from vitrail.train.progress import Display, duration, truncate_metrics
 from vitrail.weights import save_model
 from vitrail.weights.run_folder import SETTINGS
@@ -43,17 +43,17 @@ from vitrail.weights.run_folder import SETTINGS
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training."""
+    """Finished run."""
 
     folder: Path
     evaluation: Scores
-    """On the test images; on the validation images where the set has no test split (`split` says which)."""
+    """Scores on `split`: the test images, or the validation images of a data set without test split."""
     split: str
     seconds: float
-    """Of training, without loading and the last evaluation."""
+    """Seconds of training, without loading and the last evaluation."""
     steps: int
     task: str = "classify"
-    """What was learned, as in `train.task`."""
+    """Name of the task, as in `train.task`."""
 
 
 def train(
@@ -74,67 +74,67 @@ def train(
     train: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Trains on a named set or a folder, evaluates, and writes the run folder.
+    """Train a model on a named data set or a folder, evaluate it, and write the run folder.
 
-    Without `path`, on the sample that comes with the package. Without `recipe`, with the one for that set; from `weights`
-    (whatever `vitrail.load` takes), with settings fitted to data, device and time, whose reasons are printed. The sections
-    are mappings of single settings, `optim={"lr": 1e-3}`, and `model` may be a name. `out` is a folder that does not
-    exist yet; without it, the next free one under runs/. With `resume` "auto" it may be one that the same call began: then
-    that run goes on from its newest checkpoint, or begins anew where it has none.
-    Started by torchrun, the processes train together. Raises ValueError, in one line, for what can't be.
+    Default of `path` is the sample data set of the package; of `recipe`, the one for the data set, or with `weights` (anything
+    that `vitrail.load` takes) settings fitted to data, device and time, whose reasons are printed. The sections are mappings of
+    single settings, `optim={"lr": 1e-3}`, and `model` may be a name. `out` is a folder that does not exist; by default, the
+    next free one under runs/. With `resume` "auto", `out` may be the folder of a run started with the same arguments: the run
+    resumes from its newest checkpoint, or restarts without one.
+    Processes started by torchrun train together. Raises ValueError, in one line, for invalid arguments.
     """
     sections = {"model": model, "data": data, "augment": augment, "optim": optim, "distill": distill}
     sections |= {"mae": mae, "train": train}
-    given: dict[str, Any] = {name: section for name, section in sections.items() if section is not None}
+    overrides: dict[str, Any] = {name: section for name, section in sections.items() if section is not None}
     if minutes is not None:
-        given["train"] = {**(train or {}), "minutes": minutes}
-    top: dict[str, Any] = {"data": {"path": str(path)}} if path is not None else {}
+        overrides["train"] = {**(train or {}), "minutes": minutes}
+    arguments: dict[str, Any] = {"data": {"path": str(path)}} if path is not None else {}
     if weights is not None:
-        top["model"] = {"weights": str(weights)}
+        arguments["model"] = {"weights": str(weights)}
     file = None if config is None else layers.read_config(config)
-    request = Request(overrides=layers.merge(given, top), recipe=recipe, file=file)
+    request = Request(overrides=layers.merge(overrides, arguments), recipe=recipe, file=file)
     if resume is not None and out is None:
         raise ValueError(f"--resume {resume} needs --out, the run folder to go on with")
-    with world(own_device(pick_device(request.device))) as processes:
+    with world(local_device(pick_device(request.device))) as processes:
         display = Display(console if processes.first else Console(quiet=True))
-        if resume is not None and processes.on_first(lambda: resumable(Path(str(out)), request)):
+        if resume is not None and processes.run_on_first(lambda: prepare_resume(Path(str(out)), request)):
             return _resume(Path(str(out)), processes, display)
         return _start(request, out, processes, display)
 
 
-def resumable(folder: Path, request: Request) -> bool:
-    """Return whether a folder holds a run of the same request to go on with; clear what a run without checkpoint left."""
-    if goes_on(folder, call_of(request)):
+def prepare_resume(folder: Path, request: Request) -> bool:
+    """Return True for the folder of a run of the same request with a checkpoint; delete the folder of one without."""
+    if can_resume(folder, request_record(request)):
         return True
     clear(folder)
     return False
 
 
-def call_of(request: Request) -> dict[str, Any]:
-    """What a run folder keeps of a request, to compare another call with."""
+def request_record(request: Request) -> dict[str, Any]:
+    """Return the request as it is stored in the run folder, for comparison with a later one."""
     call: dict[str, Any] = json.loads(json.dumps({"asked": request.layer, "recipe": request.recipe}, default=str))
     return call
 
 
 def _start(request: Request, out: str | Path | None, processes: World, display: Display) -> Run:
-    """A new run, in the processes that carry it out."""
-    folder = processes.on_first(lambda: free_folder(out, request.data))
-    plan = plan_together(request, processes)
+    """Start a run in one of its processes."""
+    folder = processes.run_on_first(lambda: choose_folder(out, request.data))
+    plan = plan_on_all(request, processes)
     for line in plan.notes:
         display.say(line)
-    with new_folder(folder, processes):
+    with create_folder(folder, processes):
         if processes.first:
-            write_whole(folder / CALL, json.dumps(call_of(request), indent=2) + "\n")
-            write_whole(folder / SETTINGS, layers.to_yaml(plan.settings))
+            write_text_atomically(folder / CALL, json.dumps(request_record(request), indent=2) + "\n")
+            write_text_atomically(folder / SETTINGS, layers.to_yaml(plan.settings))
         loop = assemble(Context(plan, folder, display, processes))
         if loop.stopped_at_probe:
-            display.say("stopped at the probe, which is the model now")
+            display.say("stopped early: the model is the linear probe")
             return conclude(loop, plan.source)
         return finish(loop, plan.source)
 
 
 run_training = train
-"""`train`, where an argument has that name."""
+"""Alias of `train` for functions with an argument of that name."""
 
 
 def pretrain(
@@ -186,42 +186,42 @@ def pretrain(
 
 
 def resume(folder: str | Path, *, workers: int | None = None, console: Console | None = None) -> Run:
-    """Goes on with a run from its newest checkpoint. Raises ValueError where it is finished, or holds no checkpoint.
+    """Resume a run from its newest checkpoint. Raises ValueError for a finished run, and for one without a checkpoint.
 
-    `workers` are other loader processes than `data.workers` says, for these change nothing of what is learned.
+    `workers` overrides `data.workers`, the number of loader processes, which does not change the result.
     """
-    settings = settings_of(Path(folder))
-    with world(own_device(pick_device(settings.train.device))) as processes:
+    settings = read_settings(Path(folder))
+    with world(local_device(pick_device(settings.train.device))) as processes:
         display = Display(console if processes.first else Console(quiet=True))
         return _resume(Path(folder), processes, display, workers=workers)
 
 
 def _resume(folder: Path, processes: World, display: Display, *, workers: int | None = None) -> Run:
-    """`resume`, in the processes of a run."""
+    """Resume a run in one of its processes."""
     with locked(folder, processes):
-        return _go_on(folder, processes, display, workers=workers)
+        return _continue(folder, processes, display, workers=workers)
 
 
-def _go_on(folder: Path, processes: World, display: Display, *, workers: int | None) -> Run:
-    require_unfinished(folder)  # in every process: none of them has failed
-    path, state, damaged = processes.on_first(lambda: found(folder))
+def _continue(folder: Path, processes: World, display: Display, *, workers: int | None) -> Run:
+    require_unfinished(folder)  # in every process, so that all raise Finished and none PeerFailed
+    path, state, damaged = processes.run_on_first(lambda: find_checkpoint(folder))
     for line in damaged:
-        display.say(f"passed over: {line}")
-    settings = settings_of(folder)
+        display.say(f"warning: skipped {line}")
+    settings = read_settings(folder)
     if workers is not None:
         settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, workers=workers))
-    plan = processes.told_once(lambda: plan_of(settings))
-    if processes.first:  # before the loop opens the file, or it would write into the old one
+    plan = processes.raise_once(lambda: plan_from_settings(settings))
+    if processes.first:  # before the loop opens the file, which is replaced here
         truncate_metrics(folder, step=state["step"], evaluated=state["evaluated"])
     processes.barrier()
     loop = assemble(Context(plan, folder, display, processes, resumed=True))
-    processes.told_once(lambda: loop.restore(path, state))
-    display.say(f"going on at step {loop.step:,}")
+    processes.raise_once(lambda: loop.restore(path, state))
+    display.say(f"resumed at step {loop.step:,}")
     return finish(loop, plan.source)
 
 
 def finish(loop: Loop, source: Source) -> Run:
-    """Trains to the end, saves the model and scores it."""
+    """Train to the end, save the model and score it."""
     loop.display.say(f"run folder {loop.folder}")
     try:
         loop.run()
@@ -232,51 +232,52 @@ def finish(loop: Loop, source: Source) -> Run:
 
 
 def conclude(loop: Loop, source: Source) -> Run:
-    """Saves the model and scores it."""
+    """Save the model and score it."""
     model, processes = loop.trained.eval(), loop.world
-    loop.move.optimizers.forget()
-    processes.same_buffers(model)
-    complete = put_together(model, loop.settings.model, processes)
+    loop.train_step.optimizers.forget()
+    processes.broadcast_buffers(model)
+    complete = gather_model(model, loop.settings.model, processes)
     if complete is not None:
         save_model(complete, loop.folder, data=loop.settings.data.path)
     del complete
-    which = next((name for name in ("test", "val") if len(loop.views.get(name, ()))), "train")
-    data = shared_by(loop.settings.data, processes.neighbours)
-    split = loop.views.get(which) or source.load("train", preprocessing=loop.preprocessing, cfg=data)
+    split_name = next((name for name in ("test", "val") if len(loop.views.get(name, ()))), "train")
+    data = divide_resources(loop.settings.data, processes.local_size)
+    split = loop.views.get(split_name) or source.load("train", preprocessing=loop.preprocessing, cfg=data)
     with Interrupt() as interrupt:
 
         def watch() -> None:
-            if asked := processes.greatest(interrupt.number)[0]:
-                way = "`vitrail evaluate`" if loop.stopped_at_probe else "`vitrail resume`"
-                raise Interrupted(f"the model is trained and saved; {way} {loop.folder} scores it", number=int(asked))
+            if signal_number := processes.max(interrupt.number)[0]:
+                command = "`vitrail evaluate`" if loop.stopped_at_probe else "`vitrail resume`"
+                message = f"the model is trained and saved; {command} {loop.folder} scores it"
+                raise Interrupted(message, number=int(signal_number))
 
         scores = score_model(
-            loop.task, model, watch, split=split, device=loop.device, dtype=loop.move.autocast_dtype, processes=processes
+            loop.task, model, watch, split=split, device=loop.device, dtype=loop.train_step.autocast_dtype, processes=processes
         )
         assert scores is not None
     name, value, low, high = headline_text(scores, decimals=2)
     loop.draw(loop.views.get("val") or split)
-    for lost in processes.gather([split.skipped for split in (loop.split, *loop.views.values())]):
-        loop.split.record([item for part in lost for item in part])
+    for skipped in processes.gather([split.skipped for split in (loop.split, *loop.views.values())]):
+        loop.split.record([item for part in skipped for item in part])
     if processes.first:
         write_skipped(loop.folder, loop.split, *loop.views.values())
-        save_evaluation(scores, loop.folder, data=source.name, split=which)
+        save_evaluation(scores, loop.folder, data=source.name, split=split_name)
     loop.display.say(
-        f"{which} {name} {value} (95 % interval {low} to {high}) on {scores.count:,} images, "
+        f"{split_name} {name} {value} (95 % interval {low} to {high}) on {scores.count:,} images, "
         f"after {loop.step:,} steps in {duration(loop.pace.elapsed)}"
     )
-    processes.barrier()  # nobody leaves while the first still writes
+    processes.barrier()  # the others wait while the first writes
     task = loop.settings.train.task
-    return Run(folder=loop.folder, evaluation=scores, split=which, seconds=loop.pace.elapsed, steps=loop.step, task=task)
+    return Run(folder=loop.folder, evaluation=scores, split=split_name, seconds=loop.pace.elapsed, steps=loop.step, task=task)
 
 
-def put_together(model: Backbone, cfg: ModelSection, processes: World) -> Backbone | None:
-    """The model with whole weights in the first process, None in the others, all of which give their parts."""
+def gather_model(model: Backbone, cfg: ModelSection, processes: World) -> Backbone | None:
+    """Gather a sharded model from all processes. Return the full model in the first process, None in the others."""
     if not is_sharded(model):
         return model if processes.first else None
     state = {}
     for name, value in model.state_dict().items():
-        full = whole(value)
+        full = full_tensor(value)
         if processes.first:
             state[name] = full.cpu()
     if not processes.first:

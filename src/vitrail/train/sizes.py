@@ -1,4 +1,4 @@
-"""Which size the images have and which patch cuts them, at each point of a run: pure functions of progress and step."""
+"""Image size and patch size over a run: pure functions of progress and step."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from vitrail.settings import Pair, TrainConfig, pair
 
 
 def size_at(progress: float, *, start: int, stages: int, full_from: float, full: Pair, patch: Pair) -> Pair:
-    """(height, width) of the images at this share of the run: `full` from `full_from` on, and smaller before.
+    """(height, width) of the images at a share of the run: `full` from `full_from` on, and smaller before.
 
-    The short side goes up evenly from `start`, in `stages` sizes that each last as long (Tan & Le 2021 call it
-    progressive learning; one stage is the higher-resolution finish of Touvron et al. 2019). It is rounded down to a
-    multiple of its patch, so that no size but the last is the full one; the long side follows it, to the nearest multiple.
+    Progressive learning (Tan & Le 2021): the short side grows evenly from `start` in `stages` stages of equal length; one stage
+    is the higher-resolution finish of Touvron et al. 2019. It is rounded down to a multiple of its patch, so that only the last
+    size is the full one; the long side is rounded to the nearest multiple.
     """
     if progress >= full_from:
         return full
-    stage = min(stages - 1, int(progress / full_from * stages + 1e-9))  # the fraction may fall short by a rounding
+    stage = min(stages - 1, int(progress / full_from * stages + 1e-9))  # against rounding errors
     return stage_size(stage, start=start, stages=stages, full=full, patch=patch)
 
 
 def stage_size(stage: int, *, start: int, stages: int, full: Pair, patch: Pair) -> Pair:
-    """(height, width) of the images in one of the stages before the full size; stage 0 has `start`."""
+    """(height, width) of the images in a stage before the full size; stage 0 has short side `start`."""
     axis = full.index(min(full))
     short = (start * stages + (full[axis] - start) * stage) // stages // patch[axis] * patch[axis]
 
-    def side(whole: int, part: int) -> int:
-        return max(1, (2 * whole * short + part * full[axis]) // (2 * part * full[axis])) * part  # the nearest, in integers
+    def side(full_px: int, patch_px: int) -> int:
+        # rounds to the nearest multiple in integers, which has no rounding errors
+        return max(1, (2 * full_px * short + patch_px * full[axis]) // (2 * patch_px * full[axis])) * patch_px
 
     height, width = (short if i == axis else side(full[i], patch[i]) for i in range(2))
     return height, width
 
 
 def patch_at(step: int, *, patches: tuple[int, ...], seed: int) -> int:
-    """The patch of this step, each of `patches` as likely (FlexiViT: Beyer et al. 2023, section 3.2)."""
+    """Patch size of a step, drawn uniformly from `patches` (FlexiViT: Beyer et al. 2023, section 3.2)."""
     draw = Draws(seed=seed, epoch=0, indexes=torch.tensor([step])).integers("patch_size", high=len(patches))
     return patches[int(draw)]
 
@@ -47,12 +48,12 @@ def patch_at(step: int, *, patches: tuple[int, ...], seed: int) -> int:
 
 
 def side_unit(patch_sizes: tuple[int, ...], model: Backbone) -> Pair:
-    """What the sides of the images are multiples of, whatever their size: the patch, or all that are drawn from."""
+    """Unit of the image sides, (height, width) in pixels: the model's, or the least common multiple of `patch_sizes`."""
     return pair(math.lcm(*patch_sizes)) if patch_sizes else model.side_unit
 
 
-def sizes_over(cfg: TrainConfig, model: Backbone) -> tuple[Pair, ...]:
-    """Every size that the images of a model have in a run, in the order of the run."""
+def list_sizes(cfg: TrainConfig, model: Backbone) -> tuple[Pair, ...]:
+    """Return all image sizes of a run, in order."""
     full = pair(model.config.img_size)
     if cfg.start_size is None:
         return (full,)
@@ -64,7 +65,7 @@ def sizes_over(cfg: TrainConfig, model: Backbone) -> tuple[Pair, ...]:
 
 
 def check_sizes(cfg: TrainConfig, model: Backbone) -> None:
-    """Raise ValueError for a start that is no size of this run, and for patches that the model or its images can't have."""
+    """Raise ValueError for an invalid `start_size`, and for patch sizes that do not fit the model or its images."""
     full = pair(model.config.img_size)
     for patch in cfg.patch_sizes:
         model.check_patch(pair(patch))

@@ -1,4 +1,4 @@
-"""One step: forward, backward, and one move of the weights."""
+"""Training step: forward, backward, optimizer step; and the running mean of the weights."""
 
 from __future__ import annotations
 
@@ -18,62 +18,62 @@ from vitrail.data.batch import Batch
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast
 from vitrail.tasks import Task
-from vitrail.train.distributed import ALONE, World, is_sharded, own_part, whole
+from vitrail.train.distributed import SINGLE_PROCESS, World, full_tensor, is_sharded, local_shard
 from vitrail.train.optim import Optimizers
 
 
 @dataclass(frozen=True)
 class Step:
-    """Moves the weights of a task by one batch."""
+    """Training step on one batch, over parts of the batch and processes."""
 
     task: Task
     optimizers: Optimizers
     autocast_dtype: torch.dtype | None = None
-    """bf16 or fp16 for mixed precision: weights and optimizer stay in fp32."""
+    """bf16 or fp16 for mixed precision, with weights and optimizer in fp32; None for fp32."""
     clip_norm: float | None = None
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other: the gradient of the whole batch in the memory of a part.
+    """Number of parts of a batch for gradient accumulation: the gradient of the full batch in the memory of a part.
 
-    BatchNorm (the convolutional stem, CNNs) is the exception, as everywhere: it takes each part for its batch.
+    BatchNorm (convolutional stem, CNNs) is the exception: its statistics are those of a part.
     """
     scaler: GradScaler | None = None
-    """With fp16: scales the loss, so that small gradients are not zero (Micikevicius et al. 2018, section 3.2)."""
-    world: World = ALONE
-    """The processes that share each batch; the gradient is the whole batch's, whatever rows each of them has."""
+    """Loss scaling for fp16, against underflow of small gradients (Micikevicius et al. 2018, section 3.2)."""
+    world: World = SINGLE_PROCESS
+    """Processes that share each batch; the gradient is that of the full batch, however its rows are distributed."""
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The task's numbers for this batch, of all processes, before the move."""
+        """Update the weights. Return the task's losses on this batch, averaged over the processes, before the update."""
         for norm in self.frozen_norms:
             norm.eval()
         losses: dict[str, Tensor] = {}
         weight = self.weight(batch)
         parts = [batch.part(index, self.accumulate) for index in range(self.accumulate)] if self.accumulate > 1 else [batch]
         if self.world.size == 1:
-            parts = [part for part in parts if len(part)]  # a batch whose files went missing
+            parts = [part for part in parts if len(part)]  # files may be unreadable
         for index, part in enumerate(parts):
             share = len(part) / len(batch) * weight
-            with self.summed(last=index == len(parts) - 1), autocast(part.images.device, self.autocast_dtype):
-                seen = self.forward(part if len(part) else batch.rows(slice(1)))  # a process computes as often as others
-                loss = seen["loss"] * share
+            with self.gradient_sync(last=index == len(parts) - 1), autocast(part.images.device, self.autocast_dtype):
+                outputs = self.forward(part if len(part) else batch.rows(slice(1)))  # each process runs as many passes
+                loss = outputs["loss"] * share
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-            for name, value in seen.items():
+            for name, value in outputs.items():
                 value = value.detach() * share
                 losses[name] = losses[name] + value if name in losses else value
         losses = self.mean(losses)
-        losses |= self.move() if self.scaler is None else self.move_scaled(self.scaler)
+        losses |= self.update() if self.scaler is None else self.update_scaled(self.scaler)
         self.optimizers.zero_grad()
         return losses
 
     def weight(self, batch: Batch) -> float:
-        """What this process's mean weighs: the mean over the processes is then the mean over all images that could be read."""
-        own = 0 if batch.stands_in else len(batch)
+        """Return the weight of this process's mean, so that the mean over processes is the mean over all readable images."""
+        local = 0 if batch.stands_in else len(batch)
         if self.world.size == 1:
-            return float(own > 0)
-        images = int(self.world.sum(torch.tensor(own)).item())
-        return self.world.size * own / max(1, images)
+            return float(local > 0)
+        images = int(self.world.sum(torch.tensor(local)).item())
+        return self.world.size * local / max(1, images)
 
     def mean(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The task's numbers, averaged over the processes."""
+        """Return the losses averaged over the processes."""
         if self.world.size == 1:
             return losses
         values = self.world.sum(torch.stack([value.float() for value in losses.values()])) / self.world.size
@@ -81,18 +81,18 @@ class Step:
 
     @functools.cached_property
     def forward(self) -> Callable[[Batch], dict[str, Tensor]]:
-        """The task; with the whole of it in several processes, their gradients are averaged behind it."""
+        """Forward pass of the task, wrapped in DDP for several processes with an unsharded model."""
         if self.world.size == 1 or is_sharded(self.task.model):
             return self.task
-        # Of a 1x1 convolution in channels_last, whose strides can be written in two ways: the bytes are the same.
+        # The strides of a 1x1 convolution in channels_last are ambiguous; the bytes are the same.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             self.task, gradient_as_bucket_view=True, find_unused_parameters=self.task.leaves_parameters_out()
         )
 
     @contextmanager
-    def summed(self, *, last: bool) -> Iterator[None]:
-        """The gradients of the last part go over the processes, and with them those of the parts before."""
+    def gradient_sync(self, *, last: bool) -> Iterator[None]:
+        """Context that averages gradients over the processes only in the backward pass of the last part."""
         if is_sharded(self.task.model):
             self.task.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         if isinstance(self.forward, DistributedDataParallel) and not last:
@@ -101,19 +101,19 @@ class Step:
         else:
             yield
 
-    def move(self) -> dict[str, Tensor]:
-        """Moves the weights by their gradients. Gives the gradient's norm where it is clipped."""
+    def update(self) -> dict[str, Tensor]:
+        """Update the weights. Return the gradient norm if it is clipped."""
         numbers = {}
         if self.clip_norm is not None:
-            numbers["grad_norm"] = whole(nn.utils.clip_grad_norm_(self.task.parameters(), self.clip_norm).detach())
+            numbers["grad_norm"] = full_tensor(nn.utils.clip_grad_norm_(self.task.parameters(), self.clip_norm).detach())
         self.optimizers.step()
         return numbers
 
-    def move_scaled(self, scaler: GradScaler) -> dict[str, Tensor]:
-        """As `move`, by gradients of a scaled loss.
+    def update_scaled(self, scaler: GradScaler) -> dict[str, Tensor]:
+        """Update the weights by gradients of a scaled loss. Return the scale, and the gradient norm if it is clipped.
 
-        Where they overflow, nothing moves and the scale is halved: no fault, and no norm to show, as long as the scale is
-        above 1. Below, the gradients themselves are that large, and their norm says so.
+        On overflow the update is skipped and the scale is halved, without a norm while the scale is at least 1. Below 1 the
+        gradients themselves overflow, and their non-finite norm is returned.
         """
         for part in self.optimizers.parts:
             scaler.unscale_(part)
@@ -130,20 +130,20 @@ class Step:
 
     @functools.cached_property
     def frozen_norms(self) -> tuple[nn.Module, ...]:
-        """BatchNorms that do not learn: their statistics stay as well, whatever mode the model is in."""
+        """Frozen BatchNorms, which stay in evaluation mode so that their statistics are frozen as well."""
         norms = (module for module in self.task.modules() if isinstance(module, nn.BatchNorm2d) and module.affine)
         return tuple(norm for norm in norms if not any(p.requires_grad for p in norm.parameters()))
 
 
 def loss_scaler(device: torch.device, dtype: torch.dtype | None) -> GradScaler | None:
-    """What scales the loss of a training in `dtype`: None, but for fp16."""
+    """Return a loss scaler for fp16; None for any other dtype."""
     return GradScaler(device.type) if dtype == torch.float16 else None
 
 
 class Ema:
-    """The running mean of a model's weights: mean ← d·mean + (1 - d)·weights, with d = min(decay, (1 + t) / (10 + t)).
+    """Exponential moving average of a model's weights: mean ← d·mean + (1 - d)·weights, d = min(decay, (1 + t) / (10 + t)).
 
-    Early on the mean forgets faster, or it would hold the random start for long. Buffers are copied as they are.
+    The decay is smaller in the first steps, so that the random initial weights fade. Buffers are copied.
     """
 
     def __init__(self, model: nn.Module, mean: nn.Module, decay: float) -> None:
@@ -154,15 +154,15 @@ class Ema:
 
     @property
     def backbone(self) -> Backbone:
-        """The mean of a backbone."""
+        """Backbone with the averaged weights."""
         assert isinstance(self.mean, Backbone)
         return self.mean
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after step number `step`, counted from 0."""
+        """Average in the weights after step number `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        means, weights = zip(*((own_part(mean), own_part(now)) for mean, now in self._pairs), strict=True)
+        means, weights = zip(*((local_shard(mean), local_shard(now)) for mean, now in self._pairs), strict=True)
         torch._foreach_lerp_(means, weights, 1 - decay)
         for mean, now in self._buffers:
             mean.copy_(now)

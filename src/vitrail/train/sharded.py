@@ -1,4 +1,4 @@
-"""A checkpoint of a model in parts: every process writes its own, by torch's DCP, and any number of processes reads them."""
+"""Sharded checkpoints: every process writes its shards, by torch's DCP, and any number of processes reads them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ METADATA = ".metadata"
 
 
 def write(draft: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes and syncs this process's parts. Raises CheckpointException in all processes where one of them fails."""
+    """Write and sync this process's shards. Raises CheckpointException in all processes where one of them fails."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is", category=UserWarning)  # that there is one process
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is", category=UserWarning
+        )  # raised without a process group
         save(dict(tensors), storage_writer=FileSystemWriter(draft))
 
 
-class PartsReader(FileSystemReader):
-    """DCP's reader, with an unpickler for its .metadata that looks up no name but those of DCP's own records."""
+class ShardReader(FileSystemReader):
+    """DCP's reader, with an unpickler for its .metadata that allows DCP's records and no other class."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What tensors there are, and in which file each part stands. Raises pickle.UnpicklingError for any other content."""
+        """Read the list of tensors and the file of each shard. Raises pickle.UnpicklingError for any other content."""
         with Path(self.path, METADATA).open("rb") as file:
             metadata = RecordsUnpickler(file).load()
         if not isinstance(metadata, Metadata):
@@ -38,7 +40,7 @@ class PartsReader(FileSystemReader):
 
 
 class RecordsUnpickler(pickle.Unpickler):
-    """Builds DCP's records, sizes and dtypes."""
+    """Unpickler of DCP's records, sizes and dtypes."""
 
     KNOWN = frozenset(
         {
@@ -63,36 +65,36 @@ class RecordsUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class of a record. Raises pickle.UnpicklingError for anything else."""
+        """Return the class of a record. Raises pickle.UnpicklingError for any other name."""
         if (module, name) not in self.KNOWN:
             raise pickle.UnpicklingError(f"{METADATA} asks for {module}.{name}, which is no part of a checkpoint")
         return super().find_class(module, name)
 
 
-def sizes(path: Path) -> dict[str, Tensor]:
-    """Shape and dtype of all tensors of a checkpoint in parts, as tensors without content."""
-    found: dict[str, Tensor] = {}
-    for name, entry in PartsReader(path).read_metadata().state_dict_metadata.items():
+def read_shapes(path: Path) -> dict[str, Tensor]:
+    """Read shape and dtype of all tensors of a sharded checkpoint, as meta tensors."""
+    tensors: dict[str, Tensor] = {}
+    for name, entry in ShardReader(path).read_metadata().state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata)
-        found[name] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-    return found
+        tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+    return tensors
 
 
 def read(path: Path, targets: dict[str, Tensor]) -> None:
-    """Fills tensors, whole ones or this process's parts, from a checkpoint in parts."""
+    """Fill tensors, full or sharded, from a sharded checkpoint."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is", category=UserWarning)  # each process reads alone
-        load(dict(targets), storage_reader=PartsReader(path), no_dist=True)
+        load(dict(targets), storage_reader=ShardReader(path), no_dist=True)
 
 
-def require_all(draft: Path) -> None:
-    """Raises OSError where a process's parts are not beside the others': machines that do not share a file system."""
-    for place in (PartsReader(draft).read_metadata().storage_data or {}).values():
-        if not (draft / place.relative_path).exists():
-            raise OSError(f"{place.relative_path} is not there: the run folder has to be on a disk that all processes share")
+def require_all_shards(draft: Path) -> None:
+    """Raise OSError where a process's shards are missing: machines that do not share a file system."""
+    for entry in (ShardReader(draft).read_metadata().storage_data or {}).values():
+        if not (draft / entry.relative_path).exists():
+            raise OSError(f"{entry.relative_path} is missing: the run folder has to be on a disk that all processes share")
 
 
-def own(like: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor as one in parts, split as another is: this process's part of it."""
+def shard_like(like: Tensor, value: Tensor) -> Tensor:
+    """Shard a full tensor like another one, without communication."""
     assert isinstance(like, DTensor)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
