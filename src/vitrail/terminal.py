@@ -1,4 +1,4 @@
-"""What the commands share: parsers and their values, lines, tables, JSON and exit codes."""
+"""Shared parts of the commands: parsers and their values, lines, tables, JSON and exit codes."""
 
 from __future__ import annotations
 

@@ -103,15 +103,21 @@ def save(
         else:
             world.run_on_first(write_unsharded)
     except BaseException as error:  # DCP's CheckpointException is no Exception
-        failure = disk_error(error)
-        if failure is None:
-            raise
-        if not world.first:
-            raise PeerFailed("OSError") from error
-        shutil.rmtree(draft, ignore_errors=True)
-        way_out = "`vitrail resume` goes on from the one before" if list_complete(folder) else "train again"
-        raise OSError(f"checkpoint {final} could not be written ({failure}); make room, then {way_out}") from error
+        raise_disk_error(error, draft, final, world)
+        raise
     return final
+
+
+def raise_disk_error(error: BaseException, draft: Path, final: Path, world: World) -> None:
+    """Raise OSError with the way out, or PeerFailed in the other processes, for a disk that fails; else do nothing."""
+    failure = disk_error(error)
+    if failure is None:
+        return
+    if not world.first:
+        raise PeerFailed("OSError") from error
+    shutil.rmtree(draft, ignore_errors=True)
+    way_out = "`vitrail resume` goes on from the one before" if list_complete(final.parent) else "train again"
+    raise OSError(f"checkpoint {final} could not be written ({failure}); make room, then {way_out}") from error
 
 
 def write_files(tensors: Mapping[str, Tensor], draft: Path) -> None:

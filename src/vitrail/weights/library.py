@@ -53,7 +53,7 @@ class Question:
 
 
 class Evidence(NamedTuple):
-    """What is known of the model in a file while its config is inferred."""
+    """Facts about the model in a file while its config is inferred."""
 
     shapes: Shapes
     """By our names."""

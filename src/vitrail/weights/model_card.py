@@ -105,7 +105,7 @@ def _score(path: Path) -> dict[str, str]:
 
 
 def _embedding_score(scores: dict[str, Any], path: Path) -> dict[str, str]:
-    """What was measured of a model without a head."""
+    """Score of a model without a head."""
     try:
         headline, on = scores["headline"], f"{_count(scores['count'], 'image')}, 95 % interval"
         shape = ".1%" if headline["name"] == "knn_accuracy" else ".1f"

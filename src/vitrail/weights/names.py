@@ -70,7 +70,7 @@ NO_KEY_BIAS = Form(
 
 
 class KeyRow(NamedTuple):
-    """Where one tensor of ours stands in a library's checkpoint."""
+    """Place of one tensor of ours in a library's checkpoint."""
 
     ours: str
     theirs: tuple[str, ...]
