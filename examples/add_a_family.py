@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
-from vitrail.models.families import BUILDERS, Builder
+from vitrail.models.families import BUILDERS, BackboneBuilder
 from vitrail.settings import ModelSection, Pair, pair
 from vitrail.settings.families import FAMILIES, Family, Words
 
@@ -146,7 +146,7 @@ FAMILIES["mixer"] = Family(
     stored_as="mixer",
     names=("mixer_s",),
 )
-BUILDERS[MixerConfig] = Builder(Mixer)
+BUILDERS[MixerConfig] = BackboneBuilder(Mixer)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from vitrail.data.augment import normalise
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit
 from vitrail.evaluate import features
-from vitrail.evaluate.features import Features, embed, extract
+from vitrail.evaluate.features import LabelledEmbeddings, embed, extract
 from vitrail.models import ViT
 from vitrail.settings import DataConfig, Preprocessing
 
@@ -32,7 +32,7 @@ def pixels(count: int, seed: int = 0) -> FixedSplit:
     return FixedSplit(images, labels=torch.arange(count) % 3, names=[f"{i}" for i in range(count)])
 
 
-def of(model: nn.Module, split: FixedSplit, **options: object) -> Features:
+def of(model: nn.Module, split: FixedSplit, **options: object) -> LabelledEmbeddings:
     return extract(model, split, **{"preprocessing": IMAGES, "batch_size": 4, "device": "cpu", **options})  # type: ignore[arg-type]
 
 
@@ -111,7 +111,7 @@ def test_another_family_says_it_itself() -> None:
 
 
 def test_features_are_taken_apart_and_put_together() -> None:
-    whole = Features(torch.randn(5, 2), torch.arange(5))
+    whole = LabelledEmbeddings(torch.randn(5, 2), torch.arange(5))
     parts = whole.at(torch.tensor([3, 1])), whole.at(torch.arange(5) == 4)
     joined = parts[0].and_those_of(parts[1])
     assert joined.labels.tolist() == [3, 1, 4]
@@ -172,7 +172,7 @@ def test_files_that_change_are_looked_at_again(image_folder: ImageFolder, passes
     photos = image_folder({"train": {"cat": 2, "dog": 2}})
     source = open_folder(photos, val_fraction=0)
 
-    def features_of() -> Features:
+    def features_of() -> LabelledEmbeddings:
         split = source.load("train", preprocessing=IMAGES, cfg=DataConfig(memory_gb=0, workers=0))
         return extract(tiny(), split, preprocessing=IMAGES, device="cpu")
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from vitrail.evaluate import wilson_interval
-from vitrail.evaluate.features import Features
+from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.few_shot import Mean, draw_shots, few_shot
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import mean_interval
 from vitrail.evaluate.probe import linear_probe
 
 
-def blobs(count: int, *, seed: int = 0) -> Features:
+def blobs(count: int, *, seed: int = 0) -> LabelledEmbeddings:
     centres = torch.randn(4, 10, generator=torch.Generator().manual_seed(9))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 4
-    return Features(centres[labels] + 0.8 * torch.randn(count, 10, generator=generator), labels)
+    return LabelledEmbeddings(centres[labels] + 0.8 * torch.randn(count, 10, generator=generator), labels)
 
 
 TRAIN, TEST = blobs(80), blobs(200, seed=1)

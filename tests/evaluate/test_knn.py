@@ -6,15 +6,15 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from vitrail.evaluate import knn as module
-from vitrail.evaluate.features import Features
+from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.knn import knn, predict_knn
 
 
-def blobs(count: int, classes: int, *, width: int = 16, seed: int = 0, spread: float = 1.5) -> Features:
+def blobs(count: int, classes: int, *, width: int = 16, seed: int = 0, spread: float = 1.5) -> LabelledEmbeddings:
     centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(classes))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=generator)
-    return Features(centres[labels] + spread * torch.randn(count, width, generator=generator) + 0.5, labels)
+    return LabelledEmbeddings(centres[labels] + spread * torch.randn(count, width, generator=generator) + 0.5, labels)
 
 
 TRAIN, TEST = blobs(300, 7), blobs(120, 7, seed=1)
@@ -60,7 +60,7 @@ def test_a_low_temperature_is_the_nearest_and_no_overflow() -> None:
 
 
 def test_lengths_do_not_count() -> None:
-    longer = Features(TRAIN.embeddings * torch.linspace(0.1, 9, 300)[:, None], TRAIN.labels)
+    longer = LabelledEmbeddings(TRAIN.embeddings * torch.linspace(0.1, 9, 300)[:, None], TRAIN.labels)
     assert torch.equal(predict_knn(longer, 3 * TEST.embeddings), predict_knn(TRAIN, TEST.embeddings))
 
 

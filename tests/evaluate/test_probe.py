@@ -10,11 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from vitrail.evaluate import probe as module
-from vitrail.evaluate.features import Features
+from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.probe import ALONE, FOLDS, GRID, Probe, folds, held_out, linear_probe
 
 
-def blobs(count: int, classes: int = 4, *, width: int = 12, seed: int = 0, spread: float = 2.0) -> Features:
+def blobs(count: int, classes: int = 4, *, width: int = 12, seed: int = 0, spread: float = 2.0) -> LabelledEmbeddings:
     """Overlapping classes whose features are correlated and of many sizes."""
     fixed = torch.Generator().manual_seed(width)
     centres, mixing = torch.randn(classes, width, generator=fixed), torch.randn(width, width, generator=fixed)
@@ -22,10 +22,10 @@ def blobs(count: int, classes: int = 4, *, width: int = 12, seed: int = 0, sprea
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     raw = centres[labels] + spread * torch.randn(count, width, generator=generator)
-    return Features((raw @ mixing + 3) * sizes, labels)
+    return LabelledEmbeddings((raw @ mixing + 3) * sizes, labels)
 
 
-def standardised(features: Features) -> tuple[Tensor, Tensor]:
+def standardised(features: LabelledEmbeddings) -> tuple[Tensor, Tensor]:
     """Mean and one over deviation, by the formula: ten images' worth of the mean variance is mixed in."""
     x = features.embeddings.double()
     variance = x.var(0, correction=0)
@@ -33,7 +33,7 @@ def standardised(features: Features) -> tuple[Tensor, Tensor]:
     return x.mean(0), variance.rsqrt()
 
 
-def objective(features: Features, weight: Tensor, bias: Tensor, l2: float) -> Tensor:
+def objective(features: LabelledEmbeddings, weight: Tensor, bias: Tensor, l2: float) -> Tensor:
     """The objective of raw weights, in float64."""
     scale = standardised(features)[1]
     loss = F.cross_entropy(features.embeddings.double() @ weight.T + bias, features.labels)
@@ -132,7 +132,7 @@ def test_folds_are_dealt_evenly_and_leave_something_to_learn_from(labels: list[i
             continue
         counts = torch.bincount(of_class, minlength=FOLDS)
         assert counts.max() - counts.min() <= 1
-    for fitted_to, judged_by in held_out(Features(torch.zeros(len(truth), 1), truth), seed=seed):
+    for fitted_to, judged_by in held_out(LabelledEmbeddings(torch.zeros(len(truth), 1), truth), seed=seed):
         assert set(fitted_to.labels.tolist()) == set(labels)
         assert len(judged_by)
         assert len(fitted_to) + len(judged_by) == len(truth)
@@ -156,11 +156,11 @@ def test_one_image_of_each_class() -> None:
 
 def test_a_class_without_images_is_never_named() -> None:
     train = blobs(90, 3)
-    absent = Features(train.embeddings, torch.tensor([1, 2, 5])[train.labels])
+    absent = LabelledEmbeddings(train.embeddings, torch.tensor([1, 2, 5])[train.labels])
     probe = linear_probe(absent, num_classes=7)
     assert probe.weight.shape == (7, 12)
     assert set(probe.logits(100 * torch.randn(500, 12)).argmax(1).tolist()) <= {1, 2, 5}
-    val = Features(train.embeddings[:30], torch.full((30,), 6))
+    val = LabelledEmbeddings(train.embeddings[:30], torch.full((30,), 6))
     judged = linear_probe(absent, val, num_classes=7)
     assert judged.val.correct == 0
     assert all(np.isfinite(one.nll) for one in judged.tried)
@@ -172,13 +172,13 @@ def test_a_feature_that_never_changes_does_no_harm() -> None:
     probe = linear_probe(train, num_classes=3)
     assert probe.weight.isfinite().all()
     assert probe.weight[:, 4].abs().max() < 1e-3
-    nothing = linear_probe(Features(torch.ones(12, 5), torch.arange(12) % 3), num_classes=3)
+    nothing = linear_probe(LabelledEmbeddings(torch.ones(12, 5), torch.arange(12) % 3), num_classes=3)
     assert nothing.weight.isfinite().all()
 
 
 def test_one_class_is_an_error_of_one_line() -> None:
     with pytest.raises(ValueError, match="at least two classes"):
-        linear_probe(Features(torch.randn(5, 3), torch.zeros(5, dtype=torch.long)), num_classes=3)
+        linear_probe(LabelledEmbeddings(torch.randn(5, 3), torch.zeros(5, dtype=torch.long)), num_classes=3)
 
 
 def test_ill_conditioned_features_take_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_ill_conditioned_features_take_few_passes(monkeypatch: pytest.MonkeyPatc
     mixing = torch.linalg.qr(torch.randn(64, 64, generator=generator)).Q
     hidden = torch.randn(3000, 64, generator=generator)
     labels = (hidden[:, :8] + torch.randn(3000, 8, generator=generator)).argmax(1)
-    train = Features(hidden * torch.logspace(0, -3, 64) @ mixing, labels)
+    train = LabelledEmbeddings(hidden * torch.logspace(0, -3, 64) @ mixing, labels)
     monkeypatch.setattr(torch.optim.LBFGS, "step", counted)
     linear_probe(train.at(torch.arange(2000)), train.at(torch.arange(2000, 3000)), num_classes=8)
     assert passes < 25 * (len(GRID) + 1)

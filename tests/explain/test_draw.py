@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitrail.explain import draw
-from vitrail.explain.draw import Panel, Placed, Row, at_cell_size, overlay, picture, save, sheet, wrapped
+from vitrail.explain.draw import Panel, Placed, SheetRow, at_cell_size, overlay, picture, save, sheet, wrapped
 
 
 def numbers(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -253,7 +253,7 @@ def test_large_pictures_are_shrunk(size: tuple[int, int], shown: tuple[int, int]
 @pytest.mark.parametrize("grid", [False, True])
 def test_a_sheet_holds_what_the_model_saw_and_the_overlay_pixel_by_pixel(grid: bool, tmp_path: Path) -> None:
     seen, one = photo(28, 28), panel()
-    with Image.open(save(sheet([Row(seen, "a.png", [one])], grid=grid), tmp_path / "sheet.png")) as image:
+    with Image.open(save(sheet([SheetRow(seen, "a.png", [one])], grid=grid), tmp_path / "sheet.png")) as image:
         pixels = np.asarray(image.convert("RGB"))
     large = at_cell_size(seen)
     over = np.asarray(overlay(large, one.placed))
@@ -276,7 +276,7 @@ def test_a_sheet_holds_what_the_model_saw_and_the_overlay_pixel_by_pixel(grid: b
 def test_nothing_is_cut_off_and_nothing_too_wide(panels: int, rows: int, tmp_path: Path) -> None:
     """Long names, labels and notes leave a margin of blank pixels on all four sides."""
     words = "a rather long label that says more than one wants to know"
-    figure = sheet([Row(photo(28, 28), "x" * 90, [panel(words)] * panels, label=words)] * rows, note=f"{words}; " * 8)
+    figure = sheet([SheetRow(photo(28, 28), "x" * 90, [panel(words)] * panels, label=words)] * rows, note=f"{words}; " * 8)
     with Image.open(save(figure, tmp_path / "sheet.png")) as image:
         assert image.size == (round(figure.get_figwidth() * draw.DPI), round(figure.get_figheight() * draw.DPI))
         assert image.width < 2000
@@ -287,7 +287,7 @@ def test_nothing_is_cut_off_and_nothing_too_wide(panels: int, rows: int, tmp_pat
 
 
 def test_words_stand_around_their_pictures() -> None:
-    figure = sheet([Row(photo(28, 28), "boot.png", [panel("rollout")], label="ankle boot, 99 %")], note="read me")
+    figure = sheet([SheetRow(photo(28, 28), "boot.png", [panel("rollout")], label="ankle boot, 99 %")], note="read me")
     boot, rollout, label, line = (
         next(text for text in figure.axes[0].texts if text.get_text() == words)
         for words in ("boot.png", "rollout", "ankle boot, 99 %", "insertion 0.71 · deletion 0.12")
@@ -312,7 +312,7 @@ def test_the_legend_says_what_the_colours_mean() -> None:
         ([coloured], set(), 0),
         ([], set(), 0),
     ):
-        figure = sheet([Row(photo(28, 28), "boot.png", panels)])
+        figure = sheet([SheetRow(photo(28, 28), "boot.png", panels)])
         assert set(said(figure)) & ends == expected
         assert len(figure.axes[0].images) == 1 + len(panels) + bars
         assert any("like colour" in words for words in said(figure)) == (coloured in panels)
@@ -322,7 +322,7 @@ def test_the_legend_says_what_the_colours_mean() -> None:
 def test_names_are_not_markup_and_need_no_font(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        save(sheet([Row(photo(28, 28), name, [panel(name)], label=name)], note=name), tmp_path / "sheet.png")
+        save(sheet([SheetRow(photo(28, 28), name, [panel(name)], label=name)], note=name), tmp_path / "sheet.png")
 
 
 @pytest.mark.parametrize("width", [60, 168, 900])
@@ -338,7 +338,7 @@ def test_a_name_that_is_no_text_is_drawn(tmp_path: Path) -> None:
     """As Python gives a file's name that is not UTF-8."""
     assert wrapped("a\udcffb", width=100) == ["a\\udcffb"]
     name = "b\udcffd.png"
-    save(sheet([Row(photo(28, 28), name, [panel(name)], label=name)], note=name), tmp_path / "sheet.png")
+    save(sheet([SheetRow(photo(28, 28), name, [panel(name)], label=name)], note=name), tmp_path / "sheet.png")
 
 
 def test_too_many_lines_end_in_dots() -> None:
@@ -350,7 +350,8 @@ def test_too_many_lines_end_in_dots() -> None:
 
 def test_the_same_sheet_has_the_same_bytes(tmp_path: Path) -> None:
     first, second = (
-        save(sheet([Row(photo(28, 28), "a", [panel()])], grid=True), tmp_path / f"{name}.png").read_bytes() for name in "ab"
+        save(sheet([SheetRow(photo(28, 28), "a", [panel()])], grid=True), tmp_path / f"{name}.png").read_bytes()
+        for name in "ab"
     )
     assert first == second
 
@@ -359,8 +360,8 @@ def test_errors_of_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match="at least one row"):
         sheet([])
     with pytest.raises(ValueError, match=r'"sheet.jpg" does not end in \.png'):
-        save(sheet([Row(photo(28, 28), "a", [])]), tmp_path / "sheet.jpg")
+        save(sheet([SheetRow(photo(28, 28), "a", [])]), tmp_path / "sheet.jpg")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(draw, "_LONGEST", 600)
     with pytest.raises(ValueError, match="is larger than 600 px a side; draw fewer images at a time"):
-        sheet([Row(photo(28, 28), "a", [])] * 3)
+        sheet([SheetRow(photo(28, 28), "a", [])] * 3)

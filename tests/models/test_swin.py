@@ -14,7 +14,7 @@ from torchvision.models import SwinTransformer as TorchvisionSwin
 
 from vitrail.models.backbone import View
 from vitrail.models.swin import PatchMerging, Swin
-from vitrail.models.windows import Layout, relative_index, resize_bias_table
+from vitrail.models.windows import WindowLayout, relative_index, resize_bias_table
 from vitrail.settings.swin import SWIN_SIZES, SwinConfig
 from vitrail.weights.swin import export_state
 
@@ -113,7 +113,7 @@ def export_gradients(model: Swin) -> dict[str, Tensor]:
 @given(st.integers(1, 17), st.integers(1, 17), st.sampled_from([1, 2, 3, 4, 7]), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_windows_are_joined_as_they_were_cut(height: int, width: int, window: int, shifted: bool) -> None:
-    layout = Layout.of((height, width), window=window, shifted=shifted)
+    layout = WindowLayout.of((height, width), window=window, shifted=shifted)
     x = torch.randn(2, height * width, 3)
     cut = layout.cut(x)
     assert cut.shape[2] == window**2
@@ -124,7 +124,7 @@ def test_windows_are_joined_as_they_were_cut(height: int, width: int, window: in
         assert mask.shape == (cut.shape[1], window**2, window**2)
         assert not mask.diagonal(dim1=1, dim2=2).any()
         ids = torch.arange(layout.padded[0] * layout.padded[1]).float().view(1, -1, 1)
-        whole = Layout(layout.padded, layout.padded, window, layout.shift)
+        whole = WindowLayout(layout.padded, layout.padded, window, layout.shift)
         at = whole.cut(ids)[0, :, :, 0].long()
         y, x_ = at // layout.padded[1], at % layout.padded[1]
         far = ((y[:, :, None] - y[:, None]).abs() >= window) | ((x_[:, :, None] - x_[:, None]).abs() >= window)

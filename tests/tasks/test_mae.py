@@ -23,7 +23,7 @@ from vitrail.data.draws import Draws
 from vitrail.data.memory import FixedSplit, whole_boxes
 from vitrail.evaluate import embedding
 from vitrail.evaluate.evaluate import Among
-from vitrail.evaluate.features import Features as LabelledFeatures
+from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.knn import knn
 from vitrail.models import ViT
 from vitrail.models.backbone import Backbone, Features, View
@@ -418,7 +418,7 @@ def test_scores_of_labelled_images() -> None:
     assert scores.headline.name == "knn_accuracy"
     with torch.no_grad():
         seen, known = (
-            LabelledFeatures(ours.model.features(normalise(split.images, preprocessing())).pooled, split.labels)
+            LabelledEmbeddings(ours.model.features(normalise(split.images, preprocessing())).pooled, split.labels)
             for split in (waves(20), waves(40, seed=1))
         )
     assert scores.knn == knn(known, seen)

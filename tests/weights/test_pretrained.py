@@ -11,7 +11,7 @@ import torch
 
 from vitrail.settings import SIZES
 from vitrail.weights import pretrained
-from vitrail.weights.pretrained import Row, rows
+from vitrail.weights.pretrained import PretrainedRow, rows
 
 ROWS = rows()
 OF_TIMM = [row for row in ROWS if row.id.startswith("timm/")]
@@ -19,7 +19,7 @@ OTHERS = [row for row in ROWS if not row.id.startswith("timm/")]
 LETTERS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "vith": "H"}
 
 
-def names(table: list[Row]) -> list[str]:
+def names(table: list[PretrainedRow]) -> list[str]:
     return [row.id.partition("/")[2] for row in table]
 
 
@@ -28,7 +28,7 @@ def test_no_checkpoint_is_there_twice() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=names(list(ROWS)))
-def test_a_row_is_whole(row: Row) -> None:
+def test_a_row_is_whole(row: PretrainedRow) -> None:
     assert (row.top1 is None) == (row.source is None)
     assert row.top1 is None or 60 < row.top1 < 92
     assert row.source is None or row.source.how in ("own head", "linear", "zero-shot")
@@ -39,7 +39,7 @@ def test_a_row_is_whole(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", OF_TIMM, ids=names(OF_TIMM))
-def test_timm_says_the_same(row: Row) -> None:
+def test_timm_says_the_same(row: PretrainedRow) -> None:
     timm = pytest.importorskip("timm")
     name = row.id.removeprefix("timm/")
     cfg = timm.models.get_pretrained_cfg(name)
@@ -55,7 +55,7 @@ def test_timm_says_the_same(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", OTHERS, ids=names(OTHERS))
-def test_the_name_says_the_same(row: Row) -> None:
+def test_the_name_says_the_same(row: PretrainedRow) -> None:
     """Sizes by our table, and patch and pixels where the id has them."""
     words = re.search("|".join(LETTERS), row.id)
     assert words is not None

@@ -78,7 +78,7 @@ def print_sizes(shape: Mapping[str, Any], *, batch_size: int) -> None:
     console.print(others)
 
 
-def print_pretrained(rows: Sequence[pretrained.Row]) -> None:
+def print_pretrained(rows: Sequence[pretrained.PretrainedRow]) -> None:
     """Print one line per checkpoint, or two on a narrow terminal: an id is copied by readers, so it is never cut."""
     console = terminal.make_console()
     ids = ["id", *(row.id for row in rows)]
@@ -97,7 +97,7 @@ def print_pretrained(rows: Sequence[pretrained.Row]) -> None:
     console.print("The licence is the one that timm or the model's page on the Hub names; read it there before you rely on it.")
 
 
-def _of_a_checkpoint(row: pretrained.Row) -> tuple[str, ...]:
+def _of_a_checkpoint(row: pretrained.PretrainedRow) -> tuple[str, ...]:
     data = ", ".join(row.data).replace("ImageNet", "IN")
     top1 = "-" if row.top1 is None else f"{row.top1:.1f}"
     source = "-" if row.source is None else row.source.name

@@ -63,7 +63,7 @@ class LabelledSource(FolderSource):
         return len(self.files.get("train", ()))
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One line of the table: an image and its labels."""
 
     line: int
@@ -134,7 +134,7 @@ def columns(table: Path) -> tuple[str, ...]:
         return ()
 
 
-def read_table(table: Path) -> tuple[list[Row], list[str]]:
+def read_table(table: Path) -> tuple[list[TableRow], list[str]]:
     """Read the rows of a table of labels; return them and a note on unused columns.
 
     Raises ValueError for the first invalid line.
@@ -149,7 +149,7 @@ def read_table(table: Path) -> tuple[list[Row], list[str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         where = f"{table}, line {lines.line_num}," if isinstance(error, csv.Error) else str(table)
         raise ValueError(f"{where} can't be read ({error}); save it as CSV in UTF-8") from None
-    first: dict[str, Row] = {}
+    first: dict[str, TableRow] = {}
     for row in rows:
         if (same := composed(row.path)) in first:
             twice_in = f"{table}, line {row.line}: {row.path} stands on line {first[same].line} too"
@@ -164,7 +164,7 @@ def read_table(table: Path) -> tuple[list[Row], list[str]]:
     return rows, [f"not used: the columns {', '.join(others)} of {table.name}"] if others else []
 
 
-def _parse_row(table: Path, line: int, header: Sequence[str], values: Sequence[str]) -> Row:
+def _parse_row(table: Path, line: int, header: Sequence[str], values: Sequence[str]) -> TableRow:
     """Parse and validate one line."""
     here = f"{table}, line {line}:"
     if len(values) > len(header):
@@ -189,4 +189,4 @@ def _parse_row(table: Path, line: int, header: Sequence[str], values: Sequence[s
     if side and split_of(side) is None:
         raise ValueError(f'{here} split "{side}" is none of train, val, test')
     labels = dict.fromkeys(composed(label.strip()) for label in cells[LABELS].split(";"))
-    return Row(line, str(path), tuple(label for label in labels if label), split_of(side))
+    return TableRow(line, str(path), tuple(label for label in labels if label), split_of(side))

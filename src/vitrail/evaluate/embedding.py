@@ -17,7 +17,7 @@ from vitrail.data.draws import permutation
 from vitrail.data.subset import Subset
 from vitrail.evaluate.effective_rank import effective_rank, effective_rank_interval
 from vitrail.evaluate.evaluate import ALONE, Among, over_batches, require_finite
-from vitrail.evaluate.features import Features
+from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import SHARE, Accuracy, Headline, Interval
 from vitrail.models.backbone import Backbone
@@ -91,7 +91,7 @@ def evaluate_embedding(
     split are neighbours of each other. Raises ValueError for an empty split and for embeddings that are not finite.
     """
 
-    def embed(images: Split) -> Features:
+    def embed(images: Split) -> LabelledEmbeddings:
         return _embed(
             model, images, preprocessing, batch_size=batch_size, device=device, autocast_dtype=autocast_dtype, among=among
         )
@@ -140,7 +140,7 @@ def _embed(
     device: torch.device,
     autocast_dtype: torch.dtype | None,
     among: Among,
-) -> Features:
+) -> LabelledEmbeddings:
     """Compute pooled embeddings of a split on the CPU, in its order, however many processes share it."""
 
     def take(embeddings: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,4 +161,4 @@ def _embed(
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
     embeddings, labels, indexes = (torch.cat(values) for values in zip(*taken, strict=True))
     order = indexes.argsort()
-    return Features(embeddings[order], labels[order])
+    return LabelledEmbeddings(embeddings[order], labels[order])

@@ -36,7 +36,7 @@ _SHOWN = 1000  # images from which on a bar shows how far it is
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class LabelledEmbeddings:
     """Embeddings and labels of images, on the CPU."""
 
     embeddings: Float[Tensor, "N E"]
@@ -45,13 +45,13 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, indexes: Tensor) -> Features:
+    def at(self, indexes: Tensor) -> LabelledEmbeddings:
         """Select images, by position or by a mask."""
-        return Features(self.embeddings[indexes], self.labels[indexes])
+        return LabelledEmbeddings(self.embeddings[indexes], self.labels[indexes])
 
-    def and_those_of(self, other: Features) -> Features:
+    def and_those_of(self, other: LabelledEmbeddings) -> LabelledEmbeddings:
         """Concatenate two sets of features."""
-        return Features(torch.cat([self.embeddings, other.embeddings]), torch.cat([self.labels, other.labels]))
+        return LabelledEmbeddings(torch.cat([self.embeddings, other.embeddings]), torch.cat([self.labels, other.labels]))
 
 
 def extract(
@@ -63,7 +63,7 @@ def extract(
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
     cache: bool = True,
-) -> Features:
+) -> LabelledEmbeddings:
     """Compute float32 embeddings of a split in evaluation view (`augment=None`) by a model that is on `device`.
 
     The model runs in eval mode without gradients, and its own mode is restored. Embeddings are cached
@@ -78,7 +78,7 @@ def extract(
         path = cache_home("features") / f"{_key(model, images, preprocessing, device, autocast_dtype)}.safetensors"
         embeddings = _read_cache(path, len(split))
         if embeddings is not None:
-            return Features(embeddings, split.labels)
+            return LabelledEmbeddings(embeddings, split.labels)
     features = _computed(model, split, preprocessing, batch_size, device, autocast_dtype)
     if path is not None and len(features) == len(split):
         _write_cache(features.embeddings, path)
@@ -98,7 +98,7 @@ def _computed(
     batch_size: int,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
-) -> Features:
+) -> LabelledEmbeddings:
     console, batches = Console(stderr=True), -(-len(split) // batch_size)
     hidden = not console.is_terminal or len(split) < _SHOWN
     embeddings, labels = [], []
@@ -116,7 +116,7 @@ def _computed(
             labels.append(raw.labels)
     if not labels:
         raise ValueError("there are no images to take features of; the split is empty or none of its files could be read")
-    features = Features(torch.cat(embeddings), torch.cat(labels))
+    features = LabelledEmbeddings(torch.cat(embeddings), torch.cat(labels))
     if not bool(features.embeddings.isfinite().all()):
         raise ValueError("the model's embeddings are not finite; use fp32, or look whether its weights are")
     return features

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vitrail.data.draws import permutation
-from vitrail.evaluate.features import Features
+from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import Interval, mean_interval
 from vitrail.evaluate.probe import GRID, linear_probe
@@ -56,8 +56,8 @@ class FewShot:
 
 
 def few_shot(
-    train: Features,
-    test: Features,
+    train: LabelledEmbeddings,
+    test: LabelledEmbeddings,
     *,
     shots: Sequence[int] = (1, 5, 10),
     draws: int = 5,

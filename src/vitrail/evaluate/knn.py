@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vitrail.evaluate.features import Features
+from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.metrics import Accuracy
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Caron et al. 2021 (DINO), appendix F
@@ -17,8 +17,8 @@ _CELLS = 2**25  # similarities at once: 128 MiB
 
 
 def knn(
-    train: Features,
-    test: Features | None = None,
+    train: LabelledEmbeddings,
+    test: LabelledEmbeddings | None = None,
     *,
     k: int = NEIGHBOURS,
     temperature: float | None = TEMPERATURE,
@@ -36,7 +36,7 @@ def knn(
 
 
 def predict_knn(
-    train: Features,
+    train: LabelledEmbeddings,
     embeddings: Float[Tensor, "N E"],
     *,
     k: int = NEIGHBOURS,

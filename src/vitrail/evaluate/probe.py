@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from vitrail.data.draws import permutation
-from vitrail.evaluate.features import Features
+from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.metrics import Accuracy
 
 GRID = tuple(10 ** (power / 2) for power in range(2, -13, -1))
@@ -67,9 +67,9 @@ class Probe:
 
 
 def linear_probe(
-    train: Features,
-    val: Features | None = None,
-    test: Features | None = None,
+    train: LabelledEmbeddings,
+    val: LabelledEmbeddings | None = None,
+    test: LabelledEmbeddings | None = None,
     *,
     num_classes: int,
     grid: Sequence[float] = GRID,
@@ -103,7 +103,7 @@ def linear_probe(
     )
 
 
-def held_out(features: Features, *, seed: int) -> Iterator[tuple[Features, Features]]:
+def held_out(features: LabelledEmbeddings, *, seed: int) -> Iterator[tuple[LabelledEmbeddings, LabelledEmbeddings]]:
     """Yield pairs of images to fit and to validate: a fifth of each class is held out, chosen by a hash.
 
     Every class keeps at least one image to fit, so the only image of a class is never held out.
@@ -220,7 +220,9 @@ def _present(labels: Int64[Tensor, " N"]) -> tuple[Int64[Tensor, " K"], Int64[Te
     return present, among
 
 
-def _score_penalties(train: Features, val: Features, grid: Sequence[float], device: torch.device) -> list[tuple[int, float]]:
+def _score_penalties(
+    train: LabelledEmbeddings, val: LabelledEmbeddings, grid: Sequence[float], device: torch.device
+) -> list[tuple[int, float]]:
     """Return, for each penalty, the number of correct held-out images and the sum of all negative log-likelihoods."""
     axes = _axes(train.embeddings.to(device))
     points, held = axes(train.embeddings.to(device)), axes(val.embeddings.to(device))
@@ -246,7 +248,7 @@ def _judged(
     return int(right.sum()), float(-logp.gather(1, labels[:, None])[:, 0][known].double().sum())
 
 
-def _fit_once(features: Features, l2: float, device: torch.device, num_classes: int) -> tuple[Tensor, Tensor]:
+def _fit_once(features: LabelledEmbeddings, l2: float, device: torch.device, num_classes: int) -> tuple[Tensor, Tensor]:
     """Fit the head for raw embeddings at one penalty. Return it on the CPU."""
     embeddings = features.embeddings.to(device)
     axes = _axes(embeddings)
@@ -262,6 +264,6 @@ def _fit_once(features: Features, l2: float, device: torch.device, num_classes: 
     return weight.float().cpu(), bias.float().cpu()
 
 
-def _accuracy(features: Features, weight: Tensor, bias: Tensor) -> Accuracy:
+def _accuracy(features: LabelledEmbeddings, weight: Tensor, bias: Tensor) -> Accuracy:
     right = (F.linear(features.embeddings, weight, bias).argmax(1) == features.labels).sum()
     return Accuracy(int(right), len(features))

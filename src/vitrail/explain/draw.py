@@ -187,7 +187,7 @@ class Panel:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class SheetRow:
     """An image and its maps."""
 
     picture: Image.Image
@@ -198,7 +198,7 @@ class Row:
     """Below the picture: its class."""
 
 
-def sheet(rows: Sequence[Row], *, note: str = "", grid: bool = False, smooth: bool = True, alpha: float = ALPHA) -> Figure:
+def sheet(rows: Sequence[SheetRow], *, note: str = "", grid: bool = False, smooth: bool = True, alpha: float = ALPHA) -> Figure:
     """Draw each image with its maps beside it, and the legend and the `note` below; write it with `save`.
 
     Above six maps, a row continues in a second line. With `grid`, thin lines show the patches. Raises ValueError for no rows.
@@ -222,7 +222,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 class _Sheet:
     """The layout of a sheet: pictures, texts and lines with their places in pixels, from top to bottom."""
 
-    def __init__(self, rows: Sequence[Row], *, note: str, grid: bool, smooth: bool, alpha: float) -> None:
+    def __init__(self, rows: Sequence[SheetRow], *, note: str, grid: bool, smooth: bool, alpha: float) -> None:
         self.grid, self.smooth, self.alpha = grid, smooth, alpha
         self.images: list[tuple[Image.Image, int, int]] = []  # with left and top
         self.words: list[tuple[str, int, int, str, str]] = []  # with left, top, weight and colour
@@ -244,7 +244,7 @@ class _Sheet:
         """Return the left edge of a column; column 0 is the image."""
         return _MARGIN + column * (self.column + _GAP)
 
-    def add_row(self, row: Row, shown: Image.Image) -> None:
+    def add_row(self, row: SheetRow, shown: Image.Image) -> None:
         """Add an image and its maps, in as many lines as they take."""
         starts = range(0, len(row.panels), self.across) if row.panels else [0]
         lines = [row.panels[start : start + self.across] for start in starts]

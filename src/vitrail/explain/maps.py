@@ -115,7 +115,9 @@ class Maps:
             return path
         if path.suffix.lower() != ".png":
             raise ValueError(f'"{path.name}" ends neither in .png nor in .npy; name one of them')
-        rows = [draw.Row(chosen.picture(row), Path(name).name, [chosen.panel(row)]) for row, name in enumerate(chosen.names)]
+        rows = [
+            draw.SheetRow(chosen.picture(row), Path(name).name, [chosen.panel(row)]) for row, name in enumerate(chosen.names)
+        ]
         return draw.save(draw.sheet(rows, note=chosen.note, grid=grid), path)
 
     def at(self, index: int) -> Maps:

@@ -203,7 +203,7 @@ def _sheet(
         lines = [_score_line(one, index) for one in compared] or [""] * len(maps)
         panels = [one.panel(index, line=line) for one, line in zip(maps, lines, strict=True)]
         label = f"{classes[index][0]} ({classes[index][1]:.1%})" if index in classes else ""
-        rows.append(draw.Row(maps[0].picture(index), Path(maps[0].names[index]).name, panels, label=label))
+        rows.append(draw.SheetRow(maps[0].picture(index), Path(maps[0].names[index]).name, panels, label=label))
     return draw.sheet(rows, note=note, grid=grid)
 
 
@@ -240,7 +240,7 @@ def side_by_side(
             panels.append(one.maps.panel(index, label=as_words(name), line=_score_line(one, index)))
             rows.append(_row(one.maps, index) | {"class": class_name})
             _add_scores(rows[-1], one, comparison.random, index=index)
-        sheet_rows.append(draw.Row(first.picture(index), Path(first.names[index]).name, panels, label=class_name))
+        sheet_rows.append(draw.SheetRow(first.picture(index), Path(first.names[index]).name, panels, label=class_name))
     note = f"{comparison.verdict} {_chance_note(comparison.random).capitalize()}."
     for text in sorted({one.note for one in maps.values() if one.note}):
         names = (as_words(name) for name, one in maps.items() if one.note == text)

@@ -19,7 +19,7 @@ from vitrail.settings.swin import SwinConfig
 
 
 @dataclass(frozen=True)
-class Builder:
+class BackboneBuilder:
     """Functions that build and check the models of a family."""
 
     build: Callable[[Any], Backbone]
@@ -30,10 +30,10 @@ class Builder:
     """Create the model of a name and fields, if a name decides more than the family's config holds."""
 
 
-BUILDERS: dict[type[Any], Builder] = {
-    ViTConfig: Builder(ViT),
-    SwinConfig: Builder(Swin),
-    BaselineConfig: Builder(build_baseline, check_baseline, create_baseline),  # size and classes of the published weights
+BUILDERS: dict[type[Any], BackboneBuilder] = {
+    ViTConfig: BackboneBuilder(ViT),
+    SwinConfig: BackboneBuilder(Swin),
+    BaselineConfig: BackboneBuilder(build_baseline, check_baseline, create_baseline),  # sizes of published weights
 }
 
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.vit import DropPath
-from vitrail.models.windows import Layout, Map, relative_index
+from vitrail.models.windows import Map, WindowLayout, relative_index
 from vitrail.settings import Pair, configured
 from vitrail.settings.swin import SwinConfig
 
@@ -42,7 +42,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
-    def forward(self, x: Map, layout: Layout) -> Map:
+    def forward(self, x: Map, layout: WindowLayout) -> Map:
         q, k, v = self.qkv(layout.cut(x)).unflatten(3, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, n, h, w w, d)
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + self.bias()  # (B, n, h, w w, w w)
         if (mask := layout.mask(x.device)) is not None:
@@ -56,7 +56,7 @@ class WindowAttention(nn.Module):
         return self.relative_position_bias_table[index].permute(2, 0, 1)
 
 
-class Mlp(nn.Module):
+class SwinMlp(nn.Module):
     """Two layers around GELU."""
 
     def __init__(self, cfg: SwinConfig, dim: int) -> None:
@@ -79,11 +79,11 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(cfg, stage)
         self.drop_path1 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=cfg.norm_eps)
-        self.mlp = Mlp(cfg, dim)
+        self.mlp = SwinMlp(cfg, dim)
         self.drop_path2 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
 
     def forward(self, x: Map, grid: Pair) -> Map:
-        layout = Layout.of(grid, window=self.window, shifted=self.shifted)
+        layout = WindowLayout.of(grid, window=self.window, shifted=self.shifted)
         x = x + self.drop_path1(self.attn(self.norm1(x), layout))  # ẑ = (S)W-MSA(LN(z)) + z
         return x + self.drop_path2(self.mlp(self.norm2(x)))  # z = MLP(LN(ẑ)) + ẑ
 

@@ -17,7 +17,7 @@ Map = Float[Tensor, "B L D"]
 """Feature map, row by row."""
 
 
-class Layout(NamedTuple):
+class WindowLayout(NamedTuple):
     """Partition of a feature map into windows."""
 
     grid: Pair
@@ -26,7 +26,7 @@ class Layout(NamedTuple):
     shift: Pair
 
     @classmethod
-    def of(cls, grid: Pair, *, window: int, shifted: bool) -> Layout:
+    def of(cls, grid: Pair, *, window: int, shifted: bool) -> WindowLayout:
         """Compute the layout: sides are padded to whole windows; a side of one window is not shifted."""
         padded = tuple(-(-side // window) * window for side in grid)
         shift = tuple(window // 2 if shifted and side > window else 0 for side in padded)

@@ -17,7 +17,7 @@ from vitrail.tasks.task import Task
 
 
 @runtime_checkable
-class Builder(Protocol):
+class TaskBuilder(Protocol):
     """Function that builds the task of a run around its model, which is on `device`. Raises ValueError for invalid settings."""
 
     def __call__(
@@ -38,7 +38,7 @@ class Builder(Protocol):
 class TaskSpec:
     """One row of `TASKS`: properties of a task that are known before the model is built."""
 
-    build: Builder
+    build: TaskBuilder
     supervised: bool
     """True if the task uses classes or labels; otherwise images need none, the model has no head, and no probe is run."""
     check: Callable[[Settings, Backbone], None] = lambda settings, model: None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitrail.data.dataset import Source, Split
-from vitrail.evaluate.features import Features, extract
+from vitrail.evaluate.features import LabelledEmbeddings, extract
 from vitrail.evaluate.few_shot import FewShot, few_shot
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import Accuracy
@@ -118,7 +118,7 @@ def extract_features(
     batch_size: int,
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
-) -> dict[str, Features]:
+) -> dict[str, LabelledEmbeddings]:
     """Extract the features of each non-empty split. Raises ValueError for multi-label images."""
     if any(bool((split.labels < 0).any()) for split in splits.values()):
         raise ValueError("these images have any number of labels, and k-NN and the probe need one class each; go on without")
@@ -131,7 +131,9 @@ def extract_features(
     }
 
 
-def fit_baselines(features: Mapping[str, Features], *, num_classes: int, device: torch.device | str, seed: int = 0) -> Ladder:
+def fit_baselines(
+    features: Mapping[str, LabelledEmbeddings], *, num_classes: int, device: torch.device | str, seed: int = 0
+) -> Ladder:
     """Fit k-NN and the linear probe to extracted features. Raises ValueError without training images."""
     if "train" not in features:
         raise ValueError("there are no training images to take features of; give some, or lower data.val_fraction")

@@ -22,7 +22,7 @@ LINES = 20
 
 
 @runtime_checkable
-class Writer(Protocol):
+class BoardWriter(Protocol):
     """Interface of TensorBoard's SummaryWriter."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
@@ -33,7 +33,7 @@ class Writer(Protocol):
 
 
 class Metrics:
-    """Writer of metrics.jsonl, one JSON object with its step per line, and of TensorBoard curves where it is installed."""
+    """Log of metrics.jsonl, one JSON object with its step per line, and of TensorBoard curves where it is installed."""
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -56,7 +56,7 @@ class Metrics:
             self._board.close()
 
 
-def tensorboard(folder: Path) -> Writer | None:
+def tensorboard(folder: Path) -> BoardWriter | None:
     """Return a writer to folder/tensorboard; None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter

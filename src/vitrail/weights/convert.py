@@ -21,7 +21,7 @@ from vitrail.settings import nearest
 from vitrail.settings.families import name_of
 from vitrail.text import json_escaped
 from vitrail.weights.libraries import LIBRARIES
-from vitrail.weights.library import Plan
+from vitrail.weights.library import Export
 from vitrail.weights.load import load
 from vitrail.weights.run_folder import CONFIG, WEIGHTS, save_model, save_tensors, sync
 from vitrail.weights.targets import Inexpressible
@@ -53,7 +53,7 @@ def convert(
     return path
 
 
-def planned(model: Backbone, to: str) -> Plan:
+def planned(model: Backbone, to: str) -> Export:
     """Return what another library needs to be this model. Raises Inexpressible, which names the field and who has it."""
     if not any(type(model.config) in writer.plans for writer in WRITERS.values()):
         raise Inexpressible(f"{name_of(model.config)} has the names of its own library in its model.safetensors already")
@@ -65,7 +65,7 @@ def planned(model: Backbone, to: str) -> Plan:
         raise Inexpressible(f"{error}; {way}") from error
 
 
-def plan_for(model: Backbone, to: str) -> Plan:
+def plan_for(model: Backbone, to: str) -> Export:
     """Return a library's plan for the model's family. Raises Inexpressible if it has none, or not for this model."""
     plans = WRITERS[to].plans
     if type(model.config) not in plans:
@@ -107,7 +107,7 @@ def place(to: str, destination: str | os.PathLike[str], *, overwrite: bool) -> P
     return path
 
 
-def write(plan: Plan, path: Path, *, overwrite: bool) -> None:
+def write(plan: Export, path: Path, *, overwrite: bool) -> None:
     """Write the files into a draft beside their destination, and move them there once all are complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")

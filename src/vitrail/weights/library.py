@@ -123,7 +123,7 @@ class SwinLayout(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Export:
     """Contents of a converted checkpoint."""
 
     to: str
@@ -143,7 +143,7 @@ class Writer:
     """A target of `vitrail convert`."""
 
     name: str
-    plans: Mapping[type[Any], Callable[[Any], Plan]]
+    plans: Mapping[type[Any], Callable[[Any], Export]]
     """By the config of a family. Each raises Inexpressible for a model that the library has no class for."""
     suffixes: tuple[str, ...] = ()
     """Of the single file that is written, the default first; empty for a folder."""

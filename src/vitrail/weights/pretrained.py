@@ -14,7 +14,7 @@ TABLE = Path(__file__).with_suffix(".yaml")
 
 
 @dataclass(frozen=True)
-class Source:
+class FigureSource:
     """Report of an accuracy."""
 
     name: str
@@ -25,7 +25,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PretrainedRow:
     """One checkpoint."""
 
     id: str
@@ -44,23 +44,23 @@ class Row:
     """Datasets that it was trained on, in that order."""
     top1: float | None
     """Per cent of ImageNet-1k's validation images, as its source reports; None if no report was found."""
-    source: Source | None
+    source: FigureSource | None
     """Of top1."""
     licence: str
 
 
-def rows() -> tuple[Row, ...]:
+def rows() -> tuple[PretrainedRow, ...]:
     """Return the table, family by family."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     sizes = SIZES | {name: Size(*fields) for name, fields in table["sizes"].items()}
-    sources = {name: Source(name, **fields) for name, fields in table["sources"].items()}
+    sources = {name: FigureSource(name, **fields) for name, fields in table["sources"].items()}
     return tuple(_row({**family, **entry}, sizes, sources) for family in table["families"] for entry in family["rows"])
 
 
-def _row(entry: dict[str, Any], sizes: dict[str, Size], sources: dict[str, Source]) -> Row:
+def _row(entry: dict[str, Any], sizes: dict[str, Size], sources: dict[str, FigureSource]) -> PretrainedRow:
     size, _, patch = entry["size"].partition("/")
     top1 = entry.get("top1")
-    return Row(
+    return PretrainedRow(
         id=entry["id"],
         family=entry["family"],
         size=entry["size"],

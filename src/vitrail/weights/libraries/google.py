@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.models import ViT
 from vitrail.settings import ViTConfig, pair
 from vitrail.weights.eval_transform import HALF, DefaultTransform
-from vitrail.weights.library import Layout, Library, Plan, Writer
+from vitrail.weights.library import Export, Layout, Library, Writer
 from vitrail.weights.names import SAME, TRANSPOSED, Form, KeyLine, key_table
 from vitrail.weights.targets import ANY, Class, check, cpu_state, rename, with_zeros
 
@@ -128,8 +128,8 @@ BIG_VISION_TOKEN = Class("big_vision's ViT with a class token", {**_VIT, "no_emb
 BIG_VISION_VIT = Class("big_vision's ViT", {**_VIT, "class_token": (False,), "pool": ("avg", "map")})
 
 
-def plan(model: ViT) -> Plan:
-    """Plan an .npz of vision_transformer or big_vision. Raises Inexpressible if neither has such a model."""
+def plan(model: ViT) -> Export:
+    """Export an .npz of vision_transformer or big_vision. Raises Inexpressible if neither has such a model."""
     cfg = model.config
     target = BIG_VISION_VIT if not cfg.class_token else BIG_VISION_TOKEN if cfg.no_embed_class else VIT
     check(cfg, target)
@@ -141,7 +141,7 @@ def plan(model: ViT) -> Plan:
     if len({side // patch for side, patch in zip(pair(cfg.img_size), pair(cfg.patch_size), strict=True)}) > 1:
         notes.append(f"the layout holds no grid that is not square: load it with img_size={cfg.img_size}")
         arguments.append(f"img_size={cfg.img_size}")
-    return Plan(
+    return Export(
         "npz",
         f'vitrail.load("PATH"{", ".join(arguments)})',
         tensors=rename(with_zeros(cpu_state(model), cfg), cfg, layout, prefix),

@@ -17,10 +17,10 @@ from vitrail.weights.library import (
     SWIN_BIAS,
     Config,
     Evidence,
+    Export,
     Labels,
     Layout,
     Library,
-    Plan,
     Question,
     SwinLayout,
     Writer,
@@ -314,16 +314,16 @@ def baseline_config(model: Baseline, images: Preprocessing) -> dict[str, Any]:
     }
 
 
-def plan(model: ViT) -> Plan:
-    """Plan a folder for `create_model("local-dir:…")`, which is a run folder too."""
+def plan(model: ViT) -> Export:
+    """Export a folder for `create_model("local-dir:…")`, which is a run folder too."""
     timm_config(model.config, preprocessing_of(model))
-    return Plan("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
+    return Export("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
 
 
-def swin_plan(model: Swin) -> Plan:
-    """Plan the same for a Swin Transformer, whose names are timm's."""
+def swin_plan(model: Swin) -> Export:
+    """Export the same for a Swin Transformer, whose names are timm's."""
     swin_config(model.config, preprocessing_of(model))
-    return Plan("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
+    return Export("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
 
 
 RunForm = tuple[dict[str, Any], State, Any]

@@ -13,7 +13,7 @@ from vitrail.models.windows import relative_index
 from vitrail.settings import ViTConfig, pair
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
-from vitrail.weights.library import Layout, Library, Plan, SwinLayout, Writer
+from vitrail.weights.library import Export, Layout, Library, SwinLayout, Writer
 from vitrail.weights.names import key_table
 from vitrail.weights.targets import (
     ANY,
@@ -61,8 +61,8 @@ VIT = Class(
 )
 
 
-def plan(model: ViT) -> Plan:
-    """Plan a state dict and the arguments of VisionTransformer. Raises Inexpressible for a model that it can't be."""
+def plan(model: ViT) -> Export:
+    """Export a state dict and the arguments of VisionTransformer. Raises Inexpressible for a model that it can't be."""
     cfg = model.config
     check(cfg, VIT)
     require_head(cfg, VIT)
@@ -78,7 +78,7 @@ def plan(model: ViT) -> Plan:
         "num_classes": cfg.num_classes,
         **({"representation_size": cfg.embed_dim} if cfg.head == "mlp" else {}),
     }
-    return Plan(
+    return Export(
         "torchvision",
         f"torchvision.models.VisionTransformer({', '.join(f'{name}={value}' for name, value in args.items())})",
         tensors=rename(with_zeros(*with_token_rows(cpu_state(model), cfg, present=True)), cfg, VIT_LAYOUT),
@@ -108,8 +108,8 @@ def swin_names(name: str) -> tuple[str, ...]:
     return (name.replace("head.fc.", "head."),)
 
 
-def swin_plan(model: Swin) -> Plan:
-    """Plan a state dict and the arguments of SwinTransformer. Raises Inexpressible for a model that it can't be."""
+def swin_plan(model: Swin) -> Export:
+    """Export a state dict and the arguments of SwinTransformer. Raises Inexpressible for a model that it can't be."""
     cfg = model.config
     if cfg.in_channels != 3 or not cfg.num_classes:
         raise Inexpressible(f"torchvision's SwinTransformer has no in_channels {cfg.in_channels} or num_classes 0")
@@ -128,7 +128,7 @@ def swin_plan(model: Swin) -> Plan:
         for name in state
         if name.endswith("relative_position_bias_table")
     }
-    return Plan(
+    return Export(
         "torchvision",
         f"torchvision.models.SwinTransformer({', '.join(f'{name}={value}' for name, value in args.items())})",
         tensors=state | indexes,

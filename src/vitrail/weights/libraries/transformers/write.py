@@ -25,7 +25,7 @@ from vitrail.weights.libraries.transformers.names import (
     Spelling,
     swin_names,
 )
-from vitrail.weights.library import Layout, Plan
+from vitrail.weights.library import Export, Layout
 from vitrail.weights.names import key_table
 from vitrail.weights.targets import (
     ANY,
@@ -222,8 +222,8 @@ def dinov2(cfg: ViTConfig) -> Target:
 # Files
 
 
-def plan(model: ViT) -> Plan:
-    """Plan a folder for from_pretrained. Raises Inexpressible for a model that no class can be."""
+def plan(model: ViT) -> Export:
+    """Export a folder for from_pretrained. Raises Inexpressible for a model that no class can be."""
     cfg, images = model.config, preprocessing_of(model)
     target = target_for(cfg, model.classes, multi_label=model.multi_label)
     state = target_state(cpu_state(model), cfg, target)
@@ -237,7 +237,7 @@ def plan(model: ViT) -> Plan:
     notes = target.notes
     if images.crop_mode == "center" and images.img_size[0] != images.img_size[1]:
         notes += ("transformers resizes by the shorter side, so that its crop shows less of most images",)
-    return Plan(
+    return Export(
         "hf",
         f'transformers.{target.cls}.from_pretrained("PATH")',
         tensors=tensors,
@@ -246,8 +246,8 @@ def plan(model: ViT) -> Plan:
     )
 
 
-def swin_plan(model: Swin) -> Plan:
-    """Plan a folder for from_pretrained. Raises Inexpressible for a model without a head, whose class has other names."""
+def swin_plan(model: Swin) -> Export:
+    """Export a folder for from_pretrained. Raises Inexpressible for a model without a head, whose class has other names."""
     cfg = model.config
     if not cfg.num_classes:
         raise Inexpressible("transformers' SwinForImageClassification has no num_classes 0")
@@ -262,7 +262,7 @@ def swin_plan(model: Swin) -> Plan:
         **label_config(model.classes, num_classes=cfg.num_classes, multi_label=model.multi_label),
         "torch_dtype": "float32",
     }
-    return Plan(
+    return Export(
         "hf",
         'transformers.SwinForImageClassification.from_pretrained("PATH")',
         tensors=rename_swin(model, swin_names),
