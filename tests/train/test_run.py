@@ -23,6 +23,7 @@ import vitrail.train.loop
 from vitrail.data.batch import Batch
 from vitrail.data.batches import LoaderLost
 from vitrail.evaluate import MultiLabelEvaluation
+from vitrail.evaluate.metrics import Evaluation, Headline
 from vitrail.tasks import classify
 from vitrail.train import checkpoint
 from vitrail.train import run as run_module
@@ -544,3 +545,23 @@ def test_the_best_evaluation_is_kept_where_a_signal_came_before_it(tmp_path: Pat
         json.loads((path / "state.json").read_text()) for path in checkpoint.list_complete(tmp_path / "run" / "checkpoints")
     ]
     assert [state["score"] for state in found] == [0.6, None], "the best, and the last"
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_the_best_of_scores_that_are_better_when_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Evaluation, "direction", "lower")
+    values, judged_once = iter([0.6, 0.2, 0.4]), dict[int, tuple[Evaluation, Headline]]()
+
+    def headline(scores: Evaluation) -> Headline:
+        if id(scores) not in judged_once:
+            judged_once[id(scores)] = scores, Headline("error", next(values, 0.5), (0.0, 1.0))
+        return judged_once[id(scores)][1]
+
+    monkeypatch.setattr(Evaluation, "headline", property(headline))
+    run = train(
+        tmp_path / "run",
+        train={"steps": 8, "eval_every": 0.6, "keep": 1, "keep_best": True},
+        data={"val_fraction": 0.2},
+    )
+    states = [json.loads((path / "state.json").read_text()) for path in checkpoint.list_complete(run.folder / "checkpoints")]
+    assert [state["score"] for state in states] == [-0.2, None], "the lowest error, and the last"

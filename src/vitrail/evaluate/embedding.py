@@ -19,7 +19,7 @@ from vitrail.evaluate.effective_rank import effective_rank, effective_rank_inter
 from vitrail.evaluate.evaluate import ALONE, Among, over_batches, require_finite
 from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.knn import knn
-from vitrail.evaluate.metrics import SHARE, Accuracy, Headline, Interval
+from vitrail.evaluate.metrics import SHARE, Accuracy, Direction, Headline, Interval
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing
 
@@ -53,8 +53,8 @@ class EmbeddingScores:
         return "dimensions" if self.knn is None else SHARE
 
     @property
-    def direction(self) -> str:
-        """Direction in which values of the headline are better: "higher"."""
+    def direction(self) -> Direction:
+        """Higher accuracy, and higher rank, is better."""
         return "higher"
 
     def figures(self) -> dict[str, float]:

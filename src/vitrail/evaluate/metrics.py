@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,9 @@ class Accuracy:
         return {"correct": self.correct, "count": self.count, "accuracy": value, "interval": list(self.interval)}
 
 
+Direction = Literal["higher", "lower"]
+
+
 class Headline(NamedTuple):
     """Main score of a run."""
 
@@ -67,6 +70,10 @@ class Scores(Protocol):
     @property
     def unit(self) -> str:
         """Unit of the headline."""
+
+    @property
+    def direction(self) -> Direction:
+        """Direction in which values of the headline are better."""
 
     def figures(self) -> dict[str, float]:
         """Return the scores to log during training."""
@@ -122,6 +129,11 @@ class Evaluation:
     def unit(self) -> str:
         """Unit of the headline."""
         return SHARE
+
+    @property
+    def direction(self) -> Direction:
+        """Higher accuracy is better."""
+        return "higher"
 
     def figures(self) -> dict[str, float]:
         """Return the scores to log during training."""

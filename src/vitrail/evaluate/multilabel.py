@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitrail.evaluate.metrics import SHARE, Headline, Interval, share_interval
+from vitrail.evaluate.metrics import SHARE, Direction, Headline, Interval, share_interval
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class MultiLabelEvaluation:
     def unit(self) -> str:
         """Unit of the headline."""
         return SHARE
+
+    @property
+    def direction(self) -> Direction:
+        """Higher precision is better."""
+        return "higher"
 
     def figures(self) -> dict[str, float]:
         """Return the scores to log during training."""

@@ -74,9 +74,9 @@ class Loop:
     evaluated: int = 0
     """Step of the last evaluation."""
     score: float | None = None
-    """Headline score of the last evaluation."""
+    """Headline score of the last evaluation; with its sign changed where lower values are better."""
     best: float | None = None
-    """Best headline score of all evaluations."""
+    """Greatest `score` of all evaluations."""
 
     @property
     def task(self) -> Task:
@@ -289,7 +289,7 @@ class Loop:
         name, shown, low, high = headline_text(scores, decimals=1)
         self.display.say(f"step {self.step:,}: validation {name} {shown} ({low} to {high})")
         self.draw(self.views["val"])
-        value = scores.headline.value
+        value = scores.headline.value if scores.direction == "higher" else -scores.headline.value
         best = self.best is None or value > self.best
         self.evaluated, self.score, self.best = self.step, value, value if best else self.best
         return best
