@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner import Whole, learner
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Muon
+from torch.optim import SGD, AdamW
 
 from vitrail.data.batch import Batch
 from vitrail.models import ViT
 from vitrail.settings import OptimConfig
+from vitrail.train.muon import Muon
 from vitrail.train.optim import FROZEN, build_optimizers, group_table, lr_factor
 from vitrail.train.step import Ema, Step
 

@@ -12,6 +12,8 @@ class OptimConfig:
 
     name: Literal["adamw", "muon", "sgd"] = "adamw"
     """Optimizer; muon updates the blocks' matrices with Muon and the rest with AdamW."""
+    muon_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number type of Muon's orthogonalisation; auto takes bf16 where the device computes it faster than fp32."""
     lr: float = 1e-3
     """Peak learning rate at batch 1024; scaled linearly with the batch."""
     weight_decay: float = 0.05

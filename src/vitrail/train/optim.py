@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from vitrail.models.backbone import Backbone, Stage
 from vitrail.settings import OptimConfig
+from vitrail.train.muon import Muon
 
 REFERENCE_BATCH = 1024
 """Batch size at which `optim.lr` is stated; the rate is scaled linearly with the batch (Goyal et al. 2017)."""
@@ -186,7 +188,8 @@ def build_optimizers(
 
 def _optimizer(kind: str, groups: list[dict[str, Any]], cfg: OptimConfig) -> Optimizer:
     if kind == "muon":  # updates as large as AdamW's, so that one learning rate serves both
-        return Muon(groups, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw")
+        dtype = torch.float32 if cfg.muon_precision == "fp32" else torch.bfloat16  # an older run's "auto" was bf16
+        return Muon(groups, dtype=dtype, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw")
     if kind == "sgd":
         return SGD(groups, momentum=cfg.betas[0], nesterov=cfg.betas[0] > 0)
     return AdamW(groups, betas=cfg.betas, fused=True)

@@ -14,7 +14,7 @@ from vitrail.data.dataset import Source
 from vitrail.data.sources import NAMES, open_source
 from vitrail.models import check_model, meta_model
 from vitrail.models.backbone import Backbone
-from vitrail.models.device import autocast_dtype, pick_device
+from vitrail.models.device import autocast_dtype, bf16_is_faster, pick_device
 from vitrail.settings import SCRATCH, DataConfig, Preprocessing, Settings, layers, nearest, pair
 from vitrail.settings.families import family_of, family_of_config, name_of, parse_name
 from vitrail.tasks import TASKS, TaskSpec
@@ -302,12 +302,17 @@ def resolve_auto(settings: Settings, source: Source, pretrained: Preprocessing |
     images = resolve_preprocessing(source, settings, pretrained)
     data = {"path": path, **{name: getattr(images, name) for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation")}}
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
+    optim = settings.optim
+    if optim.name == "muon" and optim.muon_precision == "auto":
+        fast = bf16_is_faster(pick_device(settings.train.device))
+        optim = dataclasses.replace(optim, muon_precision="bf16" if fast else "fp32")
     teacher = settings.distill.teacher
     if teacher is not None and Path(teacher).exists():
         teacher = str(Path(teacher).resolve())
     return dataclasses.replace(
         settings,
         data=dataclasses.replace(settings.data, **data),
+        optim=optim,
         distill=dataclasses.replace(settings.distill, teacher=teacher),
         train=dataclasses.replace(settings.train, precision=precision),  # type: ignore[arg-type]
     )

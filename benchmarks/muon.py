@@ -1,0 +1,110 @@
+"""A step of Muon beside torch's own, on this machine as it is and with AVX2 alone, where bf16 is emulated.
+
+    python benchmarks/muon.py                      writes results/muon.json
+    python benchmarks/muon.py --size Ti/4 --rounds 3 --out quick.json
+
+Both optimizers move the matrices of a ViT's blocks, with the same gradients, in turns and in one process. Ours computes in bf16
+and in fp32; torch's always in bf16. A run takes the type that `optim.muon_precision auto` names. The greatest relative
+difference of the weights after all rounds is reported too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import machine
+from vitrail.models import create_model
+from vitrail.models.device import bf16_is_faster
+from vitrail.settings import OptimConfig
+from vitrail.train.muon import Muon
+from vitrail.train.optim import group_table
+
+SIZES = {"Ti/4": {"img_size": 28, "in_channels": 1}, "S/16": {}}
+OPTIONS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.95, "weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw"}
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def matrices(size: str) -> list[nn.Parameter]:
+    """The matrices that Muon moves in a model of this size, with random gradients."""
+    torch.manual_seed(0)
+    model = create_model(size, **SIZES[size])
+    moved = {row.name for row in group_table(model, OptimConfig(name="muon")) if row.optimizer == "muon"}
+    parameters = [parameter for name, parameter in model.named_parameters() if name in moved]
+    for parameter in parameters:
+        parameter.grad = 0.01 * torch.randn_like(parameter)
+    return parameters
+
+
+def compare(size: str, *, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step of each, taken in turns, the first one left out."""
+    weights = {name: matrices(size) for name in ("torch", "fp32", "bf16")}
+    optimizers = {
+        "torch": torch.optim.Muon(weights["torch"], **OPTIONS),
+        "fp32": Muon(weights["fp32"], dtype=torch.float32, **OPTIONS),
+        "bf16": Muon(weights["bf16"], dtype=torch.bfloat16, **OPTIONS),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(rounds + 1):
+        for name, optimizer in optimizers.items():
+            start = time.perf_counter()
+            optimizer.step()
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    medians = {name: statistics.median(times[1:]) for name, times in taken.items()}
+    used = "bf16" if bf16_is_faster(torch.device("cpu")) else "fp32"
+    return {
+        "matrices": len(weights["torch"]),
+        "ms": {
+            name: {"median": round(medians[name], 1), "min": round(min(times[1:]), 1), "max": round(max(times[1:]), 1)}
+            for name, times in taken.items()
+        },
+        "auto": used,
+        "speed_ratio": round(medians["torch"] / medians[used], 2),
+        "difference": {name: difference(weights[name], weights["torch"]) for name in ("fp32", "bf16")},
+    }
+
+
+@torch.no_grad()
+def difference(ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> float:
+    """Greatest norm of a difference, relative to the matrix."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A step of Muon beside torch's own.")
+    parser.add_argument("--size", action="append", choices=SIZES, help="default: all")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", action="store_true", help="this process's instructions alone, printed as JSON")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS / "muon.json")
+    args = parser.parse_args()
+
+    sizes = args.size or list(SIZES)
+    if args.only:
+        print(json.dumps({size: compare(size, rounds=args.rounds) for size in sizes}))
+        return
+    result: dict[str, Any] = {"machine": machine.facts(), "rounds": args.rounds, "cases": {}}
+    words = [sys.executable, __file__, "--only", "--rounds", str(args.rounds), *(w for s in sizes for w in ("--size", s))]
+    for name, limits in (("as it is", {}), ("AVX2 alone", AVX2)):
+        done = subprocess.run(words, env={**os.environ, **limits}, capture_output=True, text=True, check=True)
+        result["cases"][name] = json.loads(done.stdout)
+        for size, row in result["cases"][name].items():
+            used, ms = row["auto"], {kind: times["median"] for kind, times in row["ms"].items()}
+            print(
+                f"{name}, {size}: torch {ms['torch']:.1f} ms, ours {ms[used]:.1f} ms in {used}, "
+                f"{row['speed_ratio']:.2f}x; weights differ by {row['difference'][used]:.1e}"
+            )
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
