@@ -179,7 +179,7 @@ def test_a_saved_png_has_a_row_for_each_image(suffix: str, tmp_path: Path) -> No
     ]:
         figure = draw.sheet(
             [
-                draw.Row(one.picture(), Path(one.names[0]).name, [one.panel()])
+                draw.SheetRow(one.picture(), Path(one.names[0]).name, [one.panel()])
                 for one in map(made.at, [0, 1, 2] if index is None else [1])
             ],
             note="read me",
