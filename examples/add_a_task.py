@@ -3,7 +3,8 @@
     python examples/add_a_task.py                    half a minute on the sample that comes with the package
     python examples/add_a_task.py --steps 20
 
-A task is a `Task` and a row of TASKS. Loop, checkpoints, resuming and several processes take it as it is.
+A task is a `Task` and a row of TASKS. This one is an `Unsupervised` task, whose scores are there already. Loop, checkpoints,
+resuming and several processes take it as it is.
 """
 
 # B batch · C channels · H W image · E embedding
@@ -21,25 +22,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
 from vitrail.data.draws import Draws
-from vitrail.evaluate import EmbeddingScores, evaluate_embedding
-from vitrail.evaluate.evaluate import ALONE, Among
 from vitrail.models.backbone import Backbone
 from vitrail.settings import AugmentConfig, Pair, Preprocessing, Settings
-from vitrail.tasks import TASKS, Task, TaskSpec
+from vitrail.tasks import TASKS, TaskSpec
+from vitrail.tasks.unsupervised import Unsupervised
 
 TURNS = 4
 
 
-class Rotation(Task):
+class Rotation(Unsupervised):
     """A linear head beside the backbone tells apart images turned by 0, 90, 180 and 270 degrees."""
 
     def __init__(self, model: Backbone, *, preprocessing: Preprocessing, augment: AugmentConfig, seed: int) -> None:
-        super().__init__(model, preprocessing=preprocessing)
-        self.augment, self.seed = replace(augment, mixup_alpha=0.0, cutmix_alpha=0.0), seed
+        super().__init__(model, preprocessing=preprocessing, augment=augment, seed=seed)
         with torch.no_grad():
             blank = torch.zeros(1, preprocessing.in_channels, *preprocessing.img_size)
             width = model.features(blank.to(next(model.parameters()))).pooled.shape[1]
@@ -47,14 +45,7 @@ class Rotation(Task):
 
     def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:
         """Augmented images, each turned as its draw says; the turn is the target."""
-        batch = augment(
-            replace(raw, targets=raw.images.new_zeros(len(raw), TURNS, dtype=torch.float32)),
-            cfg=self.augment,
-            preprocessing=replace(self.preprocessing, img_size=img_size),
-            num_classes=TURNS,
-            seed=self.seed,
-            epoch=epoch,
-        )
+        batch = self.augmented(raw, epoch=epoch, img_size=img_size)
         draws = Draws(seed=self.seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
         turns = draws.integers("rotation", high=TURNS).flatten()
         images = torch.stack([image.rot90(int(turn), dims=(1, 2)) for image, turn in zip(batch.images, turns, strict=True)])
@@ -65,25 +56,6 @@ class Rotation(Task):
         logits = self.head(self.model.features(batch.images).pooled).float()
         right = logits.detach().argmax(dim=1) == batch.targets.argmax(dim=1)
         return {"loss": F.cross_entropy(logits, batch.targets), "accuracy": right.float().mean()}
-
-    def evaluate(
-        self,
-        split: Split,
-        *,
-        model: Backbone | None = None,
-        device: torch.device,
-        autocast_dtype: torch.dtype | None = None,
-        among: Among = ALONE,
-    ) -> EmbeddingScores:
-        """k-NN accuracy of the embedding, or its effective rank."""
-        return evaluate_embedding(
-            self.model if model is None else model,
-            split,
-            preprocessing=self.preprocessing,
-            device=device,
-            autocast_dtype=autocast_dtype,
-            among=among,
-        )
 
 
 def rotation_task(

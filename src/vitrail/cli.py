@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             terminal.report(": ".join(["interrupted", *map(str, stop.args)]))
         return 128 + getattr(stop, "number", signal.SIGINT)
     except Exception as error:
-        if type(error).__name__ == "PeerFailed":  # the first of several processes has said why
+        if type(error).__name__ == "PeerFailed":  # the first process reports the reason
             return terminal.MISTAKE
         line = one_line(error)
         if (

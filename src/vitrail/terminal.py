@@ -103,8 +103,8 @@ def parse_settings(parser: ArgumentParser, words: list[str]) -> Namespace:
         if option in known or (section in known and option[2:] in layers.key_types()):  # --augment.rand_augment.n
             continue
         near = difflib.get_close_matches(option, [*SHORT, *known], n=1, cutoff=0.8)
-        meant = [name for name in (f"--{layers.nearest_key(option[2:])}",) if name in known]
-        raise ValueError(_no_option(option, parser.prog, meant or near if dot else near or meant))
+        suggested = [name for name in (f"--{layers.nearest_key(option[2:])}",) if name in known]
+        raise ValueError(_no_option(option, parser.prog, suggested or near if dot else near or suggested))
     try:
         return parser.parse_args(words, defaults=False)
     except argparse.ArgumentError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ def test_a_name_has_one_family_and_comes_back(name: str) -> None:
     ("name", "message"),
     [
         ("swin_x", 'model "swin_x" is none of swin_t, swin_s, swin_b, swin_l'),
-        ("swint", 'model "swint" is not a name such as "B/16", "vit_base_patch16_224" or "swin_t"; did you mean "swin_t"?'),
+        (
+            "swint",
+            'model "swint" is not a name such as "B/16", "vit_base_patch16_224", "swin_t" or "timm:resnet50"; did you mean '
+            '"swin_t"?',
+        ),
     ],
 )
 def test_a_name_that_is_nearly_right(name: str, message: str) -> None:
@@ -122,6 +127,12 @@ def test_a_saved_swin_is_loaded_by_us_and_by_timm(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(images), model(images), rtol=0, atol=0)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     torch.testing.assert_close(theirs(images), model(images), rtol=1e-5, atol=1e-5)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written["vitrail"]["licence"] = "apache-2.0"
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    licensed = vitrail.load(tmp_path).receipt
+    assert licensed is not None
+    assert licensed.licence == "apache-2.0"
     other = vitrail.load(tmp_path, num_classes=7, in_channels=1, window_size=2)
     assert other(images[:, :1]).shape == (2, 7)
     with pytest.raises(
@@ -187,6 +198,24 @@ def test_a_swin_from_the_command_line(typed: Typed, image_folder: ImageFolder, t
     code, out, err = typed("train", photos, "--weights", run, "--model", "B/16", "--out", tmp_path / "no")
     assert (code, err.count("\n")) == (2, 1)
     assert 'model.name "B/16" is not the model of the weights' in err
+
+
+def test_a_resumed_swin_is_the_same_to_the_last_bit(typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
+    photos = image_folder({"train": {"dark": 8, "light": 8}, "test": {"dark": 2, "light": 2}})
+    words = [*SMALL, *SHORT, "--train.steps=6", "--model.drop_path_rate=0.2", "--optim.name=muon", "--train.ema_decay=0.9"]
+    code, _, err = typed(
+        "train", photos, *words, "--train.keep=9", "--train.checkpoint_every=0.000001", "--out", tmp_path / "run"
+    )
+    assert (code, err) == (0, "")
+    whole = (tmp_path / "run" / "model.safetensors").read_bytes()
+    for left in ("model.safetensors", "config.json", "evaluation.json"):
+        (tmp_path / "run" / left).unlink()
+    for step in range(4, 7):  # as if it had stopped behind step 3
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step_{step:08d}")
+    code, out, err = typed("resume", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert "step 3" in out
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == whole
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,8 @@ from vitrail.data.augment import normalise
 from vitrail.models import ViT
 from vitrail.models.baseline import create_baseline
 from vitrail.settings import Preprocessing
-from vitrail.tasks import teacher as module
 from vitrail.tasks.teacher import Teacher, convert_preprocessing, load_teacher
-from vitrail.weights import save_model
+from vitrail.weights import baseline, save_model
 
 GREY = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.3,), std=(0.4,))
 RGB = Preprocessing(img_size=(8, 8), in_channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -162,7 +161,7 @@ def test_a_folder_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18", "timm:vit_tiny_patch16_224.augreg_in21k"])
 def test_other_numbers_of_classes_are_refused_before_anything_is_fetched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "create_baseline", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr(baseline, "create_baseline", lambda *_, **__: pytest.fail("fetched"))
     count = "21,843" if "in21k" in name else "1,000"
     assert f'"{name}" has {count} classes, and the data 3; ' in refusal(name)
 
@@ -171,17 +170,17 @@ def test_a_cnn_of_another_library_teaches(monkeypatch: pytest.MonkeyPatch) -> No
     """Its published weights stand for random ones here: the way to it is what is looked at."""
     asked: list[dict[str, Any]] = []
 
-    def unfetched(name: str, *, num_classes: int, pretrained: bool) -> Any:
-        asked.append({"num_classes": num_classes, "pretrained": pretrained})
-        net = create_baseline(name, num_classes=num_classes)
+    def unfetched(name: str, *, pretrained: bool) -> Any:
+        asked.append({"pretrained": pretrained})
+        net = create_baseline(name)
         net.preprocessing = dataclasses.replace(RGB, img_size=(32, 32))
         net.classes = tuple(f"word {i}" for i in range(1000))
         return net
 
-    monkeypatch.setattr(module, "create_baseline", unfetched)
+    monkeypatch.setattr(baseline, "create_baseline", unfetched)
     folders = tuple(f"n{i:08d}" for i in range(1000))
     teacher = load_teacher("torchvision:resnet18", num_classes=1000, classes=folders, preprocessing=GREY, device=CPU)
-    assert asked == [{"num_classes": 1000, "pretrained": True}]
+    assert asked == [{"pretrained": True}]
     with torch.no_grad():
         assert teacher(normalise(pixels(1), GREY)).shape == (3, 1000)
         expected = teacher.net(F.interpolate(normalise(pixels(1).expand(-1, 3, -1, -1), RGB), (32, 32), mode="bilinear"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import vitrail
 from conftest import ImageFolder
 from vitrail.settings import Preprocessing, ViTConfig, layers
 from vitrail.train import advice, plan
+from vitrail.train import run as run_module
 from vitrail.train.advice import MIN_STEPS, TABLE, Facts, advise
 from vitrail.weights import save_model
 
@@ -228,7 +230,26 @@ def test_photographs_start_from_weights_within_reach(
     opened: list[object] = []
     open_weights = plan.open_weights
     monkeypatch.setattr(plan, "open_weights", lambda source: (opened.append(source), open_weights(source))[1])
+    sources: list[str] = []
+    open_source = plan.open_source
+    monkeypatch.setattr(plan, "open_source", lambda path, **options: (sources.append(path), open_source(path, **options))[1])
+    plans: list[weakref.ref[object]] = []
+    held: list[bool] = []
+    assemble, finish = run_module.assemble, run_module.finish
+
+    def note_plan(context: Any) -> Any:
+        plans.append(weakref.ref(context.plan))
+        return assemble(context)
+
+    def note_held(*arguments: Any) -> Any:
+        held.append(plans[0]() is not None)
+        return finish(*arguments)
+
+    monkeypatch.setattr(run_module, "assemble", note_plan)
+    monkeypatch.setattr(run_module, "finish", note_held)
     run = vitrail.train(photos, out=tmp_path / "run", train={**SHORT, "device": "cpu", "epochs": None}, optim={"freeze": "all"})
+    assert len(sources) == 1
+    assert held == [False], "the tensors of the file are not held while the run lasts"
     out = capsys.readouterr().out
     assert f" from {weights}: " in out
     assert opened == [str(weights)]  # and read once

@@ -114,6 +114,22 @@ def test_two_processes_learn_what_one_learns(photos: Path, tmp_path: Path, more:
         assert scores["nll"] == pytest.approx(json.loads((tmp_path / "one" / "evaluation.json").read_text())["nll"], abs=1e-5)
 
 
+def test_two_processes_learn_a_swin_as_one_does(photos: Path, tmp_path: Path) -> None:
+    """A pyramid, merging between its stages, and shifted windows: DDP and FSDP2 beside one process."""
+    shape = {"img_size": "32", "embed_dim": "8", "depths": "[2,2]", "num_heads": "[2,4]", "window_size": "4"}
+    words = ["train", str(photos), "--recipe", "from-scratch", "--model", "swin_t"]
+    words += [word for key, value in shape.items() for word in (f"--model.{key}", value)]
+    words += [word for key, value in PLAIN.items() for word in (f"--{key}", value)]
+    words += ["--optim.name", "adamw", "--train.steps", "6", "--train.ema_decay", "0.9"]
+    run([*words, "--out", "one"], processes=1, folder=tmp_path)
+    losses = metrics(tmp_path / "one", "loss")
+    assert len(losses) == 6
+    for name, option in (("ddp", "false"), ("fsdp", "true")):
+        run([*words, "--train.shard", option, "--out", name], processes=2, folder=tmp_path)
+        assert metrics(tmp_path / name, "loss") == pytest.approx(losses, abs=1e-5)
+        assert farthest(tmp_path / "one", tmp_path / name) < 2e-4
+
+
 def test_two_processes_pretrain_as_one_does(photos: Path, tmp_path: Path) -> None:
     """Attention pooling is part of the score and not of the loss: its weights have no gradient in any process."""
     words = ["pretrain", str(photos), *TINY, "--model.pool", "map", "--train.steps", "8", "--train.eval_every", "1"]

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv
@@ -77,7 +77,10 @@ def test_channels_that_can_t_be() -> None:
 def test_resized_patches_are_timm_s(h: int, w: int, new_h: int, new_w: int) -> None:
     weight = stem(2, (h, w))
     ours = resize_patch(weight, to=(new_h, new_w))
-    theirs = resample_patch_embed(weight.double(), [new_h, new_w])
+    try:
+        theirs = resample_patch_embed(weight.double(), [new_h, new_w])
+    except torch.linalg.LinAlgError:  # of one large matrix in single precision, for a few sizes
+        reject()
     assert ours.shape == (8, 2, new_h, new_w)
     torch.testing.assert_close(ours, theirs.float(), atol=5e-5, rtol=1e-4)  # timm's pseudo-inverse has single precision
 

@@ -135,6 +135,18 @@ def test_other_channels_and_classes() -> None:
     assert logits_of(load(theirs, num_classes=0), images()).shape == (2, 64)
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_loaded_model_has_memory_of_its_own(live: bool) -> None:
+    """Or training it would train the model that it was loaded from."""
+    theirs = of_timm()
+    before = {name: value.clone() for name, value in theirs.state_dict().items()}
+    ours = load(theirs if live else theirs.state_dict())
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in theirs.state_dict().items())
+
+
 def test_files_that_are_none() -> None:
     state = of_timm().state_dict()
     gap = {name: value for name, value in state.items() if name != "layers.1.blocks.0.mlp.fc2.bias"}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from vitrail import terminal
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation
 
 USAGE = "evaluate RUN [DATA]"
@@ -57,56 +60,59 @@ def run(words: list[str]) -> int:
 
 def print_evaluation(result: Evaluation, *, title: str) -> None:
     """Print accuracy, overall and of each class."""
-    console = terminal.make_console()
-    console.print(title, style="bold", soft_wrap=True)
-    console.print()
     overall = terminal.make_table("", "accuracy", "95 % interval")
     overall.add_row("top-1", terminal.percent(result.top1), terminal.interval(result.top1_interval))
     if len(result.classes) > 5:
         overall.add_row("top-5", terminal.percent(result.top5), terminal.interval(result.top5_interval))
-    console.print(overall)
-    console.print()
-    shown = [each for each in result.per_class if each.count]
-    if len(shown) > MANY_CLASSES:
-        console.print(f"The {MANY_CLASSES} classes of lowest accuracy; evaluation.json has all {len(result.classes)}:")
-        shown = sorted(shown, key=lambda each: each.accuracy)[:MANY_CLASSES]
-    classes = terminal.make_table("class", "images", "accuracy", "95 % interval")
-    for each in shown:
-        classes.add_row(each.name, f"{each.count:,}", terminal.percent(each.accuracy), terminal.interval(each.interval))
-    console.print(classes)
-    console.print()
+    rows = [Scored(each.name, each.count, each.accuracy, each.interval) for each in result.per_class]
+    print_tables(title, overall, rows, columns=("class", "accuracy"), lowest="classes of lowest accuracy")
 
 
 def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:
     """Print mean average precision, F1, and the average precision of each label."""
-    console = terminal.make_console()
-    console.print(title, style="bold", soft_wrap=True)
-    console.print()
     overall = terminal.make_table("", "score", "95 % interval")
     overall.add_row("mean average precision", terminal.percent(result.mean_ap), terminal.interval(result.mean_ap_interval))
     overall.add_row("F1 of all labels from 50 % on", terminal.percent(result.f1), terminal.interval(result.f1_interval))
-    console.print(overall)
-    console.print()
-    shown = [each for each in result.per_class if each.count]
-    if len(shown) > MANY_CLASSES:
-        console.print(f"The {MANY_CLASSES} labels of lowest precision; evaluation.json has all {len(result.classes)}:")
-        shown = sorted(shown, key=lambda each: each.average_precision)[:MANY_CLASSES]
-    labels = terminal.make_table("label", "images", "average precision", "95 % interval")
-    for each in shown:
-        labels.add_row(each.name, f"{each.count:,}", terminal.percent(each.average_precision), terminal.interval(each.interval))
-    console.print(labels)
-    console.print()
+    rows = [Scored(each.name, each.count, each.average_precision, each.interval) for each in result.per_class]
+    print_tables(title, overall, rows, columns=("label", "average precision"), lowest="labels of lowest precision")
 
 
 def print_embedding(result: EmbeddingScores, *, title: str) -> None:
     """Print k-NN accuracy where images have classes, and effective rank."""
-    console = terminal.make_console()
-    console.print(title, style="bold", soft_wrap=True)
-    console.print()
     table = terminal.make_table("embedding", "score", "95 % interval")
     if result.knn is not None:
         table.add_row("k-NN accuracy", terminal.percent(result.knn.value), terminal.interval(result.knn.interval))
     low, high = result.effective_rank_interval
     table.add_row("effective rank, dimensions", f"{result.effective_rank:.1f}", f"{low:.1f} to {high:.1f}")
+    print_tables(title, table)
+
+
+class Scored(NamedTuple):
+    """Score of one class or label."""
+
+    name: str
+    images: int
+    score: float
+    interval: tuple[float, float]
+
+
+def print_tables(
+    title: str, overall: Table, rows: Sequence[Scored] = (), *, columns: tuple[str, str] = ("", ""), lowest: str = ""
+) -> None:
+    """Print the overall scores and, where there are rows, those with images; of more than `MANY_CLASSES`, the lowest."""
+    console = terminal.make_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print()
+    console.print(overall)
+    console.print()
+    if not rows:
+        return
+    shown = [row for row in rows if row.images]
+    if len(shown) > MANY_CLASSES:
+        console.print(f"The {MANY_CLASSES} {lowest}; evaluation.json has all {len(rows)}:")
+        shown = sorted(shown, key=lambda row: row.score)[:MANY_CLASSES]
+    table = terminal.make_table(columns[0], "images", columns[1], "95 % interval")
+    for row in shown:
+        table.add_row(row.name, f"{row.images:,}", terminal.percent(row.score), terminal.interval(row.interval))
     console.print(table)
     console.print()

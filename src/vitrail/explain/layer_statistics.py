@@ -79,7 +79,7 @@ class LayerStatistics:
     query_name: str
     """"class token", or "tokens that the head reads"."""
     notes: tuple[str, ...]
-    """What to know to read the numbers."""
+    """Caveats for reading the numbers."""
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class Maps:
     signed: bool = False
     """Whether numbers below zero speak against."""
     note: str = ""
-    """What to know to read the maps."""
+    """Caveats for reading the maps."""
     colors: Float[Tensor, "B gh gw 3"] | None = None
     """Red, green and blue of each patch, from 0 to 1, where they are the picture instead of a colour scale (`pca`)."""
 

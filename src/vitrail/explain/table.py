@@ -43,18 +43,18 @@ class Method:
     function: str | Callable[..., Any]
     """Model, images and `options` to one map for each image: "file:name" in `vitrail.explain.methods`, or a function."""
     shows: str
-    """What the map shows, in one line."""
+    """Description of the map, in one line."""
     options: frozenset[Option]
     """Keyword arguments of the function, beside those that all methods take (pad, sizes, patch_size, img_size); and
     "single_heads" where `heads` may be one head, not only the mean, max or min of all."""
     needs: frozenset[Need]
-    """What a backbone must offer."""
+    """Features that a backbone must have."""
     evidence: bool
-    """Whether the map ranks patches by what they mean for the output, so that insertion and deletion can score it."""
+    """True for a map that ranks patches by their effect on the output: insertion and deletion can score it."""
     sheet: str | None = None
     """"file:name" of a function that makes the maps of several `layers` and `heads` in one pass; None: one call for each."""
     joint: bool = False
-    """Whether an image's map depends on the other images of the call, so that they belong on one sheet."""
+    """True for a map that depends on the other images of the call, which belong on one sheet."""
     legend: tuple[str, str] | None = None
     """Names of the lowest and the highest colour; None: low and high, or against and for where the map is signed."""
 

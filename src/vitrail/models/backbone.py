@@ -9,10 +9,11 @@ A family of models is one file with a config dataclass and a `Backbone`, a row o
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from vitrail.settings import Pair, Preprocessing
 
 Images = Float[Tensor, "B C H W"]
 Logits = Float[Tensor, "B K"]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +75,15 @@ class Stage(NamedTuple):
     def owns(self, parameter: str) -> bool:
         """Return whether the parameter of this name belongs to the stage."""
         return any(parameter == path or parameter.startswith(f"{path}.") for path in self.paths)
+
+
+def on_meta(build: Callable[[], Model]) -> Model:
+    """Build a model on the meta device, without memory for its weights: names, shapes, stages and cost can be inspected."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:  # torchvision's RegNet computes its widths with tensors
+        return build().to("meta")
 
 
 class Backbone(nn.Module):

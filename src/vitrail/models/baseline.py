@@ -13,14 +13,14 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
+from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View, on_meta
 from vitrail.settings import Pair, Preprocessing, pair
 from vitrail.settings.baseline import BaselineConfig, is_baseline
 
@@ -31,7 +31,6 @@ __all__ = [
     "check_baseline",
     "create_baseline",
     "is_baseline",
-    "on_meta",
     "published_classes",
 ]
 
@@ -409,17 +408,6 @@ def _regularise(net: nn.Module, config: BaselineConfig) -> None:
 # Before images are read
 
 
-def on_meta(config: BaselineConfig) -> Baseline:
-    """Build the model on the meta device in evaluation mode, to check its inputs and count its cost."""
-    make: Callable[[], Baseline] = lambda: create_baseline(**dataclasses.asdict(config))  # noqa: E731
-    try:
-        with torch.device("meta"):
-            model = make()
-    except NotImplementedError:  # RegNet computes its widths with tensors
-        model = make().to("meta")
-    return model.eval()
-
-
 def check_baseline(config: BaselineConfig) -> None:
     """Raise ValueError for a config that can't be built, or for an invalid image size, with a valid one."""
     if (reason := _refusal(config)) is None:
@@ -433,7 +421,7 @@ def check_baseline(config: BaselineConfig) -> None:
 def _refusal(config: BaselineConfig) -> str | None:
     """Return the reason why a model does not return logits (B, K); None if it does."""
     try:
-        model = on_meta(config)
+        model = on_meta(lambda: build_baseline(config)).eval()
         with torch.no_grad():
             logits = model.net(torch.empty(2, config.in_channels, *pair(config.img_size), device="meta"))
     except Exception as error:

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from vitrail.models.backbone import Backbone
+from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.baseline import build_baseline, check_baseline, create_baseline
 from vitrail.models.swin import Swin
 from vitrail.models.vit import ViT
@@ -57,11 +55,7 @@ def build(config: Any) -> Backbone:
 
 def build_on_meta(config: Any) -> Backbone:
     """Build the model of a config on the meta device, to inspect names, shapes and stages without memory for weights."""
-    try:
-        with torch.device("meta"):
-            return build(config)
-    except NotImplementedError:  # torchvision's RegNet computes its widths with tensors
-        return build(config).to("meta")
+    return on_meta(lambda: build(config))
 
 
 def build_model(section: ModelSection) -> Backbone:

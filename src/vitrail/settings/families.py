@@ -126,7 +126,7 @@ def _resolve(name: str) -> tuple[Family, dict[str, Any]]:
         if fields is not None:
             return family, fields
     hint = nearest(name, [known for family in FAMILIES.values() for known in family.names])
-    raise ValueError(f'model "{name}" is not a name such as "B/16", "vit_base_patch16_224" or "swin_t"{hint}')
+    raise ValueError(f'model "{name}" is not a name such as "B/16", "vit_base_patch16_224", "swin_t" or "timm:resnet50"{hint}')
 
 
 def family_of_config(config: Any) -> Family:

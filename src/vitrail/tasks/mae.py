@@ -13,19 +13,19 @@ from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.data.augment import augment, normalise
+from vitrail.data.augment import normalise
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
 from vitrail.data.draws import Draws
-from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding, has_classes, known_images
-from vitrail.evaluate.evaluate import ALONE, Among, in_eval_mode
+from vitrail.evaluate.embedding import has_classes
+from vitrail.evaluate.evaluate import in_eval_mode
 from vitrail.models.backbone import Backbone, Features, View
 from vitrail.models.device import autocast
 from vitrail.models.positions import grid_of, sincos_2d
 from vitrail.models.vit import Block
 from vitrail.settings import AugmentConfig, Pair, Preprocessing, Settings, ViTConfig, pair
 from vitrail.settings.mae import MaeConfig
-from vitrail.tasks.task import Task
+from vitrail.tasks.unsupervised import Unsupervised
 
 PICTURED = 8
 """Maximum number of images of a split that a picture shows."""
@@ -108,12 +108,10 @@ class Decoder(nn.Module):
 # The task
 
 
-class Mae(Task):
+class Mae(Unsupervised):
     """Masked autoencoding of any backbone that computes visible patches only.
 
-    `known` are training images in evaluation view among which k-NN looks for neighbours; with `neighbours`, `prepare` takes
-    them. Without them, or without labels, the images of a split are neighbours of each other. Raises ValueError for a
-    backbone without tokens or without `View.visible`, and for images of one patch.
+    Raises ValueError for a backbone without tokens or without `View.visible`, and for images of one patch.
     """
 
     def __init__(
@@ -127,10 +125,8 @@ class Mae(Task):
         known: Split | None = None,
         neighbours: bool = False,
     ) -> None:
-        super().__init__(model, preprocessing=preprocessing)
-        self.cfg, self.seed, self.neighbours = cfg, seed, neighbours
-        self.augment = replace(augment, mixup_alpha=0.0, cutmix_alpha=0.0)
-        self.known = None if known is None or not has_classes(known) else known_images(known, seed=seed)
+        super().__init__(model, preprocessing=preprocessing, augment=augment, seed=seed, known=known, neighbours=neighbours)
+        self.cfg = cfg
         width, grid = _check_backbone(model, preprocessing)
         _require_patches(grid[0] * grid[1])
         self.patch = preprocessing.img_size[0] // grid[0], preprocessing.img_size[1] // grid[1]
@@ -139,28 +135,13 @@ class Mae(Task):
             raise ValueError("mae.norm_pixels true needs patches of at least 2 numbers; use a larger patch, or false")
         self.decoder = Decoder(cfg, width=width, pixels=pixels)
 
-    def preparation(self, images: int) -> str:
-        """See Task.preparation: reads the training images of the k-NN score."""
-        return "reading training images in evaluation view, for the k-NN score" if self.neighbours else ""
-
-    def prepare(self, view: Split, *, among: Among = ALONE) -> None:
-        """Keep the training images among which k-NN looks for neighbours."""
-        self.known = known_images(view, seed=self.seed)
-
     # ---- training
 
     def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:
         """Return augmented images and their visible patches. Raises ValueError for a patch size other than the decoder's."""
         if patch_size is not None:
             self.check_patches([patch_size])
-        batch = augment(
-            replace(raw, targets=raw.images.new_zeros(len(raw), 0, dtype=torch.float32)),
-            cfg=self.augment,
-            preprocessing=replace(self.preprocessing, img_size=img_size),
-            num_classes=0,
-            seed=self.seed,
-            epoch=epoch,
-        )
+        batch = self.augmented(raw, epoch=epoch, img_size=img_size)
         draws = Draws(seed=self.seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
         return replace(batch, visible=self.draw_visible(draws, grid_of(img_size, self.patch)))
 
@@ -210,27 +191,7 @@ class Mae(Task):
         gradients = torch.autograd.grad(tokens.float().sum(), learning, allow_unused=True) if learning else ()
         return any(gradient is None for gradient in gradients)
 
-    # ---- scores
-
-    def evaluate(
-        self,
-        split: Split,
-        *,
-        model: Backbone | None = None,
-        device: torch.device,
-        autocast_dtype: torch.dtype | None = None,
-        among: Among = ALONE,
-    ) -> EmbeddingScores:
-        """Compute k-NN accuracy, if images have one of two or more classes, and effective rank of the pooled embedding."""
-        return evaluate_embedding(
-            self.model if model is None else model,
-            split,
-            known=self.known,
-            preprocessing=self.preprocessing,
-            device=device,
-            autocast_dtype=autocast_dtype,
-            among=among,
-        )
+    # ---- pictures
 
     def picture(self, split: Split, *, device: torch.device, autocast_dtype: torch.dtype | None = None) -> Image.Image | None:
         """Draw original, visible patches and reconstruction of some images of a split in evaluation view, one row each."""

@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.models.backbone import Backbone
-from vitrail.models.baseline import create_baseline, is_baseline, published_classes
 from vitrail.settings import Preprocessing
-from vitrail.weights.load import is_name, load
+from vitrail.weights.load import count_classes, is_name, load
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey pixel (ITU-R BT.601), as in Pillow's conversion."""
@@ -70,13 +68,11 @@ def load_teacher(
     "torchvision:regnet_y_16gf", "timm:regnety_160", whose images have ImageNet's 224 pixels. Raises ValueError for a teacher
     with other classes, random weights, or channels that the images do not have.
     """
-    if is_baseline(name):
-        require_count(name, published_classes(name), num_classes)  # before anything is fetched
-        net: Backbone = create_baseline(name, num_classes=num_classes, pretrained=True)
-    elif is_name(name):
+    if is_name(name):
         raise ValueError(f'distill.teacher "{name}" has random weights; train it, and give the folder of that run')
-    else:
-        net = load(name)
+    if (published := count_classes(name)) is not None:
+        require_count(name, published, num_classes)  # before anything is fetched
+    net = load(name)
     require_count(name, net.config.num_classes, num_classes)
     require_names(name, net.classes, classes)
     sees, channels = net.preprocessing, preprocessing.in_channels

@@ -126,11 +126,12 @@ def _start(request: Request, out: str | Path | None, processes: World, display: 
         if processes.first:
             write_text_atomically(folder / CALL, json.dumps(request_record(request), indent=2) + "\n")
             write_text_atomically(folder / SETTINGS, layers.to_yaml(plan.settings))
-        loop = assemble(Context(plan, folder, display, processes))
+        source, loop = plan.source, assemble(Context(plan, folder, display, processes))
+        del plan  # and the tensors of the file with it, before the longest part of the run
         if loop.stopped_at_probe:
             display.say("stopped early: the model is the linear probe")
-            return conclude(loop, plan.source)
-        return finish(loop, plan.source)
+            return conclude(loop, source)
+        return finish(loop, source)
 
 
 run_training = train

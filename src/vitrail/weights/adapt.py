@@ -15,6 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def copy_like(value: Tensor, slot: Tensor) -> Tensor:
+    """Copy a value to memory of the model's own, in its dtype and layout: the file, or the other model, may change."""
+    return torch.empty_like(slot, device="cpu").copy_(value)  # a layer may want its weights in channels_last
+
+
 def adapt_channels(weight: Float[Tensor, "D C h w"], *, to: int, how: Literal["repeat", "keep"]) -> Float[Tensor, "D _ h w"]:
     """Adapt the filters of the patch projection to `to` channels. Returns the input if it has as many.
 

@@ -15,9 +15,10 @@ from torch import nn
 
 from vitrail.models import create_model
 from vitrail.models.backbone import Backbone
+from vitrail.models.baseline import published_classes
 from vitrail.models.receipt import Entry, Receipt
 from vitrail.settings import Pair, ViTConfig, choices_of_a_model, nearest
-from vitrail.settings.baseline import BaselineConfig, is_baseline
+from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.families import Family, check_fields, family_of, name_of, parse_name, require_fields
 from vitrail.settings.swin import SwinConfig
 from vitrail.text import printable_errors
@@ -119,11 +120,13 @@ class Reader(NamedTuple):
     """Whether tensors of these names, which no config of ours describes, are of this family."""
     published: Callable[[str, Mapping[str, Any]], Backbone] | None = None
     """Weights that a name alone stands for; None: a name has random weights."""
+    published_classes: Callable[[str], int] | None = None
+    """Number of classes of the published weights, without fetching them."""
 
 
 READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is not here is read by `load_trained`
     SwinConfig: Reader(load_swin, recognise=is_swin),
-    BaselineConfig: Reader(load_trained, published=published_baseline),
+    BaselineConfig: Reader(load_trained, published=published_baseline, published_classes=published_classes),
     ViTConfig: Reader(load_vit),
 }
 
@@ -148,12 +151,19 @@ def is_name(source: Any) -> bool:
 
 def named_family(source: Any) -> Family | None:
     """Return the family of a source that is a model's name; None for a file, a folder, a Hub id and any other text."""
-    if not isinstance(source, str) or (os.path.exists(source) and not is_baseline(source)):
+    if not isinstance(source, str) or os.path.exists(source):
         return None
     try:
         return family_of(source)
     except ValueError:
         return None
+
+
+def count_classes(source: str) -> int | None:
+    """Return the number of classes of a name's published weights, before they are fetched; None for any other source."""
+    family = named_family(source)
+    count = READERS[family.config].published_classes if family is not None and family.config in READERS else None
+    return None if count is None else count(source)
 
 
 def fresh(name: str, changes: Mapping[str, Any]) -> Backbone:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vitrail.models.receipt import Entry, Receipt, Status
+from vitrail.models.receipt import Entry, Status
 from vitrail.models.swin import Swin
 from vitrail.models.windows import resize_bias_table
-from vitrail.settings import configured, pair
+from vitrail.settings import configured
 from vitrail.settings.swin import SwinConfig
-from vitrail.weights.adapt import adapt_channels
+from vitrail.weights.adapt import adapt_channels, copy_like
+from vitrail.weights.card import attach_card
 from vitrail.weights.libraries import LIBRARIES
-from vitrail.weights.preprocess import preprocessing_for
 from vitrail.weights.read import Checkpoint
 from vitrail.weights.targets import rename_swin
 
@@ -123,19 +123,20 @@ def load_swin(
                 f"{name} is {'x'.join(map(str, value.shape))} in {checkpoint.file}, and the model wants "
                 f"{'x'.join(map(str, target.shape))}; leave the field out that asks for it"
             )
-        state[name] = value
+        state[name] = copy_like(value, target)
         entries.append(Entry(name, status, value.numel(), note, head=head))
     unused = [name for name in shapes if name not in used and not _BUFFERS.search(name)]
     entries += [Entry(name, "dropped", torch.Size(shapes[name]).numel(), head="head" in name) for name in unused]
     model.load_state_dict(state, strict=True, assign=True)
-    return attach_card(model, checkpoint, library, stored, tuple(entries))
+    attach_card(model, checkpoint, stored, entries, origin=f"{library}, Swin")
+    return model.eval()
 
 
 def adapt(
     name: str, parts: list[Tensor], target: Tensor, config: SwinConfig, channels: Literal["repeat", "keep"]
 ) -> tuple[Tensor, Status, str]:
     """Adapt one tensor of ours, from its parts in the file, to the config: its value, status and what was changed."""
-    value = (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
+    value = parts[0] if len(parts) == 1 else torch.cat(parts)
     if name.endswith("relative_position_bias_table") and value.shape[0] != target.shape[0]:
         window = (round(value.shape[0] ** 0.5) + 1) // 2
         value = resize_bias_table(value, window=config.window_size)
@@ -144,30 +145,6 @@ def adapt(
         note = f"{value.shape[1]} -> {config.in_channels} channels"
         return adapt_channels(value, to=config.in_channels, how=channels), "adapted", note
     return value, "exact", "" if len(parts) == 1 else "query, key and value joined"
-
-
-def attach_card(model: Swin, checkpoint: Checkpoint, library: str, stored: SwinConfig, entries: tuple[Entry, ...]) -> Swin:
-    """Attach preprocessing, classes and receipt to the model."""
-    given = preprocessing_for(
-        img_size=pair(model.config.img_size),
-        in_channels=model.config.in_channels,
-        num_classes=model.config.num_classes if model.config.num_classes == stored.num_classes else -1,
-        config=checkpoint.config,
-        preprocessor=checkpoint.preprocessor,
-        origin=f"{library} swin",
-        file_img_size=pair(stored.img_size),
-    )
-    receipt = Receipt(
-        origin=f"{library}, Swin",
-        file=checkpoint.file,
-        sha256=checkpoint.sha256,
-        licence=checkpoint.licence,
-        entries=entries,
-        notes=checkpoint.notes,
-        preprocessing=given.source,
-    )
-    model.card = given.card(receipt)
-    return model.eval()
 
 
 def own_size(config: Mapping[str, Any]) -> int | tuple[int, int] | None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from vitrail.models.backbone import Backbone
 from vitrail.models.families import build
-from vitrail.models.receipt import Entry, Receipt, Status
-from vitrail.settings import configured, pair
+from vitrail.models.receipt import Entry, Status
+from vitrail.settings import configured
 from vitrail.settings.families import name_of
 from vitrail.weights.adapt import adapt_channels
-from vitrail.weights.preprocess import preprocessing_for
+from vitrail.weights.card import attach_card
 from vitrail.weights.read import Checkpoint
 
 
@@ -57,25 +57,7 @@ def load_trained(
         entries.append(Entry(key, status, slot.numel(), note, head=head))
     entries += [Entry(key, "dropped", checkpoint.tensors[key].numel()) for key in checkpoint.tensors if key not in state]
     stored.load_state_dict(state, strict=True)
-    given = preprocessing_for(
-        img_size=pair(model.config.img_size),
-        in_channels=model.config.in_channels,
-        num_classes=model.config.num_classes if model.config.num_classes == known.num_classes else -1,
-        config=checkpoint.config,
-        preprocessor=checkpoint.preprocessor,
-        origin=name,
-        file_img_size=pair(known.img_size),
-    )
-    receipt = Receipt(
-        origin=name,
-        file=checkpoint.file,
-        sha256=checkpoint.sha256,
-        licence=checkpoint.licence,
-        entries=tuple(entries),
-        notes=checkpoint.notes,
-        preprocessing=given.source,
-    )
-    model.card = given.card(receipt)
+    attach_card(model, checkpoint, known, entries, origin=name)
     return model.eval()
 
 

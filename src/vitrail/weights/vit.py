@@ -16,12 +16,12 @@ from torch import Tensor
 
 from vitrail.models import ViT
 from vitrail.models.positions import resize_patch, resize_positions, sincos_2d
-from vitrail.models.receipt import Entry, Receipt, Status
+from vitrail.models.receipt import Entry, Status
 from vitrail.settings import Pair, ViTConfig, configured, pair
-from vitrail.weights.adapt import adapt_channels
+from vitrail.weights.adapt import adapt_channels, copy_like
+from vitrail.weights.card import attach_card
 from vitrail.weights.infer import Inferred, infer, refuse_foreign
 from vitrail.weights.libraries.vitrail import OURS
-from vitrail.weights.preprocess import preprocessing_for
 from vitrail.weights.read import Checkpoint
 from vitrail.weights.recognise import LAYOUTS, Recognised, recognise, unstack
 
@@ -54,7 +54,7 @@ def load_vit(
         refuse_gaps([entry for entry in entries if entry.name not in match.sources], stored.config, checkpoint.file)
     model.load_state_dict(state, strict=True, assign=True)  # the one place that loads
     model.reset_parameters(only={entry.name for entry in entries if entry.fresh})
-    return attach_card(model.eval(), entries, checkpoint, match, stored, strict=strict)
+    return attach_vit_card(model.eval(), entries, checkpoint, match, stored, strict=strict)
 
 
 def of_ours(cfg: ViTConfig) -> Inferred:
@@ -89,7 +89,7 @@ class Adaptation:
         entries: list[Entry] = []
         for name, slot in self.model.state_dict().items():
             value, status, note = self.one(name, slot)
-            state[name] = owned(value, slot)
+            state[name] = torch.empty_like(slot, device="cpu") if value is None else copy_like(value, slot)
             entries.append(Entry(name, status, slot.numel(), note, head=name.startswith(HEADS)))
         return state, (*entries, *self.dropped())
 
@@ -207,12 +207,6 @@ class Adaptation:
 TOKENS = {"cls_token": "cls", "dist_token": "dist", "reg_token": "reg"}
 
 
-def owned(value: Tensor | None, slot: Tensor) -> Tensor:
-    """Copy a value to new memory of the model's dtype: a model must not depend on a file that may change."""
-    copy = torch.empty_like(slot, device="cpu")  # in the order of memory that the layer wants: channels last in a conv stem
-    return copy if value is None else copy.copy_(value)
-
-
 def sincos_of_files(grid: Pair, dim: int) -> Float[Tensor, "1 L D"]:
     """Compute the fixed positions of big_vision and SimpleViT, which their files omit (Beyer et al. 2022).
 
@@ -241,16 +235,7 @@ def refuse_gaps(entries: Iterable[Entry], stored: ViTConfig, file: str) -> None:
 # Card
 
 
-def licence_of(config: Mapping[str, Any]) -> str | None:
-    """Return the licence in the config.json of a run, or of timm."""
-    ours, timms = config.get("vitrail"), config.get("pretrained_cfg")
-    licence = (ours.get("licence") if isinstance(ours, dict) else None) or (
-        timms.get("license") if isinstance(timms, dict) else None
-    )
-    return licence if isinstance(licence, str) else None
-
-
-def attach_card(
+def attach_vit_card(
     model: ViT,
     entries: tuple[Entry, ...],
     checkpoint: Checkpoint,
@@ -259,32 +244,21 @@ def attach_card(
     *,
     strict: bool,
 ) -> ViT:
-    """Attach receipt, preprocessing and class names to the model."""
-    given = preprocessing_for(
-        img_size=pair(model.config.img_size),
-        in_channels=model.config.in_channels,
-        num_classes=model.config.num_classes if model.config.num_classes == stored.config.num_classes else -1,
-        config=checkpoint.config,
-        preprocessor=checkpoint.preprocessor,
-        origin=match.layout.name,
-        file_img_size=pair(stored.config.img_size),
-    )
-    notes = list(checkpoint.notes)
+    """Attach the card to the model. Raises ValueError, or warns, if too little of the backbone comes from the file."""
+    notes = checkpoint.notes
     if match.others:
         shown = ", ".join(prefix.rstrip("./") or "without a prefix" for prefix in match.others)
-        notes.append(f"took {match.prefix.rstrip('./') or 'the one without a prefix'}; the file also holds {shown}")
-    receipt = Receipt(
+        notes = (*notes, f"took {match.prefix.rstrip('./') or 'the one without a prefix'}; the file also holds {shown}")
+    receipt = attach_card(
+        model,
+        checkpoint,
+        stored.config,
+        entries,
         origin=match.layout.name,
-        file=checkpoint.file,
-        sha256=checkpoint.sha256,
-        licence=checkpoint.licence or licence_of(checkpoint.config),
-        entries=entries,
+        notes=notes,
         assumed=stored.assumed,
-        notes=tuple(notes),
-        preprocessing=given.source,
         grid=stored.grid_source,
     )
-    model.card = given.card(receipt)
     if receipt.backbone_share < BACKBONE_SHARE:
         fresh = [entry.name for entry in entries if entry.status == "new" and not entry.head]
         message = (
