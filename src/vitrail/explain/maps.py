@@ -40,7 +40,7 @@ class Maps:
     names: tuple[str, ...]
     """Names of the images."""
     signed: bool = False
-    """Whether numbers below zero speak against."""
+    """True where negative values are evidence against the class."""
     note: str = ""
     """Caveats for reading the maps."""
     colors: Float[Tensor, "B gh gw 3"] | None = None

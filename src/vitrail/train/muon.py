@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.train.distributed import is_sharded_tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz iteration: singular values end between about 0.7 and 1.2."""
+"""Coefficients of the quintic Newton-Schulz iteration: singular values end between about 0.7 and 1.2."""
 STEPS, EPSILON = 5, 1e-7
 BATCH_ELEMENTS = 2**24
 """Elements that one batched product takes at most: 64 MiB in fp32."""

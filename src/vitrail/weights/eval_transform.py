@@ -24,7 +24,7 @@ class EvalTransform(NamedTuple):
     crop_mode: CropMode
     interpolation: Filter
     source: str
-    """Where the values come from, in a few words, with what had to be approximated."""
+    """Source of the values, in a few words, with what had to be approximated."""
     range: tuple[float, float] | None = None
 
 

@@ -52,11 +52,11 @@ class Inferred:
 
     config: ViTConfig
     grid: Pair
-    """Of its position embedding."""
+    """Grid of the position embedding."""
     positions_for: tuple[str, ...]
     """Prefix tokens that have a row in it: of cls, dist, reg."""
     assumed: tuple[str, ...]
-    """What no tensor determines and was taken as published, for the receipt."""
+    """Assumptions, as published, about fields that no tensor determines, for the receipt."""
     grid_source: str = ""
     """The grid and where it comes from, for the receipt; "" for a model whose config states everything."""
 
@@ -314,7 +314,7 @@ class PositionGrid:
     positions_for: tuple[str, ...]
     """Prefix tokens that have a row: of cls, dist, reg."""
     source: str
-    """Where the grid comes from, for the receipt."""
+    """Source of the grid, for the receipt."""
     questions: tuple[Question, ...] = ()
 
 

@@ -58,7 +58,7 @@ class Evidence(NamedTuple):
     shapes: Shapes
     """By our names."""
     fields: Mapping[str, Any]
-    """Of ViTConfig, as inferred so far."""
+    """Fields of ViTConfig inferred so far."""
     known: Mapping[str, Any]
     """Fields that the caller or config.json states."""
     config: Config
@@ -80,11 +80,11 @@ class Layout:
     ignored: str = r"(?!)"
     """Pattern of names inside the encoder's prefix that are no part of the encoder."""
     class_row: bool | None = None
-    """Whether its position embedding has a row for the class token; None if that varies."""
+    """True where the position embedding has a row for the class token; None if that varies."""
     computes_positions: bool = False
     """Its files may omit the position embedding, since its code computes it."""
     needs_positions: Callable[[Evidence], bool] = lambda evidence: True
-    """Whether a file without positions may be a model with rotary ones."""
+    """True where a file without positions may be a model with rotary ones."""
     mixed_gelu: bool = False
     """Its SigLIP towers have several forms of GELU, which no tensor shows."""
     head_outside: bool = False
@@ -146,7 +146,7 @@ class Writer:
     plans: Mapping[type[Any], Callable[[Any], Export]]
     """By the config of a family. Each raises Inexpressible for a model that the library has no class for."""
     suffixes: tuple[str, ...] = ()
-    """Of the single file that is written, the default first; empty for a folder."""
+    """Suffixes of the single file that is written, the default first; empty for a folder."""
     beside: tuple[str, ...] = ()
     """Suffixes of the files that are written beside the single file."""
 

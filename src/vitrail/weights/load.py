@@ -117,7 +117,7 @@ class Reader(NamedTuple):
 
     load: Load
     recognise: Callable[[Mapping[str, Any]], bool] = lambda tensors: False
-    """Whether tensors of these names, which no config of ours describes, are of this family."""
+    """Return True for tensor names of this family, in a checkpoint without a config of ours."""
     published: Callable[[str, Mapping[str, Any]], Backbone] | None = None
     """Weights that a name alone stands for; None: a name has random weights."""
     published_classes: Callable[[str], int] | None = None

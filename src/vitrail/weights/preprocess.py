@@ -28,11 +28,11 @@ class Given:
     classes: tuple[str, ...]
     """In the order of the head's outputs; empty if the files name none, or another number of them."""
     source: str
-    """Where the preprocessing comes from, in a few words, with what had to be approximated."""
+    """Source of the preprocessing, in a few words, with what had to be approximated."""
     guessed: bool
-    """Whether no source states it."""
+    """True where no source states it."""
     multi_label: bool = False
-    """Whether the head was trained for images with any number of the classes."""
+    """True for a head of several labels per image."""
 
     def card(self, receipt: Receipt) -> Card:
         """Return the card of the model that is loaded from the checkpoint."""

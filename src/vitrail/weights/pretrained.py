@@ -45,7 +45,7 @@ class PretrainedRow:
     top1: float | None
     """Per cent of ImageNet-1k's validation images, as its source reports; None if no report was found."""
     source: FigureSource | None
-    """Of top1."""
+    """Source of top1."""
     licence: str
 
 

@@ -37,9 +37,9 @@ class RunInfo:
     data: str
     """Dataset that it was trained on: a name or a path."""
     sha256: str
-    """Of model.safetensors."""
+    """Hash of model.safetensors."""
     multi_label: bool = False
-    """Whether an image may have any number of the classes."""
+    """True for several labels per image."""
 
 
 def save_model(model: Backbone, folder: Path, *, data: str) -> None:

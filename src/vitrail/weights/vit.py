@@ -78,7 +78,7 @@ class Adaptation:
     match: Recognised
     tensors: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
-    """Of the file's tensors: those that are dropped are not read."""
+    """Shapes of the file's tensors: dropped tensors are not read."""
     channels: Channels
     strict: bool
     _used: set[str] = field(default_factory=set)

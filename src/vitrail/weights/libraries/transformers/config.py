@@ -69,7 +69,7 @@ class Processor(NamedTuple):
     resample: int
     mean_std: tuple[Numbers, Numbers]
     shorter: bool
-    """Whether a size of one number is that of the shorter side; else it is that of both."""
+    """True where a size of one number is that of the shorter side; else it is that of both."""
     crops: bool
 
 
