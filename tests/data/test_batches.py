@@ -373,3 +373,16 @@ def test_what_a_loader_is_asked_for_goes_to_it_by_value() -> None:
         assert there.epoch == 2
         assert torch.equal(there.indexes, order[3])
         assert there.turns is None if turns is None else torch.equal(there.turns, turns)
+
+
+def test_a_split_on_a_device_reads_there_if_it_fits() -> None:
+    split = numbered(12)
+    assert split.on(torch.device("cpu"), budget_bytes=1e9) is split
+    assert split.on(torch.device("meta"), budget_bytes=split.images.nbytes - 1) is split
+    moved = split.on(torch.device("meta"), budget_bytes=split.images.nbytes)
+    batch, failures = moved.read(torch.tensor([3, 1]))
+    assert batch.images.device.type == "meta"
+    assert batch.images.shape == (2, *split.images.shape[1:])
+    assert {value.device.type for name, value in vars(batch).items() if name != "images" and value is not None} == {"cpu"}
+    assert failures == ()
+    assert split.images.device.type == "cpu"

@@ -321,7 +321,12 @@ def judged(loop: Loop, score: float) -> bool:
 
 
 @pytest.mark.usefixtures("idx_set")
-def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("every_s", "late"), [(0.0, ""), (1e9, "; noticed 3 steps later")])
+def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_s: float, late: str
+) -> None:
+    """However late it is looked at, the step and its images are named."""
+    monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", every_s)
     augment, calls, seen = classify.augment, [], []  # type: ignore[attr-defined]
 
     def poisoned(*args: Any, **kwargs: Any) -> Batch:
@@ -333,11 +338,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path: Path
         return batch
 
     monkeypatch.setattr(classify, "augment", poisoned)
-    monkeypatch.setattr(Loop, "save", lambda loop: pytest.fail("saved a model whose loss was no number"))
+    monkeypatch.setattr(checkpoint, "save", lambda *args, **kwargs: pytest.fail("saved a model whose loss was no number"))
     with pytest.raises(
-        ValueError, match=r"^loss is nan at step 3 \(epoch 0, images .*bad_batch.txt\): lower optim.lr"
+        ValueError, match=rf"^loss is nan at step 3 \(epoch 0, images .*bad_batch.txt{late}\): lower optim.lr"
     ) as error:
-        train(tmp_path / "run")
+        train(tmp_path / "run", train={"steps": 6})
     assert "\n" not in str(error.value)
     assert "Traceback" not in str(error.value)
     assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from vitrail.data.batch import Batch, RawBatch
+from vitrail.data.batch import Batch, RawBatch, constant
 from vitrail.data.draws import Draws
 from vitrail.data.geometry import is_shift, mirror, resample, shift
 from vitrail.data.policy import color_jitter_, rand_augment_colors_, rand_augment_matrices, three_augment_
@@ -38,6 +38,7 @@ def augment(
     Order: crop, flip and the geometric part of RandAugment in one resampling; the colours of RandAugment, three-augment
     and colour jitter; normalisation; random erasing; mixup or cutmix. All draws are keyed by (seed, epoch, index), and by the
     turn of an image that is repeated, so the result for a sample depends on its batch only through its mixing partner.
+    Pixels are computed on the device of `raw.images`; with all else of `raw` on the CPU, that device is never waited for.
     `teacher_targets` are those of all images of the split; the batch gets its own, mixed as the labels are.
     """
     draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
@@ -47,13 +48,15 @@ def augment(
     targets = raw.targets
     if targets is None:
         targets = F.one_hot(raw.labels, num_classes).float() * (1 - label_smoothing) + label_smoothing / num_classes
+    batch_targets = None
     if teacher_targets is None:
         images, targets = mix(images, targets, draws, cfg)
-        return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes)
-    batch_targets = teacher_targets[raw.indexes.to(teacher_targets.device)].to(targets)
-    images, both = mix(images, torch.cat([targets, batch_targets], dim=1), draws, cfg)
-    targets, batch_targets = both.chunk(2, dim=1)
-    return Batch(images=images, targets=targets, labels=raw.labels, indexes=raw.indexes, teacher_targets=batch_targets)
+    else:
+        batch_targets = teacher_targets[raw.indexes.to(teacher_targets.device)].to(targets)
+        images, both = mix(images, torch.cat([targets, batch_targets], dim=1), draws, cfg)
+        targets, batch_targets = (part.to(images.device, non_blocking=True) for part in both.chunk(2, dim=1))
+    targets, labels = (value.to(images.device, non_blocking=True) for value in (targets, raw.labels))
+    return Batch(images=images, targets=targets, labels=labels, indexes=raw.indexes, teacher_targets=batch_targets)
 
 
 def _crop_and_warp(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessing: Preprocessing) -> Tensor:
@@ -66,7 +69,7 @@ def _crop_and_warp(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessin
     if cfg.rand_augment is not None:
         matrices = matrices @ rand_augment_matrices(draws, cfg.rand_augment, size=out)
         # The border is filled with the data's mean colour, as in timm: zero after normalisation, so no signal.
-        fill = 255 * torch.tensor(preprocessing.mean, device=raw.images.device)
+        fill = 255 * constant(preprocessing.mean, raw.images.device).flatten()
     return resample(raw.images, sizes=raw.sizes, boxes=raw.boxes, matrices=matrices, out=out, fill=fill)
 
 
@@ -124,7 +127,7 @@ def normalise(
     images: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"], preprocessing: Preprocessing
 ) -> Float[Tensor, "B C H W"]:
     """Normalise pixels from 0 … 255: (x / 255 - mean) / std in each channel."""
-    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    mean, std = (constant(values, images.device) for values in (preprocessing.mean, preprocessing.std))
     return (images * (1 / (255 * std))).sub_(mean / std)
 
 
@@ -145,11 +148,28 @@ def erase_(images: Float[Tensor, "B C H W"], draws: Draws, *, prob: float) -> No
     top = draws.integers("erase_top", high=(height - tall + 1).clamp(min=1))[:, 0]
     left = draws.integers("erase_left", high=(width - wide + 1).clamp(min=1))[:, 0]
     some = chosen.nonzero()[:, 0]
-    down, across = _interval_mask(top, top + tall, height)[some], _interval_mask(left, left + wide, width)[some]
-    holes = (down[:, :, None] & across[:, None, :])[:, None].expand(-1, images.shape[1], -1, -1)  # (b, C, H, W)
-    rows, columns = holes.flatten(1).nonzero(as_tuple=True)
-    noise = draws.normal_at("erase_noise", rows=some[rows], columns=columns)
-    images.view(len(images), -1)[some[rows], columns] = noise.to(images.dtype)
+    boxes = top[some], left[some], tall[some], wide[some]
+    rows, columns = _pixels_of(some, *boxes, shape=images.shape[1:], device=images.device)
+    noise = draws.on(images.device).normal_at("erase_noise", rows=rows, columns=columns)
+    images.view(len(images), -1)[rows, columns] = noise.to(images.dtype)
+
+
+def _pixels_of(
+    samples: Int64[Tensor, " b"], *boxes: Int64[Tensor, " b"], shape: torch.Size, device: torch.device
+) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
+    """Return sample and position (in the flattened image) of every number in the boxes: top, left, height, width.
+
+    The lists are made on the device, of a length that is known beforehand: a search of a mask would wait for the device.
+    """
+    channels, height, width = shape
+    counts = channels * boxes[2] * boxes[3]
+    values = torch.stack((samples, counts.cumsum(0) - counts, *boxes)).to(device, non_blocking=True)
+    total = int(counts.sum())
+    repeats = counts.to(device, non_blocking=True)
+    rows, first, top, left, tall, wide = values.repeat_interleave(repeats, dim=1, output_size=total)  # (M,) each
+    place = torch.arange(total, device=device) - first
+    channel, inside = place // (tall * wide), place % (tall * wide)
+    return rows, (channel * height + top + inside // wide) * width + left + inside % wide
 
 
 def mix(
@@ -165,15 +185,16 @@ def mix(
     mixed = draws.uniform("mix")[:, 0] < cfg.mixup_prob
     cut = draws.uniform("cutmix")[:, 0] < (cfg.switch_prob if cfg.mixup_alpha > 0 else 1.0)
     cut = cut & mixed if cfg.cutmix_alpha > 0 else torch.zeros_like(mixed)
-    share = torch.ones(len(images), device=images.device)  # of the image itself, in the target
+    share = torch.ones(len(images), device=mixed.device)  # of the image itself, in the target
     if cfg.mixup_alpha > 0:
         share = torch.where(mixed & ~cut, draws.beta("mixup", cfg.mixup_alpha), 1.0)
-    weight = share.view(-1, 1, 1, 1)  # of the image itself, in each pixel
+    weight = share.view(-1, 1, 1, 1).to(images.device, non_blocking=True)  # of the image itself, in each pixel
     if cfg.cutmix_alpha > 0:
         rows, columns = _draw_cutmix_box(draws, alpha=cfg.cutmix_alpha, size=(images.shape[-2], images.shape[-1]))
         rows = rows * cut[:, None]
-        weight = torch.addcmul(weight, rows[:, None, :, None], columns[:, None, None, :], value=-1)  # (B, 1, H, W)
         share = share - rows.mean(1) * columns.mean(1)
+        rows, columns = (value.to(images.device, non_blocking=True) for value in (rows, columns))
+        weight = torch.addcmul(weight, rows[:, None, :, None], columns[:, None, None, :], value=-1)  # (B, 1, H, W)
     return images.roll(1, 0).lerp_(images, weight.to(images.dtype)), targets.roll(1, 0).lerp_(targets, share[:, None])
 
 

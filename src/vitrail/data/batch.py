@@ -4,12 +4,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+
+
+@functools.lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "C 1 1"]:
+    """Return one number per channel on the device, where it stays: a copy at each step would wait for the device."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +42,16 @@ class RawBatch:
         tensors = {name: value for name, value in vars(self).items() if value is not None}
         return RawBatch(**{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
+    def pixels_to(self, device: torch.device) -> RawBatch:
+        """Copy the pixels alone. All else stays on the CPU, where the draws of an augmentation are read without waiting.
+
+        Pixels for a GPU are copied from pinned memory, while it computes.
+        """
+        images = self.images
+        if device.type == "cuda" and images.device.type == "cpu" and not images.is_pinned():
+            images = images.pin_memory()
+        return replace(self, images=images.to(device, non_blocking=True))
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -50,6 +67,7 @@ class Batch:
     labels: Int64[Tensor, " B"]
     """Class of each image before mixing."""
     indexes: Int64[Tensor, " B"]
+    """Position of each image in its split, on the CPU."""
     patch_size: int | None = None
     """Patch size for these images; None is the model's own."""
     teacher_targets: Float[Tensor, "B K"] | None = None

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from vitrail.data.batch import constant
+
 Images = Float[Tensor, "B C H W"]
 Strengths = Float[Tensor, " B"]
 
@@ -32,21 +34,23 @@ def apply_each_(
 ) -> None:
     """Apply to each sample, in place, the operation of its kind; a negative kind leaves the sample unchanged.
 
-    Each operation runs once, on all its samples, so the time is that of one pass over the batch.
+    Each operation runs once, on all its samples, so the time is that of one pass over the batch. With kinds and strengths on
+    the CPU, the device is never waited for.
     """
-    counts = torch.bincount(kinds + 1, minlength=len(operations) + 1).tolist()  # the only synchronisation with the device
-    groups = torch.split(torch.argsort(kinds, stable=True), counts)[1:]
-    for operation, rows in zip(operations, groups, strict=True):
+    counts = torch.bincount(kinds + 1, minlength=len(operations) + 1).tolist()
+    order = torch.argsort(kinds, stable=True)
+    groups = order.to(images.device, non_blocking=True).split(counts)[1:]
+    amounts = strengths[order].to(images.device, non_blocking=True).split(counts)[1:]
+    for operation, rows, amount in zip(operations, groups, amounts, strict=True):
         if len(rows):
-            images[rows] = operation(images[rows], strengths[rows])
+            images[rows] = operation(images[rows], amount)
 
 
 def grey(images: Images) -> Float[Tensor, "B 1 H W"]:
     """Return the luma of RGB, or the mean of the channels."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
-    weights = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
-    return (images * weights.view(3, 1, 1)).sum(1, keepdim=True)
+    return (images * constant(_LUMA, images.device).to(images.dtype)).sum(1, keepdim=True)
 
 
 def _blend(base: Tensor, images: Images, factor: Strengths) -> Images:
@@ -113,8 +117,7 @@ def equalize(images: Images, _: Strengths) -> Images:
     """Equalise the histogram of each channel, as Pillow: level v becomes the share of pixels below it."""
     count, channels, height, width = images.shape
     levels = images.round().long().flatten(0, 1).flatten(1)  # (B·C, H·W)
-    offsets = torch.arange(len(levels), device=images.device)[:, None] * 256
-    histogram = torch.bincount((levels + offsets).flatten(), minlength=len(levels) * 256).view(-1, 256)
+    histogram = levels.new_zeros(len(levels), 256).scatter_add_(1, levels, torch.ones_like(levels))
     brightest = histogram.gather(1, levels.amax(1, keepdim=True))
     step = (height * width - brightest) // 255  # (B·C, 1)
     below = histogram.cumsum(1) - histogram

@@ -85,6 +85,10 @@ class Split(ABC):
         """Return a hash that changes with the images and their order; None if that needs reading them all."""
         return None
 
+    def on(self, device: torch.device, *, budget_bytes: float) -> Split:
+        """Return the split with its pixels on a device, where they fit the budget; else the split itself."""
+        return self
+
     @abstractmethod
     def read(
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None

@@ -9,6 +9,7 @@ a 64-bit state, and its numbers are those of SplitMix64 from that state. Int64 a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from functools import cache
@@ -60,6 +61,12 @@ class Draws:
         """`turns` counts the earlier occurrences of each sample in this epoch; each occurrence has independent draws."""
         samples = indexes if turns is None else indexes + (turns << _SAMPLES)
         self._keys = _mix(samples * _GAMMA + _hash("sample", seed, epoch))  # (B,)
+
+    def on(self, device: torch.device) -> Draws:
+        """Return the same numbers, computed on another device."""
+        draws = copy.copy(self)
+        draws._keys = self._keys.to(device, non_blocking=True)
+        return draws
 
     def uniform(self, stream: str, n: int = 1) -> Float[Tensor, "B n"]:
         """Draw uniform numbers in [0, 1), multiples of 2^-24."""

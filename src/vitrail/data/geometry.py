@@ -68,9 +68,11 @@ def resample(
 
     Positions outside of the box are `fill`, as if crop and resize came first (None: no matrix leaves the box, as with flips
     alone). Pixels of a box beyond the image's edge are zero, as in a crop with padding. A box of twice the output's side or
-    more is first halved by averaging, against aliasing; below twice, plain bilinear interpolation is used.
+    more is first halved by averaging, against aliasing; below twice, plain bilinear interpolation is used. With sizes, boxes
+    and matrices on the CPU, the device of the images is never waited for.
     """
     pixels, boxes = _halve_large(images.float(), sizes, boxes, out)
+    boxes, matrices = boxes.to(images.device, non_blocking=True), matrices.to(images.device, non_blocking=True)
     (height, width), (top, left, tall, wide) = pixels.shape[-2:], boxes.unbind(1)
     x, y = _positions(matrices, out)  # (B, h, w), in the window
     inside = _coverage(x, out[1]) * _coverage(y, out[0]) if fill is not None else None
@@ -112,7 +114,8 @@ def _halve_large(pixels: Tensor, sizes: Tensor, boxes: Tensor, out: Pair) -> tup
     for axis, count in enumerate(most):
         for done in range(count):
             rows = (times[:, axis] > done).nonzero()[:, 0]
-            pixels[rows] = _halve_axis(pixels[rows], sizes[rows, axis], dim=2 + axis)
+            at, extents = (value.to(pixels.device, non_blocking=True) for value in (rows, sizes[rows, axis]))
+            pixels[at] = _halve_axis(pixels[at], extents, dim=2 + axis)
             sizes[rows, axis] = (sizes[rows, axis] + 1) // 2
             boxes[rows[:, None], torch.tensor([axis, axis + 2], device=rows.device)] /= 2
     return pixels, boxes
@@ -141,7 +144,8 @@ def shift(
     """Compute `resample` for boxes that pass `is_shift` by moving whole pixels: exact, and many times as fast."""
     count, channels, height, width = images.shape
     framed = F.pad(images, (1, 1, 1, 1))  # one pixel of zeros represents everything outside
-    start = boxes[:, :2].long() + 1
+    start = (boxes[:, :2].long() + 1).to(images.device, non_blocking=True)
+    flips = flips.to(images.device, non_blocking=True)
     rows = torch.arange(out[0], device=images.device) + start[:, :1]  # (B, h)
     columns = torch.arange(out[1], device=images.device).expand(count, -1)
     columns = torch.where(flips[:, None], out[1] - 1 - columns, columns) + start[:, 1:]  # (B, w)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -59,15 +60,25 @@ class FixedSplit(Split):
             return self
         return FixedSplit(self._views(self.images), labels=self.labels, names=self.names, skipped=self.skipped)
 
+    def on(self, device: torch.device, *, budget_bytes: float) -> FixedSplit:
+        """See Split.on: then reading a batch copies nothing but indexes."""
+        if self._view is not None or self.images.device == device or self.images.nbytes > budget_bytes:
+            return self
+        moved = copy.copy(self)
+        moved.images = self.images.to(device)
+        return moved
+
     def fingerprint(self) -> str:
         """Hash the pixels."""
-        return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
+        return hashlib.sha256(self.images.cpu().contiguous().numpy().data).hexdigest()
 
     def read(
         self, indexes: Int64[Tensor, " B"], *, boxes: Float[Tensor, "B 4"] | None = None
     ) -> tuple[RawBatch, tuple[Skipped, ...]]:
         """Index the images; none fails."""
-        images = self.images[indexes] if self._view is None else self._views(self.images[indexes])  # (B, C, H, W)
+        images = self.images[indexes.to(self.images.device, non_blocking=True)]  # (B, C, H, W)
+        if self._view is not None:
+            images = self._views(images)
         sizes = self.sizes[indexes]
         boxes = whole_boxes(sizes) if boxes is None else boxes
         return RawBatch(images, sizes, boxes, self.labels[indexes], indexes), ()

@@ -52,7 +52,7 @@ class WindowAttention(nn.Module):
 
     def bias(self) -> Float[Tensor, "h _w _w"]:
         """Bias of every pair of positions in a window."""
-        index = relative_index(self.window).to(self.relative_position_bias_table.device)
+        index = relative_index(self.window, device=self.relative_position_bias_table.device)
         return self.relative_position_bias_table[index].permute(2, 0, 1)
 
 

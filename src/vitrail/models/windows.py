@@ -59,9 +59,10 @@ class WindowLayout(NamedTuple):
         return ids[:, :, None] != ids[:, None, :]
 
 
-def relative_index(window: int) -> Int64[Tensor, "_w _w"]:
+def relative_index(window: int, *, device: torch.device | None = None) -> Int64[Tensor, "_w _w"]:
     """Return the row of the bias table for each pair of positions in a window: one for each relative offset."""
-    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    side = torch.arange(window, device=device)
+    y, x = torch.meshgrid(side, side, indexing="ij")
     y, x = y.flatten(), x.flatten()
     down, across = y[:, None] - y[None, :] + window - 1, x[:, None] - x[None, :] + window - 1
     return down * (2 * window - 1) + across

@@ -143,7 +143,8 @@ class Mae(Unsupervised):
             self.check_patches([patch_size])
         batch = self.augmented(raw, epoch=epoch, img_size=img_size)
         draws = Draws(seed=self.seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
-        return replace(batch, visible=self.draw_visible(draws, grid_of(img_size, self.patch)))
+        visible = self.draw_visible(draws, grid_of(img_size, self.patch))
+        return replace(batch, visible=visible.to(batch.images.device, non_blocking=True))
 
     def check_patches(self, patch_sizes: Sequence[int]) -> None:
         """Raise ValueError for a patch size other than the decoder's."""

@@ -30,9 +30,6 @@ def supervised_task(
 
     `preprocessing` and `classes` are the model's own, which a teacher must fit. Raises ValueError for a teacher that does not,
     and for settings that images of several classes do not support.
-
-    Raises ValueError for a teacher that does not fit,
-    and for settings that images of several classes can't have.
     """
     optim, distill, multi_label = settings.optim, settings.distill, split.multi_label
     if settings.data.balance == "loss" and multi_label:

@@ -73,8 +73,6 @@ class Task(nn.Module):
         """Compute scores on a split in evaluation view, of `model` (such as a running mean) if given, else of the task's own.
 
         Return None if the task has no score for such a split.
-
-        None where the task has no score for such a split.
         """
 
     def picture(self, split: Split, *, device: torch.device, autocast_dtype: torch.dtype | None = None) -> Image.Image | None:

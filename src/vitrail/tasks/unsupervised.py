@@ -48,7 +48,7 @@ class Unsupervised(Task):
     def augmented(self, raw: RawBatch, *, epoch: int, img_size: Pair) -> Batch:
         """Return augmented images without targets."""
         return augment(
-            replace(raw, targets=raw.images.new_zeros(len(raw), 0, dtype=torch.float32)),
+            replace(raw, targets=torch.zeros(len(raw), 0)),
             cfg=self.augment,
             preprocessing=replace(self.preprocessing, img_size=img_size),
             num_classes=0,

@@ -112,7 +112,7 @@ def assemble(context: Context) -> Loop:
     """
     cfg, display, processes, device = context.settings.train, context.display, context.processes, context.device
     keep_freed_memory(not (cfg.checkpointing or cfg.shard))  # both exist to save memory
-    images = open_images(context)
+    images = move_small_sets(open_images(context), device)
     skipped = write_skipped(context.folder, images.train, *images.views.values()) if processes.first else 0
     model = build_start_model(context, images.preprocessing)
     announce(context, images, model, skipped=skipped)
@@ -182,6 +182,15 @@ def load_images(context: Context, preprocessing: Preprocessing) -> Images:
     names = "\0".join(chain(split.names, *(view.names for view in views.values())))
     fingerprint = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
     return Images(split, views, preprocessing, fingerprint)
+
+
+def move_small_sets(images: Images, device: torch.device) -> Images:
+    """Move sets in memory to a GPU, where all of them together take a quarter of its free memory at most."""
+    if device.type != "cuda":
+        return images
+    budget_bytes = torch.cuda.mem_get_info(device)[0] / 4 / (1 + len(images.views))
+    views = {name: view.on(device, budget_bytes=budget_bytes) for name, view in images.views.items()}
+    return dataclasses.replace(images, train=images.train.on(device, budget_bytes=budget_bytes), views=views)
 
 
 def load_training_view(context: Context, preprocessing: Preprocessing) -> Split:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batches
@@ -28,18 +26,20 @@ from vitrail.tasks import Task
 from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train.distributed import SINGLE_PROCESS, PeerFailed, World, local_shard
+from vitrail.train.history import History
 from vitrail.train.notes import check_warmup
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
 from vitrail.train.progress import Display, Metrics, Rate
 from vitrail.train.sizes import patch_at, side_unit, size_at
 from vitrail.train.step import Ema, Step
+from vitrail.train.stream import SideStream
 from vitrail.weights.run_folder import SETTINGS, sha256, write_atomically
 
 PATIENCE_S = 1.0
 """Seconds after which a second Ctrl-C counts as a new one."""
 LOG_EVERY_S = 1.0
-"""Seconds between two lines of metrics.jsonl."""
+"""Seconds between two lines of metrics.jsonl, and between two looks at the losses, which wait for the device."""
 
 
 @dataclass
@@ -70,6 +70,8 @@ class Loop:
     """True where the model is the linear probe of its frozen features, and is not trained."""
     pictures: str | None = None
     """Folder inside the run folder for the task's picture at each evaluation; None for a task without pictures."""
+    history: History = field(default_factory=History)
+    """Losses of the steps since the last look."""
     step: int = 0
     evaluated: int = 0
     """Step of the last evaluation."""
@@ -112,28 +114,29 @@ class Loop:
                 if self.ema is not None:
                     self.ema.update(self.step)
                 self.step += 1
-                self.require_finite(losses, epoch, batch)
+                self.history.add(self.step, epoch, batch, losses)
 
                 now = time.perf_counter()
                 images_per_s = rate.add(len(batch) * self.world.size)
-                fitted = self.pace.advance(self.step, *self.world.max(now - start))
+                elapsed, log_is_due = self.world.max(now - start, now - logged >= LOG_EVERY_S)
+                fitted = self.pace.advance(self.step, elapsed)
                 if fitted and len(self.pace.fits) == 1 and (line := check_warmup(cfg.optim.warmup, self.pace.total)):
                     self.display.say(f"note: {line}")
                 last = self.pace.finished(self.step)
-                if now - logged >= LOG_EVERY_S or last:
+                if log_is_due or last:
                     logged = now
-                    self.log(epoch, losses, lr=lr, images_per_s=images_per_s)
+                    self.log(epoch, lr=lr, images_per_s=images_per_s)
                 if last:
                     self.save()
                     if signal_number := self.world.max(interrupt.number)[0]:  # while it was written
                         self.interrupt(signal_number, saved=True)
                     return
                 interval_over = now - saved >= 60 * cfg.train.checkpoint_every
-                signal_number, due = self.world.max(interrupt.number, interval_over)
+                signal_number, save_is_due = self.world.max(interrupt.number, interval_over)
                 if signal_number:
                     self.interrupt(signal_number)
                 best = self.evaluation_is_due() and self.validate(interrupt)
-                if due or (best and cfg.train.keep_best):
+                if save_is_due or (best and cfg.train.keep_best):
                     self.save()
                     saved = time.perf_counter()
 
@@ -157,7 +160,7 @@ class Loop:
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield (epoch, augmented batch on the device) from the current step on, in the image and patch size of the step."""
         cfg, size = self.settings, self.preprocessing.img_size
-        for epoch, raw in train_batches(
+        raw_batches = train_batches(
             self.split,
             batch_size=cfg.train.batch_size,
             seed=cfg.train.seed,
@@ -165,20 +168,25 @@ class Loop:
             start_step=self.step,
             balanced=cfg.data.balance == "sampler",
             part=Part(self.world.rank, self.world.size),
-        ):
+        )
+        for (epoch, _), batch in SideStream(self.device).each(raw_batches, lambda item: self.prepare(*item)):
             if (now := self.img_size()) != size:
                 size = now
                 self.display.say(f"step {self.step:,}: images have {size[0]}x{size[1]} px from here on")
-            if not len(raw):
-                yield epoch, self.placeholder_batch()
-                continue
-            yield epoch, self.task.batch(raw.to(self.device), epoch=epoch, img_size=size, patch_size=self.patch_size())
+            yield epoch, batch
 
-    def placeholder_batch(self) -> Batch:
-        """Return a black image of weight 0 for a process without a readable image, which has to step with the others."""
+    def prepare(self, epoch: int, raw: RawBatch) -> Batch:
+        """Copy a batch to the device and augment it there, in the image and patch size of this step."""
+        if not len(raw):
+            return dataclasses.replace(self.prepare(0, self.placeholder_batch()), stands_in=True)
+        size, patch = self.img_size(), self.patch_size()
+        return self.task.batch(raw.pixels_to(self.device), epoch=epoch, img_size=size, patch_size=patch)
+
+    def placeholder_batch(self) -> RawBatch:
+        """Return a black image for a process without a readable image, which has to step with the others."""
         size, cfg = self.img_size(), self.settings.model
         none = torch.zeros(1, dtype=torch.long)
-        raw = RawBatch(
+        return RawBatch(
             images=torch.zeros(1, cfg.in_channels, *size, dtype=torch.uint8),
             sizes=torch.tensor([size]),
             boxes=torch.tensor([[0.0, 0.0, *map(float, size)]]),
@@ -186,8 +194,6 @@ class Loop:
             indexes=none,
             targets=torch.zeros(1, cfg.num_classes) if self.split.multi_label else None,
         )
-        batch = self.task.batch(raw.to(self.device), epoch=0, img_size=size, patch_size=self.patch_size())
-        return dataclasses.replace(batch, stands_in=True)
 
     def img_size(self) -> Pair:
         """Return (height, width) of the images of this step, a function of the progress alone, so that resuming repeats it."""
@@ -225,26 +231,36 @@ class Loop:
         interval = cfg.eval_every * steps_per_epoch(self.split, batch_size=cfg.batch_size)
         return self.step % max(1, round(interval)) == 0
 
-    def require_finite(self, losses: dict[str, Tensor], epoch: int, batch: Batch) -> None:
-        """Raise ValueError, naming step and batch, for a non-finite loss or gradient norm. Nothing is saved."""
-        broken = [name for name in ("loss", "grad_norm") if name in losses and not math.isfinite(losses[name].item())]
-        if not broken:
+    def look(self) -> None:
+        """Read the losses since the last look. Raises ValueError, naming step and batch, for one that is not finite.
+
+        Comes before every line of the log, evaluation and checkpoint, at the same step in all processes, so nothing is saved
+        after such a loss. The weights of the steps between it and this look are lost anyway.
+        """
+        broken = self.history.read()
+        if broken is None:
             return
-        local = [] if batch.stands_in else [self.split.names[index] for index in batch.indexes.tolist()]
+        taken = broken.taken
+        local = [] if taken.indexes is None else [self.split.names[index] for index in taken.indexes.tolist()]
         names = [name for part in self.world.gather(local) for name in part]
         if not self.world.first:
-            raise PeerFailed(f"{broken[0]} is not finite")
+            raise PeerFailed(f"{broken.name} is not finite")
         (self.folder / "bad_batch.txt").write_text("\n".join(map(printable, names)) + "\n", encoding="utf-8")
-        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        some, steps = ", ".join(names[:3]) + (", …" if len(names) > 3 else ""), self.step - taken.step
+        late = f"; noticed {steps} step{'s' * (steps > 1)} later" if steps else ""
         raise ValueError(
-            f"{broken[0]} is {losses[broken[0]].item()} at step {self.step} "
-            f"(epoch {epoch}, images {some}; all in {self.folder / 'bad_batch.txt'}): "
+            f"{broken.name} is {broken.value} at step {taken.step} "
+            f"(epoch {taken.epoch}, images {some}; all in {self.folder / 'bad_batch.txt'}{late}): "
             "lower optim.lr, lengthen optim.warmup or set optim.clip_norm; checkpoints up to here are good"
         )
 
-    def log(self, epoch: int, losses: dict[str, Tensor], *, lr: float, images_per_s: float) -> None:
-        """Write a line of metrics.jsonl, and update the display; `lr` is a share of its peak."""
-        values = {name: value.item() for name, value in losses.items()}
+    def log(self, epoch: int, *, lr: float, images_per_s: float) -> None:
+        """Write a line of metrics.jsonl with the mean losses since the last one, and update the display.
+
+        `lr` is a share of its peak.
+        """
+        self.look()
+        values = self.history.means()
         peak = self.settings.optim.lr * self.settings.train.batch_size / REFERENCE_BATCH
         record = {"epoch": epoch, "seconds": round(self.pace.elapsed, 2), **values}
         self.write({**record, "lr": lr * peak, "images_per_s": round(images_per_s, 1)})
@@ -272,6 +288,7 @@ class Loop:
         A signal interrupts the run at this step, and a resumed run evaluates first.
         """
         assert self.evaluate is not None
+        self.look()
 
         def watch() -> None:
             if signal_number := self.world.max(interrupt.number)[0]:
@@ -310,6 +327,7 @@ class Loop:
 
         A gradient can make them so in a step whose loss is still finite.
         """
+        self.look()
         broken = any(not bool(local_shard(weight).isfinite().all()) for weight in self.task.parameters())
         if self.world.max(broken)[0]:
             if not self.world.first:
