@@ -36,6 +36,8 @@ class TrainConfig:
     """Device: auto, cpu, cuda, cuda:1, mps."""
     compile: bool = False
     """torch.compile each block."""
+    graph: bool = True
+    """On a GPU: record the step as a CUDA graph where launching its kernels takes longer than computing them."""
     checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass: less memory, more time."""
     ladder: bool = True

@@ -32,10 +32,11 @@ from vitrail.train.folder import write_skipped, write_text_atomically
 from vitrail.train.ladder import apply_probe, has_linear_head, run_baselines
 from vitrail.train.loop import Loop
 from vitrail.train.notes import check_warmup
-from vitrail.train.optim import build_optimizers, group_table
+from vitrail.train.optim import Optimizers, build_optimizers, group_table
 from vitrail.train.pace import Pace
 from vitrail.train.plan import Plan, resolve_preprocessing
 from vitrail.train.progress import Display, Metrics
+from vitrail.train.replay import ReplayedStep
 from vitrail.train.step import Ema, Step, loss_scaler
 
 DEFAULT_EPOCHS = 100.0
@@ -130,6 +131,8 @@ def assemble(context: Context) -> Loop:
         evaluate = functools.partial(
             score_model, task, split=images.views["val"], device=device, dtype=context.dtype, processes=processes
         )
+    train_step = build_step(context, task, optimizers)
+    replay = cfg.graph and not cfg.compile and ReplayedStep.suits(train_step, device)
     return Loop(
         settings=context.settings,
         folder=context.folder,
@@ -137,15 +140,8 @@ def assemble(context: Context) -> Loop:
         views=images.views,
         preprocessing=images.preprocessing,
         device=device,
-        train_step=Step(
-            task,
-            optimizers,
-            autocast_dtype=context.dtype,
-            clip_norm=context.settings.optim.clip_norm,
-            accumulate=cfg.accumulate,
-            scaler=loss_scaler(device, context.dtype),
-            world=processes,
-        ),
+        train_step=train_step,
+        take_step=ReplayedStep(train_step, display.say) if replay else train_step,
         ema=None if mean is None else Ema(model, mean, cfg.ema_decay),
         pace=pace,
         evaluate=evaluate,
@@ -330,6 +326,19 @@ def run_probe_first(context: Context, model: Backbone, images: Images) -> bool:
     elif cfg.probe_head:
         display.say("the head is not one linear layer, so it can't start as the probe; it starts from random weights")
     return stop
+
+
+def build_step(context: Context, task: Task, optimizers: Optimizers) -> Step:
+    """Build the training step."""
+    return Step(
+        task,
+        optimizers,
+        autocast_dtype=context.dtype,
+        clip_norm=context.settings.optim.clip_norm,
+        accumulate=context.settings.train.accumulate,
+        scaler=loss_scaler(context.device, context.dtype),
+        world=context.processes,
+    )
 
 
 def compile_and_shard(context: Context, model: Backbone, mean: Backbone | None) -> None:

@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batches
@@ -56,6 +57,8 @@ class Loop:
     device: torch.device
     train_step: Step
     """Optimizer step on one batch."""
+    take_step: Callable[[Batch], dict[str, Tensor]]
+    """The same step, or its replay from a recording."""
     ema: Ema | None
     pace: Pace
     evaluate: Callable[[Backbone, Callable[[], None]], Scores | None] | None
@@ -109,7 +112,7 @@ class Loop:
                 torch.manual_seed(step_seed(cfg.train.seed, self.step, rank=self.world.rank))
                 lr = self.lr_factor()
                 self.train_step.optimizers.set_lr(lr)
-                losses = self.train_step(batch)
+                losses = self.take_step(batch)
                 self.task.after_step(self.step)
                 if self.ema is not None:
                     self.ema.update(self.step)

@@ -68,7 +68,10 @@ class Muon(torch.optim.Muon):
         orthogonal = orthogonalise(updates).to(matrices[0].dtype)
         lr = group["lr"] * 0.2 * math.sqrt(max(matrices[0].shape))  # as large as AdamW's updates (Liu et al. 2025)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, list(orthogonal), alpha=-lr)
+        if isinstance(lr, Tensor):  # on the device, for a recorded step
+            torch._foreach_add_(matrices, list(orthogonal.mul_(-lr)))
+        else:
+            torch._foreach_add_(matrices, list(orthogonal), alpha=-lr)
 
 
 def orthogonalise(matrices: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:

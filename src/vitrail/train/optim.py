@@ -117,7 +117,29 @@ class Optimizers:
     def set_lr(self, factor: float) -> None:
         """Set each group's learning rate to a share of its peak."""
         for group in self.groups():
-            group["lr"] = group["peak_lr"] * factor
+            rate = group["peak_lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    @property
+    def recordable(self) -> bool:
+        """True where all optimizers can read their learning rates from the device."""
+        return all(isinstance(part, AdamW | Muon) for part in self.parts)
+
+    def read_from(self, device: torch.device) -> None:
+        """Keep the learning rates in tensors on the device: a recorded step would repeat the numbers of its recording."""
+        for group in self.groups():
+            if not isinstance(group["lr"], Tensor):
+                group["lr"] = torch.tensor(group["lr"], device=device)
+            if "capturable" in group:
+                group["capturable"] = True
+
+    def state_tensors(self) -> list[Tensor]:
+        """Return the tensors of all state, such as moments."""
+        states = (state for part in self.parts for state in part.state.values())
+        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
     def step(self) -> None:
         """Update the weights."""
