@@ -1,0 +1,119 @@
+"""A process for each contender, so that settings of one (allocator, threads, precision) do not reach another."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitrail.bench.rounds import timed
+from vitrail.text import one_line
+
+Call = Callable[[], object]
+
+
+class Unmeasurable(ValueError):
+    """Reason why a contender cannot be measured, in one line."""
+
+
+class First(NamedTuple):
+    """The first call of a contender."""
+
+    seconds: float
+    output: Any
+    """Output as an fp32 array if it is a tensor, else None."""
+
+
+class Worker:
+    """Process that builds a contender and then runs it on request.
+
+    `build` returns the call to time; it must be a function of a module, or a `functools.partial` of one. Processes fork from a
+    server that has torch loaded, where the system can fork.
+    """
+
+    def __init__(self, build: Callable[[], Call], *, device: str = "cpu", threads: int | None = None) -> None:
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload([__name__])
+        self._line, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, build, device, threads), daemon=True)  # type: ignore[attr-defined]
+        self._process.start()
+        theirs.close()  # so that a process that dies is an EOFError here, not a wait without end
+
+    def first(self) -> First:
+        """Wait for the first call. Raises Unmeasurable if it failed."""
+        return First(*self._receive())
+
+    def take(self, times: int = 1) -> float:
+        """Return the wall time in seconds of some calls. Raises Unmeasurable if one failed."""
+        with contextlib.suppress(OSError):  # the process ended: receiving says so
+            self._line.send(times)
+        return float(self._receive())
+
+    def end(self) -> None:
+        """End the process: by itself where it can, so that it cleans up."""
+        with contextlib.suppress(OSError):
+            self._line.send(0)
+        self._line.close()
+        self._process.join(timeout=5)
+        self._process.kill()
+        self._process.join()
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._line.recv()
+        except (EOFError, OSError):
+            raise Unmeasurable("its process ended; memory may have run out, so try a smaller batch") from None
+        if isinstance(answer, str):
+            raise Unmeasurable(answer)
+        return answer
+
+
+def _serve(line: Connection, build: Callable[[], Call], device: str, threads: int | None) -> None:
+    """Build, report the first call, then answer each number of calls with their seconds, until 0; a string is an error.
+
+    On a GPU, contenders that wait give their cached memory back, and a call that is not timed fetches it again.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    outputs: list[object] = []
+    try:
+        call = build()
+        seconds = timed(lambda: outputs.append(call()), wait=lambda: wait(device))
+        line.send((seconds, array(outputs[0])))
+        while times := line.recv():
+            if on_gpu:
+                call()
+            line.send(timed(call, times=times, wait=lambda: wait(device)))
+            if on_gpu:
+                torch.cuda.empty_cache()
+    except (EOFError, BrokenPipeError):  # the parent has ended
+        return
+    except Exception as error:  # a peer may fail in any way, and the others are measured all the same
+        line.send(one_line(error) or type(error).__name__)
+
+
+def wait(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()
+
+
+def array(output: object) -> Any:
+    """Convert a tensor or an array to a NumPy array in fp32; None for anything else."""
+    if isinstance(output, Tensor):
+        return output.detach().float().cpu().numpy()
+    return output if hasattr(output, "__array__") else None
