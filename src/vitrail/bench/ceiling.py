@@ -42,11 +42,12 @@ def model_products(case: Case, precision: Precision) -> Call:
 
 def onednn_products(case: Case, precision: Precision) -> Call:
     """Build the products of the model's linear layers for a batch, computed by oneDNN."""
+    return _products(_batched(case), case.device, precision, onednn_linear)
 
-    def linear(x: Tensor, weight: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # what torch.compile calls on a CPU
 
-    return _products(_batched(case), case.device, precision, linear)
+def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute a linear layer by oneDNN, as torch.compile does on a CPU."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 def square_product(case: Case, precision: Precision) -> Call:

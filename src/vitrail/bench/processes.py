@@ -16,6 +16,7 @@ from vitrail.bench.rounds import timed
 from vitrail.text import one_line
 
 Call = Callable[[], object]
+PRELOAD = "vitrail.bench.preload"
 
 
 class Unmeasurable(ValueError):
@@ -34,14 +35,14 @@ class Worker:
     """Process that builds a contender and then runs it on request.
 
     `build` returns the call to time; it must be a function of a module, or a `functools.partial` of one. Processes fork from a
-    server that has torch loaded, where the system can fork.
+    server that has torch, timm and torchvision loaded, where the system can fork.
     """
 
     def __init__(self, build: Callable[[], Call], *, device: str = "cpu", threads: int | None = None) -> None:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context = multiprocessing.get_context(method)
         if method == "forkserver":
-            context.set_forkserver_preload([__name__])
+            context.set_forkserver_preload([PRELOAD])
         self._line, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, device, threads), daemon=True)  # type: ignore[attr-defined]
         self._process.start()
