@@ -36,7 +36,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print everything measured as JSON")
     args = terminal.parse(parser, words)
 
-    from vitrail.bench import bench
+    from vitrail.bench.run import bench
     from vitrail.settings import layers
 
     typed = {} if args.img_size is None else {"img_size": args.img_size}
