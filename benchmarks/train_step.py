@@ -116,6 +116,7 @@ def measure(case: Case, *, rounds: int, steps: int, warmup: int, threads: int) -
         for name in CONTENDERS:
             workers[name] = Worker(partial(build, name, case), threads=threads)
             stack.callback(workers[name].end)
+            workers[name].built()
             first[name] = workers[name].first().seconds
             workers[name].take(warmup)
             print(f"  {name}: ready, first step {first[name]:.1f} s", file=sys.stderr)

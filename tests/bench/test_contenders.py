@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from vitrail.bench import ceiling, machine, prediction, run, training
 from vitrail.bench.case import Case, write_case
 from vitrail.bench.contender import Contender
-from vitrail.bench.processes import array
+from vitrail.bench.processes import Unmeasurable, Worker, array
 from vitrail.models import create_model
 from vitrail.models.counts import count
 
@@ -111,3 +112,58 @@ def test_a_difference_is_relative_to_the_greatest_logit() -> None:
 def test_missing_packages_are_named() -> None:
     assert machine.missing(("torch",)) is None
     assert machine.missing(("torch", "no_such_a", "no_such_b")) == "no_such_a and no_such_b are not installed"
+
+
+class Ready(Worker):
+    """A worker whose calls take a given time."""
+
+    def __init__(self, seconds: float, *, fails: str = "") -> None:
+        self.seconds, self.fails, self.calls = seconds, fails, 0
+
+    def built(self) -> None:
+        if self.fails == "built":
+            raise Unmeasurable("no kernel")
+
+    def first(self) -> run.First:
+        if self.fails == "first":
+            raise Unmeasurable("no memory")
+        return run.First(self.seconds, None)
+
+    def take(self, times: int = 1) -> float:
+        self.calls += times
+        return self.seconds * times
+
+
+def test_a_turn_has_as_many_calls_as_fit() -> None:
+    workers: dict[str, Worker] = {
+        "fast": Ready(0.01),
+        "slow": Ready(0.5),
+        "unbuilt": Ready(0, fails="built"),
+        "large": Ready(0, fails="first"),
+    }
+    left_out: dict[str, str] = {}
+    first, calls = run.prepare(workers, left_out, until=time.perf_counter() + 3600)
+    assert (calls, list(first)) == ({"fast": 100, "slow": 2}, ["fast", "slow"])  # a second each
+    assert left_out == {"unbuilt": "no kernel", "large": "no memory"}
+
+
+def test_without_time_there_is_one_call_a_turn_and_none_to_calibrate() -> None:
+    slow = Ready(9.0)
+    _, calls = run.prepare({"fast": Ready(0.01), "slow": slow}, {}, until=time.perf_counter() + 10)
+    assert calls == {"fast": 1, "slow": 1}
+    assert slow.calls == 0
+
+
+def test_nothing_to_measure_is_an_error_with_a_reason() -> None:
+    workers: dict[str, Worker] = {"unbuilt": Ready(0, fails="built")}
+    with pytest.raises(ValueError, match="nothing could be measured: no kernel"):
+        run.prepare(workers, {}, until=time.perf_counter() + 10)
+
+
+def test_a_turn_that_fails_names_the_contender() -> None:
+    class Failing(Ready):
+        def take(self, times: int = 1) -> float:
+            raise Unmeasurable("memory")
+
+    with pytest.raises(ValueError, match="timm fp32: memory"):
+        run.take("timm fp32", Failing(1.0), 1)

@@ -37,6 +37,7 @@ def dying() -> Call:
 
 def test_a_worker_gives_its_first_output_and_the_seconds_of_turns() -> None:
     worker = Worker(partial(doubling, 3.0))
+    worker.built()
     first = worker.first()
     assert first.seconds > 0
     np.testing.assert_array_equal(first.output, np.full(2, 6.0, dtype=np.float32))
@@ -50,12 +51,13 @@ def test_a_worker_gives_its_first_output_and_the_seconds_of_turns() -> None:
 def test_a_contender_that_cannot_be_built_has_a_reason(build: Call, says: str) -> None:
     worker = Worker(build)  # type: ignore[arg-type]
     with pytest.raises(Unmeasurable, match=says):
-        worker.first()
+        worker.built()
     worker.end()
 
 
 def test_a_turn_that_fails_has_a_reason() -> None:
     worker = Worker(failing_later)
+    worker.built()
     worker.first()
     with pytest.raises(Unmeasurable, match="the second call"):
         worker.take()

@@ -48,15 +48,17 @@ class Worker:
         self._process.start()
         theirs.close()  # so that a process that dies is an EOFError here, not a wait without end
 
+    def built(self) -> None:
+        """Wait until the contender is built. Raises Unmeasurable if that failed."""
+        self._receive()
+
     def first(self) -> First:
-        """Wait for the first call. Raises Unmeasurable if it failed."""
-        return First(*self._receive())
+        """Make the first call of a contender that is built. Raises Unmeasurable if it failed."""
+        return First(*self._ask(1))
 
     def take(self, times: int = 1) -> float:
-        """Return the wall time in seconds of some calls. Raises Unmeasurable if one failed."""
-        with contextlib.suppress(OSError):  # the process ended: receiving says so
-            self._line.send(times)
-        return float(self._receive())
+        """Return the wall time in seconds of some calls after the first. Raises Unmeasurable if one failed."""
+        return float(self._ask(times))
 
     def end(self) -> None:
         """End the process: by itself where it can, so that it cleans up."""
@@ -66,6 +68,11 @@ class Worker:
         self._process.join(timeout=5)
         self._process.kill()
         self._process.join()
+
+    def _ask(self, times: int) -> Any:
+        with contextlib.suppress(OSError):  # the process ended: receiving says so
+            self._line.send(times)
+        return self._receive()
 
     def _receive(self) -> Any:
         try:
@@ -78,9 +85,10 @@ class Worker:
 
 
 def _serve(line: Connection, build: Callable[[], Call], device: str, threads: int | None) -> None:
-    """Build, report the first call, then answer each number of calls with their seconds, until 0; a string is an error.
+    """Build, make the first call, then answer each number of calls with their seconds, until 0; a string is an error.
 
-    On a GPU, contenders that wait give their cached memory back, and a call that is not timed fetches it again.
+    Each waits for the parent, as contenders that compute at the same time wait for each other's threads. On a GPU, contenders
+    that wait give their cached memory back, and a call that is not timed fetches it again.
     """
     on_gpu = torch.device(device).type == "cuda"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
@@ -90,6 +98,9 @@ def _serve(line: Connection, build: Callable[[], Call], device: str, threads: in
     outputs: list[object] = []
     try:
         call = build()
+        line.send(True)
+        if not line.recv():
+            return
         seconds = timed(lambda: outputs.append(call()), wait=lambda: wait(device))
         line.send((seconds, array(outputs[0])))
         while times := line.recv():

@@ -8,7 +8,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -183,23 +183,34 @@ def measure(
 
 
 def prepare(workers: dict[str, Worker], left_out: dict[str, str], *, until: float) -> tuple[dict[str, First], dict[str, int]]:
-    """Wait for every first call, and choose how many calls a turn has, so that the rounds planned for fit the time.
+    """Make every first call, and choose how many calls a turn has, so that the rounds planned for fit the time.
 
     A contender that fails is moved to `left_out`, with the reason. Raises ValueError if all do.
     """
     first: dict[str, First] = {}
-    once: dict[str, float] = {}
-    for key, worker in workers.items():
-        try:
-            first[key] = worker.first()
-        except Unmeasurable as error:
-            left_out[key] = str(error)
+    for key, worker in workers.items():  # all are built before one computes
+        with reason_of(key, left_out):
+            worker.built()
+    for key in [key for key in workers if key not in left_out]:
+        with reason_of(key, left_out):
+            first[key] = workers[key].first()
     if not first:
         raise ValueError(f"nothing could be measured: {next(iter(left_out.values()))}")
-    for key in first:  # once all are ready, so that none is timed while another still starts
-        once[key] = take(key, workers[key], 1)
-    turn = min(_TURN_S, (until - time.perf_counter()) / _ROUNDS / len(first))
+    left = until - time.perf_counter()
+    if sum(one.seconds for one in first.values()) * (LEAST_ROUNDS + 1) > left:  # no time to find out, nor to fill
+        return first, dict.fromkeys(first, 1)
+    once = {key: take(key, workers[key], 1) for key in first}
+    turn = min(_TURN_S, left / _ROUNDS / len(first))
     return first, {key: max(1, round(turn / once[key])) for key in first}
+
+
+@contextlib.contextmanager
+def reason_of(key: str, left_out: dict[str, str]) -> Iterator[None]:
+    """Context that notes why a contender cannot be measured."""
+    try:
+        yield
+    except Unmeasurable as error:
+        left_out[key] = str(error)
 
 
 def take(key: str, worker: Worker, calls: int) -> float:
