@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import machine
-from vitrail.bench.processes import Call, Worker
+from vitrail.bench.processes import Call, Worker, end_all
 from vitrail.bench.rounds import interleave, ratios, summary
 from vitrail.bench.training import batch_of, our_step, plain_step
 from vitrail.data.batch import Batch
@@ -113,9 +113,9 @@ def measure(case: Case, *, rounds: int, steps: int, warmup: int, threads: int) -
 
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
+        stack.callback(lambda: end_all(workers.values()))
         for name in CONTENDERS:
             workers[name] = Worker(partial(build, name, case), threads=threads)
-            stack.callback(workers[name].end)
             workers[name].built()
             first[name] = workers[name].first().seconds
             workers[name].take(warmup)

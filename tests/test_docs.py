@@ -142,7 +142,7 @@ def test_commands_run(page: Path, here: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_python_runs(page: Path, here: Path) -> None:
-    names: dict[str, Any] = {"__name__": "__docs__"}
+    names: dict[str, Any] = {"__name__": "__main__"}
     for code in blocks(page, "python"):
         exec(compile(code, str(page), "exec"), names)
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from vitrail.bench.processes import Call, Unmeasurable, Worker
+from vitrail.bench.processes import Call, Unmeasurable, Worker, end_all
 
 
 def doubling(number: float) -> Call:
     return lambda: torch.full((2,), 2 * number, dtype=torch.bfloat16)
+
+
+def sleeping() -> Call:
+    return lambda: time.sleep(600)
 
 
 def failing() -> Call:
@@ -64,3 +69,13 @@ def test_a_turn_that_fails_has_a_reason() -> None:
     with pytest.raises(Unmeasurable, match="its process ended"):
         worker.take()
     worker.end()
+
+
+def test_processes_end_even_in_the_middle_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitrail.bench.processes._PATIENCE_S", 0.2)
+    workers = [Worker(sleeping), Worker(partial(doubling, 1.0))]
+    for worker in workers:
+        worker.built()
+    workers[0]._line.send(1)
+    end_all(workers)
+    assert not any(worker._process.is_alive() for worker in workers)

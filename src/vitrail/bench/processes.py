@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from vitrail.text import one_line
 
 Call = Callable[[], object]
 PRELOAD = "vitrail.bench.preload"
+_PATIENCE_S = 5.0
 
 
 class Unmeasurable(ValueError):
@@ -60,14 +62,18 @@ class Worker:
         """Return the wall time in seconds of some calls after the first. Raises Unmeasurable if one failed."""
         return float(self._ask(times))
 
-    def end(self) -> None:
-        """End the process: by itself where it can, so that it cleans up."""
+    def end(self, *, within_s: float = _PATIENCE_S) -> None:
+        """End the process: by itself if it can in this time, so that it cleans up."""
+        self.stop()
+        self._process.join(timeout=within_s)
+        self._process.kill()
+        self._process.join()
+
+    def stop(self) -> None:
+        """Tell the process to end, without waiting for it."""
         with contextlib.suppress(OSError):
             self._line.send(0)
         self._line.close()
-        self._process.join(timeout=5)
-        self._process.kill()
-        self._process.join()
 
     def _ask(self, times: int) -> Any:
         with contextlib.suppress(OSError):  # the process ended: receiving says so
@@ -82,6 +88,15 @@ class Worker:
         if isinstance(answer, str):
             raise Unmeasurable(answer)
         return answer
+
+
+def end_all(workers: Iterable[Worker]) -> None:
+    """End all processes, within seconds even if they are busy."""
+    ends = time.monotonic() + _PATIENCE_S
+    for worker in (every := list(workers)):
+        worker.stop()
+    for worker in every:
+        worker.end(within_s=max(0.0, ends - time.monotonic()))
 
 
 def _serve(line: Connection, build: Callable[[], Call], device: str, threads: int | None) -> None:

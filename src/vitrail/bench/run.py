@@ -20,7 +20,7 @@ import torch
 from vitrail.bench import ceiling, machine, prediction, training
 from vitrail.bench.case import Case, write_case
 from vitrail.bench.contender import Contender, Precision
-from vitrail.bench.processes import First, Unmeasurable, Worker
+from vitrail.bench.processes import First, Unmeasurable, Worker, end_all
 from vitrail.bench.rounds import Summary, interleave, ratios, summary
 from vitrail.models.device import autocast_dtype, pick_device
 from vitrail.settings import Pair
@@ -162,9 +162,9 @@ def measure(
     left_out = {row.key: reason for row in rows if (reason := row.absent) is not None}
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
+        stack.callback(lambda: end_all(workers.values()))
         for row in (*ceilings, *(row for row in rows if row.key not in left_out)):
             workers[row.key] = Worker(partial(row.build, case, row.precision), device=case.device)
-            stack.callback(workers[row.key].end)
         first, calls = prepare(workers, left_out, until=until)
         say(f"{kind}: {len(first)} contenders take turns")
         turns = {key: partial(take, key, workers[key], calls[key]) for key in first}
