@@ -127,6 +127,7 @@ def bench(
     images = batch_size or (16 if where.type == "cpu" else 256)
     with tempfile.TemporaryDirectory() as folder:
         case = write_case(name, Path(folder), img_size=img_size, batch_size=images, device=str(where))
+        say(f"{name}, {images} images a batch, on {where}: about {minutes:g} min")
         ends = {"training": start + 60 * minutes / 2, "prediction": start + 60 * minutes}
         rows = {"training": training.rows(precisions), "prediction": prediction.rows(precisions)}
         ceilings = ceiling.rows(precisions, case.device)
