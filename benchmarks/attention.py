@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import machine
+from vitrail.bench.rounds import Summary, interleave, ratios, summary, timed
 from vitrail.models.vit import attention_weights
 
 TOKENS = (50, 197, 257, 577, 1025, 2049, 4097)
@@ -33,28 +33,22 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention_weights(q, k, None) @ v
 
 
-def seconds(attend: Callable[[Tensor, Tensor, Tensor], Tensor], qkv: list[Tensor], *, training: bool, repeats: int) -> float:
-    """Wall time of some calls, with their backward pass where asked."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        with torch.set_grad_enabled(training):
-            out = attend(*qkv)
-        if training:
-            torch.autograd.grad(out, qkv, out)
-    return time.perf_counter() - start
+def call(attend: Callable[[Tensor, Tensor, Tensor], Tensor], qkv: list[Tensor], *, training: bool) -> None:
+    """Attention, with its backward pass where asked."""
+    with torch.set_grad_enabled(training):
+        out = attend(*qkv)
+    if training:
+        torch.autograd.grad(out, qkv, out)
 
 
-def speedup(tokens: int, *, training: bool, rounds: int, total: int) -> dict[str, float]:
+def speedup(tokens: int, *, training: bool, rounds: int, total: int) -> Summary:
     """Median, least and greatest of the rounds."""
     batch = max(1, total // tokens)
     qkv = [torch.randn(batch, HEADS, tokens, HEAD_DIM, dtype=torch.bfloat16, requires_grad=training) for _ in range(3)]
-    ratios = []
-    for turn in range(rounds + 1):  # the first is the warm-up
-        plain_s = seconds(plain, qkv, training=training, repeats=3)
-        fused_s = seconds(F.scaled_dot_product_attention, qkv, training=training, repeats=3)
-        if turn:
-            ratios.append(fused_s / plain_s)
-    return {"median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3), "max": round(max(ratios), 3)}
+    ways: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"plain": plain, "fused": F.scaled_dot_product_attention}
+    turns = {name: partial(timed, partial(call, way, qkv, training=training), times=3) for name, way in ways.items()}
+    seconds = interleave(turns, least=rounds, warmup=1)
+    return summary(ratios(seconds["fused"], seconds["plain"]))
 
 
 def main() -> None:

@@ -18,16 +18,23 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import machine
-from train_step import OPTIM, Case, summary, synthetic
-from vitrail.settings import Preprocessing, ViTConfig, pair
+from train_step import OPTIM, Case, synthetic
+from vitrail.bench.processes import Call
+from vitrail.bench.rounds import interleave, ratios, rotated, summary
+from vitrail.bench.training import our_step
+from vitrail.models import ViT
+from vitrail.models.device import keep_freed_memory
+from vitrail.settings import ViTConfig
 
 WAYS = ("not compiled", "by block", "whole")
 RATES = (0.0, 0.1)
@@ -69,7 +76,6 @@ def contend(line: Connection, way: str, case: Case, threads: int) -> None:
     """One contender's process: builds, answers each number of steps with seconds and graphs, ends at 0."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        import torch
         from torch._dynamo.utils import counters
 
         torch.set_num_threads(threads)
@@ -82,40 +88,23 @@ def contend(line: Connection, way: str, case: Case, threads: int) -> None:
             line.send((time.perf_counter() - start, counters["stats"]["unique_graphs"]))
 
 
-def step_of(way: str, case: Case) -> Callable[[], object]:
+def step_of(way: str, case: Case) -> Call:
     """The step that vitrail.train takes, of a model that is compiled in this way."""
-    import torch
-
-    from vitrail.models import ViT
-    from vitrail.models.device import keep_freed_memory
-    from vitrail.tasks.classify import Classify
-    from vitrail.train.optim import build_optimizers
-    from vitrail.train.step import Step
-
     keep_freed_memory()
-    batch = synthetic(case)
     model = ViT(case.vit).train()
     if way == "whole":
         model.compile()
-    elif way == "by block":
-        for block in model.blocks:
-            block.compile()
-    how = Preprocessing(img_size=pair(case.vit.img_size), in_channels=case.vit.in_channels, mean=(0.0,), std=(1.0,))
-    move = Step(
-        Classify(model, preprocessing=how), build_optimizers(model, OPTIM, batch_size=len(batch)), autocast_dtype=torch.bfloat16
-    )
-    return lambda: move(batch)
+    return our_step(model, synthetic(case), dtype=torch.bfloat16, optim=OPTIM, compiled=way == "by block")
 
 
 def measure(case: Case, *, starts: int, rounds: int, steps: int, warmup: int, threads: int) -> dict[str, Any]:
     """Seconds of the first step and of the later ones by contender, their ratios, and the graphs that were compiled."""
     first: dict[str, list[float]] = {way: [] for way in WAYS}
-    later: dict[str, list[float]] = {way: [] for way in WAYS}
     graphs: dict[str, int] = {}
     processes: dict[str, Process] = {}
     try:
         for turn in range(starts):
-            for way in turned(turn):
+            for way in rotated(WAYS, turn):
                 processes[way] = Process.start(way, case, threads)
                 seconds, graphs[way] = processes[way].take(1)
                 first[way].append(seconds)
@@ -124,11 +113,12 @@ def measure(case: Case, *, starts: int, rounds: int, steps: int, warmup: int, th
                     processes.pop(way).end()
         for way in WAYS:
             processes[way].take(warmup)
-        for turn in range(rounds):
-            for way in turned(turn):
-                seconds, graphs[way] = processes[way].take(steps)
-                later[way].append(seconds / steps)
-            print(f"  round {turn + 1}: " + ", ".join(f"{way} {later[way][-1]:.3f} s" for way in WAYS), file=sys.stderr)
+
+        def take(way: str) -> float:
+            seconds, graphs[way] = processes[way].take(steps)
+            return seconds / steps
+
+        later = interleave({way: partial(take, way) for way in WAYS}, least=rounds, on_round=show)
     finally:
         for process in processes.values():
             process.end()
@@ -141,20 +131,14 @@ def measure(case: Case, *, starts: int, rounds: int, steps: int, warmup: int, th
         "graphs": graphs,
         "first_step_s": {way: summary(first[way]) for way in WAYS},
         "step_s": {way: summary(later[way]) for way in WAYS},
-        "first_step_ratio": ratio(first["by block"], first["whole"]),
-        "speed_ratio": ratio(later["whole"], later["by block"]),
+        "first_step_ratio": summary(ratios(first["by block"], first["whole"])),
+        "speed_ratio": summary(ratios(later["whole"], later["by block"])),
     }
 
 
-def turned(turn: int) -> list[str]:
-    """The contenders in the order of this turn."""
-    first = turn % len(WAYS)
-    return [*WAYS[first:], *WAYS[:first]]
-
-
-def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    """Of the values that stand in one turn."""
-    return summary([a / b for a, b in zip(over, under, strict=True)])
+def show(seconds: dict[str, float]) -> None:
+    """Print a round."""
+    print("  " + ", ".join(f"{way} {taken:.3f} s" for way, taken in seconds.items()), file=sys.stderr)
 
 
 def case_of(depth: int, rate: float, batch_size: int) -> Case:

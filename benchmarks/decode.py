@@ -28,7 +28,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +39,8 @@ from torchvision.transforms import v2
 
 import machine
 import vitrail
-from train_step import OPTIM, summary
+from train_step import OPTIM
+from vitrail.bench.rounds import interleave, ratios, summary
 from vitrail.data.augment import augment
 from vitrail.data.batches import train_batches
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Split
@@ -127,9 +128,9 @@ def read(folder: Path, *, interpolation: Literal["bicubic", "bilinear"], rounds:
             assert batch.dtype == torch.uint8
         return batches * BATCH / (time.perf_counter() - start)
 
-    speeds = in_turns({name: functools.partial(turn, name) for name in contenders}, rounds=rounds)
+    speeds = interleave({name: functools.partial(turn, name) for name in contenders}, least=rounds, warmup=1, on_round=show)
     return {"images_per_s": {name: summary(values) for name, values in speeds.items()}} | {
-        "ratios": {name: ratio(speeds["vitrail"], speeds[name]) for name in THEIRS}
+        "ratios": {name: summary(ratios(speeds["vitrail"], speeds[name])) for name in THEIRS}
     }
 
 
@@ -163,32 +164,19 @@ def train(folder: Path, *, model_name: str, threads: int, rounds: int, steps: in
             step(source)
         return steps * BATCH / (time.perf_counter() - start)
 
-    speeds = in_turns({"files": lambda: turn(files), "memory": lambda: turn(kept)}, rounds=rounds)
+    speeds = interleave({"files": lambda: turn(files), "memory": lambda: turn(kept)}, least=rounds, warmup=1, on_round=show)
     return {
         "threads": threads,
         "loaders": split.workers,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "images_per_s": {name: summary(values) for name, values in speeds.items()},
-        "ratio": ratio(speeds["files"], speeds["memory"]),
+        "ratio": summary(ratios(speeds["files"], speeds["memory"])),
     }
 
 
-def in_turns(contenders: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
-    """What each gives in each round; the first round, which warms up, is left out."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for number in range(rounds + 1):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            found[name].append(contenders[name]())
-        shown = ", ".join(f"{name} {values[-1]:.0f}" for name, values in found.items())
-        print(f"  round {number}: {shown}", file=sys.stderr)
-    return {name: values[1:] for name, values in found.items()}
-
-
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Of the speeds within each round."""
-    return summary([a / b for a, b in zip(ours, theirs, strict=True)])
+def show(speeds: dict[str, float]) -> None:
+    """Print a round."""
+    print("  " + ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items()), file=sys.stderr)
 
 
 def main() -> None:

@@ -20,11 +20,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import machine
+from vitrail.bench.rounds import interleave, ratios, summary
 
 CASES = {
     "28-px ViT of the recipe, batch 128": ("--recipe", "fashion-mnist"),
@@ -63,14 +65,15 @@ def launch(words: list[str], *, processes: int, limit: int | None = None) -> sub
     )
 
 
-def speed(options: tuple[str, ...], *, processes: int, seconds: float, folder: Path) -> float:
+def speed(options: tuple[str, ...], *, processes: int, seconds: float) -> float:
     """Images a second of a run of so many seconds: the median of its reports behind the first third."""
-    out = folder / f"run-{processes}"
-    words = ["train", "fashion-mnist", *options, "--minutes", f"{seconds / 60:g}", "--train.eval_every", "0", "--out", str(out)]
-    done = launch(words, processes=processes)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    reports = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    length = ("--minutes", f"{seconds / 60:g}", "--train.eval_every", "0")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "run")
+        done = launch(["train", "fashion-mnist", *options, *length, "--out", str(out)], processes=processes)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        reports = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rates = [report["images_per_s"] for report in reports if "images_per_s" in report]
     return statistics.median(rates[len(rates) // 3 :])
 
@@ -79,20 +82,10 @@ def speeds(rounds: int, seconds: float) -> dict[str, Any]:
     """Both ways in turn."""
     result: dict[str, Any] = {}
     for title, options in CASES.items():
-        one: list[float] = []
-        two: list[float] = []
-        for number in range(rounds):
-            with tempfile.TemporaryDirectory() as name:
-                for processes in (1, 2) if number % 2 == 0 else (2, 1):
-                    rate = speed(options, processes=processes, seconds=seconds, folder=Path(name))
-                    (one if processes == 1 else two).append(rate)
-            print(f"{title}: one {one[-1]:.1f}, two {two[-1]:.1f} images/s", flush=True)
-        ratios = [b / a for a, b in zip(one, two, strict=True)]
-        result[title] = {
-            "one": statistics.median(one),
-            "two": statistics.median(two),
-            "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        }
+        turns = {name: partial(speed, options, processes=n, seconds=seconds) for name, n in (("one", 1), ("two", 2))}
+        rates = interleave(turns, least=rounds, on_round=partial(print, title, flush=True))
+        result[title] = {name: statistics.median(values) for name, values in rates.items()}
+        result[title] |= {"ratio": summary(ratios(rates["two"], rates["one"]), digits=6)}
     return result
 
 

@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +25,7 @@ from torch import Tensor
 
 import machine
 from memory import resident
+from vitrail.bench.rounds import interleave, ratios, summary, timed
 from vitrail.explain import METHODS
 from vitrail.models import ViT, create_model
 
@@ -68,12 +68,10 @@ def ways() -> dict[str, tuple[Callable[[Tensor], object], Callable[[Tensor], obj
     }
 
 
-def seconds(call: Callable[[Tensor], object], images: Tensor) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    with torch.inference_mode():
-        call(images)
-    return time.perf_counter() - start
+@torch.inference_mode()
+def run(call: Callable[[Tensor], object], images: Tensor) -> None:
+    """One call."""
+    call(images)
 
 
 def times(rounds: int) -> dict[str, Any]:
@@ -81,17 +79,13 @@ def times(rounds: int) -> dict[str, Any]:
     every, result = ways(), {}
     for batch in BATCHES:
         images = torch.randn(batch, 3, 224, 224)
-        ratios: dict[str, list[float]] = {name: [] for name in every}
-        for turn in range(rounds + 2):
-            for name, (forward, rows) in every.items():
-                first, second = (forward, rows) if turn % 2 else (rows, forward)
-                taken = {first: seconds(first, images), second: seconds(second, images)}
-                if turn >= 2:
-                    ratios[name].append(taken[rows] / taken[forward])
-        result[str(batch)] = {
-            name: {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
-            for name, values in ratios.items()
+        turns = {
+            f"{kind}, {name}": partial(timed, partial(run, call, images))
+            for name, calls in every.items()
+            for kind, call in zip(("forward", "rows"), calls, strict=True)
         }
+        taken = interleave(turns, least=rounds, warmup=2)
+        result[str(batch)] = {name: summary(ratios(taken[f"rows, {name}"], taken[f"forward, {name}"])) for name in every}
         print(f"{batch} images:", {name: value["median"] for name, value in result[str(batch)].items()}, flush=True)
     return result
 

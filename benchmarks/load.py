@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import RESULTS, facts
+from vitrail.bench.rounds import ratios, summary
 
 NAME = "vit_base_patch16_224"
 CALLS = {
@@ -54,11 +54,6 @@ def measure(library: str, file: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -81,8 +76,9 @@ def main() -> None:
         model_mb = 4 * rounds[0]["vitrail"]["parameters"] / 1e6
     result: dict[str, Any] = {"machine": facts("timm", "safetensors"), "model": NAME, "rounds": len(rounds)}
     for figure in ("seconds", "peak_mb"):
-        result[figure] = {library: summary([one[library][figure] for one in rounds]) for library in CALLS}
-        result[f"{figure}_ratio"] = summary([one["vitrail"][figure] / one["timm"][figure] for one in rounds])
+        every = {library: [one[library][figure] for one in rounds] for library in CALLS}
+        result[figure] = {library: summary(values) for library, values in every.items()}
+        result[f"{figure}_ratio"] = summary(ratios(every["vitrail"], every["timm"]))
         print(figure, {k: round(v["median"], 3) for k, v in result[figure].items()}, "ratio", result[f"{figure}_ratio"])
     result["model_mb"], result["peak_mb_of"] = round(model_mb), more
     print(f"the model has {model_mb:.0f} MB; greatest memory, adapted and converted:", more)

@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 import machine
+from vitrail.bench.rounds import interleave, ratios, summary, timed
 from vitrail.models import create_model
 from vitrail.models.device import bf16_is_faster
 from vitrail.settings import OptimConfig
@@ -51,21 +51,14 @@ def compare(size: str, *, rounds: int) -> dict[str, Any]:
     dtype = torch.bfloat16 if bf16_is_faster(torch.device("cpu")) else torch.float32
     theirs, ours = matrices(size), matrices(size)
     optimizers = {"torch": torch.optim.Muon(theirs, **OPTIONS), "ours": Muon(ours, dtype=dtype, **OPTIONS)}
-    taken: dict[str, list[float]] = {name: [] for name in optimizers}
-    for _ in range(rounds + 1):
-        for name, optimizer in optimizers.items():
-            start = time.perf_counter()
-            optimizer.step()
-            taken[name].append(1e3 * (time.perf_counter() - start))
-    medians = {name: statistics.median(times[1:]) for name, times in taken.items()}
+    turns = {name: partial(timed, optimizer.step) for name, optimizer in optimizers.items()}
+    taken = interleave(turns, least=rounds, warmup=1)
+    ms = {name: summary([1e3 * seconds for seconds in values], digits=1) for name, values in taken.items()}
     return {
         "matrices": len(ours),
-        "ms": {
-            name: {"median": round(medians[name], 1), "min": round(min(times[1:]), 1), "max": round(max(times[1:]), 1)}
-            for name, times in taken.items()
-        },
+        "ms": ms,
         "dtype": str(dtype).removeprefix("torch."),
-        "speed_ratio": round(medians["torch"] / medians["ours"], 2),
+        "speed_ratio": summary(ratios(taken["torch"], taken["ours"]), digits=2)["median"],
         "difference": difference(ours, theirs),
     }
 

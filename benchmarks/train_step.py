@@ -12,25 +12,26 @@ order turns from round to round. What counts is the ratio within a round: its me
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
-import multiprocessing
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 import machine
-from vitrail.settings import OptimConfig, Preprocessing, ViTConfig, pair
-
-if TYPE_CHECKING:
-    from vitrail.data.batch import Batch
-
-Step = Callable[[], None]
+from vitrail.bench.processes import Call, Worker, end_all
+from vitrail.bench.rounds import interleave, ratios, summary
+from vitrail.bench.training import batch_of, our_step, plain_step
+from vitrail.data.batch import Batch
+from vitrail.models import ViT
+from vitrail.models.device import keep_freed_memory
+from vitrail.settings import OptimConfig, ViTConfig, pair
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,14 @@ OPTIM = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=None)
 
 def synthetic(case: Case) -> Batch:
     """The images and labels that every contender gets."""
-    import torch
-    from torch.nn import functional as F
-
-    from vitrail.data.batch import Batch
-    from vitrail.settings import pair
-
     g = torch.Generator().manual_seed(0)
     images = torch.randn(case.batch_size, case.vit.in_channels, *pair(case.vit.img_size), generator=g)
-    labels = torch.randint(case.vit.num_classes, (case.batch_size,), generator=g)
-    targets = F.one_hot(labels, case.vit.num_classes).float()
-    return Batch(images=images, targets=targets, labels=labels, indexes=torch.arange(case.batch_size))
+    return batch_of(images, case.vit.num_classes)
 
 
-def theirs(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Step:
+def theirs(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Call:
     """timm's model under bf16 autocast with fused AdamW."""
     import timm
-    import torch
-    from torch.nn import functional as F
 
     model: torch.nn.Module = timm.models.VisionTransformer(
         img_size=vit.img_size,
@@ -87,49 +78,17 @@ def theirs(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Step:
         embed_dim=vit.embed_dim,
         depth=vit.depth,
         num_heads=vit.num_heads,
-    ).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=OPTIM.lr, betas=OPTIM.betas, weight_decay=OPTIM.weight_decay, fused=True
     )
-    forward = torch.compile(model) if compiled else model
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(forward(batch.images), batch.labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return plain_step(model.train(), batch, dtype=torch.bfloat16, compiled=compiled)
 
 
-def ours(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Step:
+def ours(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Call:
     """Our model, through the very step that vitrail.train takes."""
-    import torch
-
-    from vitrail.models import ViT
-    from vitrail.models.device import keep_freed_memory
-    from vitrail.tasks.classify import Classify
-    from vitrail.train.optim import build_optimizers
-    from vitrail.train.step import Step as Move
-
     keep_freed_memory()
-    model = ViT(vit).train()
-    if compiled:
-        for block in model.blocks:
-            block.compile()
-    how = Preprocessing(img_size=pair(vit.img_size), in_channels=vit.in_channels, mean=(0.0,), std=(1.0,))
-    move = Move(
-        Classify(model, preprocessing=how), build_optimizers(model, OPTIM, batch_size=len(batch)), autocast_dtype=torch.bfloat16
-    )
-
-    def step() -> None:
-        move(batch)
-
-    return step
+    return our_step(ViT(vit).train(), batch, dtype=torch.bfloat16, optim=OPTIM, compiled=compiled)
 
 
-CONTENDERS: dict[str, tuple[Callable[..., Step], bool]] = {
+CONTENDERS: dict[str, tuple[Callable[..., Call], bool]] = {
     "timm": (theirs, False),
     "timm compiled": (theirs, True),
     "vitrail": (ours, False),
@@ -138,54 +97,32 @@ CONTENDERS: dict[str, tuple[Callable[..., Step], bool]] = {
 RATIOS = list(itertools.product(("vitrail", "vitrail compiled"), ("timm", "timm compiled")))
 
 
-def contend(line: Connection, contender: str, case: Case, threads: int) -> None:
-    """One contender's process: builds, answers each number of steps with the seconds they took, ends at 0."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    build, compiled = CONTENDERS[contender]
-    step = build(case.vit, synthetic(case), compiled=compiled)
-    while steps := line.recv():
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        line.send(time.perf_counter() - start)
+def build(contender: str, case: Case) -> Call:
+    """The step of a contender, in its own process."""
+    step, compiled = CONTENDERS[contender]
+    return step(case.vit, synthetic(case), compiled=compiled)
 
 
 def measure(case: Case, *, rounds: int, steps: int, warmup: int, threads: int) -> dict[str, Any]:
     """Images a second of every contender, and the ratios within the rounds."""
-    spawn = multiprocessing.get_context("spawn")
-    lines: dict[str, Connection] = {}
     first: dict[str, float] = {}
-    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
 
-    def run(name: str, steps: int) -> float:
-        lines[name].send(steps)
-        return float(lines[name].recv())
+    def show(seconds: dict[str, float]) -> None:
+        speeds = (f"{name} {steps * case.batch_size / taken:.1f}" for name, taken in seconds.items())
+        print(f"  {', '.join(speeds)}", file=sys.stderr)
 
-    workers = []
-    try:
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        stack.callback(lambda: end_all(workers.values()))
         for name in CONTENDERS:
-            lines[name], theirs_end = spawn.Pipe()
-            workers.append(spawn.Process(target=contend, args=(theirs_end, name, case, threads), daemon=True))
-            workers[-1].start()
-            theirs_end.close()  # so that a worker that dies is an EOFError here, not a wait without end
-            first[name] = run(name, 1)
-            run(name, warmup)
+            workers[name] = Worker(partial(build, name, case), threads=threads)
+            workers[name].built()
+            first[name] = workers[name].first().seconds
+            workers[name].take(warmup)
             print(f"  {name}: ready, first step {first[name]:.1f} s", file=sys.stderr)
-        for turn in range(rounds):
-            names = list(CONTENDERS)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                speeds[name].append(steps * case.batch_size / run(name, steps))
-            print(f"  round {turn + 1}: " + ", ".join(f"{n} {speeds[n][-1]:.1f}" for n in names), file=sys.stderr)
-        for name in CONTENDERS:
-            lines[name].send(0)
-        for worker in workers:
-            worker.join(timeout=30)
-    finally:
-        for worker in workers:
-            worker.kill()
+        turns = {name: partial(worker.take, steps) for name, worker in workers.items()}
+        seconds = interleave(turns, least=rounds, on_round=show)
+    speeds = {name: [steps * case.batch_size / taken for taken in values] for name, values in seconds.items()}
     return {
         "title": case.title,
         "batch_size": case.batch_size,
@@ -193,13 +130,8 @@ def measure(case: Case, *, rounds: int, steps: int, warmup: int, threads: int) -
         "steps_a_round": steps,
         "images_per_s": {name: summary(speeds[name]) for name in CONTENDERS},
         "first_step_s": {name: round(first[name], 2) for name in CONTENDERS},
-        "ratios": {f"{a} / {b}": summary([x / y for x, y in zip(speeds[a], speeds[b], strict=True)]) for a, b in RATIOS},
+        "ratios": {f"{a} / {b}": summary(ratios(speeds[a], speeds[b])) for a, b in RATIOS},
     }
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest."""
-    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
 
 
 def main() -> None:

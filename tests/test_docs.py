@@ -142,7 +142,7 @@ def test_commands_run(page: Path, here: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_python_runs(page: Path, here: Path) -> None:
-    names: dict[str, Any] = {"__name__": "__docs__"}
+    names: dict[str, Any] = {"__name__": "__main__"}
     for code in blocks(page, "python"):
         exec(compile(code, str(page), "exec"), names)
 
@@ -258,8 +258,6 @@ def test_a_contender_s_step_trains(contender: str, monkeypatch: pytest.MonkeyPat
 
 def test_ways_to_compile_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = load(ROOT / "benchmarks" / "compile.py", monkeypatch)
-    assert [bench.turned(turn)[0] for turn in range(4)] == ["not compiled", "by block", "whole", "not compiled"]
-    assert bench.ratio([1.0, 3.0], [2.0, 4.0]) == {"median": 0.625, "min": 0.5, "max": 0.75}
     case = bench.case_of(1, 0.1, 2)
     assert case.vit.drop_path_rate == 0.1
     losses = bench.step_of("not compiled", case)()

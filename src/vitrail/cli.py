@@ -33,6 +33,7 @@ ON_DATA = {
     "probe": "vitrail.commands.probe",
 }
 ON_MODELS = {
+    "bench": "vitrail.commands.bench",
     "models": "vitrail.commands.models",
     "show": "vitrail.commands.show",
     "convert": "vitrail.commands.convert",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from typing import Any
 
 import pytest
+import torch
 
 from command_line import Typed
 from vitrail import terminal
-from vitrail.settings import PATCHES, SIZES
+from vitrail.settings import PATCHES, SIZES, ViTConfig
+from vitrail.settings.swin import SWIN_SIZES, SwinConfig
 
 
 def test_models_lists_every_size_with_its_parameters(vitrail: Typed) -> None:
@@ -24,6 +29,30 @@ def test_models_lists_every_size_with_its_parameters(vitrail: Typed) -> None:
 
 def test_models_at_another_size(vitrail: Typed) -> None:
     assert re.search(r"^Ti/16 +192 +12 +3 +393 ", vitrail("models", "--img-size", "224x448", "--num-classes=2").out, re.M)
+
+
+def test_models_builds_one_block_of_a_kind_and_runs_nothing(vitrail: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depth is a factor, and FLOPs a formula: a forward pass under torch's counter loads its compiler, which takes seconds."""
+    from vitrail.models.swin import Swin
+    from vitrail.models.vit import ViT
+
+    built: list[list[int]] = []
+    for family in (ViT, Swin):
+        init = family.__init__
+
+        def counting(model: torch.nn.Module, config: ViTConfig | SwinConfig, init: Any = init) -> None:
+            init(model, config)
+            built.append([config.depth] if isinstance(config, ViTConfig) else list(config.depths))
+
+        monkeypatch.setattr(family, "__init__", counting)
+        monkeypatch.setattr(family, "forward", lambda *_: pytest.fail("the table needs no forward pass"))
+    assert vitrail("models").code == 0
+    assert built == [[1]] * len(SIZES) * len(PATCHES) + [[1, 1, 1, 1]] * len(SWIN_SIZES)
+
+
+def test_models_loads_no_compiler() -> None:
+    code = "import sys, vitrail.cli; vitrail.cli.main(['models']); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def test_models_lists_pretrained_checkpoints_one_a_line(vitrail: Typed) -> None:

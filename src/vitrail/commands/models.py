@@ -55,15 +55,17 @@ def print_sizes(shape: Mapping[str, Any], *, batch_size: int) -> None:
     """Print a row for each size of each family: those whose memory is counted in one table, the others in a second one."""
     from vitrail.models.describe import Description, describe_model
     from vitrail.settings import layers
-    from vitrail.settings.families import FAMILIES
+    from vitrail.settings.families import FAMILIES, parse_name
 
+    section = layers.build([{"model": shape}]).model  # once: this check takes as long as counting a model
+    typed = {field: getattr(section, field) for field in layers.OF_THE_DATA}
     counted = terminal.make_table(
         "name", "width", "depth", "heads", "tokens", "parameters", "GFLOPs", "weights", "inference", "training", "in bf16"
     )
     others = terminal.make_table("name", "shape", "parameters", "GFLOPs", "weights", words=("shape",))
     for family in FAMILIES.values():
         for name in family.names:
-            config = layers.build([{"model": {"name": name, **shape}}]).model.shape()
+            config = family.config(**{**parse_name(name), **typed})
             cost = describe_model(config, batch_size=batch_size)
             figures = (f"{cost.parameters:,}", f"{cost.flops / 1e9:,.2f}", terminal.in_bytes(cost.weights_bytes))
             if isinstance(cost, Description):

@@ -1,26 +1,22 @@
 """Cost of a model, without building it: tokens, parameters, operations, memory.
 
-Parameters and operations are counted on the real model, on torch's meta device, with no block and with one: the blocks are
-equal, so that gives every depth. Activations depend on what autograd keeps and what Python still holds, which no meta
-device tells; they are counted by the terms of `kept_elements`, `peak_elements` and `training_peak`, which tests hold to what
-a CPU does.
+Parameters and operations are those of `counts`. Activations depend on what autograd keeps and what Python still holds, which
+no meta device tells; they are counted by the terms of `kept_elements`, `peak_elements` and `training_peak`, which tests hold to
+what a CPU does.
 """
 
 # L patches · T prefix tokens · N tokens = T + L · D width · M hidden width of the MLP · h heads · d = D / h
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.models.backbone import Backbone
-from vitrail.models.families import build_on_meta, check_config
+from vitrail.models.counts import count, count_vit_parts, shallow_vit
 from vitrail.models.vit import PLAIN_ATTENTION_MAX_TOKENS, ViT
 from vitrail.settings import ViTConfig, pair
 
@@ -79,11 +75,10 @@ def describe_model(config: Any, *, batch_size: int = 1) -> Cost:
 
     Raises ValueError for an invalid config or image size.
     """
-    count = COUNTED.get(type(config))
-    if count is not None:
-        return count(config, batch_size)
-    check_config(config)
-    parameters, weights, flops = _counted(build_on_meta(config).eval())
+    describe_family = COUNTED.get(type(config))
+    if describe_family is not None:
+        return describe_family(config, batch_size)
+    parameters, weights, flops = count(config)
     return Cost(parameters=parameters, flops=flops, weights_bytes=weights)
 
 
@@ -94,12 +89,10 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
-    bare, one = (_count(dataclasses.replace(config, depth=depth)) for depth in (0, 1))
-    parameters, weights, flops = (base + config.depth * (more - base) for base, more in zip(bare, one, strict=True))
-    with torch.device("meta"):
-        model = ViT(dataclasses.replace(config, depth=0))
+    model = shallow_vit(config)
+    bare, block = count_vit_parts(model)
+    parameters, weights, flops = bare + block * config.depth
     kept = batch_size * kept_elements(model, depth=config.depth)
-    (bare_weights, one_weights) = bare[1], one[1]
 
     def peak(*, checkpointing: bool) -> Peak:
         return Peak(
@@ -108,8 +101,8 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
                     model,
                     depth=config.depth,
                     batch_size=batch_size,
-                    weights=bare_weights,
-                    block_weights=one_weights - bare_weights,
+                    weights=bare.weights_bytes,
+                    block_weights=block.weights_bytes,
                     bf16=bf16,
                     checkpointing=checkpointing,
                 )
@@ -134,20 +127,6 @@ COUNTED: dict[type[Any], Callable[[Any, int], Description]] = {
     ViTConfig: lambda config, batch_size: describe(config, batch_size=batch_size)
 }
 """Families whose tokens and activations can be counted."""
-
-
-def _count(config: ViTConfig) -> tuple[int, int, int]:
-    with torch.device("meta"):
-        return _counted(ViT(config).eval())
-
-
-def _counted(model: Backbone) -> tuple[int, int, int]:
-    """Return parameters, bytes of the state dict, and FLOPs for one image, of a model on the meta device."""
-    image = torch.empty(1, model.config.in_channels, *pair(model.config.img_size), device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return parameters, sum(value.nbytes for value in model.state_dict().values()), counter.get_total_flops()
 
 
 def kept_elements(model: ViT, *, depth: int) -> int:

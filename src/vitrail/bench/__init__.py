@@ -1,0 +1,1 @@
+"""Speed of this machine: products of matrices, our training step and prediction, and those of other libraries."""

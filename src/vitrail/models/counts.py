@@ -1,0 +1,145 @@
+"""Parameters, bytes and floating-point operations of a model, without running it.
+
+A ViT and a Swin are built on torch's meta device with one block of each kind: blocks of a kind are equal, so that gives every
+depth, and operations follow from the shapes of the layers. Tests hold the formulas to what torch counts in a forward pass. A
+model of another family is built in full, and torch counts its forward pass: exact as well, but slow, as it loads the compiler.
+"""
+
+# H W feature map · L patches · N tokens · D width · h heads · d = D / h · w side of a window
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from vitrail.models.backbone import Backbone, on_meta
+from vitrail.models.families import build_on_meta, check_config
+from vitrail.models.swin import Swin, SwinBlock
+from vitrail.models.vit import Block, ViT
+from vitrail.models.windows import WindowLayout
+from vitrail.settings import Pair, ViTConfig, pair
+from vitrail.settings.swin import SwinConfig
+
+
+class Counts(NamedTuple):
+    """Size of a model, and the cost of a forward pass for one image."""
+
+    parameters: int
+    weights_bytes: int
+    """Bytes of the state dict."""
+    flops: int
+    """Operations of matrix products and convolutions; a multiply-add is two."""
+
+    def __add__(self, other: object) -> Counts:
+        """Add field by field."""
+        return Counts(*map(sum, zip(self, other, strict=True))) if isinstance(other, Counts) else NotImplemented
+
+    def __mul__(self, times: object) -> Counts:
+        """Multiply every field."""
+        return Counts(*(number * times for number in self)) if isinstance(times, int) else NotImplemented
+
+
+def count(config: Any) -> Counts:
+    """Count a model of any family. Raises ValueError for an invalid config."""
+    formula = FORMULAS.get(type(config))
+    if formula is not None:
+        return formula(config)
+    check_config(config)
+    return count_pass(build_on_meta(config).eval())
+
+
+def count_pass(model: Backbone) -> Counts:
+    """Count a model on the meta device by its forward pass."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes as long to load as the formulas take for a whole table
+
+    image = torch.empty(1, model.config.in_channels, *pair(model.config.img_size), device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return _size(model, counter.get_total_flops())
+
+
+def shallow_vit(config: ViTConfig) -> ViT:
+    """Build a ViT on the meta device with one block instead of all; none if it has none."""
+    return on_meta(lambda: ViT(dataclasses.replace(config, depth=min(config.depth, 1))))
+
+
+def count_vit(config: ViTConfig) -> Counts:
+    """Count a ViT by formula."""
+    stem_and_head, block = count_vit_parts(shallow_vit(config))
+    return stem_and_head + block * config.depth
+
+
+def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
+    """Count the stem and head, and one block, of a model with one block or none."""
+    cfg, patches = model.config, model.grid[0] * model.grid[1]
+    tokens, flops = model.prefix_tokens + patches, 0
+    height, width = pair(cfg.img_size)
+    for layer in model.patch_embed.stem.modules():
+        if isinstance(layer, nn.Conv2d):
+            height, width = -(-height // layer.stride[0]), -(-width // layer.stride[1])
+            flops += _product(layer, rows=height * width)
+    flops += _product(model.patch_embed.proj, rows=patches)
+    if model.attn_pool is not None:
+        keys = tokens if cfg.pool_include_prefix else patches
+        flops += _linears(model.attn_pool, rows=1) + (keys - 1) * _linears(model.attn_pool.kv, rows=1)
+        flops += _attention(queries=1, keys=keys, width=cfg.embed_dim)
+    for head in (model.pre_logits, model.head, model.head_dist):
+        flops += 0 if head is None else _linears(head, rows=1)
+    block = Counts(0, 0, 0)
+    for one in model.blocks:
+        assert isinstance(one, Block)
+        attention = _attention(queries=tokens, keys=tokens, width=one.attn.proj.in_features)
+        block = _size(one, _linears(one, rows=tokens) + attention)
+    return _size(model, flops + block.flops) + block * -1, block
+
+
+def count_swin(config: SwinConfig) -> Counts:
+    """Count a Swin by formula: a window's part runs on the padded map, the rest on the map."""
+    model = on_meta(lambda: Swin(dataclasses.replace(config, depths=(1,) * len(config.depths))))
+    grid: Pair = tuple(-(-side // config.patch_size) for side in pair(config.img_size))  # type: ignore[assignment]
+    total = _size(model, _product(model.patch_embed.proj, rows=math.prod(grid)) + _linears(model.head, rows=1))
+    for layer, depth in zip(model.layers, config.depths, strict=True):
+        if layer.downsample is not None:
+            grid = -(-grid[0] // 2), -(-grid[1] // 2)
+            total += Counts(0, 0, _linears(layer.downsample, rows=math.prod(grid)))  # type: ignore[arg-type]
+        (block,) = layer.blocks  # type: ignore[misc]
+        one = _size(block, _swin_block(block, grid))
+        total += one * (depth - 1) + Counts(0, 0, one.flops)
+    return total
+
+
+def _swin_block(block: SwinBlock, grid: Pair) -> int:
+    positions = math.prod(grid)
+    padded = math.prod(WindowLayout.of(grid, window=block.window, shifted=False).padded)
+    qkv = block.attn.qkv
+    flops = _linears(block, rows=positions) + (padded - positions) * _linears(qkv, rows=1)
+    return flops + _attention(queries=padded, keys=block.window**2, width=qkv.in_features)
+
+
+FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {ViTConfig: count_vit, SwinConfig: count_swin}
+"""Families that are counted by formula."""
+
+
+def _size(module: nn.Module, flops: int) -> Counts:
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return Counts(parameters, sum(value.nbytes for value in module.state_dict().values()), flops)
+
+
+def _product(layer: nn.Linear | nn.Conv2d, *, rows: int) -> int:
+    """Return the operations of a layer with `rows` outputs of its full width."""
+    return 2 * rows * layer.weight.numel()
+
+
+def _linears(module: nn.Module, *, rows: int) -> int:
+    """Return the operations of all linear layers of a module, each on `rows` rows."""
+    return sum(_product(layer, rows=rows) for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def _attention(*, queries: int, keys: int, width: int) -> int:
+    """Return the operations of q kᵀ and of its product with v, over all heads."""
+    return 2 * 2 * queries * keys * width

@@ -1,0 +1,72 @@
+"""Counts by formula, held to what torch counts on the model itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from vitrail.models.counts import FORMULAS, Counts, count, count_pass
+from vitrail.models.families import build_on_meta
+from vitrail.settings import ViTConfig
+from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.families import FAMILIES, parse_name
+from vitrail.settings.swin import SwinConfig
+
+VIT = ViTConfig(img_size=32, patch_size=4, in_channels=3, num_classes=10, embed_dim=48, depth=3, num_heads=3)
+SWIN = SwinConfig(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4), window_size=4)
+VARIANTS: list[ViTConfig | SwinConfig] = [
+    *(
+        dataclasses.replace(VIT, **fields)
+        for fields in (
+            {},
+            {"img_size": (24, 40), "patch_size": (4, 8)},
+            {"pool": "map", "reg_tokens": 2},
+            {"pool": "map", "pool_include_prefix": True, "mlp": "swiglu"},
+            {"head": "mlp", "dist_token": True},
+            {"pool": "cls+avg"},
+            {"stem": "conv", "head_dim": 8, "qk_norm": True},
+            {"patch_norm": True, "fc_norm": True, "pre_norm": True, "init_values": 1e-4},
+            {"num_classes": 0, "pos_embed": "none", "depth": 0},
+            {"pos_embed": "sincos2d", "qkv_bias": False},
+        )
+    ),
+    *(
+        dataclasses.replace(SWIN, **fields)
+        for fields in ({}, {"img_size": (50, 71)}, {"img_size": 16}, {"num_classes": 0, "in_channels": 1, "mlp_ratio": 2.5})
+    ),
+]
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=str)
+def test_a_formula_gives_what_torch_counts(config: ViTConfig | SwinConfig) -> None:
+    assert count(config) == count_pass(build_on_meta(config).eval())
+
+
+@pytest.mark.parametrize("name", ["Ti/16", "L/14", "swin_t", "swin_b"])
+def test_a_named_size_is_counted_as_torch_counts_it(name: str) -> None:
+    family = next(family for family in FAMILIES.values() if name in family.names)
+    config = family.config(**parse_name(name))
+    assert count(config) == count_pass(build_on_meta(config).eval())
+
+
+def test_every_family_with_a_table_of_sizes_has_a_formula() -> None:
+    assert {family.config for family in FAMILIES.values() if family.names} == set(FORMULAS)
+
+
+def test_another_librarys_model_is_counted_by_its_pass() -> None:
+    assert count(BaselineConfig(name="torchvision:resnet18")).parameters == 11_689_512
+
+
+def test_counts_add_and_multiply_by_field() -> None:
+    assert Counts(1, 4, 10) + Counts(2, 8, 5) * 3 == Counts(7, 28, 25)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [({"img_size": 30}, "30 is not a multiple of patch 4"), ({"in_channels": 0}, "in_channels 0 must be at least 1")],
+)
+def test_an_invalid_shape_is_one_line(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        count(dataclasses.replace(VIT, **fields))
