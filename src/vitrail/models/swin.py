@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
+from vitrail.models.linear import Linear
 from vitrail.models.vit import DropPath
 from vitrail.models.windows import Map, WindowLayout, relative_index
 from vitrail.settings import Pair, configured
@@ -37,9 +38,9 @@ class WindowAttention(nn.Module):
         super().__init__()
         dim, self.num_heads, self.window = cfg.width(stage), cfg.num_heads[stage], cfg.window_size
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.attn_drop = nn.Dropout(cfg.attn_drop_rate)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Map, layout: WindowLayout) -> Map:
@@ -61,8 +62,8 @@ class SwinMlp(nn.Module):
 
     def __init__(self, cfg: SwinConfig, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, round(cfg.mlp_ratio * dim))
-        self.fc2 = nn.Linear(round(cfg.mlp_ratio * dim), dim)
+        self.fc1 = Linear(dim, round(cfg.mlp_ratio * dim))
+        self.fc2 = Linear(round(cfg.mlp_ratio * dim), dim)
         self.drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Map) -> Map:
@@ -94,7 +95,7 @@ class PatchMerging(nn.Module):
     def __init__(self, cfg: SwinConfig, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=cfg.norm_eps)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Map, grid: Pair) -> Float[Tensor, "B _new 2*D"]:
         x = F.pad(x.unflatten(1, grid), (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))  # (B, H, W, D)

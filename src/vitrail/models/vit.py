@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.conv_stem import conv_stem
+from vitrail.models.linear import Linear
 from vitrail.models.positions import grid_of as grid_of
 from vitrail.models.positions import positions_at, resize_patch, sincos_2d, token_mask
 from vitrail.models.positions import require_resizable as require_resizable
@@ -99,11 +100,11 @@ class Attention(nn.Module):
         dim, head_dim = cfg.embed_dim, cfg.head_dim or cfg.embed_dim // cfg.num_heads
         inner = cfg.num_heads * head_dim  # D, unless head_dim says otherwise
         self.num_heads = cfg.num_heads
-        self.qkv = nn.Linear(dim, 3 * inner, bias=cfg.qkv_bias)
+        self.qkv = Linear(dim, 3 * inner, bias=cfg.qkv_bias)
         self.q_norm = nn.LayerNorm(head_dim, eps=cfg.norm_eps) if cfg.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_dim, eps=cfg.norm_eps) if cfg.qk_norm else nn.Identity()
         self.attn_drop_rate = cfg.attn_drop_rate
-        self.proj = nn.Linear(inner, dim)
+        self.proj = Linear(inner, dim)
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Tokens:
@@ -163,8 +164,8 @@ class Mlp(nn.Module):
         super().__init__()
         hidden = round(cfg.embed_dim * cfg.mlp_ratio)
         self.gelu = GELUS.get(cfg.mlp, F.gelu)  # attention pooling has this MLP beside blocks with SwiGLU
-        self.fc1 = nn.Linear(cfg.embed_dim, branches * hidden)
-        self.fc2 = nn.Linear(hidden, cfg.embed_dim)
+        self.fc1 = Linear(cfg.embed_dim, branches * hidden)
+        self.fc2 = Linear(hidden, cfg.embed_dim)
         self.drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Tokens) -> Tokens:
@@ -248,7 +249,7 @@ class AttentionPool(nn.Module):
         self.num_heads = cfg.num_heads
         self.latent = nn.Parameter(torch.zeros(1, 1, dim))
         self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.kv = Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.mlp = Mlp(cfg)

@@ -1,0 +1,81 @@
+"""Linear layer whose fp32 products take the fast route of processors that MKL slows down."""
+
+# B leading axes · I inputs · O outputs
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+SMALL = 2**22
+"""Multiplications below which a product is too short to choose a route for."""
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, of which fp32 products on a CPU go through oneDNN where torch takes MKL's slow path.
+
+    MKL keeps its fast kernels for Intel's processors; on others it reaches less than half of oneDNN's rate (dev/LOG.md). The
+    route follows from processor and shape alone, so that a resumed run repeats its numbers. Both compute in fp32.
+    """
+
+    def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """Return input · weightᵀ + bias."""
+        if input.numel() * self.out_features < SMALL or not takes_onednn(input, self.weight):
+            return super().forward(input)
+        out: Tensor = _OneDnnLinear.apply(input, self.weight, self.bias)
+        return out
+
+
+def takes_onednn(input: Tensor, weight: Tensor) -> bool:
+    """Return True for products that oneDNN computes faster than torch's default."""
+    plain = type(weight) in (Tensor, nn.Parameter)  # no shard
+    fp32 = input.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return input.device.type == "cpu" and plain and fp32 and not torch.compiler.is_compiling() and mkl_is_slow()
+
+
+@functools.cache
+def mkl_is_slow() -> bool:
+    """Return True for a processor that is not Intel's, and a torch with MKL and oneDNN."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and "GenuineIntel" not in processor_vendor()
+
+
+def processor_vendor() -> str:
+    """Return a text with the vendor of the processor, such as "AuthenticAMD"."""
+    listing = Path("/proc/cpuinfo")
+    return listing.read_text(encoding="utf-8", errors="replace")[:4096] if listing.exists() else platform.processor()
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """Linear layer by oneDNN, forward and for the gradient of the input; the weight's gradient is as fast by MKL."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        return (
+            _product(gradient, weight.t().contiguous(), None) if for_x else None,
+            rows.t() @ x.flatten(0, -2) if for_weight else None,
+            rows.sum(0) if for_bias and ctx.has_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x · weightᵀ + bias."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+    return out
