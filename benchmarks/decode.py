@@ -152,7 +152,7 @@ def train(folder: Path, *, model_name: str, threads: int, rounds: int, steps: in
 
     def step(source: Iterator[tuple[int, Any]]) -> None:
         epoch, raw = next(source)
-        raw = raw.to(device)
+        raw = raw.pixels_to(device)
         batch = augment(raw, cfg=CROP, preprocessing=view("bicubic"), num_classes=CLASSES, seed=0, epoch=epoch)
         float(move(batch)["loss"])  # waits for the device
 
