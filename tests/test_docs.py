@@ -256,6 +256,24 @@ def test_a_contender_s_step_trains(contender: str, monkeypatch: pytest.MonkeyPat
     step()
 
 
+def test_forms_of_inference_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load(ROOT / "benchmarks" / "inference.py", monkeypatch)
+    monkeypatch.setattr(bench, "TURN_S", 0.0)
+    rows = bench.compare("Ti/16", 1, rounds=1)
+    assert next(iter(rows)) == bench.BASE
+    assert rows["vitrail fp32"]["difference"] <= 1e-5
+    assert rows[bench.BASE]["ratio"] == bench.summary([1.0])
+    assert bench.case("S/16,4") == ("S/16", 4)
+    rows = {
+        name: {"images_per_s": bench.summary([speed]), "ratio": bench.summary([speed / 2]), "difference": gap}
+        for name, speed, gap in ((bench.BASE, 2.0, 0.0), ("vitrail packed", 5.0, 3e-6))
+    }
+    result = {"machine": MACHINE, "rounds": 7, "cases": {"as it is": {"B/16, batch 8": rows}}}
+    table = load(ROOT / "benchmarks" / "tables.py", monkeypatch).inference(result)
+    assert "| timm fp32 | 2.0 images/s | 0e+00 |" in table
+    assert "| vitrail packed | **2.50** (2.50 to 2.50) | 3e-06 |" in table
+
+
 def test_ways_to_compile_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = load(ROOT / "benchmarks" / "compile.py", monkeypatch)
     assert [bench.turned(turn)[0] for turn in range(4)] == ["not compiled", "by block", "whole", "not compiled"]
