@@ -13,7 +13,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,22 +53,36 @@ class Measured:
 
 @torch.inference_mode()
 def race(forms: Mapping[str, Forward], images: Float[Tensor, "B C H W"], *, seconds: float = SECONDS) -> dict[str, Measured]:
-    """Measure backends in turns, on as many of the images as fit into the time. `forms` has "fp32", the reference."""
+    """Measure backends in turns, on as many of the images as fit into the time.
+
+    `forms` has "fp32", the reference. One that torch can't compute is left out with a warning.
+    """
     start = time.perf_counter()
-    _timed(forms["fp32"], images[:1])  # the first call sets threads and kernels up
-    one = _timed(forms["fp32"], images[:1])
-    images = images[: max(1, int(seconds / (_PASSES * len(forms) * one)))]
-    reference = forms["fp32"](images)
-    outputs = {name: reference if name == "fp32" else forward(images) for name, forward in forms.items()}
-    times = dict.fromkeys(forms, float("inf"))
+    reference, one = _timed(forms["fp32"], images[:1])
+    slow = one > seconds / _PASSES  # then even one image is computed no more often than it must be
+    if not slow:
+        one = _timed(forms["fp32"], images[:1])[1]  # without what the first call sets up
+        images = images[: max(1, int(seconds / (_PASSES * len(forms) * one)))]
+        reference = forms["fp32"](images)
+    images = images[: len(reference)]
+    outputs = {"fp32": reference}
+    for name, forward in forms.items():
+        if name != "fp32":
+            try:
+                outputs[name] = forward(images)
+            except RuntimeError as error:
+                warnings.warn(f"backend {name} is left out, it fails: {str(error).splitlines()[0]}", stacklevel=4)
+    times = {name: one if slow and name == "fp32" else float("inf") for name in outputs}
     for turn in range(_ROUNDS):
         if turn and time.perf_counter() - start > seconds * (1 - 1 / _PASSES):
             break
-        for name, forward in forms.items():
-            times[name] = min(times[name], _timed(forward, images))
+        for name in outputs:
+            if not (slow and name == "fp32"):
+                times[name] = min(times[name], _timed(forms[name], images)[1])
     largest = largest_of(reference)
     return {
-        name: Measured(len(images) / times[name], difference(outputs[name], reference), largest, len(images)) for name in forms
+        name: Measured(len(images) / times[name], difference(logits, reference), largest, len(images))
+        for name, logits in outputs.items()
     }
 
 
@@ -100,17 +114,22 @@ def error_of(name: str, form: Forward, model: nn.Module, images: Float[Tensor, "
 def choose(model: nn.Module, images: Float[Tensor, "B C H W"], *, batch_size: int) -> str:
     """Return the fastest correct backend for a model and for images on their device.
 
-    It is measured once (about 2 s), and read from the cache folder after that. Where the model's output is not finite, fp32 is
-    taken and nothing remembered. A backend that fails is left out with a warning.
+    It is measured once (about 2 s), and read from the cache folder after that, where the first image checks it. Where the
+    model's output is not finite, fp32 is taken and nothing remembered.
     """
     names = candidates(images.device)
     if len(names) == 1:
         return names[0]
     path, key = cache_home("speed") / "backends.json", key_of(model, images)
+    forms = {name: BACKENDS[name].build(model, batch_size=batch_size) for name in names}
     remembered = _read(path).get(key)
-    if remembered in names:
-        return str(remembered)
-    measured = race(_working(names, model, images[:1], batch_size=batch_size), images)
+    if isinstance(remembered, str) and remembered in names:
+        wrong = error_of(remembered, forms[remembered], model, images[:1])
+        if wrong is None:
+            return remembered
+        warnings.warn(f"{deviation(remembered, wrong)}; fp32 is used instead", stacklevel=3)
+        return "fp32"
+    measured = race(forms, images)
     correct = [name for name, result in measured.items() if result.is_correct(name)]
     best = max(correct, key=lambda name: measured[name].images_per_s, default="fp32")
     if all(math.isfinite(result.difference) for result in measured.values()):
@@ -118,21 +137,9 @@ def choose(model: nn.Module, images: Float[Tensor, "B C H W"], *, batch_size: in
     return best
 
 
-def _working(names: Sequence[str], model: nn.Module, image: Float[Tensor, "1 C H W"], *, batch_size: int) -> dict[str, Forward]:
-    """Build the forms, and leave out with a warning those that torch can't compute."""
-    forms = {}
-    for name in names:
-        forward = BACKENDS[name].build(model, batch_size=batch_size)
-        try:
-            with torch.inference_mode():
-                forward(image)
-        except RuntimeError as error:
-            if name == "fp32":
-                raise
-            warnings.warn(f"backend {name} is left out, it fails: {str(error).splitlines()[0]}", stacklevel=4)
-            continue
-        forms[name] = forward
-    return forms
+def deviation(name: str, wrong: float) -> str:
+    """Format a difference beyond the tolerance."""
+    return f"backend {name} differs from fp32 logits by {wrong:.1e} on the first image"
 
 
 def key_of(model: nn.Module, images: Float[Tensor, "B C H W"]) -> str:
@@ -165,14 +172,12 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _timed(forward: Forward, images: Tensor) -> float:
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
+def _timed(forward: Forward, images: Tensor) -> tuple[Tensor, float]:
     start = time.perf_counter()
-    forward(images)
+    logits = forward(images)
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
-    return time.perf_counter() - start
+    return logits, time.perf_counter() - start
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from vitrail.data.labelled import TABLE
 from vitrail.data.listing import files_under
 from vitrail.data.measure import measure_values
 from vitrail.deploy.backends import BACKENDS, require_available
-from vitrail.deploy.choice import Measured, choose, error_of, race
+from vitrail.deploy.choice import Measured, choose, deviation, error_of, race
 from vitrail.deploy.forms import Forward, fp32
 from vitrail.models.device import pick_device
 
@@ -169,19 +169,13 @@ class Predictor:
         return None if used is None else used.mismatch(self.preprocessing.range)
 
     def _form(self, inputs: Float[Tensor, "B C H W"]) -> Forward:
-        """Return the model's form of the backend, which the first batch chooses and checks."""
+        """Return the model's form of the backend, which the first batch chooses, or checks if it is named."""
         if self._forward is None:
-            chosen = self.backend == "auto"
-            name = choose(self.model, inputs, batch_size=self.batch_size) if chosen else self.backend
+            named = self.backend != "auto"
+            name = self.backend if named else choose(self.model, inputs, batch_size=self.batch_size)
             form: Forward = BACKENDS[name].build(self.model, batch_size=self.batch_size)
-            wrong = error_of(name, form, self.model, inputs[:1])
-            if wrong is not None:
-                instead = "fp32 is used instead" if chosen else 'use backend "fp32"'
-                warnings.warn(
-                    f"backend {name} differs from fp32 logits by {wrong:.1e} on the first image; {instead}", stacklevel=3
-                )
-                if chosen:
-                    name, form = "fp32", fp32(self.model, self.batch_size)
+            if named and (wrong := error_of(name, form, self.model, inputs[:1])) is not None:
+                warnings.warn(f'{deviation(name, wrong)}; backend "fp32" has none', stacklevel=3)
             self.backend, self._forward = name, form
         return self._forward
 
