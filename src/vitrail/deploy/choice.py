@@ -175,8 +175,8 @@ def processor() -> str:
 def _timed(forward: Forward, images: Tensor) -> tuple[Tensor, float]:
     start = time.perf_counter()
     logits = forward(images)
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
+    if images.device.type != "cpu":
+        torch.accelerator.synchronize(images.device)
     return logits, time.perf_counter() - start
 
 
