@@ -3,9 +3,10 @@
     python benchmarks/inference.py                          writes results/inference.json
     python benchmarks/inference.py --case Ti/16,8 --rounds 3 --out quick.json
 
-All contenders compute the logits of the same images with the same random weights, in interleaved rounds, in one process for
-each set of instructions. What counts is the ratio to timm's eager fp32 within a round, and the largest difference from its
-logits. ONNX Runtime and OpenVINO compete where they are installed.
+All contenders compute the logits of the same images with the same random weights. Each has a process of its own, so that no
+one's settings reach another; in a round they run one after the other, never at once, and the order turns from round to round.
+What counts is the ratio to timm's eager fp32 within a round, and the largest difference from its logits. ONNX Runtime and
+OpenVINO compete where they are installed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import importlib
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +34,13 @@ from torch import Tensor, nn
 
 import machine
 from vitrail.deploy import BACKENDS
-from vitrail.models import ViT, create_model
+from vitrail.models import create_model
+from vitrail.models.device import keep_freed_memory
 
 NAMES = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16": "vit_base_patch16_224"}
 CASES = (("Ti/16", 8), ("S/16", 8), ("B/16", 8), ("S/16", 4), ("B/16", 1))
 BASE = "timm fp32"
+CPU = torch.device("cpu")
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 TURN_S = 0.25
 """A contender repeats its pass until a turn takes about this long."""
@@ -43,27 +48,36 @@ TURN_S = 0.25
 Forward = Callable[[Tensor], Tensor]
 
 
-def contenders(size: str, images: Tensor) -> dict[str, Forward]:
+def contenders() -> list[str]:
     """timm's model, ours in every form that this machine runs, and other runtimes where they are installed."""
+    available = [name for name, row in BACKENDS.items() if not row.unavailable(CPU)]
+    names = [BASE, *(["timm bf16"] if "bf16" in available else []), *(f"vitrail {name}" for name in available)]
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+        names.append("ONNX Runtime fp32")
+    if importlib.util.find_spec("openvino"):
+        names += ["OpenVINO fp32", *(["OpenVINO bf16"] if "bf16" in available else [])]
+    return names
+
+
+def build(contender: str, size: str, images: Tensor) -> Forward:
+    """One contender's form of the model."""
     torch.manual_seed(0)
     theirs: nn.Module = timm.create_model(NAMES[size]).eval()
-    ours: ViT = create_model(size).eval()  # type: ignore[assignment]
-    ours.load_state_dict(theirs.state_dict())
-    forms: dict[str, Forward] = {BASE: theirs}
-    available = [name for name, row in BACKENDS.items() if not row.unavailable(images.device)]
-    if "bf16" in available:
-        half = timm.create_model(NAMES[size]).eval()
-        half.load_state_dict(theirs.state_dict())
-        half = half.to(torch.bfloat16)
-        forms["timm bf16"] = lambda images: half(images.to(torch.bfloat16)).float()
-    forms |= {f"vitrail {name}": BACKENDS[name].build(ours, batch_size=len(images)) for name in available}
-    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
-        forms["ONNX Runtime fp32"] = onnxruntime_form(theirs, images)
-    if importlib.util.find_spec("openvino"):
-        forms["OpenVINO fp32"] = openvino_form(theirs, images, "f32")
-        if "bf16" in available:
-            forms["OpenVINO bf16"] = openvino_form(theirs, images, "bf16")
-    return forms
+    library, _, form = contender.rpartition(" ")
+    if library == "vitrail":
+        keep_freed_memory()  # as Predictor does
+        ours = create_model(size).eval()
+        ours.load_state_dict(theirs.state_dict())
+        forward: Forward = BACKENDS[form].build(ours, batch_size=len(images))
+        return forward
+    if library == "ONNX Runtime":
+        return onnxruntime_form(theirs, images)
+    if library == "OpenVINO":
+        return openvino_form(theirs, images, {"fp32": "f32"}.get(form, form))
+    if form == "fp32":
+        return theirs
+    half = theirs.to(torch.bfloat16)
+    return lambda images: half(images.to(torch.bfloat16)).float()
 
 
 def onnxruntime_form(model: nn.Module, images: Tensor) -> Forward:
@@ -89,34 +103,70 @@ def openvino_form(model: nn.Module, images: Tensor, precision: str) -> Forward:
 
 
 @torch.inference_mode()
-def compare(size: str, batch: int, *, rounds: int) -> dict[str, Any]:
+def contend(line: Connection, contender: str) -> None:
+    """One contender's process: answers a case with logits, a number of passes with their seconds, and ends at 0."""
+    warnings.simplefilter("ignore")  # of the exporters
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(machine.cores())
+    forward: Forward = nn.Identity()
+    images = torch.empty(0)
+    while order := line.recv():
+        if isinstance(order, tuple):
+            images = torch.randn(order[1], 3, 224, 224, generator=torch.Generator().manual_seed(1))
+            forward = build(contender, order[0], images)
+            line.send(forward(images).numpy())
+            continue
+        start = time.perf_counter()
+        for _ in range(order):
+            forward(images)
+        line.send(time.perf_counter() - start)
+
+
+def compare(lines: dict[str, Connection], size: str, batch: int, *, rounds: int) -> dict[str, Any]:
     """Images a second, ratios within the rounds and differences of every contender."""
-    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    forms = contenders(size, images)
-    logits = {name: forward(images) for name, forward in forms.items()}
-    passes = {name: max(1, round(TURN_S / seconds(forward, images, 1))) for name, forward in forms.items()}
-    speeds: dict[str, list[float]] = {name: [] for name in forms}
-    names = list(forms)
+
+    def ask(name: str, order: object) -> Any:
+        lines[name].send(order)
+        return lines[name].recv()
+
+    logits = {name: ask(name, (size, batch)) for name in lines}
+    passes = {name: max(1, round(TURN_S / ask(name, 1))) for name in lines}
+    speeds: dict[str, list[float]] = {name: [] for name in lines}
+    names = list(lines)
     for turn in range(rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            speeds[name].append(passes[name] * batch / seconds(forms[name], images, passes[name]))
+            speeds[name].append(passes[name] * batch / ask(name, passes[name]))
     return {
         name: {
             "images_per_s": summary(speeds[name]),
             "ratio": summary([a / b for a, b in zip(speeds[name], speeds[BASE], strict=True)]),
-            "difference": float((logits[name] - logits[BASE]).abs().max()),
+            "difference": float(abs(logits[name] - logits[BASE]).max()),
         }
-        for name in forms
+        for name in lines
     }
 
 
-def seconds(forward: Forward, images: Tensor, passes: int) -> float:
-    """Wall time of some passes."""
-    start = time.perf_counter()
-    for _ in range(passes):
-        forward(images)
-    return time.perf_counter() - start
+def measure(cases: Sequence[tuple[str, int]], *, rounds: int) -> dict[str, Any]:
+    """Every case with this process's instructions."""
+    spawn = multiprocessing.get_context("spawn")
+    lines: dict[str, Connection] = {}
+    workers = []
+    try:
+        for name in contenders():
+            lines[name], theirs_end = spawn.Pipe()
+            workers.append(spawn.Process(target=contend, args=(theirs_end, name), daemon=True))
+            workers[-1].start()
+            theirs_end.close()  # so that a worker that dies is an EOFError here, not a wait without end
+        result = {f"{size}, batch {batch}": compare(lines, size, batch, rounds=rounds) for size, batch in cases}
+        for line in lines.values():
+            line.send(0)
+        for worker in workers:
+            worker.join(timeout=30)
+    finally:
+        for worker in workers:
+            worker.kill()
+    return result
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -142,10 +192,7 @@ def main() -> None:
 
     cases = args.case or list(CASES)
     if args.only:
-        warnings.simplefilter("ignore")  # of the exporters
-        logging.disable(logging.WARNING)
-        torch.set_num_threads(machine.cores())
-        print(json.dumps({f"{size}, batch {batch}": compare(size, batch, rounds=args.rounds) for size, batch in cases}))
+        print(json.dumps(measure(cases, rounds=args.rounds)))
         return
     result: dict[str, Any] = {"machine": machine.facts("timm"), "rounds": args.rounds, "cases": {}}
     words = [sys.executable, __file__, "--only", "--rounds", str(args.rounds)]

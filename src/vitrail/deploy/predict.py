@@ -31,7 +31,7 @@ from vitrail.data.measure import measure_values
 from vitrail.deploy.backends import BACKENDS, require_available
 from vitrail.deploy.choice import Measured, choose, deviation, error_of, race
 from vitrail.deploy.forms import Forward, fp32
-from vitrail.models.device import pick_device
+from vitrail.models.device import keep_freed_memory, pick_device
 
 Picture = str | Path | Image.Image | NDArray[Any]
 View = UInt8[Tensor, "C H W"] | str  # evaluation view, or the reason why there is none
@@ -103,6 +103,8 @@ class Predictor:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
         self.device = pick_device(device)
         require_available(backend, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()  # each batch takes the memory of the one before
         self.batch_size = batch_size
         self.backend = backend
         """Name of the backend; "auto" until the first batch has chosen one."""
