@@ -219,8 +219,8 @@ def prediction(scale: Scale) -> dict[str, Any]:
     theirs = timm.models.VisionTransformer(
         img_size=scale.side, embed_dim=cfg.embed_dim, depth=cfg.depth, num_heads=cfg.num_heads
     )
-    theirs = torch.compile(theirs.to(scale.device).eval())
-    contenders: dict[str, Callable[[], object]] = {"timm compiled bf16": partial(forward, theirs, images)}
+    compiled: Any = torch.compile(theirs.to(scale.device).eval())
+    contenders: dict[str, Callable[[], object]] = {"timm compiled bf16": partial(forward, compiled, images)}
     for backend, row in BACKENDS.items():
         if not row.unavailable(torch.device(scale.device)):
             contenders[backend] = partial(call, row.build(model, batch_size=batch), images)
@@ -228,11 +228,10 @@ def prediction(scale: Scale) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+def forward(model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
     """A plain pass under bf16 autocast."""
     with torch.autocast(images.device.type, torch.bfloat16):
-        logits: torch.Tensor = model(images)
-    return logits
+        return model(images)
 
 
 @torch.inference_mode()

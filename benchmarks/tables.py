@@ -353,11 +353,30 @@ def explaining(result: dict[str, Any]) -> str:
     )
 
 
+def inference(result: dict[str, Any]) -> str:
+    """Speed of every form of a model relative to timm's eager fp32, and the largest difference of its logits."""
+    grids = []
+    for title, cases in result["cases"].items():
+        names = list(next(iter(cases.values())))
+        head = [f"instructions: {title}", *cases, "logits differ by at most"]
+        cells = []
+        for name in names:
+            rows = [case[name] for case in cases.values()]
+            speeds = [
+                f"{row['images_per_s']['median']:,.1f} images/s" if name == names[0] else _ratio(row["ratio"]) for row in rows
+            ]
+            cells.append([name, *speeds, f"{max(row['difference'] for row in rows):.0e}"])
+        grids.append(_grid(head, cells))
+    note = "Times as fast as the first line, with the same weights: median of the interleaved rounds, least to greatest."
+    return "\n\n".join([*grids, f"{note} {_machines([result['machine']])}\n"])
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
     "compile": ("compile", compiling),
     "attention": ("attention", attention),
+    "inference": ("inference", inference),
     "load": ("load", load),
     "memory": ("memory", memory),
     "decode": ("decode", decode),

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -254,6 +255,23 @@ def test_a_contender_s_step_trains(contender: str, monkeypatch: pytest.MonkeyPat
     step = build(case.vit, bench.synthetic(case), compiled=False)
     step()
     step()
+
+
+def test_forms_of_inference_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load(ROOT / "benchmarks" / "inference.py", monkeypatch)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        logits = {name: bench.build(name, "Ti/16", images)(images) for name in bench.contenders() if name.endswith("fp32")}
+    torch.testing.assert_close(logits["vitrail fp32"], logits[bench.BASE], atol=1e-5, rtol=0)
+    assert bench.case("S/16,4") == ("S/16", 4)
+    rows = {
+        name: {"images_per_s": bench.summary([speed]), "ratio": bench.summary([speed / 2]), "difference": gap}
+        for name, speed, gap in ((bench.BASE, 2.0, 0.0), ("vitrail packed", 5.0, 3e-6))
+    }
+    result = {"machine": MACHINE, "rounds": 7, "cases": {"as it is": {"B/16, batch 8": rows}}}
+    table = load(ROOT / "benchmarks" / "tables.py", monkeypatch).inference(result)
+    assert "| timm fp32 | 2.0 images/s | 0e+00 |" in table
+    assert "| vitrail packed | **2.50** (2.50 to 2.50) | 3e-06 |" in table
 
 
 def test_ways_to_compile_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,3 +98,36 @@ def test_python_m_vitrail_is_vitrail(run: Path, images: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "a.png" in done.stdout
     assert done.stderr == ""
+
+
+def test_predict_takes_a_backend_and_tells_its_speed_and_difference(vitrail: Typed, run: Path, images: Path) -> None:
+    plain = vitrail("predict", run, images, "--device", "cpu", "--backend", "fp32", "--verbose")
+    assert re.search(r"^vitrail: backend fp32: [\d,.]+ images/s on 3 images$", plain.err, re.MULTILINE)
+    said = vitrail("predict", run, images, "--device", "cpu", "--backend", "packed", "--verbose")
+    line = r"^vitrail: backend packed: [\d,.]+ images/s, fp32 [\d,.]+; logits differ from fp32's by (\S+) at most on 3 images$"
+    found = re.search(line, said.err, re.MULTILINE)
+    assert found, said.err
+    assert float(found[1]) <= 1e-4
+    assert said.out == plain.out
+    silent = vitrail("predict", run, images, "--device", "cpu")
+    assert (silent.out, "vitrail: backend" in silent.err) == (plain.out, False)
+
+
+def test_verbose_tells_nothing_where_no_image_can_be_read(vitrail: Typed, run: Path, images: Path) -> None:
+    said = vitrail("predict", run, images / "broken.png", "--verbose", "--device", "cpu")
+    assert (said.code, "vitrail: backend" in said.err) == (1, False)
+
+
+def test_a_backend_that_is_not_there_is_one_line(vitrail: Typed, run: Path, images: Path) -> None:
+    said = vitrail("predict", run, images, "--backend", "onnx")
+    assert (said.code, said.err) == (2, 'vitrail: backend "onnx" is none of auto, fp32, packed, bf16, compiled\n')
+    said = vitrail("predict", run, images, "--device", "cpu", "--backend", "compiled")
+    assert said.code == 2
+    assert said.err.startswith('vitrail: backend "compiled" is not available: it is for a CUDA device, and this is cpu; use ')
+    assert said.err.count("\n") == 1
+
+
+def test_help_lists_the_backends(vitrail: Typed) -> None:
+    out = vitrail("predict", "--help").out
+    for name in ("fp32", "packed", "bf16", "compiled"):
+        assert re.search(rf"^  {name} +\S", out, re.MULTILINE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from vitrail.data.augment import normalise
 from vitrail.data.decode import eval_view
@@ -134,7 +137,7 @@ def test_top_is_cut_to_the_classes_there_are(predictor: Predictor, photos: Path)
         predictor.predict([path], top=0)
 
 
-def test_a_stream_reads_no_more_than_a_batch_ahead(predictor: Predictor) -> None:
+def test_a_stream_reads_the_batch_that_it_decodes_ahead_and_no_more(predictor: Predictor) -> None:
     read: list[int] = []
 
     def pictures() -> Iterator[np.ndarray]:
@@ -144,8 +147,69 @@ def test_a_stream_reads_no_more_than_a_batch_ahead(predictor: Predictor) -> None
 
     stream = predictor.stream(pictures())
     next(stream)
-    assert len(read) == predictor.batch_size
+    assert len(read) == 2 * predictor.batch_size
     stream.close()
+    assert len(read) == 2 * predictor.batch_size
+
+
+@given(delays=st.lists(st.sampled_from([0.0, 0.002, 0.01]), max_size=9), batch_size=st.integers(1, 4))
+@hypothesis_settings(max_examples=10, deadline=None)
+def test_the_order_is_kept_when_decoding_is_slow(model_and_run: tuple[ViT, Path], delays: list[float], batch_size: int) -> None:
+    predictor = Predictor(model_and_run[1], device="cpu", batch_size=batch_size, backend="fp32")
+    view, pixels = predictor._view, [np.full((16, 16, 3), 25 * number, np.uint8) for number in range(len(delays))]
+
+    def slow(image: np.ndarray) -> object:
+        time.sleep(delays[int(image[0, 0, 0]) // 25])
+        return view(image)
+
+    expected = predictor.predict(pixels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictor, "_view", slow)
+        done = predictor.predict(pixels)
+    assert [p.path for p in done] == [f"#{number}" for number in range(len(delays))]
+    assert [p.probability for p in done] == [p.probability for p in expected]
+
+
+def test_the_next_batch_is_decoded_while_the_model_computes(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch's computation waits for a view of the next one, and nothing hangs."""
+    view, probabilities, begun = predictor._view, predictor.probabilities, threading.Semaphore(0)
+
+    def seen(image: np.ndarray) -> object:
+        begun.release()
+        return view(image)
+
+    def waiting(images: Tensor) -> Tensor:
+        for _ in range(2 * predictor.batch_size):  # this batch and the next
+            assert begun.acquire(timeout=20)
+        begun.release(predictor.batch_size)
+        return probabilities(images)
+
+    monkeypatch.setattr(predictor, "_view", seen)
+    monkeypatch.setattr(predictor, "probabilities", waiting)
+    stream = predictor.stream(np.zeros((16, 16, 3), np.uint8) for _ in range(100))
+    assert [next(stream).path for _ in range(2 * predictor.batch_size)] == [f"#{i}" for i in range(2 * predictor.batch_size)]
+    stream.close()
+
+
+def test_what_was_read_before_an_error_is_answered(predictor: Predictor) -> None:
+    def broken(count: int) -> Iterator[np.ndarray]:
+        for _ in range(count):
+            yield np.zeros((16, 16, 3), np.uint8)
+        raise OSError("the disk is gone")
+
+    stream = predictor.stream(broken(predictor.batch_size))
+    assert [next(stream).path for _ in range(predictor.batch_size)] == [f"#{i}" for i in range(predictor.batch_size)]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)
+
+
+def test_an_unexpected_error_of_decoding_ends_the_stream(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(image: object) -> object:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(predictor, "_view", fails)
+    with pytest.raises(ZeroDivisionError):
+        predictor.predict([np.zeros((16, 16, 3), np.uint8)] * 9)
 
 
 def test_nothing_in_nothing_out(predictor: Predictor) -> None:

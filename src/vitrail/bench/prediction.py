@@ -17,7 +17,8 @@ from torch import nn
 from vitrail.bench.case import OURS, Case
 from vitrail.bench.contender import DTYPES, Contender, Precision
 from vitrail.bench.processes import Call
-from vitrail.models.device import autocast
+from vitrail.deploy.backends import BACKENDS
+from vitrail.models.device import autocast, keep_freed_memory
 from vitrail.weights import load
 
 
@@ -33,8 +34,22 @@ def rows(precisions: Sequence[Precision]) -> list[Contender]:
 
 
 def ours(case: Case, precision: Precision) -> Call:
-    """Build the model as `Predictor` runs it, in a number type."""
-    return _forward(load(case.file(OURS)).to(case.device), case, precision)
+    """Build the model as `Predictor` runs it, in a number type: on a CPU packed, and with freed memory kept."""
+    device = torch.device(case.device)
+    names = {"fp32": ("packed", "fp32"), "bf16": ("bf16",)}[precision]
+    name = next((name for name in names if BACKENDS[name].unavailable(device) is None), None)
+    if name is None:
+        raise ValueError(f"{BACKENDS[names[0]].unavailable(device)}")
+    if device.type == "cpu":
+        keep_freed_memory()
+    form = BACKENDS[name].build(load(case.file(OURS)).to(device).eval(), batch_size=case.batch_size)
+    images = case.images()
+
+    @torch.inference_mode()
+    def call() -> object:
+        return form(images)
+
+    return call
 
 
 def timm(case: Case, precision: Precision) -> Call:

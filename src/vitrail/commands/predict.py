@@ -20,9 +20,12 @@ SUMMARY = "labels and probabilities of images"
 
 def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
+    from vitrail.deploy.backends import overview  # needs no torch
+
     parser = terminal.make_parser(
         "predict",
         "Labels and probabilities of images.",
+        f"backends:\n{overview()}\n\n"
         "Exit code: 0, or 1 when some images could not be read or got no label; the others are done all the same.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or any checkpoint with a head")
@@ -34,6 +37,13 @@ def run(words: list[str]) -> int:
     shape.add_argument("--csv", action="store_true", help="print a line an image: path, label, probability, …, error")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="the K most probable classes [1]")
     terminal.add_device(parser, batch_size=32)
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="one of those below; auto: the fastest correct one on the device [auto]",
+    )
+    parser.add_argument("--verbose", action="store_true", help="tell the backend, its speed and its difference from fp32")
     args = terminal.parse(parser, words)
 
     from vitrail.deploy.predict import NOT_FINITE, Predictor, find_images
@@ -44,10 +54,12 @@ def run(words: list[str]) -> int:
     images = list(find_images(paths))
     if not images:
         raise ValueError("stdin named no image; write one path a line")
-    predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size)
+    predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size, backend=args.backend)
     terminal.print_receipt(predictor.model, args.run)
     if mismatch := predictor.range_mismatch(images):
         terminal.report(mismatch)
+    if args.verbose and (comparison := predictor.compare(images)):
+        terminal.report(comparison)
     done = list(predictor.predict(images, top=args.top))
 
     if args.json:

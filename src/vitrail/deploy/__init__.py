@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
-from vitrail.deploy.predict import Prediction, Predictor, find_images
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = ["Prediction", "Predictor", "find_images"]
+from vitrail.deploy.backends import BACKENDS, Backend
+
+if TYPE_CHECKING:
+    from vitrail.deploy.predict import Comparison, Prediction, Predictor, find_images
+
+__all__ = ["BACKENDS", "Backend", "Comparison", "Prediction", "Predictor", "find_images"]
+
+
+def __getattr__(name: str) -> object:  # the command line reads the table of backends without torch
+    if name not in __all__:
+        raise AttributeError(f"module 'vitrail.deploy' has no attribute '{name}'")
+    return getattr(importlib.import_module("vitrail.deploy.predict"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,9 +28,13 @@ from vitrail.data.files import Listed
 from vitrail.data.labelled import TABLE
 from vitrail.data.listing import files_under
 from vitrail.data.measure import measure_values
-from vitrail.models.device import pick_device
+from vitrail.deploy.backends import BACKENDS, require_available
+from vitrail.deploy.choice import Measured, choose, deviation, error_of, race
+from vitrail.deploy.forms import Forward, fp32
+from vitrail.models.device import keep_freed_memory, pick_device
 
 Picture = str | Path | Image.Image | NDArray[Any]
+View = UInt8[Tensor, "C H W"] | str  # evaluation view, or the reason why there is none
 
 THRESHOLD = 0.5
 """Probability from which on a multi-label image has a label."""
@@ -36,6 +42,25 @@ THRESHOLD = 0.5
 
 NOT_FINITE = "the model's output for it is not finite, so it has no label; look whether the weights are finite"
 """Error of an image that was read but has no finite output."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A backend beside fp32, on the same images."""
+
+    backend: str
+    """Name in `BACKENDS`."""
+    measured: Measured
+    fp32: Measured
+
+    def __str__(self) -> str:
+        """Format as one line."""
+        speed = f"backend {self.backend}: {self.measured.images_per_s:,.1f} images/s"
+        count = f"{self.measured.images} image{'s' * (self.measured.images != 1)}"
+        if self.backend == "fp32":
+            return f"{speed} on {count}"
+        exactness = f"logits differ from fp32's by {self.measured.difference:.1e} at most"
+        return f"{speed}, fp32 {self.fp32.images_per_s:,.1f}; {exactness} on {count}"
 
 
 @dataclass(frozen=True)
@@ -67,15 +92,22 @@ class Prediction:
 class Predictor:
     """Model of a run folder, or of any checkpoint with a head, for prediction.
 
-    `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. Raises
-    ValueError for a checkpoint that `vitrail.load` can't load, a model without a head, and an unavailable device.
+    `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. `backend` is
+    a row of `BACKENDS`, or "auto": the fastest one of those that are correct, which the first batch measures (about 2 s, once
+    for a machine and a kind of model). On a CPU these compute in fp32; on a GPU bf16 is among them. Raises ValueError for a
+    checkpoint that `vitrail.load` can't load, a model without a head, and an unavailable device or backend.
     """
 
-    def __init__(self, run: str | Path, *, device: str = "auto", batch_size: int = 32) -> None:
+    def __init__(self, run: str | Path, *, device: str = "auto", batch_size: int = 32, backend: str = "auto") -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
         self.device = pick_device(device)
+        require_available(backend, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()  # each batch takes the memory of the one before
         self.batch_size = batch_size
+        self.backend = backend
+        """Name of the backend; "auto" until the first batch has chosen one."""
         self.model = weights.load(run).to(self.device).eval()
         if not self.model.config.num_classes:
             raise ValueError(f"{run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`")
@@ -83,6 +115,7 @@ class Predictor:
         self.preprocessing = self.model.preprocessing
         self.multi_label = self.model.multi_label
         self.classes: tuple[str, ...] = self.model.classes or tuple(map(str, range(self.model.config.num_classes)))
+        self._forward: Forward | None = None
 
     def predict(self, images: Iterable[Picture], *, top: int = 5) -> list[Prediction]:
         """Return one prediction per image, in order, each with the `top` most probable classes.
@@ -93,18 +126,19 @@ class Predictor:
         return list(self.stream(images, top=top))
 
     def stream(self, images: Iterable[Picture], *, top: int = 5) -> Iterator[Prediction]:
-        """Yield predictions one by one, as `predict` returns them; at most one batch of images is in memory at a time."""
+        """Yield predictions one by one, as `predict` returns them.
+
+        At most two batches of images are in memory at a time: one is decoded while the model computes the other.
+        """
         if top < 1:
             raise ValueError(f"top {top} must be at least 1")
-        numbered = enumerate(images)
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without Python's lock
-            while chunk := list(islice(numbered, self.batch_size)):
-                views = list(pool.map(self._view, (image for _, image in chunk)))
+        with closing(self._decoded(images)) as batches:
+            for names, views in batches:
                 readable = [view for view in views if isinstance(view, Tensor)]
                 rows = iter(self.probabilities(torch.stack(readable)) if readable else ())
-                for (position, image), view in zip(chunk, views, strict=True):
-                    name = _name(image, position)
+                for name, view in zip(names, views, strict=True):
                     yield self._unread(name, view) if isinstance(view, str) else self._named(name, next(rows), top)
+                del views, readable, view  # before the next batch is fetched
 
     @torch.inference_mode()
     def probabilities(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -113,16 +147,66 @@ class Predictor:
         They sum to one, except in a multi-label model. All probabilities of an image are NaN if the model's output for it is
         not finite.
         """
-        logits: Tensor = self.model(normalise(images.to(self.device), self.preprocessing)).float()  # (B, K)
+        inputs = normalise(images.to(self.device), self.preprocessing)
+        logits = self._form(inputs)(inputs)  # (B, K)
         probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
         return probabilities.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), math.nan).cpu()
+
+    @torch.inference_mode()
+    def compare(self, images: Iterable[Picture]) -> Comparison | None:
+        """Measure the backend beside fp32 on the first batch (about 2 s). None where no image of it can be read."""
+        with closing(self._decoded(islice(images, self.batch_size))) as batches:
+            views = next(batches, ([], []))[1]
+        readable = [view for view in views if isinstance(view, Tensor)]
+        if not readable:
+            return None
+        inputs = normalise(torch.stack(readable).to(self.device), self.preprocessing)
+        form = self._form(inputs)  # "auto" becomes a name here
+        measured = race({"fp32": fp32(self.model, self.batch_size), self.backend: form}, inputs)
+        return Comparison(self.backend, measured[self.backend], measured["fp32"])
 
     def range_mismatch(self, paths: Iterable[str | Path]) -> str | None:
         """Return a warning where images of more than 8 bits use values that the model was not trained for, else None."""
         used = measure_values(Path(), [Listed(str(path), 0) for path in paths], threads=-1)
         return None if used is None else used.mismatch(self.preprocessing.range)
 
-    def _view(self, image: Picture) -> UInt8[Tensor, "C H W"] | str:
+    def _form(self, inputs: Float[Tensor, "B C H W"]) -> Forward:
+        """Return the model's form of the backend, which the first batch chooses, or checks if it is named."""
+        if self._forward is None:
+            named = self.backend != "auto"
+            name = self.backend if named else choose(self.model, inputs, batch_size=self.batch_size)
+            form: Forward = BACKENDS[name].build(self.model, batch_size=self.batch_size)
+            if named and (wrong := error_of(name, form, self.model, inputs[:1])) is not None:
+                warnings.warn(f'{deviation(name, wrong)}; backend "fp32" has none', stacklevel=3)
+            self.backend, self._forward = name, form
+        return self._forward
+
+    def _decoded(self, images: Iterable[Picture]) -> Generator[tuple[list[str], list[View]], None, None]:
+        """Yield the names and views of each batch, in order, while the next batch is decoded."""
+        numbered = enumerate(images)
+        pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))  # Pillow decodes without Python's lock
+
+        def begin() -> list[tuple[str, Future[View]]]:
+            chunk = islice(numbered, self.batch_size)
+            return [(_name(image, position), pool.submit(self._view, image)) for position, image in chunk]
+
+        try:
+            decoding = begin()
+            while decoding:
+                names, views = [name for name, _ in decoding], [view.result() for _, view in decoding]
+                failure: Exception | None = None
+                try:
+                    decoding = begin()
+                except Exception as error:  # of the caller's iterator: what came before is answered first
+                    failure = error
+                yield names, views
+                del views  # so that two batches are in memory, never three
+                if failure is not None:
+                    raise failure
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _view(self, image: Picture) -> View:
         """Return the evaluation view, or the reason why there is none."""
         try:
             return eval_view(image, self.preprocessing)

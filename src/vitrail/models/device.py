@@ -59,9 +59,9 @@ def bf16_is_faster(device: torch.device) -> bool:
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Ask glibc to keep freed large buffers for reuse by the next training step. Return whether the request was accepted.
+    """Ask glibc to keep freed large buffers for reuse by the next step or batch. Return whether the request was accepted.
 
-    Otherwise every large tensor is fetched from the kernel, page by page, at every step. Kept buffers have gaps, though: with
+    Otherwise every large tensor is fetched from the kernel, page by page, every time. Kept buffers have gaps, though: with
     checkpointing these can be larger than the memory in use, so `keep=False` asks for the opposite. Other C libraries and
     systems are unaffected.
     """

@@ -62,12 +62,13 @@ class SwinMlp(nn.Module):
 
     def __init__(self, cfg: SwinConfig, dim: int) -> None:
         super().__init__()
+        self.gelu = F.gelu
         self.fc1 = Linear(dim, round(cfg.mlp_ratio * dim))
         self.fc2 = Linear(round(cfg.mlp_ratio * dim), dim)
         self.drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Map) -> Map:
-        return self.drop(self.fc2(F.gelu(self.fc1(x))))
+        return self.drop(self.fc2(self.gelu(self.fc1(x))))
 
 
 class SwinBlock(nn.Module):

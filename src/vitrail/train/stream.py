@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ class SideStream:
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def each(self, items: Iterable[Item], prepare: Callable[[Item], Batch]) -> Iterator[tuple[Item, Batch]]:
+    def each(self, items: Iterable[Item], prepare: Callable[[Item], Batch]) -> Generator[tuple[Item, Batch], None, None]:
         """Yield each item with the batch prepared from it; both are computed on this stream."""
         iterator = iter(items)
         while True:

@@ -1,0 +1,215 @@
+"""Inference of every backend beside timm's same model, on this machine as it is and with AVX2 alone.
+
+    python benchmarks/inference.py                          writes results/inference.json
+    python benchmarks/inference.py --case Ti/16,8 --rounds 3 --out quick.json
+
+All contenders compute the logits of the same images with the same random weights. Each has a process of its own, so that no
+one's settings reach another; in a round they run one after the other, never at once, and the order turns from round to round.
+What counts is the ratio to timm's eager fp32 within a round, and the largest difference from its logits. ONNX Runtime and
+OpenVINO compete where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import machine
+from vitrail.deploy import BACKENDS
+from vitrail.models import create_model
+from vitrail.models.device import keep_freed_memory
+
+NAMES = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16": "vit_base_patch16_224"}
+CASES = (("Ti/16", 8), ("S/16", 8), ("B/16", 8), ("S/16", 4), ("B/16", 1))
+BASE = "timm fp32"
+CPU = torch.device("cpu")
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+TURN_S = 0.25
+"""A contender repeats its pass until a turn takes about this long."""
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def contenders() -> list[str]:
+    """timm's model, ours in every form that this machine runs, and other runtimes where they are installed."""
+    available = [name for name, row in BACKENDS.items() if not row.unavailable(CPU)]
+    names = [BASE, *(["timm bf16"] if "bf16" in available else []), *(f"vitrail {name}" for name in available)]
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+        names.append("ONNX Runtime fp32")
+    if importlib.util.find_spec("openvino"):
+        names += ["OpenVINO fp32", *(["OpenVINO bf16"] if "bf16" in available else [])]
+    return names
+
+
+def build(contender: str, size: str, images: Tensor) -> Forward:
+    """One contender's form of the model."""
+    torch.manual_seed(0)
+    theirs: nn.Module = timm.create_model(NAMES[size]).eval()
+    library, _, form = contender.rpartition(" ")
+    if library == "vitrail":
+        keep_freed_memory()  # as Predictor does
+        ours = create_model(size).eval()
+        ours.load_state_dict(theirs.state_dict())
+        forward: Forward = BACKENDS[form].build(ours, batch_size=len(images))
+        return forward
+    if library == "ONNX Runtime":
+        return onnxruntime_form(theirs, images)
+    if library == "OpenVINO":
+        return openvino_form(theirs, images, {"fp32": "f32"}.get(form, form))
+    if form == "fp32":
+        return theirs
+    half = theirs.to(torch.bfloat16)
+    return lambda images: half(images.to(torch.bfloat16)).float()
+
+
+def onnxruntime_form(model: nn.Module, images: Tensor) -> Forward:
+    """The model in ONNX Runtime, with as many threads as torch."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def openvino_form(model: nn.Module, images: Tensor, precision: str) -> Forward:
+    """The model in OpenVINO, with as many threads as torch."""
+    openvino = importlib.import_module("openvino")
+    converted = openvino.convert_model(model, example_input=images)
+    converted.reshape(list(images.shape))
+    config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.compile_model(converted, "CPU", config)
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+
+
+@torch.inference_mode()
+def contend(line: Connection, contender: str) -> None:
+    """One contender's process: answers a case with logits, a number of passes with their seconds, and ends at 0."""
+    warnings.simplefilter("ignore")  # of the exporters
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(machine.cores())
+    forward: Forward = nn.Identity()
+    images = torch.empty(0)
+    while order := line.recv():
+        if isinstance(order, tuple):
+            images = torch.randn(order[1], 3, 224, 224, generator=torch.Generator().manual_seed(1))
+            forward = build(contender, order[0], images)
+            line.send(forward(images).numpy())
+            continue
+        start = time.perf_counter()
+        for _ in range(order):
+            forward(images)
+        line.send(time.perf_counter() - start)
+
+
+def compare(lines: dict[str, Connection], size: str, batch: int, *, rounds: int) -> dict[str, Any]:
+    """Images a second, ratios within the rounds and differences of every contender."""
+
+    def ask(name: str, order: object) -> Any:
+        lines[name].send(order)
+        return lines[name].recv()
+
+    logits = {name: ask(name, (size, batch)) for name in lines}
+    passes = {name: max(1, round(TURN_S / ask(name, 1))) for name in lines}
+    speeds: dict[str, list[float]] = {name: [] for name in lines}
+    names = list(lines)
+    for turn in range(rounds):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            speeds[name].append(passes[name] * batch / ask(name, passes[name]))
+    return {
+        name: {
+            "images_per_s": summary(speeds[name]),
+            "ratio": summary([a / b for a, b in zip(speeds[name], speeds[BASE], strict=True)]),
+            "difference": float(abs(logits[name] - logits[BASE]).max()),
+        }
+        for name in lines
+    }
+
+
+def measure(cases: Sequence[tuple[str, int]], *, rounds: int) -> dict[str, Any]:
+    """Every case with this process's instructions."""
+    spawn = multiprocessing.get_context("spawn")
+    lines: dict[str, Connection] = {}
+    workers = []
+    try:
+        for name in contenders():
+            lines[name], theirs_end = spawn.Pipe()
+            workers.append(spawn.Process(target=contend, args=(theirs_end, name), daemon=True))
+            workers[-1].start()
+            theirs_end.close()  # so that a worker that dies is an EOFError here, not a wait without end
+        result = {f"{size}, batch {batch}": compare(lines, size, batch, rounds=rounds) for size, batch in cases}
+        for line in lines.values():
+            line.send(0)
+        for worker in workers:
+            worker.join(timeout=30)
+    finally:
+        for worker in workers:
+            worker.kill()
+    return result
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
+def case(text: str) -> tuple[str, int]:
+    """A size and a batch size from "Ti/16,8"."""
+    size, _, batch = text.partition(",")
+    if size not in NAMES or not batch.isdecimal() or not int(batch):
+        raise argparse.ArgumentTypeError(f'"{text}" is no case; write one of {", ".join(NAMES)} and a batch size: Ti/16,8')
+    return size, int(batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Inference of every backend beside timm's same model.")
+    parser.add_argument("--case", action="append", type=case, metavar="SIZE,BATCH", help="default: all")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", action="store_true", help="this process's instructions alone, printed as JSON")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS / "inference.json")
+    args = parser.parse_args()
+
+    cases = args.case or list(CASES)
+    if args.only:
+        print(json.dumps(measure(cases, rounds=args.rounds)))
+        return
+    result: dict[str, Any] = {"machine": machine.facts("timm"), "rounds": args.rounds, "cases": {}}
+    words = [sys.executable, __file__, "--only", "--rounds", str(args.rounds)]
+    for size, batch in cases:
+        words += ["--case", f"{size},{batch}"]
+    for name, limits in (("as it is", {}), ("AVX2 alone", AVX2)):
+        done = subprocess.run(words, env={**os.environ, **limits}, capture_output=True, text=True, check=True)
+        result["cases"][name] = json.loads(done.stdout.splitlines()[-1])
+        for title, rows in result["cases"][name].items():
+            for contender, row in rows.items():
+                ratio = row["ratio"]
+                print(
+                    f"{name}, {title}, {contender}: {row['images_per_s']['median']:.1f} images/s, {ratio['median']:.2f}x "
+                    f"({ratio['min']:.2f} to {ratio['max']:.2f}), logits differ by {row['difference']:.1e}"
+                )
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
