@@ -143,6 +143,11 @@ def test_between_them_full_batches_are_measured(monkeypatch: pytest.MonkeyPatch)
     assert clock.steps == [8, 8, 64, 64, 64]
 
 
+@pytest.mark.parametrize(("run_s", "limit_s"), [(1.2, 0.12), (60, 2.0), (180, 5.4), (36_000, 10.0)])
+def test_the_limit_is_a_share_of_the_run(run_s: float, limit_s: float) -> None:
+    assert fit.time_limit(run_s) == pytest.approx(limit_s)
+
+
 def test_the_update_clock_adds_up_all_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, image_s=0.0, update_s=0.25)
     optimizers = Optimizers(clock.step().optimizers.parts + clock.step().optimizers.parts)
@@ -264,7 +269,7 @@ def test_where_none_is_enough_the_fastest_is_taken_with_the_minutes_it_needs(
     [
         ({"train": {"smaller": False}}, 64, [64]),
         ({"model": {"depth": 1}}, 64, [64]),
-        ({"model": "S/16", "train": {"batch_size": 2}}, 64, [64]),
+        ({"model": "Ti/32", "train": {"batch_size": 2}}, 64, [64]),
         ({"model": {"img_size": 80}}, 80, [80]),
         ({"train": {"start_size": 48}}, 48, [64, 48]),
     ],

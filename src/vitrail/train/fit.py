@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from vitrail.train.step import Step, loss_scaler
 
 FEW_IMAGES = 8
 """Images of the first measured steps, which warm up; on a slow machine there are no others."""
-LEAST_LIMIT_S, GREATEST_LIMIT_S, LIMIT_SHARE = 2.0, 10.0, 0.03
-"""Seconds of measured steps for one model: this share of the run, within these bounds."""
+LIMIT_SHARES, LIMITS_S = (0.03, 0.1), (2.0, 10.0)
+"""Limit of the measured steps of one model: 3 % of the run, at least 2 s unless that is more than 10 %, and at most 10 s."""
 STEPS = 3
 """Greatest number of measured steps on a full batch."""
 
@@ -165,9 +166,16 @@ def measure_step(context: Context, images: Images) -> float:
     batch, batch_s = first_batch(context, images, task, middle_size(cfg, model))
     if batch is None:
         return 0.0
-    enough_s = cfg.batch_size * 60 * (cfg.minutes or 0) / (cfg.min_epochs * len(images.train))
-    limit_s = min(max(LEAST_LIMIT_S, LIMIT_SHARE * 60 * (cfg.minutes or 0)), GREATEST_LIMIT_S)
-    return batch_s + time_steps(step, batch, enough_s=enough_s - batch_s, limit_s=limit_s)
+    run_s = 60 * (cfg.minutes or 0)
+    enough_s = cfg.batch_size * run_s / (cfg.min_epochs * len(images.train))
+    return batch_s + time_steps(step, batch, enough_s=enough_s - batch_s, limit_s=time_limit(run_s))
+
+
+def time_limit(run_s: float) -> float:
+    """Return the seconds that the measured steps of one model may take in a run of `run_s` seconds."""
+    share, greatest = (share * run_s for share in LIMIT_SHARES)
+    least_s, most_s = LIMITS_S
+    return min(max(share, min(least_s, greatest)), most_s)
 
 
 def first_batch(context: Context, images: Images, task: Task, size: Pair) -> tuple[Batch | None, float]:
@@ -208,23 +216,25 @@ def middle_size(cfg: TrainConfig, model: Backbone) -> Pair:
 
 
 def time_steps(step: Step, batch: Batch, *, enough_s: float, limit_s: float) -> float:
-    """Return the seconds of a step on the batch: the least of two steps on a few images, scaled, and of some on all.
+    """Return the seconds of a step on the batch: the median of some steps, or the shorter of two on a few images, scaled.
 
     A step of at most `enough_s` ends the measurement, and so does one that would take longer than what is left of `limit_s`.
     """
-    updates = UpdateClock(step.optimizers)
-    few, least, start = min(FEW_IMAGES, len(batch)), 0.0, time.perf_counter()
-    for images in (few, few, *[len(batch)] * STEPS):
+    updates, count, start = UpdateClock(step.optimizers), len(batch), time.perf_counter()
+    few = min(FEW_IMAGES, count)
+    scaled, full = list[float](), list[float]()
+    for images in (few, few, *[count] * STEPS):
         left_s = limit_s - (time.perf_counter() - start)
-        if least and scale_step(least, 0.0, images=len(batch), to=images) > left_s:
+        if scaled and min(scaled) * images / count > left_s:
             break
         updates.seconds, since = 0.0, time.perf_counter()
         step(batch.rows(slice(images)))["loss"].item()  # which waits for the device
-        seconds = scale_step(time.perf_counter() - since, updates.seconds, images=images, to=len(batch))
-        least = min(least, seconds) if least else seconds
-        if least <= enough_s:
-            break
-    return least
+        scaled.append(scale_step(time.perf_counter() - since, updates.seconds, images=images, to=count))
+        if scaled[-1] <= enough_s:
+            return scaled[-1]
+        if images == count:
+            full.append(scaled[-1])
+    return statistics.median(full) if full else min(scaled)
 
 
 def scale_step(seconds: float, update_s: float, *, images: int, to: int) -> float:
