@@ -13,6 +13,7 @@ import vitrail
 from conftest import ImageFolder
 from vitrail.models import meta_model
 from vitrail.settings import Preprocessing, layers
+from vitrail.settings.smaller import apply_smaller, read_smaller
 from vitrail.train.notes import check_warmup, find_unused
 from vitrail.weights import save_model
 
@@ -30,7 +31,8 @@ def test_the_defaults_and_the_recipes_have_nothing_to_say() -> None:
     assert notes({}) == []
     for name in layers.recipes():
         whole = layers.build([layers.read_recipe(name), FROM])
-        assert find_unused(whole, meta_model(whole.model), multi_label=False) == [], name
+        for settings in (whole, *(apply_smaller(whole, smaller, {}) for smaller in read_smaller(name))):
+            assert find_unused(settings, meta_model(settings.model), multi_label=False) == [], name
 
 
 @pytest.mark.parametrize(
