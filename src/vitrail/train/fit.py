@@ -27,8 +27,8 @@ from vitrail.train.step import Step, loss_scaler
 
 FEW_IMAGES = 8
 """Images of the first measured steps, which warm up; on a slow machine there are no others."""
-LIMIT_SHARES, LIMITS_S = (0.03, 0.1), (2.0, 10.0)
-"""Limit of the measured steps of one model: 3 % of the run, at least 2 s unless that is more than 10 %, and at most 10 s."""
+LIMIT_SHARES, LIMITS_S = (0.02, 0.1), (1.0, 10.0)
+"""Limit of the measured steps of one model: 2 % of the run, at least 1 s unless that is more than 10 %, and at most 10 s."""
 STEPS = 3
 """Greatest number of measured steps on a full batch."""
 
