@@ -38,6 +38,8 @@ def test_the_defaults_and_the_recipes_have_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
+        ({"train": {"smaller": False, "epochs": 2}}, "train.smaller is for a run of minutes"),
+        ({"train": {"min_epochs": 5.0}}, "train.min_epochs is for a run of minutes"),
         ({"augment": {"mixup_prob": 0.5}}, "augment.mixup_prob needs mixup_alpha or cutmix_alpha above 0"),
         ({"augment": {"mixup_alpha": 0.2, "mixup_prob": 0}}, "augment.mixup_alpha and cutmix_alpha need mixup_prob above 0"),
         (
@@ -96,6 +98,7 @@ def test_a_setting_without_effect_is_said_once(layer: dict[str, Any], said: str)
         {"optim": {"loss": "bce"}},
         {"optim": {"loss": "ce"}},
         {"train": {"start_size": 160, "size_stages": 2, "full_size_from": 0.5}},
+        {"train": {"minutes": 3, "smaller": False, "min_epochs": 2}},
         {"train": {"patch_sizes": [8, 16]}},
         {"train": {"patch_sizes": [32]}},
         {"train": {"ladder": False}},
