@@ -12,7 +12,7 @@ from vitrail.models import check_model, meta_model
 from vitrail.settings import Settings, layers
 from vitrail.settings.smaller import SECTIONS, apply_smaller, read_smaller
 
-DATA = {"model": {"in_channels": 3, "num_classes": 10, "img_size": 32}}
+DATA = {"model": {"in_channels": 3, "num_classes": 10, "img_size": 28}}
 
 
 @pytest.fixture
