@@ -237,9 +237,9 @@ def test_photographs_start_from_weights_within_reach(
     held: list[bool] = []
     assemble, finish = run_module.assemble, run_module.finish
 
-    def note_plan(context: Any) -> Any:
+    def note_plan(context: Any, images: Any) -> Any:
         plans.append(weakref.ref(context.plan))
-        return assemble(context)
+        return assemble(context, images)
 
     def note_held(*arguments: Any) -> Any:
         held.append(plans[0]() is not None)

@@ -25,7 +25,7 @@ from vitrail.data.batches import Part, eval_batches, train_batches
 from vitrail.data.memory import FixedSplit
 from vitrail.models import build_model, create_model
 from vitrail.models.receipt import Receipt
-from vitrail.settings import AugmentConfig, ModelConfig, Preprocessing
+from vitrail.settings import AugmentConfig, ModelConfig, Preprocessing, layers
 from vitrail.train import distributed
 from vitrail.train import run as run_module
 from vitrail.train.distributed import SINGLE_PROCESS, PeerFailed, World, local_device, open_new_store, shard, world
@@ -112,6 +112,16 @@ def test_two_processes_learn_what_one_learns(photos: Path, tmp_path: Path, more:
         scores = json.loads((tmp_path / name / "evaluation.json").read_text())
         assert scores["count"] == 27, "every test image counts once"
         assert scores["nll"] == pytest.approx(json.loads((tmp_path / "one" / "evaluation.json").read_text())["nll"], abs=1e-5)
+
+
+def test_two_processes_take_the_same_smaller_model(photos: Path, tmp_path: Path) -> None:
+    """The slower one decides; here none is fast enough, and both go on with the fastest model."""
+    words = ["train", str(photos), "--recipe", "from-scratch", "--minutes", "0.05", "--train.min_epochs", "1e9"]
+    words += ["--train.device", "cpu", "--train.precision", "fp32", "--train.batch_size", "16", "--out", "run"]
+    said = run(words, processes=2, folder=tmp_path)
+    assert said.count("this machine trains ") == said.count("; taken instead: ") == 1
+    assert "64x64 px" in said
+    assert layers.from_yaml((tmp_path / "run" / "config.yaml").read_text()).model.img_size == 64
 
 
 def test_two_processes_learn_a_swin_as_one_does(photos: Path, tmp_path: Path) -> None:

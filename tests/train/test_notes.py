@@ -13,6 +13,7 @@ import vitrail
 from conftest import ImageFolder
 from vitrail.models import meta_model
 from vitrail.settings import Preprocessing, layers
+from vitrail.settings.smaller import apply_smaller, read_smaller
 from vitrail.train.notes import check_warmup, find_unused
 from vitrail.weights import save_model
 
@@ -30,12 +31,15 @@ def test_the_defaults_and_the_recipes_have_nothing_to_say() -> None:
     assert notes({}) == []
     for name in layers.recipes():
         whole = layers.build([layers.read_recipe(name), FROM])
-        assert find_unused(whole, meta_model(whole.model), multi_label=False) == [], name
+        for settings in (whole, *(apply_smaller(whole, smaller, {}) for smaller in read_smaller(name))):
+            assert find_unused(settings, meta_model(settings.model), multi_label=False) == [], name
 
 
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
+        ({"train": {"smaller": False, "epochs": 2}}, "train.smaller is for a run of minutes"),
+        ({"train": {"min_epochs": 5.0}}, "train.min_epochs is for a run of minutes"),
         ({"augment": {"mixup_prob": 0.5}}, "augment.mixup_prob needs mixup_alpha or cutmix_alpha above 0"),
         ({"augment": {"mixup_alpha": 0.2, "mixup_prob": 0}}, "augment.mixup_alpha and cutmix_alpha need mixup_prob above 0"),
         (
@@ -94,6 +98,7 @@ def test_a_setting_without_effect_is_said_once(layer: dict[str, Any], said: str)
         {"optim": {"loss": "bce"}},
         {"optim": {"loss": "ce"}},
         {"train": {"start_size": 160, "size_stages": 2, "full_size_from": 0.5}},
+        {"train": {"minutes": 3, "smaller": False, "min_epochs": 2}},
         {"train": {"patch_sizes": [8, 16]}},
         {"train": {"patch_sizes": [32]}},
         {"train": {"ladder": False}},

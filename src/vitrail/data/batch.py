@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
@@ -51,6 +52,13 @@ class RawBatch:
         if device.type == "cuda" and images.device.type == "cpu" and not images.is_pinned():
             images = images.pin_memory()
         return replace(self, images=images.to(device, non_blocking=True))
+
+    def shrunk(self, factor: float) -> RawBatch:
+        """Return the batch with canvases, images and crops smaller by `factor`, at most 1."""
+        sides = [max(1, round(side * factor)) for side in self.images.shape[2:]]
+        images = F.interpolate(self.images.float(), sides, mode="area").to(torch.uint8)  # (B, C, h, w)
+        sizes = torch.minimum((self.sizes * factor).round().long().clamp(min=1), torch.tensor(sides))
+        return replace(self, images=images, sizes=sizes, boxes=self.boxes * factor)
 
     def __len__(self) -> int:
         return len(self.labels)

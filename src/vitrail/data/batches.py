@@ -93,6 +93,7 @@ def train_batches(
     start_step: int = 0,
     balanced: bool = False,
     part: Part = WHOLE,
+    in_process: bool = False,
 ) -> Iterator[tuple[int, RawBatch]]:
     """Yield (epoch, batch) without end, starting at step `start_step`.
 
@@ -105,7 +106,7 @@ def train_batches(
     `balanced` an epoch draws every class equally often, to within one, however many images it has.
 
     A batch without readable images is yielded empty, so the step count holds. With `part`, every batch has the rows of that
-    part only. Raises ValueError for a batch with fewer images than parts.
+    part only. With `in_process`, no loader processes are started. Raises ValueError for a batch with fewer images than parts.
     """
     if part.count > min(batch_size, len(split) * augment.repeats):
         few = min(batch_size, len(split) * augment.repeats)
@@ -127,7 +128,7 @@ def train_batches(
                 yield Job(epoch, order[at], None if turns is None else turns[at])
             epoch, step = epoch + 1, 0
 
-    return _read(_Reader(split, seed, augment), jobs(), keep_empty=True)
+    return _read(_Reader(split, seed, augment), jobs(), keep_empty=True, in_process=in_process)
 
 
 def _draw_order(
@@ -178,10 +179,12 @@ def eval_batches(split: Split, *, batch_size: int, part: Part = WHOLE) -> Iterat
     return (batch for _, batch in _read(_Reader(split), jobs, keep_empty=part.count > 1))
 
 
-def _read(reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False) -> Iterator[tuple[int, RawBatch]]:
-    """Read the jobs in order, in `split.workers` loader processes (0: in this one)."""
+def _read(
+    reader: _Reader, jobs: Iterator[Job], *, keep_empty: bool = False, in_process: bool = False
+) -> Iterator[tuple[int, RawBatch]]:
+    """Read the jobs in order, in `split.workers` loader processes (0, or `in_process`: in this one)."""
     loader: Iterator[tuple[int, RawBatch, tuple[Skipped, ...]]]
-    if reader.split.workers:
+    if reader.split.workers and not in_process:
         loader = iter(
             DataLoader(
                 reader,

@@ -74,7 +74,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Raises ValueError for a file that is not YAML or not a mapping, OSError for one that cannot be opened.
     """
-    return _parse_layer(Path(path).read_text(encoding="utf-8"), origin=str(path), parents=())
+    return _parse_layer(Path(path).read_text(encoding="utf-8"), origin=str(path))
 
 
 def default_recipe(data: str) -> str:
@@ -83,19 +83,36 @@ def default_recipe(data: str) -> str:
     return next((name for name in (data, _KIN.get(data)) if name in known and name is not None), "from-scratch")
 
 
-def _read_recipe(name: str, parents: tuple[str, ...]) -> dict[str, Any]:
+def recipe_file(name: str) -> dict[str, Any]:
+    """Return a recipe as it is written: its sections, `extends` and `smaller`. Raises ValueError for an unknown recipe."""
     known = recipes()
     if name not in known:
         if name.endswith((".yaml", ".yml")):
             raise ValueError(f'recipe "{name}" is a file, and a recipe is a name; use --config {name}')
         raise ValueError(f'recipe "{name}" is none of {", ".join(known)}{nearest(name, known)}')
+    return _load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), origin=f"recipe {name}")
+
+
+def _read_recipe(name: str, parents: tuple[str, ...]) -> dict[str, Any]:
     if name in parents:
         raise ValueError(f"recipes extend each other in a circle: {' -> '.join((*parents, name))}; take one `extends` out")
-    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
-    return _parse_layer(text, origin=f"recipe {name}", parents=(*parents, name))
+    written = recipe_file(name)
+    written.pop("smaller", None)  # settings/smaller.py
+    return _extend(written, parents=(*parents, name))
 
 
-def _parse_layer(text: str, *, origin: str, parents: tuple[str, ...]) -> dict[str, Any]:
+def _parse_layer(text: str, *, origin: str) -> dict[str, Any]:
+    return _extend(_load(text, origin=origin), parents=())
+
+
+def _extend(layer: dict[str, Any], *, parents: tuple[str, ...]) -> dict[str, Any]:
+    """Merge a layer with the recipe that it extends."""
+    base = layer.pop("extends", None)
+    return merge(layer) if base is None else merge(_read_recipe(str(base), parents), layer)
+
+
+def _load(text: str, *, origin: str) -> dict[str, Any]:
+    """Parse YAML. Raises ValueError for text that is not YAML or not a mapping."""
     try:
         layer = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -105,8 +122,7 @@ def _parse_layer(text: str, *, origin: str, parents: tuple[str, ...]) -> dict[st
     layer = {} if layer is None else layer
     if not isinstance(layer, dict):
         raise ValueError(f"{origin} must hold sections such as `optim: {{lr: 1e-3}}`, not {_shown(layer)}")
-    base = layer.pop("extends", None)
-    return merge(layer) if base is None else merge(_read_recipe(str(base), parents), layer)
+    return layer
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -202,7 +218,7 @@ def to_yaml(settings: Settings) -> str:
 
 def from_yaml(text: str) -> Settings:
     """Read settings that `to_yaml` wrote. Raises ValueError as `build` does."""
-    return build([_parse_layer(text, origin="the settings", parents=())])
+    return build([_parse_layer(text, origin="the settings")])
 
 
 def command(recipe: str, layer: Layer) -> str:

@@ -18,6 +18,10 @@ class TrainConfig:
     """Optimizer steps."""
     minutes: float | None = None
     """Minutes of training; the schedule is fitted to this time and always ends annealed."""
+    min_epochs: float = 5.0
+    """With minutes: least passes over the training images; a few measured steps tell what is possible. 0 measures nothing."""
+    smaller: bool = True
+    """With minutes: take a smaller model of the recipe where this machine would not reach min_epochs with the larger one."""
     batch_size: int = 256
     """Images per step."""
     accumulate: int = 1
@@ -78,6 +82,8 @@ class TrainConfig:
             raise ValueError(f"train.full_size_from {self.full_size_from} must be above 0, and at most 1")
         if any(side < 1 for side in (*self.patch_sizes, self.start_size or 1)):
             raise ValueError(f"train: start_size {self.start_size} and patch_sizes {self.patch_sizes} must be at least 1 pixel")
+        if self.min_epochs < 0:
+            raise ValueError(f"train.min_epochs {self.min_epochs} must not be negative")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay {self.ema_decay} must be at least 0 and below 1")
         if self.checkpoint_every <= 0:

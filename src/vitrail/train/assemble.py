@@ -25,7 +25,7 @@ from vitrail.models import build_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Kind
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
-from vitrail.settings import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings
+from vitrail.settings import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings, TrainConfig
 from vitrail.tasks import TASKS, Task, TaskSpec
 from vitrail.train.distributed import SINGLE_PROCESS, World, local_device, require_shardable, shard
 from vitrail.train.folder import write_skipped, write_text_atomically
@@ -52,6 +52,8 @@ class Context:
     processes: World = SINGLE_PROCESS
     resumed: bool = False
     """True where the weights come from a checkpoint of the run: then none are loaded, and nothing is probed."""
+    measured_s: float = 0.0
+    """Seconds of the run's minutes that the measurement of its pace took."""
 
     @property
     def settings(self) -> Settings:
@@ -101,19 +103,17 @@ class Images:
     """Hash of the names of all images in their order."""
 
 
-def assemble(context: Context) -> Loop:
-    """Build the training loop of a run at step 0. In this order:
+def assemble(context: Context, images: Images) -> Loop:
+    """Build the training loop of a run at step 0 on its images. In this order:
 
-    1. images of all splits, the same in every process;
-    2. the model, with random or pretrained weights, and its card;
-    3. the task around it, and its preparation before the first step;
-    4. k-NN and a linear probe of pretrained weights;
-    5. running mean, compiled blocks, sharded weights;
-    6. optimizers, and the length of the run.
+    1. the model, with random or pretrained weights, and its card;
+    2. the task around it, and its preparation before the first step;
+    3. k-NN and a linear probe of pretrained weights;
+    4. running mean, compiled blocks, sharded weights;
+    5. optimizers, and the length of the run.
     """
     cfg, display, processes, device = context.settings.train, context.display, context.processes, context.device
-    keep_freed_memory(not (cfg.checkpointing or cfg.shard))  # both exist to save memory
-    images = move_small_sets(open_images(context), device)
+    keep_memory(cfg)
     skipped = write_skipped(context.folder, images.train, *images.views.values()) if processes.first else 0
     model = build_start_model(context, images.preprocessing)
     announce(context, images, model, skipped=skipped)
@@ -123,7 +123,7 @@ def assemble(context: Context) -> Loop:
     mean = copy.deepcopy(model) if cfg.ema_decay else None
     compile_and_shard(context, model, mean)
     optimizers = build_optimizers(model, context.settings.optim, batch_size=cfg.batch_size, companions=task.companions())
-    pace = build_pace(context.settings, images.train, prepared_s=prepared_s)
+    pace = build_pace(context.settings, images.train, prepared_s=context.measured_s + prepared_s)
     if line := check_warmup(context.settings.optim.warmup, pace.total):
         display.say(f"note: {line}")
     evaluate: Callable[[Backbone, Callable[[], None]], Scores | None] | None = None
@@ -154,17 +154,25 @@ def assemble(context: Context) -> Loop:
     )
 
 
+def keep_memory(cfg: TrainConfig) -> None:
+    """Keep freed memory for the next step, unless a setting that exists to save memory is on."""
+    keep_freed_memory(not (cfg.checkpointing or cfg.shard))
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Images
 
 
 def open_images(context: Context) -> Images:
-    """Open the splits. Raises ValueError where processes see different images."""
+    """Open all splits, the same in every process, and move small ones to a GPU.
+
+    Raises ValueError where processes see different images.
+    """
     processes, preprocessing = context.processes, resolve_preprocessing(context.source, context.settings)
     images = processes.raise_once(lambda: load_images(context, preprocessing))
     if len(set(processes.gather(images.fingerprint))) > 1:
         processes.raise_once(lambda: refuse_other_images(context.source))
-    return images
+    return move_small_sets(images, context.device)
 
 
 def load_images(context: Context, preprocessing: Preprocessing) -> Images:

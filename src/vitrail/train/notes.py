@@ -27,6 +27,7 @@ def find_unused(
     conditions = {
         **augment_conditions(settings.augment),
         **optim_conditions(settings, model),
+        **length_conditions(settings, typed),
         **size_conditions(settings, model),
         **ladder_conditions(settings, typed, multi_label=multi_label),
         **loss_conditions(settings, typed, multi_label=multi_label),
@@ -85,6 +86,14 @@ def optim_conditions(settings: Settings, model: Backbone) -> dict[str, bool]:
         and optim.frozen(depth) >= depth > 0,
         "optim.betas[1] is not used by SGD, whose momentum is betas[0]": optim.name == "sgd"
         and optim.betas[1] != default.betas[1],
+    }
+
+
+def length_conditions(settings: Settings, typed: Mapping[str, Any]) -> dict[str, bool]:
+    """Conditions for the measured pace of a run of minutes."""
+    return {
+        f"train.{name} is for a run of minutes": f"train.{name}" in typed and settings.train.minutes is None
+        for name in ("min_epochs", "smaller")
     }
 
 

@@ -17,6 +17,7 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, bf16_is_faster, pick_device
 from vitrail.settings import SCRATCH, DataConfig, Preprocessing, Settings, layers, nearest, pair
 from vitrail.settings.families import family_of, family_of_config, name_of, parse_name
+from vitrail.settings.smaller import apply_smaller, read_smaller
 from vitrail.tasks import TASKS, TaskSpec
 from vitrail.train import advice
 from vitrail.train.distributed import World
@@ -72,6 +73,8 @@ class Plan:
     """Weights to start from, read but not built; None: random ones."""
     notes: tuple[str, ...]
     """Lines to print: choices with their reasons, and settings without effect."""
+    smaller: tuple[Settings, ...] = ()
+    """Settings with each of the recipe's smaller models, from larger to smaller; none where the request names the model."""
 
 
 def plan_run(request: Request) -> Plan:
@@ -83,7 +86,8 @@ def plan_run(request: Request) -> Plan:
     4. the settings: facts of the data, recipe or fitted settings, file, overrides; later ones win;
     5. values that the images hold: range of deep images, mean and deviation of bands;
     6. what is left at "auto": preprocessing, precision, absolute paths;
-    7. checks of model, task and image sizes, on the meta device; notes on settings without effect.
+    7. checks of model, task and image sizes, on the meta device; notes on settings without effect;
+    8. smaller models of the recipe, for a machine that is too slow for its own.
     """
     requested, notes = request.layer, list[str]()
     unchecked = layers.build([requested])
@@ -104,23 +108,24 @@ def plan_run(request: Request) -> Plan:
     notes += [
         f"note: {line}" for line in find_unused(settings, model, overrides=request.overrides, multi_label=source.multi_label)
     ]
-    return Plan(settings, source, weights, tuple(notes))
+    smaller = resolve_smaller(settings, request, source, task) if weights is None else ()
+    return Plan(settings, source, weights, tuple(notes), smaller)
 
 
 def plan_on_all(request: Request, processes: World) -> Plan:
     """Return the plan in every process: the first one resolves the request, the others open the same data and weights."""
     plans: list[Plan] = []
 
-    def resolve() -> tuple[Settings, tuple[str, ...]]:
+    def resolve() -> tuple[Settings, tuple[str, ...], tuple[Settings, ...]]:
         plans.append(plan_run(request))
-        return plans[0].settings, plans[0].notes
+        return plans[0].settings, plans[0].notes, plans[0].smaller
 
-    settings, notes = processes.run_on_first(resolve)
+    settings, notes, smaller = processes.run_on_first(resolve)
     if plans:
         return plans[0]
     name = settings.model.weights
     weights = None if name in (None, SCRATCH) else open_weights(str(name))
-    return dataclasses.replace(plan_from_settings(settings), weights=weights, notes=notes)
+    return dataclasses.replace(plan_from_settings(settings), weights=weights, notes=notes, smaller=smaller)
 
 
 def plan_from_settings(settings: Settings) -> Plan:
@@ -155,11 +160,36 @@ def open_start_weights(request: Request, source: Source, task: TaskSpec, notes: 
 
 def resolve_from_scratch(request: Request, source: Source, task: TaskSpec) -> Settings:
     """Resolve the settings of a run from random weights: fields from the data, recipe, file, overrides; later ones win."""
-    recipe = request.recipe or task.recipe_for(source)
-    recipe_layer: Mapping[str, Any] = {}
-    if request.recipe is not None or request.file is None:
-        recipe_layer = layers.read_recipe(recipe or layers.default_recipe(request.data))
+    recipe = scratch_recipe(request, source, task)
+    recipe_layer = {} if recipe is None else layers.read_recipe(recipe)
     return layers.build([data_fields(source, task), recipe_layer, request.file or {}, request.overrides])
+
+
+def scratch_recipe(request: Request, source: Source, task: TaskSpec) -> str | None:
+    """Return the recipe of a run from random weights; None where a file takes its place."""
+    if request.recipe is None and request.file is not None:
+        return None
+    return request.recipe or task.recipe_for(source) or layers.default_recipe(request.data)
+
+
+def resolve_smaller(settings: Settings, request: Request, source: Source, task: TaskSpec) -> tuple[Settings, ...]:
+    """Return the settings with each smaller model of the recipe that goes with the requested settings.
+
+    None for a run of a fixed length, with `train.smaller` false, and where the request has a field of the model.
+    """
+    recipe, requested = scratch_recipe(request, source, task), request.layer
+    chosen = set(requested.get("model", {})) - {"weights"}
+    if recipe is None or chosen or settings.train.minutes is None or not settings.train.smaller:
+        return ()
+    fitting = []
+    for layer in read_smaller(recipe):
+        try:
+            smaller = apply_smaller(settings, layer, requested)
+            check_plan(smaller, source, task)
+        except ValueError:  # of a requested setting, such as a start_size that is larger than this model's images
+            continue
+        fitting.append(smaller)
+    return tuple(fitting)
 
 
 def resolve_fine_tuning(

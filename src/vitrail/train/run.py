@@ -19,8 +19,9 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.device import pick_device
 from vitrail.settings import ModelSection, layers, nearest
 from vitrail.tasks import TASKS
-from vitrail.train.assemble import Context, assemble, divide_resources, score_model
+from vitrail.train.assemble import Context, assemble, divide_resources, open_images, score_model
 from vitrail.train.distributed import World, full_tensor, is_sharded, local_device, world
+from vitrail.train.fit import fit_to_machine
 from vitrail.train.folder import (
     CALL,
     can_resume,
@@ -125,13 +126,20 @@ def _start(request: Request, out: str | Path | None, processes: World, display: 
     with create_folder(folder, processes):
         if processes.first:
             write_text_atomically(folder / CALL, json.dumps(request_record(request), indent=2) + "\n")
-            write_text_atomically(folder / SETTINGS, layers.to_yaml(plan.settings))
-        source, loop = plan.source, assemble(Context(plan, folder, display, processes))
+        source, loop = plan.source, build_loop(Context(plan, folder, display, processes))
         del plan  # and the tensors of the file with it, before the longest part of the run
         if loop.stopped_at_probe:
             display.say("stopped early: the model is the linear probe")
             return conclude(loop, source)
         return finish(loop, source)
+
+
+def build_loop(context: Context) -> Loop:
+    """Build the loop of a new run, whose settings are written with a model that fits the machine."""
+    context, images = fit_to_machine(context, open_images(context))
+    if context.processes.first:
+        write_text_atomically(context.folder / SETTINGS, layers.to_yaml(context.settings))
+    return assemble(context, images)
 
 
 run_training = train
@@ -215,7 +223,8 @@ def _continue(folder: Path, processes: World, display: Display, *, workers: int 
     if processes.first:  # before the loop opens the file, which is replaced here
         truncate_metrics(folder, step=state["step"], evaluated=state["evaluated"])
     processes.barrier()
-    loop = assemble(Context(plan, folder, display, processes, resumed=True))
+    context = Context(plan, folder, display, processes, resumed=True)
+    loop = assemble(context, open_images(context))
     processes.raise_once(lambda: loop.restore(path, state))
     display.say(f"resumed at step {loop.step:,}")
     return finish(loop, plan.source)
