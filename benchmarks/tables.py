@@ -371,12 +371,49 @@ def inference(result: dict[str, Any]) -> str:
     return "\n\n".join([*grids, f"{note} {_machines([result['machine']])}\n"])
 
 
+def laptop(result: dict[str, Any]) -> str:
+    """What a machine without bf16 gets, beside this machine's own instructions."""
+    parts, sets = result["parts"], ("this machine's", "AVX2 alone")
+    rows: dict[str, list[str]] = {}
+    for title in parts.get("step", {}).get(sets[0], {}):
+        rows[f"training step in fp32, {title}, / timm eager"] = [_ratio(parts["step"][name][title]) for name in sets]
+    if "optimizer" in parts:
+        rows["share of the optimizer in a step of `make demo`"] = [
+            f"{100 * parts['optimizer'][n]['share']:.1f} %" for n in sets
+        ]
+    for part, title in (("demo", "`make demo`, test accuracy"), ("photographs", "photographs, 3 minutes, validation accuracy")):
+        for name, scores in _by_way(parts.get(part, {})).items():
+            rows[f"{title}{name}"] = [
+                f"{_percent(scores[n]['accuracy'])} % ({scores[n]['steps']:,} steps)" if n in scores else "-" for n in sets
+            ]
+    note = "The variables are ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2; MKL is not bound by them. One seed each."
+    grid = _grid(["instructions", *sets], [[name, *cells] for name, cells in rows.items()])
+    lines = [
+        f"- {title}, {n}: {score['line']}."
+        for title, by_way in (("demo", parts.get("demo", {})), ("photographs", parts.get("photographs", {})))
+        for n, score in ((n, row.get("fits", row)) for n, row in by_way.items())
+        if score.get("line")
+    ]
+    return "\n\n".join([grid, *(["\n".join(lines)] if lines else []), f"{note} {_machines([result['machine']])}\n"])
+
+
+def _by_way(sets: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Scores by the way that a model was chosen, then by instructions."""
+    ways: dict[str, dict[str, Any]] = {}
+    for name, row in sets.items():
+        for way, score in row.items() if "fits" in row else [("", row)]:
+            title = {"fits": "", "refused": ", `--train.smaller false`"}.get(way, way)
+            ways.setdefault(title, {})[name] = score
+    return ways
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
     "compile": ("compile", compiling),
     "attention": ("attention", attention),
     "inference": ("inference", inference),
+    "laptop": ("laptop", laptop),
     "load": ("load", load),
     "memory": ("memory", memory),
     "decode": ("decode", decode),

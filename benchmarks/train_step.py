@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,8 +66,8 @@ def synthetic(case: Case) -> Batch:
     return batch_of(images, case.vit.num_classes)
 
 
-def theirs(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Call:
-    """timm's model under bf16 autocast with fused AdamW."""
+def theirs(vit: ViTConfig, batch: Batch, *, compiled: bool, dtype: torch.dtype | None) -> Call:
+    """timm's model with fused AdamW, under autocast in `dtype`."""
     import timm
 
     model: torch.nn.Module = timm.models.VisionTransformer(
@@ -79,13 +79,13 @@ def theirs(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Call:
         depth=vit.depth,
         num_heads=vit.num_heads,
     )
-    return plain_step(model.train(), batch, dtype=torch.bfloat16, compiled=compiled)
+    return plain_step(model.train(), batch, dtype=dtype, compiled=compiled)
 
 
-def ours(vit: ViTConfig, batch: Batch, *, compiled: bool) -> Call:
+def ours(vit: ViTConfig, batch: Batch, *, compiled: bool, dtype: torch.dtype | None) -> Call:
     """Our model, through the very step that vitrail.train takes."""
     keep_freed_memory()
-    return our_step(ViT(vit).train(), batch, dtype=torch.bfloat16, optim=OPTIM, compiled=compiled)
+    return our_step(ViT(vit).train(), batch, dtype=dtype, optim=OPTIM, compiled=compiled)
 
 
 CONTENDERS: dict[str, tuple[Callable[..., Call], bool]] = {
@@ -97,14 +97,23 @@ CONTENDERS: dict[str, tuple[Callable[..., Call], bool]] = {
 RATIOS = list(itertools.product(("vitrail", "vitrail compiled"), ("timm", "timm compiled")))
 
 
-def build(contender: str, case: Case) -> Call:
+def build(contender: str, case: Case, dtype: torch.dtype | None) -> Call:
     """The step of a contender, in its own process."""
     step, compiled = CONTENDERS[contender]
-    return step(case.vit, synthetic(case), compiled=compiled)
+    return step(case.vit, synthetic(case), compiled=compiled, dtype=dtype)
 
 
-def measure(case: Case, *, rounds: int, steps: int, warmup: int, threads: int) -> dict[str, Any]:
-    """Images a second of every contender, and the ratios within the rounds."""
+def measure(
+    case: Case,
+    *,
+    rounds: int,
+    steps: int,
+    warmup: int,
+    threads: int,
+    dtype: torch.dtype | None = torch.bfloat16,
+    names: Sequence[str] = tuple(CONTENDERS),
+) -> dict[str, Any]:
+    """Images a second of some contenders, and the ratios within the rounds."""
     first: dict[str, float] = {}
 
     def show(seconds: dict[str, float]) -> None:
@@ -114,8 +123,8 @@ def measure(case: Case, *, rounds: int, steps: int, warmup: int, threads: int) -
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         stack.callback(lambda: end_all(workers.values()))
-        for name in CONTENDERS:
-            workers[name] = Worker(partial(build, name, case), threads=threads)
+        for name in names:
+            workers[name] = Worker(partial(build, name, case, dtype), threads=threads)
             workers[name].built()
             first[name] = workers[name].first().seconds
             workers[name].take(warmup)
@@ -128,9 +137,9 @@ def measure(case: Case, *, rounds: int, steps: int, warmup: int, threads: int) -
         "batch_size": case.batch_size,
         "rounds": rounds,
         "steps_a_round": steps,
-        "images_per_s": {name: summary(speeds[name]) for name in CONTENDERS},
-        "first_step_s": {name: round(first[name], 2) for name in CONTENDERS},
-        "ratios": {f"{a} / {b}": summary(ratios(speeds[a], speeds[b])) for a, b in RATIOS},
+        "images_per_s": {name: summary(speeds[name]) for name in names},
+        "first_step_s": {name: round(first[name], 2) for name in names},
+        "ratios": {f"{a} / {b}": summary(ratios(speeds[a], speeds[b])) for a, b in RATIOS if {a, b} <= set(names)},
     }
 
 
