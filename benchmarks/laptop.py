@@ -98,7 +98,7 @@ def run_and_score(words: list[str], split: str) -> dict[str, Any]:
     lines = [
         line.removeprefix("note: ") for line in output.splitlines() if line.removeprefix("note: ").startswith("this machine")
     ]
-    return {"accuracy": scores["accuracy"], "images": scores["count"], "steps": steps, "line": lines[0] if lines else ""}
+    return {"accuracy": scores["top1"], "images": scores["count"], "steps": steps, "line": lines[0] if lines else ""}
 
 
 def demo(*, rounds: int) -> dict[str, Any]:

@@ -336,15 +336,24 @@ LIFE = [  # batch, side, patch and whether it trains: a run with a smaller last 
 ]
 
 
+def load_unchecked(module: str, monkeypatch: pytest.MonkeyPatch, *, name: str | None = None) -> ModuleType:
+    """Executes a module's file anew, and imports it under its own or another name from here on."""
+    path = importlib.import_module(module).__file__
+    spec = importlib.util.spec_from_file_location(name or module, path)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name or module, loaded)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The model's file as users import it: the checks of annotations that tests add are no code that compiles."""
-    spec = importlib.util.spec_from_file_location("unchecked_vit", vit_module.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    for part in ("linear", "drop_path", "plain_attention"):  # which the file imports
+        load_unchecked(f"vitrail.models.{part}", monkeypatch)
+    module = load_unchecked("vitrail.models.vit", monkeypatch, name="unchecked_vit")
     yield module
     torch._dynamo.reset()
 

@@ -27,8 +27,9 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         """Return input · weightᵀ + bias."""
-        if input.numel() * self.out_features < SMALL or not takes_onednn(input, self.weight):
-            return super().forward(input)
+        compiling = torch.compiler.is_compiling()  # asked first: what follows would be guarded in every graph
+        if compiling or input.numel() * self.out_features < SMALL or not takes_onednn(input, self.weight):
+            return nn.functional.linear(input, self.weight, self.bias)
         out: Tensor = _OneDnnLinear.apply(input, self.weight, self.bias)
         return out
 
@@ -37,7 +38,7 @@ def takes_onednn(input: Tensor, weight: Tensor) -> bool:
     """Return True for products that oneDNN computes faster than torch's default."""
     plain = type(weight) in (Tensor, nn.Parameter)  # no shard
     fp32 = input.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return input.device.type == "cpu" and plain and fp32 and not torch.compiler.is_compiling() and mkl_is_slow()
+    return input.device.type == "cpu" and plain and fp32 and mkl_is_slow()
 
 
 @functools.cache

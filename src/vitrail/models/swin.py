@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
+from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
-from vitrail.models.vit import DropPath
 from vitrail.models.windows import Map, WindowLayout, relative_index
 from vitrail.settings import Pair, configured
 from vitrail.settings.swin import SwinConfig

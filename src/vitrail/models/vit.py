@@ -26,7 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.conv_stem import conv_stem
+from vitrail.models.drop_path import DropPath as DropPath
 from vitrail.models.linear import Linear
+from vitrail.models.plain_attention import plain_attention
 from vitrail.models.positions import grid_of as grid_of
 from vitrail.models.positions import positions_at, resize_patch, sincos_2d, token_mask
 from vitrail.models.positions import require_resizable as require_resizable
@@ -108,11 +110,21 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Tokens:
+        if self.learns_plainly(x, mask, kept):
+            return self.proj_drop(self.proj(plain_attention(self.qkv(x), self.num_heads)))  # (B, N, D)
         tokens, (q, k, v) = x, self.queries_keys_values(x)
         x = attend(q, k, v, mask, dropout=self.attn_drop_rate if self.training else 0.0)  # (B, h, N, d)
         if kept is not None:
             kept.append(Attended(tokens, q, k, v, x))
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, N, D)
+
+    def learns_plainly(self, x: Tokens, mask: KeyMask | None, kept: list[Attended] | None) -> bool:
+        """Return True in training where `attend` is plain products of q, k and v as they come from their projection."""
+        if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
+            return False
+        unchanged = isinstance(self.q_norm, nn.Identity) and not self.attn_drop_rate and mask is None and kept is None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.qkv.weight.dtype
+        return unchanged and is_plain(x.device, dtype, x.shape[1])
 
     def queries_keys_values(self, x: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each (B, h, N, d)."""
@@ -136,9 +148,14 @@ def attention_weights(q: Tensor, k: Tensor, mask: KeyMask | None) -> Float[Tenso
     return scores.softmax(dim=-1).unflatten(0, lead)
 
 
+def is_plain(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
+    """Return True where products and softmax beat the fused kernel."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None, *, dropout: float) -> Float[Tensor, "B h Q d"]:
     """Compute attention with the fastest kernel for the device and type; tests hold the kernels to equal outputs."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= PLAIN_ATTENTION_MAX_TOKENS:
+    if is_plain(q.device, q.dtype, k.shape[-2]):
         return F.dropout(attention_weights(q, k, mask), dropout) @ v
     keys = None if mask is None else mask[:, None, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)
@@ -193,26 +210,6 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tokens) -> Tokens:
         return x * self.gamma
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drop a branch for a share of the images, scaled to keep the mean (Huang et al. 2016)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        # a tensor: torch.compile takes a number for a constant, and would compile each block anew; on the CPU even where
-        # the model is made on the meta device, for no checkpoint fills it
-        self.keep_rate = torch.tensor(1 - rate, device="cpu")
-
-    def forward(self, x: Tokens) -> Tokens:
-        if not self.training:
-            return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) < self.keep_rate
-        return x * (kept.to(x.dtype) / self.keep_rate)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
 
 
 class Block(nn.Module):

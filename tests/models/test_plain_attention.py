@@ -1,0 +1,100 @@
+"""Attention with a backward pass of its own has the values and gradients of autograd's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vitrail.models import create_model
+from vitrail.models import vit as vit_module
+from vitrail.models.plain_attention import plain_attention
+from vitrail.models.vit import ViT, attention_weights
+
+
+def by_autograd(qkv: Tensor, num_heads: int) -> Tensor:
+    q, k, v = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return (attention_weights(q, k, None) @ v).transpose(1, 2).flatten(2)
+
+
+def run(attention: Callable[[Tensor, int], Tensor], qkv: Tensor, heads: int, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    qkv = qkv.clone().requires_grad_()
+    out = attention(qkv, heads)
+    out.backward(gradient)
+    assert qkv.grad is not None
+    return out.detach(), qkv.grad
+
+
+@given(
+    batch=st.integers(1, 4),
+    tokens=st.integers(1, 20),
+    heads=st.integers(1, 4),
+    width=st.integers(1, 9),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    strided=st.booleans(),
+)
+def test_values_and_gradients_are_those_of_autograd(
+    batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype, strided: bool
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    qkv = torch.randn(batch, tokens, 3 * heads * width, generator=g).to(dtype)
+    gradient = torch.randn(batch, tokens, heads * width, generator=g).to(dtype)
+    if strided:
+        gradient = gradient.transpose(0, 1).contiguous().transpose(0, 1)
+    ours, theirs = run(plain_attention, qkv, heads, gradient), run(by_autograd, qkv, heads, gradient)
+    within = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-10}[dtype]
+    for left, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(left, right, atol=within, rtol=within)
+
+
+def test_gradient_is_that_of_the_function() -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 5, 3 * 2 * 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: plain_attention(x, 2), (qkv,))
+
+
+@pytest.mark.parametrize(
+    ("fields", "training", "taken"),
+    [
+        ({}, True, 2),
+        ({}, False, 0),
+        ({"qk_norm": True}, True, 0),
+        ({"attn_drop_rate": 0.1}, True, 0),
+        ({"head_dim": 8}, True, 2),
+    ],
+)
+def test_a_training_pass_in_bf16_takes_it(
+    fields: dict[str, object], training: bool, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(vit_module, "plain_attention", lambda qkv, heads: (calls.append(heads), plain_attention(qkv, heads))[1])
+    torch.manual_seed(0)
+    model = create_model("Ti/8", img_size=32, num_classes=4, depth=2, **fields).train(training)
+    assert isinstance(model, ViT)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images).sum().backward()
+    assert len(calls) == taken
+    model(images).sum().backward()  # fp32
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        model(images)
+    assert len(calls) == taken
+
+
+def test_logits_and_gradients_of_a_model_are_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = create_model("Ti/8", img_size=64, num_classes=4, depth=2).train()
+    images, results = torch.randn(4, 3, 64, 64), []
+    for attention in (plain_attention, by_autograd):
+        monkeypatch.setattr(vit_module, "plain_attention", attention)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)
+        logits.float().sum().backward()
+        results.append([logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-2, atol=1e-3)
