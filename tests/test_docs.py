@@ -252,7 +252,7 @@ def test_a_contender_s_step_trains(contender: str, monkeypatch: pytest.MonkeyPat
     bench = load(ROOT / "benchmarks" / "train_step.py", monkeypatch)
     case = bench.CASES["smoke"]
     build: Callable[..., Callable[[], None]] = bench.CONTENDERS[contender][0]
-    step = build(case.vit, bench.synthetic(case), compiled=False)
+    step = build(case.vit, bench.synthetic(case), compiled=False, dtype=torch.bfloat16)
     step()
     step()
 
