@@ -100,7 +100,9 @@ def describe_fit(trials: Sequence[Trial], chosen: Trial, *, images: int) -> str:
     seen = f"{pace} sees each image about {rounded(first.epochs(images))} times in {minutes_text(first)}"
     words = [f"note: {seen}"]
     if chosen is not first:
-        taken = f"{describe_size(chosen.settings)}, which sees it about {rounded(chosen.epochs(images))} times"
+        enough = chosen.epochs(images) >= least  # then the measurement ended early, and there may be more
+        times = f"at least {least:g} times" if enough else f"about {rounded(chosen.epochs(images))} times"
+        taken = f"{describe_size(chosen.settings)}, which sees it {times}"
         words = [f"{seen.replace(' sees ', ' would see ')}; taken instead: {taken} (train.smaller false keeps the larger one)"]
     if chosen.epochs(images) < least:
         needed = math.ceil(chosen.minutes(images))
