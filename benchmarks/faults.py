@@ -680,7 +680,8 @@ def poison(ground: Ground, tries: int, rng: random.Random) -> Iterator[dict[str,
         tried.expect(tried.code != 0, "it went on")
         tried.expect(re.search(rf"(loss|grad_norm) is nan at step {at} ", tried.said) is not None, f"it said {tried.said}")
         steps = [path.read_text() if path.exists() else "none" for path in (Path(f"{counted}{n}") for n in range(2))]
-        tried.expect(steps == [str(at)] * 2, f"the processes stopped at steps {' and '.join(steps)}, not at {at}")
+        together = len(set(steps)) == 1 and steps[0].isdigit() and int(steps[0]) >= at  # losses are read once a second
+        tried.expect(together, f"the processes stopped at steps {' and '.join(steps)}, not together from {at} on")
         for path in checkpoint.list_complete(out / "checkpoints"):
             tensors = [value for file in path.glob("*.safetensors") for value in load_file(file).values()]
             finite = all(bool(value.isfinite().all()) for value in tensors)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 
 from jaxtyping import install_import_hook
 
@@ -11,10 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub; those of the Hub's c
 
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from types import ModuleType  # noqa: E402
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from command_line import Said, Typed  # noqa: E402
@@ -86,3 +90,22 @@ def idx_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     monkeypatch.setenv("VITRAIL_DATA", str(folder.parent))
     return folder
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The model's file as users import it: the checks of annotations that tests add are no code that compiles."""
+
+    def load(module: str, name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, importlib.import_module(module).__file__)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, loaded)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    for part in ("linear", "drop_path", "plain_attention"):  # which the file imports
+        load(f"vitrail.models.{part}", f"vitrail.models.{part}")
+    yield load("vitrail.models.vit", "unchecked_vit")
+    torch._dynamo.reset()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
@@ -334,28 +332,6 @@ LIFE = [  # batch, side, patch and whether it trains: a run with a smaller last 
     (8, 16, 8, True),
     (8, 16, 4, False),
 ]
-
-
-def load_unchecked(module: str, monkeypatch: pytest.MonkeyPatch, *, name: str | None = None) -> ModuleType:
-    """Executes a module's file anew, and imports it under its own or another name from here on."""
-    path = importlib.import_module(module).__file__
-    spec = importlib.util.spec_from_file_location(name or module, path)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name or module, loaded)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The model's file as users import it: the checks of annotations that tests add are no code that compiles."""
-    for part in ("linear", "drop_path", "plain_attention"):  # which the file imports
-        load_unchecked(f"vitrail.models.{part}", monkeypatch)
-    module = load_unchecked("vitrail.models.vit", monkeypatch, name="unchecked_vit")
-    yield module
-    torch._dynamo.reset()
 
 
 def compile_blocks(model: ViT) -> list[fx.GraphModule]:

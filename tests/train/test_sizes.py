@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -388,8 +389,8 @@ def test_a_run_of_minutes_reaches_its_full_size_and_ends_on_time(full_from: floa
 
 
 @pytest.mark.slow
-def test_blocks_are_compiled_once_more_when_the_size_changes_and_never_again() -> None:
-    model = ViT(img_size=32, patch_size=4, embed_dim=24, depth=3, num_heads=3, num_classes=5).train()
+def test_blocks_are_compiled_once_more_when_the_size_changes_and_never_again(unchecked: ModuleType) -> None:
+    model = unchecked.ViT(img_size=32, patch_size=4, embed_dim=24, depth=3, num_heads=3, num_classes=5).train()
     compiled: list[fx.GraphModule] = []
 
     def counted(graph: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:

@@ -43,7 +43,7 @@ def run(words: list[str]) -> int:
         metavar="NAME",
         help="one of those below; auto: the fastest correct one on the device [auto]",
     )
-    parser.add_argument("--verbose", action="store_true", help="tell the backend, its speed and its difference from fp32")
+    parser.add_argument("--verbose", action="store_true", help="print the backend, its speed and its difference from fp32")
     args = terminal.parse(parser, words)
 
     from vitrail.deploy.predict import NOT_FINITE, Predictor, find_images
