@@ -182,7 +182,7 @@ def files(scale: Scale) -> dict[str, Any]:
         def prepare(item: tuple[int, RawBatch]) -> Any:
             return task.batch(item[1].pixels_to(device), epoch=item[0], img_size=view.img_size)
 
-        source = SideStream(device).each(train_batches(split, batch_size=size, seed=0, augment=PLAIN), prepare)
+        source = SideStream(device).iterate(train_batches(split, batch_size=size, seed=0, augment=PLAIN), prepare)
         kept = next(source)[1]
 
         def turn(batches: Iterator[Any] | None) -> None:

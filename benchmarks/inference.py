@@ -12,19 +12,14 @@ OpenVINO compete where they are installed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
 import logging
-import multiprocessing
-import os
-import statistics
-import subprocess
-import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +28,8 @@ import torch
 from torch import Tensor, nn
 
 import machine
+from vitrail.bench.processes import Call, Worker, end_all
+from vitrail.bench.rounds import interleave, ratios, summary
 from vitrail.deploy import BACKENDS
 from vitrail.models import create_model
 from vitrail.models.device import keep_freed_memory
@@ -41,7 +38,6 @@ NAMES = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16
 CASES = (("Ti/16", 8), ("S/16", 8), ("B/16", 8), ("S/16", 4), ("B/16", 1))
 BASE = "timm fp32"
 CPU = torch.device("cpu")
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 TURN_S = 0.25
 """A contender repeats its pass until a turn takes about this long."""
 
@@ -102,76 +98,42 @@ def openvino_form(model: nn.Module, images: Tensor, precision: str) -> Forward:
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
 
-@torch.inference_mode()
-def contend(line: Connection, contender: str) -> None:
-    """One contender's process: answers a case with logits, a number of passes with their seconds, and ends at 0."""
+def prepare(contender: str, size: str, batch: int) -> Call:
+    """One contender's pass, in its own process."""
     warnings.simplefilter("ignore")  # of the exporters
     logging.disable(logging.WARNING)
-    torch.set_num_threads(machine.cores())
-    forward: Forward = nn.Identity()
-    images = torch.empty(0)
-    while order := line.recv():
-        if isinstance(order, tuple):
-            images = torch.randn(order[1], 3, 224, 224, generator=torch.Generator().manual_seed(1))
-            forward = build(contender, order[0], images)
-            line.send(forward(images).numpy())
-            continue
-        start = time.perf_counter()
-        for _ in range(order):
-            forward(images)
-        line.send(time.perf_counter() - start)
+    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    forward = build(contender, size, images)
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        return forward(images)
+
+    return call
 
 
-def compare(lines: dict[str, Connection], size: str, batch: int, *, rounds: int) -> dict[str, Any]:
+def compare(size: str, batch: int, *, rounds: int) -> dict[str, Any]:
     """Images a second, ratios within the rounds and differences of every contender."""
-
-    def ask(name: str, order: object) -> Any:
-        lines[name].send(order)
-        return lines[name].recv()
-
-    logits = {name: ask(name, (size, batch)) for name in lines}
-    passes = {name: max(1, round(TURN_S / ask(name, 1))) for name in lines}
-    speeds: dict[str, list[float]] = {name: [] for name in lines}
-    names = list(lines)
-    for turn in range(rounds):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
-            speeds[name].append(passes[name] * batch / ask(name, passes[name]))
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        stack.callback(lambda: end_all(workers.values()))
+        logits, passes, turns = {}, {}, {}
+        for name in contenders():
+            workers[name] = Worker(partial(prepare, name, size, batch), threads=machine.cores())
+            workers[name].built()
+            logits[name] = workers[name].first().output
+            passes[name] = max(1, round(TURN_S / workers[name].take()))
+            turns[name] = partial(workers[name].take, passes[name])
+        seconds = interleave(turns, least=rounds)
+    speeds = {name: [passes[name] * batch / taken for taken in values] for name, values in seconds.items()}
     return {
         name: {
             "images_per_s": summary(speeds[name]),
-            "ratio": summary([a / b for a, b in zip(speeds[name], speeds[BASE], strict=True)]),
+            "ratio": summary(ratios(speeds[name], speeds[BASE])),
             "difference": float(abs(logits[name] - logits[BASE]).max()),
         }
-        for name in lines
+        for name in speeds
     }
-
-
-def measure(cases: Sequence[tuple[str, int]], *, rounds: int) -> dict[str, Any]:
-    """Every case with this process's instructions."""
-    spawn = multiprocessing.get_context("spawn")
-    lines: dict[str, Connection] = {}
-    workers = []
-    try:
-        for name in contenders():
-            lines[name], theirs_end = spawn.Pipe()
-            workers.append(spawn.Process(target=contend, args=(theirs_end, name), daemon=True))
-            workers[-1].start()
-            theirs_end.close()  # so that a worker that dies is an EOFError here, not a wait without end
-        result = {f"{size}, batch {batch}": compare(lines, size, batch, rounds=rounds) for size, batch in cases}
-        for line in lines.values():
-            line.send(0)
-        for worker in workers:
-            worker.join(timeout=30)
-    finally:
-        for worker in workers:
-            worker.kill()
-    return result
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest."""
-    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
 
 
 def case(text: str) -> tuple[str, int]:
@@ -192,15 +154,14 @@ def main() -> None:
 
     cases = args.case or list(CASES)
     if args.only:
-        print(json.dumps(measure(cases, rounds=args.rounds)))
+        print(json.dumps({f"{size}, batch {batch}": compare(size, batch, rounds=args.rounds) for size, batch in cases}))
         return
     result: dict[str, Any] = {"machine": machine.facts("timm"), "rounds": args.rounds, "cases": {}}
-    words = [sys.executable, __file__, "--only", "--rounds", str(args.rounds)]
+    words = ["--only", "--rounds", str(args.rounds)]
     for size, batch in cases:
         words += ["--case", f"{size},{batch}"]
-    for name, limits in (("as it is", {}), ("AVX2 alone", AVX2)):
-        done = subprocess.run(words, env={**os.environ, **limits}, capture_output=True, text=True, check=True)
-        result["cases"][name] = json.loads(done.stdout.splitlines()[-1])
+    for name, measured in machine.with_instructions(__file__, words):
+        result["cases"][name] = measured
         for title, rows in result["cases"][name].items():
             for contender, row in rows.items():
                 ratio = row["ratio"]

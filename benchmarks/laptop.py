@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -30,8 +29,6 @@ from typing import Any
 
 import machine
 
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-SETS = {"this machine's": {}, "AVX2 alone": AVX2}
 STEP_CASES = {"Ti-16-224": 8, "vit-28": 64}
 """Batch of each model."""
 
@@ -137,13 +134,9 @@ def main() -> None:
     result = json.loads(args.out.read_text()) if args.out.exists() else {"parts": {}}
     result["machine"] = machine.facts("timm")
     for part in parts:
-        for title, variables in SETS.items():
-            command = [sys.executable, __file__, "--only", part, "--rounds", str(args.rounds), *more]
-            output = subprocess.run(
-                command, check=True, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True
-            ).stdout
-            result["parts"].setdefault(part, {})[title] = json.loads(output)
-            print(f"{part}, {title}: {output.strip()}", file=sys.stderr)
+        for title, row in machine.with_instructions(__file__, ["--only", part, "--rounds", str(args.rounds), *more]):
+            result["parts"].setdefault(part, {})[title] = row
+            print(f"{part}, {title}: {json.dumps(row)}", file=sys.stderr)
             args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,6 @@ from vitrail.train.optim import group_table
 
 SIZES: dict[str, dict[str, int]] = {"Ti/4": {"img_size": 28, "in_channels": 1}, "S/16": {}}
 OPTIONS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.95, "weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw"}
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def matrices(size: str) -> list[nn.Parameter]:
@@ -82,10 +78,9 @@ def main() -> None:
         print(json.dumps({size: compare(size, rounds=args.rounds) for size in sizes}))
         return
     result: dict[str, Any] = {"machine": machine.facts(), "rounds": args.rounds, "cases": {}}
-    words = [sys.executable, __file__, "--only", "--rounds", str(args.rounds), *(w for s in sizes for w in ("--size", s))]
-    for name, limits in (("as it is", {}), ("AVX2 alone", AVX2)):
-        done = subprocess.run(words, env={**os.environ, **limits}, capture_output=True, text=True, check=True)
-        result["cases"][name] = json.loads(done.stdout)
+    words = ["--only", "--rounds", str(args.rounds), *(word for size in sizes for word in ("--size", size))]
+    for name, rows in machine.with_instructions(__file__, words):
+        result["cases"][name] = rows
         for size, row in result["cases"][name].items():
             ms = {kind: times["median"] for kind, times in row["ms"].items()}
             print(

@@ -373,7 +373,7 @@ def inference(result: dict[str, Any]) -> str:
 
 def laptop(result: dict[str, Any]) -> str:
     """What a machine without bf16 gets, beside this machine's own instructions."""
-    parts, sets = result["parts"], ("this machine's", "AVX2 alone")
+    parts, sets = result["parts"], ("as it is", "AVX2 alone")
     rows: dict[str, list[str]] = {}
     for title in parts.get("step", {}).get(sets[0], {}):
         rows[f"training step in fp32, {title}, / timm eager"] = [_ratio(parts["step"][name][title]) for name in sets]

@@ -21,6 +21,7 @@ from vitrail.deploy import BACKENDS, Backend, Predictor
 from vitrail.deploy.backends import candidates, overview, require_available
 from vitrail.deploy.choice import choose, difference, error_of, key_of, race
 from vitrail.models import ViT
+from vitrail.models.device import Processor
 from vitrail.settings import Preprocessing
 from vitrail.weights import save_model
 
@@ -135,7 +136,7 @@ def test_a_choice_depends_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     assert key_of(tiny(), images.clone()) == before
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     limited = key_of(model, images)
-    monkeypatch.setattr("vitrail.deploy.choice.processor", lambda: "Abacus")
+    monkeypatch.setattr("vitrail.deploy.choice.processor", lambda: Processor("Abacus", "Abacus", frozenset()))
     assert len({before, limited, key_of(model, images)}) == 3
 
 

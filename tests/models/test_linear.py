@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitrail.models import create_model, linear
+from vitrail.models.device import Processor
 from vitrail.models.linear import Linear
 
 needs_onednn = pytest.mark.skipif(
@@ -116,7 +117,7 @@ def test_models_take_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [("GenuineIntel", False), ("AuthenticAMD", True), ("HygonGenuine", True)],
 )
 def test_mkl_is_fast_on_intels_processors(vendor: str, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "processor_vendor", lambda: vendor)
+    monkeypatch.setattr(linear, "processor", lambda: Processor("a processor", vendor, frozenset()))
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     linear.mkl_is_slow.cache_clear()
@@ -125,3 +126,19 @@ def test_mkl_is_fast_on_intels_processors(vendor: str, slow: bool, monkeypatch: 
     linear.mkl_is_slow.cache_clear()
     assert not linear.mkl_is_slow()
     linear.mkl_is_slow.cache_clear()
+
+
+@pytest.mark.usefixtures("slow_mkl")
+@needs_onednn
+def test_a_gradient_can_be_differentiated_again() -> None:
+    """As for a penalty on gradients."""
+    torch.manual_seed(0)
+    layer = Linear(5, 3)
+    plain, results = copied(layer), []
+    for module in (layer, plain):
+        x = torch.ones(4, 5, requires_grad=True)
+        (gradient,) = torch.autograd.grad(module(x).tanh().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        results.append([x.grad, *(p.grad for p in module.parameters())])
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)

@@ -37,7 +37,7 @@ def test_means_are_of_all_steps_since_the_last_line_however_often_somebody_looke
         if step in looks:
             assert history.read() is None
     assert history.read() is None
-    assert not history.taken
+    assert not history.unread
     means = history.means()
     assert means["loss"] == pytest.approx(sum(loss for loss, _ in rows) / len(rows), abs=1e-3)
     norms = [norm for _, norm in rows if norm is not None]
@@ -61,9 +61,9 @@ def test_the_first_broken_step_is_named_with_its_images(steps: int, data: st.Dat
         history.add(step + 1, 2, batch(10 * step, 10 * step + 1), losses(**({"loss": 1.0, "grad_norm": 2.0} | broken)))
     found = history.read()
     assert found is not None
-    assert (found.taken.step, found.taken.epoch, found.name) == (first + 1, 2, name)
-    assert found.taken.indexes is not None
-    assert found.taken.indexes.tolist() == [10 * first, 10 * first + 1]
+    assert (found.step.step, found.step.epoch, found.name) == (first + 1, 2, name)
+    assert found.step.indexes is not None
+    assert found.step.indexes.tolist() == [10 * first, 10 * first + 1]
     assert str(found.value) == str(value)
 
 
@@ -74,4 +74,4 @@ def test_other_losses_may_be_anything_and_placeholders_have_no_images() -> None:
     history.add(2, 0, batch(0, stands_in=True), losses(loss=math.nan))
     found = history.read()
     assert found is not None
-    assert found.taken.indexes is None
+    assert found.step.indexes is None

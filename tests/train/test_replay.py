@@ -162,14 +162,14 @@ def test_placeholders_are_launched() -> None:
     step, said = build_step(), []
     take = replayed(step, said)
     run(take, step, EAGER + 2)
-    taken = take.taken.copy()
+    taken = take.steps.copy()
     take(dataclasses.replace(batch(0, 1), stands_in=True))
-    assert take.taken == taken
+    assert take.steps == taken
 
 
 def test_only_what_can_be_recorded_is() -> None:
     gpu = torch.device("cuda")
-    assert ReplayedStep.suits(build_step("muon"), gpu)
-    assert not ReplayedStep.suits(build_step("muon"), torch.device("cpu"))
-    assert not ReplayedStep.suits(build_step("sgd"), gpu)
-    assert not ReplayedStep.suits(dataclasses.replace(build_step(), scaler=torch.amp.GradScaler("cpu")), gpu)
+    assert ReplayedStep.supports(build_step("muon"), gpu)
+    assert not ReplayedStep.supports(build_step("muon"), torch.device("cpu"))
+    assert not ReplayedStep.supports(build_step("sgd"), gpu)
+    assert not ReplayedStep.supports(dataclasses.replace(build_step(), scaler=torch.amp.GradScaler("cpu")), gpu)

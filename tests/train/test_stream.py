@@ -53,7 +53,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 def test_without_a_gpu_items_and_batches_come_in_order() -> None:
-    pairs = list(SideStream(torch.device("cpu")).each(iter("abc"), lambda item: batch(ord(item))))
+    pairs = list(SideStream(torch.device("cpu")).iterate(iter("abc"), lambda item: batch(ord(item))))
     assert [item for item, _ in pairs] == ["a", "b", "c"]
     assert [int(one.labels) for _, one in pairs] == [97, 98, 99]
 
@@ -68,7 +68,7 @@ def test_a_batch_is_read_and_prepared_on_the_side_and_waited_for_on_the_device(g
         events.append(f"prepare {number}")
         return batch(number)
 
-    for number, _ in SideStream(gpu).each(items(), prepare):
+    for number, _ in SideStream(gpu).iterate(items(), prepare):
         events.append(f"step {number}")
     hand_over = ["main waits for side", "keep for main", "keep for main"]  # images and targets; the rest stays on the CPU
     one = lambda n: ["enter side", f"read {n}", f"prepare {n}", "leave side", *hand_over, f"step {n}"]  # noqa: E731
@@ -88,7 +88,7 @@ def test_errors_come_through_between_two_steps(where: str) -> None:
             raise ValueError("the disk is gone")
         return batch(number)
 
-    stream = SideStream(torch.device("cpu")).each(items(), prepare)
+    stream = SideStream(torch.device("cpu")).iterate(items(), prepare)
     next(stream)
     with pytest.raises(ValueError, match="the disk is gone"):
         next(stream)

@@ -1,4 +1,4 @@
-"""What all contenders of a measurement share: the model's weights as files, the images, and what they cost."""
+"""Input shared by all contenders of a measurement: weights as files, images, and the number of operations."""
 
 # B batch · C channels · H W image · K classes
 

@@ -7,30 +7,23 @@ import importlib.util
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
-_TELLING = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+from vitrail.models.device import processor
+
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 
 def facts(*packages: str) -> dict[str, str | int]:
     """Return processor, instructions, cores, the versions of Python, torch and `packages`, and the date."""
-    model, flags = processor()
+    cpu = processor()
     return {
-        "cpu": model,
-        "instructions": " ".join(name for name in _TELLING if name in flags),
+        "cpu": cpu.name,
+        "instructions": " ".join(name for name in _INSTRUCTIONS if name in cpu.flags),
         "cores": cores(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", *packages)},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-
-
-def processor() -> tuple[str, frozenset[str]]:
-    """Return the processor's name and its flags, as Linux has them; elsewhere the name only."""
-    source = Path("/proc/cpuinfo")
-    lines = source.read_text().splitlines() if source.exists() else []
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return told.get("model name", platform.processor() or platform.machine()), frozenset(told.get("flags", "").split())
 
 
 def cores() -> int:

@@ -48,7 +48,7 @@ class Result:
     """To timm in fp32, within the rounds; None without it."""
     gflop_per_s: float
     share_of_ceiling: float | None
-    """Of the fastest matrix products of its number type, within the rounds; None if those failed."""
+    """Share of the rate of the fastest matrix products in its number type, within the rounds; None if those failed."""
     logits_difference: float | None
     """Greatest difference from our logits in fp32, relative to the greatest of those; None in training."""
     first_call_s: float
@@ -87,7 +87,7 @@ class Report:
     device: str
     parameters: int
     gflops: float
-    """Of the forward pass of one image, in 10⁹ operations; training takes three times as many."""
+    """Operations of the forward pass of one image, in 10⁹; training takes three times as many."""
     train_precision: Precision
     """Number type that `vitrail train` takes on this device, or the one asked for."""
     training: Phase

@@ -5,12 +5,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
 import os
-import platform
 import time
 import warnings
 from collections.abc import Mapping
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from vitrail.data.named import cache_home
 from vitrail.deploy.backends import BACKENDS, candidates
 from vitrail.deploy.forms import Forward
+from vitrail.models.device import processor
 
 SECONDS = 2.0
 """Time for a measurement."""
@@ -145,7 +144,7 @@ def deviation(name: str, wrong: float) -> str:
 def key_of(model: nn.Module, images: Float[Tensor, "B C H W"]) -> str:
     """Return the key of a choice: processor, instructions, threads, torch, device; architecture and shape of the images."""
     device = images.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor().name
     shape = f"{type(model).__name__} {getattr(model, 'config', '')!r}"
     return ", ".join(
         (
@@ -160,16 +159,6 @@ def key_of(model: nn.Module, images: Float[Tensor, "B C H W"]) -> str:
             "x".join(map(str, images.shape)),
         )
     )
-
-
-@functools.cache
-def processor() -> str:
-    """Return the processor's name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _timed(forward: Forward, images: Tensor) -> tuple[Tensor, float]:
@@ -196,7 +185,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _remember(path: Path, key: str, name: str) -> None:
     """Add a choice to the file, atomically; warn and go on if that fails."""
-    with warnings.catch_warnings(action="ignore"):  # it was said when the choice was looked for
+    with warnings.catch_warnings(action="ignore"):  # `choose` has warned already
         choices = {other: value for other, value in _read(path).items() if other != key}
     choices = dict([*choices.items(), (key, name)][-_KEPT:])
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -5,11 +5,33 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import platform
 import sys
 import time
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
+
+
+class Processor(NamedTuple):
+    """Processor of this machine."""
+
+    name: str
+    vendor: str
+    """Such as "AuthenticAMD"; elsewhere than on Linux a text that contains it."""
+    flags: frozenset[str]
+    """Instruction sets by Linux's names; empty elsewhere."""
+
+
+@functools.cache
+def processor() -> Processor:
+    """Return name, vendor and flags of the processor."""
+    listing = Path("/proc/cpuinfo")
+    text = listing.read_text(encoding="utf-8", errors="replace") if listing.exists() else ""
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    name = platform.processor() or platform.machine()
+    return Processor(facts.get("model name", name), facts.get("vendor_id", name), frozenset(facts.get("flags", "").split()))
 
 
 def pick_device(name: str) -> torch.device:

@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import functools
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from vitrail.models.device import processor
 
 SMALL = 2**22
 """Multiplications below which a product is too short to choose a route for."""
@@ -46,17 +45,14 @@ def mkl_is_slow() -> bool:
     """Return True for a processor that is not Intel's, and a torch with MKL and oneDNN."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
-    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and "GenuineIntel" not in processor_vendor()
-
-
-def processor_vendor() -> str:
-    """Return a text with the vendor of the processor, such as "AuthenticAMD"."""
-    listing = Path("/proc/cpuinfo")
-    return listing.read_text(encoding="utf-8", errors="replace")[:4096] if listing.exists() else platform.processor()
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and "GenuineIntel" not in processor().vendor
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """Linear layer by oneDNN, forward and for the gradient of the input; the weight's gradient is as fast by MKL."""
+    """Linear layer by oneDNN, forward and for the gradient of the input; the weight's gradient is as fast by MKL.
+
+    A gradient that is differentiated again goes through torch's own products, since oneDNN's have no derivative.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -65,15 +61,20 @@ class _OneDnnLinear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        input_gradient = torch.matmul if torch.is_grad_enabled() else _gradient_by_onednn
         rows = gradient.flatten(0, -2)
         return (
-            _product(gradient, weight.t().contiguous(), None) if for_x else None,
+            input_gradient(gradient, weight) if for_x else None,
             rows.t() @ x.flatten(0, -2) if for_weight else None,
             rows.sum(0) if for_bias and ctx.has_bias else None,
         )
+
+
+def _gradient_by_onednn(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return gradient · weight."""
+    return _product(gradient, weight.t().contiguous(), None)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -110,7 +110,7 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Tokens:
-        if self.learns_plainly(x, mask, kept):
+        if self.takes_plain_attention(x, mask, kept):
             return self.proj_drop(self.proj(plain_attention(self.qkv(x), self.num_heads)))  # (B, N, D)
         tokens, (q, k, v) = x, self.queries_keys_values(x)
         x = attend(q, k, v, mask, dropout=self.attn_drop_rate if self.training else 0.0)  # (B, h, N, d)
@@ -118,13 +118,13 @@ class Attention(nn.Module):
             kept.append(Attended(tokens, q, k, v, x))
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, N, D)
 
-    def learns_plainly(self, x: Tokens, mask: KeyMask | None, kept: list[Attended] | None) -> bool:
+    def takes_plain_attention(self, x: Tokens, mask: KeyMask | None, kept: list[Attended] | None) -> bool:
         """Return True in training where `attend` is plain products of q, k and v as they come from their projection."""
         if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
             return False
         unchanged = isinstance(self.q_norm, nn.Identity) and not self.attn_drop_rate and mask is None and kept is None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.qkv.weight.dtype
-        return unchanged and is_plain(x.device, dtype, x.shape[1])
+        return unchanged and prefers_plain_attention(x.device, dtype, x.shape[1])
 
     def queries_keys_values(self, x: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each (B, h, N, d)."""
@@ -148,14 +148,14 @@ def attention_weights(q: Tensor, k: Tensor, mask: KeyMask | None) -> Float[Tenso
     return scores.softmax(dim=-1).unflatten(0, lead)
 
 
-def is_plain(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
+def prefers_plain_attention(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
     """Return True where products and softmax beat the fused kernel."""
     return device.type == "cpu" and dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None, *, dropout: float) -> Float[Tensor, "B h Q d"]:
     """Compute attention with the fastest kernel for the device and type; tests hold the kernels to equal outputs."""
-    if is_plain(q.device, q.dtype, k.shape[-2]):
+    if prefers_plain_attention(q.device, q.dtype, k.shape[-2]):
         return F.dropout(attention_weights(q, k, mask), dropout) @ v
     keys = None if mask is None else mask[:, None, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)

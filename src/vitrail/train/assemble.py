@@ -132,7 +132,7 @@ def assemble(context: Context, images: Images) -> Loop:
             score_model, task, split=images.views["val"], device=device, dtype=context.dtype, processes=processes
         )
     train_step = build_step(context, task, optimizers)
-    replay = cfg.graph and not cfg.compile and ReplayedStep.suits(train_step, device)
+    replay = cfg.graph and not cfg.compile and ReplayedStep.supports(train_step, device)
     return Loop(
         settings=context.settings,
         folder=context.folder,

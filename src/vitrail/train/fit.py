@@ -19,11 +19,12 @@ from vitrail.models import meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Pair, Settings, TrainConfig, pair
 from vitrail.tasks import Task
-from vitrail.train.assemble import Context, Images, build_start_model, build_task, keep_memory, open_images
+from vitrail.train.assemble import Context, Images, build_start_model, build_step, build_task, keep_memory, open_images
+from vitrail.train.distributed import SINGLE_PROCESS
 from vitrail.train.optim import Optimizers, build_optimizers
 from vitrail.train.plan import resolve_preprocessing
 from vitrail.train.sizes import side_unit, size_at
-from vitrail.train.step import Step, loss_scaler
+from vitrail.train.step import Step
 
 FEW_IMAGES = 8
 """Images of the first measured steps, which warm up; on a slow machine there are no others."""
@@ -157,14 +158,7 @@ def measure_step(context: Context, images: Images) -> float:
         return 0.0
     optimizers = build_optimizers(model, settings.optim, batch_size=cfg.batch_size, companions=task.companions())
     optimizers.set_lr(0.0)
-    step = Step(
-        task.train(),
-        optimizers,
-        autocast_dtype=context.dtype,
-        clip_norm=settings.optim.clip_norm,
-        accumulate=cfg.accumulate,
-        scaler=loss_scaler(context.device, context.dtype),
-    )
+    step = dataclasses.replace(build_step(context, task.train(), optimizers), world=SINGLE_PROCESS)
     batch, batch_s = first_batch(context, images, task, middle_size(cfg, model))
     if batch is None:
         return 0.0

@@ -40,7 +40,7 @@ from vitrail.weights.run_folder import SETTINGS, sha256, write_atomically
 PATIENCE_S = 1.0
 """Seconds after which a second Ctrl-C counts as a new one."""
 LOG_EVERY_S = 1.0
-"""Seconds between two lines of metrics.jsonl, and between two looks at the losses, which wait for the device."""
+"""Seconds between two lines of metrics.jsonl, and between two readings of the losses, which wait for the device."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Loop:
     pictures: str | None = None
     """Folder inside the run folder for the task's picture at each evaluation; None for a task without pictures."""
     history: History = field(default_factory=History)
-    """Losses of the steps since the last look."""
+    """Losses of the last steps."""
     step: int = 0
     evaluated: int = 0
     """Step of the last evaluation."""
@@ -109,7 +109,7 @@ class Loop:
             if missed and self.validate(interrupt) and cfg.train.keep_best:
                 self.save()
             for epoch, batch in self.batches():
-                torch.manual_seed(step_seed(cfg.train.seed, self.step, rank=self.world.rank))
+                seed_device(self.device, step_seed(cfg.train.seed, self.step, rank=self.world.rank))
                 lr = self.lr_factor()
                 self.train_step.optimizers.set_lr(lr)
                 losses = self.take_step(batch)
@@ -172,7 +172,7 @@ class Loop:
             balanced=cfg.data.balance == "sampler",
             part=Part(self.world.rank, self.world.size),
         )
-        for (epoch, _), batch in SideStream(self.device).each(raw_batches, lambda item: self.prepare(*item)):
+        for (epoch, _), batch in SideStream(self.device).iterate(raw_batches, lambda item: self.prepare(*item)):
             if (now := self.img_size()) != size:
                 size = now
                 self.display.say(f"step {self.step:,}: images have {size[0]}x{size[1]} px from here on")
@@ -234,26 +234,26 @@ class Loop:
         interval = cfg.eval_every * steps_per_epoch(self.split, batch_size=cfg.batch_size)
         return self.step % max(1, round(interval)) == 0
 
-    def look(self) -> None:
-        """Read the losses since the last look. Raises ValueError, naming step and batch, for one that is not finite.
+    def check_losses(self) -> None:
+        """Read the losses since the last call. Raises ValueError, naming step and batch, for one that is not finite.
 
         Comes before every line of the log, evaluation and checkpoint, at the same step in all processes, so nothing is saved
-        after such a loss. The weights of the steps between it and this look are lost anyway.
+        after such a loss. The weights of the steps since then are lost.
         """
         broken = self.history.read()
         if broken is None:
             return
-        taken = broken.taken
-        local = [] if taken.indexes is None else [self.split.names[index] for index in taken.indexes.tolist()]
+        broken_step = broken.step
+        local = [] if broken_step.indexes is None else [self.split.names[index] for index in broken_step.indexes.tolist()]
         names = [name for part in self.world.gather(local) for name in part]
         if not self.world.first:
             raise PeerFailed(f"{broken.name} is not finite")
         (self.folder / "bad_batch.txt").write_text("\n".join(map(printable, names)) + "\n", encoding="utf-8")
-        some, steps = ", ".join(names[:3]) + (", …" if len(names) > 3 else ""), self.step - taken.step
+        some, steps = ", ".join(names[:3]) + (", …" if len(names) > 3 else ""), self.step - broken_step.step
         late = f"; noticed {steps} step{'s' * (steps > 1)} later" if steps else ""
         raise ValueError(
-            f"{broken.name} is {broken.value} at step {taken.step} "
-            f"(epoch {taken.epoch}, images {some}; all in {self.folder / 'bad_batch.txt'}{late}): "
+            f"{broken.name} is {broken.value} at step {broken_step.step} "
+            f"(epoch {broken_step.epoch}, images {some}; all in {self.folder / 'bad_batch.txt'}{late}): "
             "lower optim.lr, lengthen optim.warmup or set optim.clip_norm; checkpoints up to here are good"
         )
 
@@ -262,7 +262,7 @@ class Loop:
 
         `lr` is a share of its peak.
         """
-        self.look()
+        self.check_losses()
         values = self.history.means()
         peak = self.settings.optim.lr * self.settings.train.batch_size / REFERENCE_BATCH
         record = {"epoch": epoch, "seconds": round(self.pace.elapsed, 2), **values}
@@ -291,7 +291,7 @@ class Loop:
         A signal interrupts the run at this step, and a resumed run evaluates first.
         """
         assert self.evaluate is not None
-        self.look()
+        self.check_losses()
 
         def watch() -> None:
             if signal_number := self.world.max(interrupt.number)[0]:
@@ -330,7 +330,7 @@ class Loop:
 
         A gradient can make them so in a step whose loss is still finite.
         """
-        self.look()
+        self.check_losses()
         broken = any(not bool(local_shard(weight).isfinite().all()) for weight in self.task.parameters())
         if self.world.max(broken)[0]:
             if not self.world.first:
@@ -378,6 +378,19 @@ class Loop:
 def step_seed(seed: int, step: int, *, rank: int = 0) -> int:
     """Return the seed of dropout for a step and a process, keyed like every other random draw."""
     return (seed * 1_000_003 + step + rank * 7_368_787) % 2**63
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the generators of the CPU and of a device.
+
+    `torch.manual_seed` seeds those of every kind of device, and formats a stack trace for each kind that is not in use: a tenth
+    of a millisecond at every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 class Interrupted(KeyboardInterrupt):

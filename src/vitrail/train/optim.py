@@ -128,7 +128,7 @@ class Optimizers:
         """True where all optimizers can read their learning rates from the device."""
         return all(isinstance(part, AdamW | Muon) for part in self.parts)
 
-    def read_from(self, device: torch.device) -> None:
+    def keep_rates_on(self, device: torch.device) -> None:
         """Keep the learning rates in tensors on the device: a recorded step would repeat the numbers of its recording."""
         for group in self.groups():
             if not isinstance(group["lr"], Tensor):

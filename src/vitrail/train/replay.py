@@ -61,12 +61,12 @@ class ReplayedStep:
     enabled: bool = True
     """False once a recording failed or did not pay."""
     recorded: dict[Key, tuple[Batch, Replay]] = field(default_factory=dict)
-    taken: Counter[Key] = field(default_factory=Counter)
+    steps: Counter[Key] = field(default_factory=Counter)
     launch_s: float = 0.0
     step_s: float = 0.0
 
     @classmethod
-    def suits(cls, step: Step, device: torch.device) -> bool:
+    def supports(cls, step: Step, device: torch.device) -> bool:
         """Return True for a step that can be recorded: on a GPU, in one process, without loss scaling, by AdamW or Muon."""
         return device.type == "cuda" and step.world.size == 1 and step.scaler is None and step.optimizers.recordable
 
@@ -79,14 +79,14 @@ class ReplayedStep:
             return replay()
         if not self.enabled or batch.stands_in or not len(batch):
             return self.step(batch)
-        self.taken[key] += 1
-        if self.taken[key] <= WARMUP:
+        self.steps[key] += 1
+        if self.steps[key] <= WARMUP:
             return self.step(batch)
-        if self.taken[key] <= WARMUP + TIMED:
-            return self.time_launched(batch, first=self.taken[key] == WARMUP + 1)
-        return self.start_replaying(key, batch)
+        if self.steps[key] <= WARMUP + TIMED:
+            return self.time_eager(batch, first=self.steps[key] == WARMUP + 1)
+        return self.try_replay(key, batch)
 
-    def time_launched(self, batch: Batch, *, first: bool) -> Losses:
+    def time_eager(self, batch: Batch, *, first: bool) -> Losses:
         """Take a step, and time its launches and its computation."""
         self.wait()
         start = self.clock()
@@ -97,15 +97,15 @@ class ReplayedStep:
         self.launch_s, self.step_s = (launch_s, step_s) if first else (min(self.launch_s, launch_s), min(self.step_s, step_s))
         return losses
 
-    def start_replaying(self, key: Key, batch: Batch) -> Losses:
+    def try_replay(self, key: Key, batch: Batch) -> Losses:
         """Take a step by recording and replaying it, if launches rule; else, or where that fails, launch it."""
         if self.launch_s < LAUNCH_BOUND * self.step_s:
             self.enabled = False
             return self.step(batch)
-        self.step.optimizers.read_from(batch.images.device)
-        static, put_back = clone(batch), self.snapshot(batch.images.device)
-        expected = self.plain_loss(static)
-        put_back()
+        self.step.optimizers.keep_rates_on(batch.images.device)
+        static, restore = clone(batch), self.snapshot(batch.images.device)
+        expected = self.eager_loss(static)
+        restore()
         try:
             replay = self.record(lambda: self.step(static))
             losses = {name: value.detach().clone() for name, value in replay().items()}
@@ -113,14 +113,14 @@ class ReplayedStep:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
         if reason:
-            put_back()
+            restore()
             self.enabled = False
             self.say(f"note: the step could not be recorded as a CUDA graph ({reason}); it is launched kernel by kernel")
             return self.step(batch)
         self.recorded[key] = static, replay
         return losses
 
-    def plain_loss(self, batch: Batch) -> Tensor:
+    def eager_loss(self, batch: Batch) -> Tensor:
         """Compute the loss of a batch as the next step will."""
         with torch.no_grad(), autocast(batch.images.device, self.step.autocast_dtype):
             parts = [batch.part(index, self.step.accumulate) for index in range(self.step.accumulate)]
@@ -133,7 +133,7 @@ class ReplayedStep:
         values, random = [tensor.detach().clone() for tensor in tensors], torch.get_rng_state()
         gpu_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
-        def put_back() -> None:
+        def restore() -> None:
             self.step.optimizers.zero_grad()
             with torch.no_grad():
                 for tensor, value in zip(tensors, values, strict=True):
@@ -142,7 +142,7 @@ class ReplayedStep:
             if gpu_random is not None:
                 torch.cuda.set_rng_state(gpu_random, device)
 
-        return put_back
+        return restore
 
 
 def shapes(batch: Batch) -> Key:

@@ -24,11 +24,11 @@ class SideStream:
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def each(self, items: Iterable[Item], prepare: Callable[[Item], Batch]) -> Generator[tuple[Item, Batch], None, None]:
+    def iterate(self, items: Iterable[Item], prepare: Callable[[Item], Batch]) -> Generator[tuple[Item, Batch], None, None]:
         """Yield each item with the batch prepared from it; both are computed on this stream."""
         iterator = iter(items)
         while True:
-            with self.here():
+            with self.context():
                 try:
                     item = next(iterator)
                 except StopIteration:
@@ -37,7 +37,7 @@ class SideStream:
             self.hand_over(batch)
             yield item, batch
 
-    def here(self) -> AbstractContextManager[object]:
+    def context(self) -> AbstractContextManager[object]:
         """Return a context in which a GPU's work is launched on this stream."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
