@@ -16,7 +16,7 @@ from vitrail.models.backbone import View
 from vitrail.models.swin import PatchMerging, Swin
 from vitrail.models.windows import WindowLayout, relative_index, resize_bias_table
 from vitrail.settings.swin import SWIN_SIZES, SwinConfig
-from vitrail.weights.swin import export_state
+from vitrail.weights.family import export_state
 
 SHAPE: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2, 2, 1), "num_heads": (2, 2, 4, 4), "num_classes": 5}
 SMALL: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 3, "window_size": 4}

@@ -19,7 +19,7 @@ import vitrail
 from vitrail.models import create_model
 from vitrail.settings import SIZES, ViTConfig
 from vitrail.weights.infer import Inferred, config_fields, infer
-from vitrail.weights.libraries.timm import VIT_LAYOUT
+from vitrail.weights.libraries.timm.vit import VIT_LAYOUT
 from vitrail.weights.libraries.transformers.config import DEFAULTS
 
 Shapes = dict[str, tuple[int, ...]]

@@ -15,10 +15,13 @@ from torchvision.models import SwinTransformer as TorchvisionSwin
 from vitrail.models.receipt import Receipt
 from vitrail.models.swin import Swin
 from vitrail.models.windows import resize_bias_table
+from vitrail.settings.swin import SwinConfig
 from vitrail.weights import load
+from vitrail.weights.family import LAYOUTS, find_layout
 from vitrail.weights.libraries.microsoft import swin_names
-from vitrail.weights.libraries.transformers.names import old_swin_names
-from vitrail.weights.swin import WRITES, export_state, names_of
+from vitrail.weights.libraries.transformers.swin import old_swin_names
+from vitrail.weights.library import FamilyLayout
+from vitrail.weights.targets import rename_family
 
 SHAPE: dict[str, Any] = {"embed_dim": 16, "depths": (2, 1, 2), "num_heads": (2, 4, 4)}
 
@@ -98,10 +101,10 @@ def test_the_paper_s_files_and_those_of_transformers_4() -> None:
     torch.testing.assert_close(logits_of(load(four), images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("to", WRITES)
-def test_what_is_written_is_read_again(to: str) -> None:
+@pytest.mark.parametrize("layout", [one for one in LAYOUTS if one.family is SwinConfig])
+def test_what_is_written_is_read_again(layout: FamilyLayout) -> None:
     ours = load(of_timm())
-    again = load(export_state(ours, to))
+    again = load(rename_family(ours, layout))
     assert again.state_dict().keys() == ours.state_dict().keys()
     for name, value in again.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name])
@@ -150,15 +153,15 @@ def test_a_loaded_model_has_memory_of_its_own(live: bool) -> None:
 def test_files_that_are_none() -> None:
     state = of_timm().state_dict()
     gap = {name: value for name, value in state.items() if name != "layers.1.blocks.0.mlp.fc2.bias"}
-    with pytest.raises(ValueError, match=r"has no layers\.1\.blocks\.0\.mlp\.fc2\.bias, so the Swin .* is not complete"):
+    with pytest.raises(ValueError, match=r"has no layers\.1\.blocks\.0\.mlp\.fc2\.bias, so it is not all of a Swin"):
         load(gap)
-    with pytest.raises(ValueError, match="is not version 1"):
+    with pytest.raises(ValueError, match=r"has no patch_embed\.proj\.weight, so it is not all of a Swin"):
         load({name: value for name, value in state.items() if not name.startswith("patch_embed")})
     with pytest.raises(ValueError, match=r"and the model wants .*; leave the field out that asks for it"):
         load(state, mlp_ratio=2.0)
     with pytest.raises(ValueError, match='"windows" is not a field of a model'):
         load(state, windows=3)
-    assert names_of({}) is None
+    assert find_layout({}) is None
 
 
 def test_what_has_no_place_is_in_the_receipt() -> None:

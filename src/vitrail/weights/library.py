@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Pair
 from vitrail.weights.eval_transform import DefaultTransform, EvalTransform
-from vitrail.weights.names import KeyRow
+from vitrail.weights.names import Form, KeyRow
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]
@@ -105,17 +105,28 @@ class Labels(NamedTuple):
     multi_label: bool = False
 
 
-SWIN_BIAS, SWIN_MERGING = "layers.0.blocks.0.attn.relative_position_bias_table", "layers.1.downsample.reduction.weight"
+@dataclass(frozen=True)
+class FamilyLayout:
+    """One kind of checkpoint of a family other than the plain ViT: its names follow from ours, one by one."""
 
-
-class SwinLayout(NamedTuple):
-    """One kind of Swin Transformer checkpoint. Query, key and value of ours may be three tensors there."""
-
+    family: type[Any]
+    """Config class of the family."""
     name: str
-    names: Callable[[str], tuple[str, ...]]
-    """Our name, which is timm's, to those of the library."""
-    shows: tuple[str, ...] = (SWIN_BIAS, SWIN_MERGING)
-    """Our names whose tensors a file has, under the library's names, if it is of this layout."""
+    """Library, such as "timm"."""
+    shows: tuple[str, ...]
+    """Our names whose tensors a file has, under the library's names, if it is of this layout; the first finds the prefix."""
+    names: Callable[[str], tuple[str, ...]] = lambda name: (name,)
+    """Our name to those of the library: several for a tensor that is stored in parts."""
+    form: Callable[[str], Form | None] = lambda name: None
+    """Conversion of the tensor of our name; None: parts of equal size, joined along the first axis."""
+    encoder: str = ""
+    """Prefix of the library's names that a model without a head leaves out, such as "swin."."""
+    ignored: str = r"(?!)"
+    """Pattern of names in the file that are computed or of no use: they are left out of the receipt."""
+    lacks: str = r"(?!)"
+    """Pattern of names in the file that models of another family or version have: with one of them it is not this layout."""
+    fields: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    """Fields of the family's config that a config.json states. Raises ValueError for what the family can't be."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -160,8 +171,8 @@ class Library:
     """All that is known of one library's checkpoints. A new library is one file and one row of LIBRARIES."""
 
     layouts: tuple[Layout, ...] = ()
-    swin_layouts: tuple[SwinLayout, ...] = ()
-    """The first one is written."""
+    family_layouts: tuple[FamilyLayout, ...] = ()
+    """Layouts of the other families; the first of a family is the one that is written."""
     unstack: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
     """Split tensors that hold several blocks; the same mapping if there are none."""
     fields: Callable[[Config], dict[str, Any]] = lambda config: {}

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ from vitrail.settings.swin import SwinConfig
 from vitrail.text import printable_errors
 from vitrail.weights import hub
 from vitrail.weights.baseline import published_baseline
+from vitrail.weights.family import FamilyReader, is_of, load_family
 from vitrail.weights.read import Checkpoint, read
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
-from vitrail.weights.swin import is_swin, load_swin
+from vitrail.weights.swin import SWIN
 from vitrail.weights.trained import load_trained
 from vitrail.weights.vit import Channels, load_vit
 
@@ -124,8 +126,14 @@ class Reader(NamedTuple):
     """Number of classes of the published weights, without fetching them."""
 
 
+FAMILY_READERS: dict[type[Any], FamilyReader] = {  # by the family's config, whose layouts the libraries have
+    SwinConfig: SWIN,
+}
 READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is not here is read by `load_trained`
-    SwinConfig: Reader(load_swin, recognise=is_swin),
+    **{
+        family: Reader(functools.partial(load_family, reader), recognise=functools.partial(is_of, family))
+        for family, reader in FAMILY_READERS.items()
+    },
     BaselineConfig: Reader(load_trained, published=published_baseline, published_classes=published_classes),
     ViTConfig: Reader(load_vit),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing, ViTConfig, pair
-from vitrail.weights.library import Layout
+from vitrail.weights.library import FamilyLayout, Layout
 
 State = Mapping[str, Tensor]
 """Tensors by our names."""
@@ -175,10 +175,11 @@ def rename(
     return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in renamed.items()}
 
 
-def rename_swin(model: Backbone, names: Callable[[str], tuple[str, ...]]) -> dict[str, Tensor]:
-    """Rename the tensors of a Swin Transformer; query, key and value are split if `names` returns three."""
+def rename_family(model: Backbone, layout: FamilyLayout) -> dict[str, Tensor]:
+    """Rename a model's tensors to a layout's names and forms."""
     renamed: dict[str, Tensor] = {}
     for name, value in cpu_state(model).items():
-        theirs = names(name)
-        renamed |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
+        theirs, form = layout.names(name), layout.form(name)
+        parts = value.chunk(len(theirs)) if form is None else form.write(value, model.config)
+        renamed |= dict(zip(theirs, parts, strict=True))
     return renamed

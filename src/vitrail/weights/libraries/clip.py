@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitrail.weights.eval_transform import CLIP, DefaultTransform, EvalTransform, filter_of, numbers, with_notes
-from vitrail.weights.libraries.timm import config_fields as timm_fields
+from vitrail.weights.libraries.timm.vit import config_fields as timm_fields
 from vitrail.weights.library import Config, Layout, Library, from_list
 from vitrail.weights.names import TOKEN, TOKENS, TRANSPOSED, key_table
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from vitrail.weights.library import Library, SwinLayout
+from vitrail.settings.swin import SwinConfig
+from vitrail.weights.library import FamilyLayout, Library
 
 
 def swin_names(name: str) -> tuple[str, ...]:
@@ -14,4 +15,6 @@ def swin_names(name: str) -> tuple[str, ...]:
     return (name.replace("head.fc.", "head."),)
 
 
-MICROSOFT = Library(swin_layouts=(SwinLayout("Microsoft", swin_names),))
+SHOWS = ("layers.0.blocks.0.attn.relative_position_bias_table", "layers.1.downsample.reduction.weight")
+SWIN_LAYOUT = FamilyLayout(SwinConfig, "Microsoft", SHOWS, swin_names, ignored=r"relative_position_index$|attn_mask$")
+MICROSOFT = Library(family_layouts=(SWIN_LAYOUT,))

@@ -13,7 +13,7 @@ from vitrail.models.windows import relative_index
 from vitrail.settings import ViTConfig, pair
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
-from vitrail.weights.library import Export, Layout, Library, SwinLayout, Writer
+from vitrail.weights.library import Export, FamilyLayout, Layout, Library, Writer
 from vitrail.weights.names import key_table
 from vitrail.weights.targets import (
     ANY,
@@ -22,7 +22,7 @@ from vitrail.weights.targets import (
     check,
     cpu_state,
     rename,
-    rename_swin,
+    rename_family,
     require_head,
     with_token_rows,
     with_zeros,
@@ -108,6 +108,15 @@ def swin_names(name: str) -> tuple[str, ...]:
     return (name.replace("head.fc.", "head."),)
 
 
+SWIN_LAYOUT = FamilyLayout(
+    SwinConfig,
+    "torchvision",
+    shows=("layers.0.blocks.0.attn.relative_position_bias_table", "layers.1.downsample.reduction.weight"),
+    names=swin_names,
+    ignored=r"relative_position_index$",
+)
+
+
 def swin_plan(model: Swin) -> Export:
     """Export a state dict and the arguments of SwinTransformer. Raises Inexpressible for a model that it can't be."""
     cfg = model.config
@@ -122,7 +131,7 @@ def swin_plan(model: Swin) -> Export:
         "mlp_ratio": cfg.mlp_ratio,
         "num_classes": cfg.num_classes,
     }
-    state = rename_swin(model, swin_names)
+    state = rename_family(model, SWIN_LAYOUT)
     indexes = {  # buffers that a strict load requires
         name.replace("bias_table", "index"): relative_index(cfg.window_size).flatten()
         for name in state
@@ -138,7 +147,7 @@ def swin_plan(model: Swin) -> Export:
 
 TORCHVISION = Library(
     layouts=(VIT_LAYOUT,),
-    swin_layouts=(SwinLayout("torchvision", swin_names),),
+    family_layouts=(SWIN_LAYOUT,),
     default_transforms=(
         # IMAGENET1K_V1 (L/16 alone resizes to 242), and SWAG at 384, 512 and 518 px
         DefaultTransform(

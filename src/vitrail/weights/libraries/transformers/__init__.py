@@ -6,13 +6,14 @@ from vitrail.settings import ViTConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.eval_transform import HALF, DefaultTransform
 from vitrail.weights.libraries.transformers.config import config_assumptions, config_fields, labels, processor_transform
-from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, SWIN_LAYOUTS, VIT_LAYOUT
-from vitrail.weights.libraries.transformers.write import plan, swin_plan
+from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, VIT_LAYOUT
+from vitrail.weights.libraries.transformers.swin import OLD_SWIN_LAYOUT, SWIN_LAYOUT, swin_plan
+from vitrail.weights.libraries.transformers.write import plan
 from vitrail.weights.library import Library, Writer
 
 TRANSFORMERS = Library(
     layouts=(VIT_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, CLIP_LAYOUT),
-    swin_layouts=SWIN_LAYOUTS,
+    family_layouts=(SWIN_LAYOUT, OLD_SWIN_LAYOUT),
     fields=config_fields,
     config_assumptions=config_assumptions,
     processor_transform=processor_transform,

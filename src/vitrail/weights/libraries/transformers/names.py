@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vitrail.weights.library import Evidence, Layout, Question, SwinLayout
+from vitrail.weights.library import Evidence, Layout, Question
 from vitrail.weights.names import NO_KEY_BIAS, SAME, STACKED, STACKED_PAIR, TOKEN, TOKENS, Form, KeyLine, key_table
 
 TABLE = key_table(
@@ -160,53 +160,4 @@ SIGLIP_LAYOUT = Layout(
     ignored=CLIP_LAYOUT.ignored,
     head_outside=True,
     adjust=siglip_pooling,
-)
-
-# --------------------------------------------------------------------------------------------------------------------
-# Swin Transformer
-
-SWIN_PARTS: Spelling = {
-    "patch_embed.proj.": "swin.embeddings.patch_embeddings.projection.",
-    "patch_embed.norm.": "swin.embeddings.norm.",
-    "layers.": "swin.encoder.layers.",
-    ".attn.qkv.": ".attention.{}_proj.",
-    ".attn.relative_position_bias_table": ".attention.relative_position_bias.relative_position_bias_table",
-    ".attn.proj.": ".attention.o_proj.",
-    ".norm1.": ".layernorm_before.",
-    ".norm2.": ".layernorm_after.",
-    "head.fc.": "classifier.",
-}
-OLD_SWIN_PARTS: Spelling = {
-    ".attention.relative_position_bias.": ".attention.self.",
-    ".attention.q_proj.": ".attention.self.query.",
-    ".attention.k_proj.": ".attention.self.key.",
-    ".attention.v_proj.": ".attention.self.value.",
-    ".attention.o_proj.": ".attention.output.dense.",
-    ".mlp.fc1.": ".intermediate.dense.",
-    ".mlp.fc2.": ".output.dense.",
-}
-
-
-def swin_names(name: str) -> tuple[str, ...]:
-    """Return the name, or those of query, key and value, in version 5: patch merging stands at the end of a stage."""
-    if merging := re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name):
-        return (f"swin.encoder.layers.{int(merging[1]) - 1}.downsample.{merging[2]}",)
-    name = re.sub(r"^norm\.", "swin.layernorm.", name)
-    for ours, theirs in SWIN_PARTS.items():
-        name = name.replace(ours, theirs)
-    return tuple(name.format(x) for x in "qkv") if "{}" in name else (name,)
-
-
-def old_swin_names(name: str) -> tuple[str, ...]:
-    """Return the name, or those of query, key and value, before version 5, which files on the Hub have."""
-    names = swin_names(name)
-    for today, before in OLD_SWIN_PARTS.items():
-        names = tuple(one.replace(today, before) for one in names)
-    return names
-
-
-STEM, QUERY = "patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight"
-SWIN_LAYOUTS = (
-    SwinLayout("transformers", swin_names, shows=(STEM, QUERY)),
-    SwinLayout("transformers", old_swin_names, shows=(STEM,)),
 )

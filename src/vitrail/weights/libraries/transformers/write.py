@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitrail.models import Swin, ViT
+from vitrail.models import ViT
 from vitrail.settings import Pair, Preprocessing, ViTConfig, pair
 from vitrail.weights.libraries.transformers.config import PROCESSORS
 from vitrail.weights.libraries.transformers.names import (
@@ -23,7 +23,6 @@ from vitrail.weights.libraries.transformers.names import (
     VIT_BLOCKS,
     VIT_LAYOUT,
     Spelling,
-    swin_names,
 )
 from vitrail.weights.library import Export, Layout
 from vitrail.weights.names import key_table
@@ -37,9 +36,7 @@ from vitrail.weights.targets import (
     cpu_state,
     preprocessing_of,
     rename,
-    rename_swin,
     require_head,
-    same_names,
     with_token_rows,
     with_zeros,
 )
@@ -243,30 +240,6 @@ def plan(model: ViT) -> Export:
         tensors=tensors,
         beside={"config.json": target.config, "preprocessor_config.json": image_processor(images, target.processor)},
         notes=notes,
-    )
-
-
-def swin_plan(model: Swin) -> Export:
-    """Export a folder for from_pretrained. Raises Inexpressible for a model without a head, whose class has other names."""
-    cfg = model.config
-    if not cfg.num_classes:
-        raise Inexpressible("transformers' SwinForImageClassification has no num_classes 0")
-    config = {
-        "architectures": ["SwinForImageClassification"],
-        "model_type": "swin",
-        "image_size": sides(cfg.img_size),
-        "num_channels": cfg.in_channels,
-        **same_names(cfg, "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
-        "hidden_act": "gelu",
-        "layer_norm_eps": cfg.norm_eps,
-        **label_config(model.classes, num_classes=cfg.num_classes, multi_label=model.multi_label),
-        "torch_dtype": "float32",
-    }
-    return Export(
-        "hf",
-        'transformers.SwinForImageClassification.from_pretrained("PATH")',
-        tensors=rename_swin(model, swin_names),
-        beside={"config.json": config, "preprocessor_config.json": image_processor(preprocessing_of(model), "ViT")},
     )
 
 

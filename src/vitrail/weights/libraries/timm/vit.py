@@ -1,32 +1,17 @@
-"""timm: ViT, DeiT, EVA, CLIP and SigLIP towers, and the raw files of DeiT, DINO and MAE, whose names timm has."""
+"""Plain ViTs of timm: ViT, DeiT, EVA, CLIP and SigLIP towers, and the raw files of DeiT, DINO and MAE with the same names."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor
 
-from vitrail.models import Baseline, Swin, ViT
+from vitrail.models import ViT
 from vitrail.settings import Preprocessing, ViTConfig
-from vitrail.settings.baseline import BaselineConfig
-from vitrail.settings.swin import SwinConfig
-from vitrail.weights.eval_transform import IMAGENET, EvalTransform, filter_of, numbers, with_notes
-from vitrail.weights.library import (
-    SWIN_BIAS,
-    Config,
-    Evidence,
-    Export,
-    Labels,
-    Layout,
-    Library,
-    Question,
-    SwinLayout,
-    Writer,
-    activation,
-    from_list,
-)
+from vitrail.weights.libraries.timm.card import first_conv, folder, pretrained_cfg
+from vitrail.weights.library import Config, Evidence, Export, Layout, Question, activation, from_list
 from vitrail.weights.names import NO_KEY_BIAS, VIT_SPELLINGS, VIT_TABLE, key_table
 from vitrail.weights.targets import (
     ANY,
@@ -148,35 +133,6 @@ def config_fields(config: Config) -> dict[str, Any]:
     return fields
 
 
-def config_transform(config: Config) -> EvalTransform | None:
-    """Return the transform of a pretrained_cfg, with or without the rest of config.json; defaults as resolve_data_config."""
-    cfg = config.get("pretrained_cfg", config)
-    if not isinstance(cfg, Mapping) or (cfg is config and not {"mean", "std"} <= cfg.keys()):
-        return None
-    where, notes = "timm's pretrained_cfg", list[str]()
-    crop_pct = numbers(cfg.get("crop_pct") or 0.875, f"{where}: crop_pct", above_zero=True)[0]
-    if crop_pct > 1:
-        raise ValueError(f"{where}: crop_pct {crop_pct} must be at most 1; mend the file, or leave it out")
-    mode = cfg.get("crop_mode") or "center"
-    if mode not in ("center", "squash"):  # "border" pads what is not square
-        notes.append(f'its crop mode "{mode}" is read as "center"')
-    return EvalTransform(
-        numbers(cfg.get("mean") or IMAGENET[0], f"{where}: mean"),
-        numbers(cfg.get("std") or IMAGENET[1], f"{where}: std", above_zero=True),
-        crop_pct,
-        "squash" if mode == "squash" else "center",
-        filter_of(cfg.get("interpolation") or "bicubic", notes),
-        with_notes(where, notes),
-    )
-
-
-def labels(config: Config) -> Labels:
-    """Return the label_names of config.json or its pretrained_cfg."""
-    pretrained = config.get("pretrained_cfg")
-    inner = pretrained.get("label_names") if isinstance(pretrained, Mapping) else None
-    return Labels(config.get("label_names") or inner or ())
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Writing
 
@@ -228,22 +184,6 @@ def timm_config(cfg: ViTConfig, images: Preprocessing, *, licence: str | None = 
     }
 
 
-def pretrained_cfg(cfg: Any, images: Preprocessing, licence: str | None, **more: Any) -> dict[str, Any]:
-    """Return the part of config.json about the weights, which all models have."""
-    return {
-        "input_size": [cfg.in_channels, *images.img_size],
-        **same_names(images, "mean", "std", "crop_pct", "crop_mode", "interpolation"),
-        "num_classes": cfg.num_classes,
-        **more,
-        **({"license": licence} if licence else {}),
-    }
-
-
-def first_conv(cfg: Any) -> dict[str, Any]:
-    """Name the stem. With other channels, timm before 1.0.27 would discard it instead of loading it as it is."""
-    return {"first_conv": "patch_embed.proj"} if cfg.in_channels in (1, 3) else {}
-
-
 def model_args(cfg: ViTConfig) -> dict[str, Any]:
     """Return the arguments of timm's class."""
     dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
@@ -275,77 +215,7 @@ def timm_state(state: State, cfg: ViTConfig) -> tuple[dict[str, Tensor], ViTConf
     return with_token_rows(state, cfg, present=False) if cfg.reg_tokens else (dict(state), cfg)
 
 
-def swin_config(cfg: SwinConfig, images: Preprocessing, *, licence: str | None = None) -> dict[str, Any]:
-    """Return the keys of config.json by which timm opens a Swin Transformer. Raises Inexpressible for another epsilon."""
-    if cfg.norm_eps != SwinConfig.norm_eps:
-        raise Inexpressible(f"timm's SwinTransformer has no norm_eps {cfg.norm_eps:g}")
-    return {
-        "architecture": "swin_tiny_patch4_window7_224",
-        "model_args": {
-            "in_chans": cfg.in_channels,
-            **same_names(cfg, "img_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
-        },
-        "pretrained_cfg": pretrained_cfg(
-            cfg,
-            images,
-            licence,
-            fixed_input_size=True,
-            **first_conv(cfg),
-            classifier="head.fc",
-        ),
-    }
-
-
-def baseline_config(model: Baseline, images: Preprocessing) -> dict[str, Any]:
-    """Return the keys of config.json by which timm opens one of its own models; none for another library's."""
-    cfg = model.config
-    if cfg.library != "timm":
-        return {}
-    published = model.net.pretrained_cfg
-    assert isinstance(published, dict)
-    kept = {"fixed_input_size", "classifier", *(["first_conv"] if first_conv(cfg) else [])}
-    args: dict[str, Any] = {"in_chans": cfg.in_channels}
-    if published.get("fixed_input_size"):
-        args["img_size"] = cfg.img_size
-    return {
-        "architecture": cfg.theirs.partition(".")[0],
-        "model_args": args,
-        "pretrained_cfg": pretrained_cfg(cfg, images, None, **{key: value for key, value in published.items() if key in kept}),
-    }
-
-
 def plan(model: ViT) -> Export:
     """Export a folder for `create_model("local-dir:…")`, which is a run folder too."""
     timm_config(model.config, preprocessing_of(model))
-    return Export("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
-
-
-def swin_plan(model: Swin) -> Export:
-    """Export the same for a Swin Transformer, whose names are timm's."""
-    swin_config(model.config, preprocessing_of(model))
-    return Export("timm", 'timm.create_model("local-dir:PATH", pretrained=True)', model=model)
-
-
-RunForm = tuple[dict[str, Any], State, Any]
-RUN_FORMS: dict[type[Any], Callable[[Any, State, Preprocessing, str | None], RunForm]] = {
-    ViTConfig: lambda model, state, images, licence: (
-        timm_config(model.config, images, licence=licence),
-        *timm_state(state, model.config),
-    ),
-    SwinConfig: lambda model, state, images, licence: (
-        swin_config(model.config, images, licence=licence),
-        state,
-        model.config,
-    ),
-    BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
-}
-"""By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
-
-TIMM = Library(
-    layouts=(VIT_LAYOUT, EVA_LAYOUT),
-    swin_layouts=(SwinLayout("timm", lambda name: (name,), shows=(SWIN_BIAS,)),),
-    fields=config_fields,
-    config_transform=config_transform,
-    labels=labels,
-    writer=Writer("timm", {ViTConfig: plan, SwinConfig: swin_plan}),
-)
+    return folder(model)

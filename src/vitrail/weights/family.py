@@ -1,0 +1,211 @@
+"""Checkpoints of the families beside the plain ViT: recognise, infer, adapt every tensor, load, and attach the card.
+
+A family says in its own file how its shape is read from tensors and how they are resized (`FamilyReader`, a row of
+`weights.load.FAMILY_READERS`); its layouts, in the files of the libraries, say what they are called there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitrail.models.backbone import Backbone
+from vitrail.models.families import build, build_on_meta
+from vitrail.models.receipt import Entry, Status
+from vitrail.settings import configured
+from vitrail.settings.families import family_of_config
+from vitrail.weights.adapt import adapt_channels, copy_like
+from vitrail.weights.card import attach_card
+from vitrail.weights.libraries import LIBRARIES
+from vitrail.weights.library import FamilyLayout
+from vitrail.weights.read import Checkpoint
+from vitrail.weights.recognise import WRAPPERS
+from vitrail.weights.targets import rename_family
+
+LAYOUTS = tuple(layout for library in LIBRARIES.values() for layout in library.family_layouts)
+
+
+class FamilyReader(NamedTuple):
+    """Functions by which a family's checkpoints are read."""
+
+    infer: Callable[[FamilyFile], Any]
+    """Infer the config of the model in a file. Raises ValueError, with the answers, for what the file doesn't determine."""
+    resize: Callable[[str, Tensor, Any, Any], tuple[Tensor, str]] = lambda name, value, stored, config: (value, "")
+    """Resize a tensor of a name from the stored config to another: the value, and a note where it changed."""
+
+
+@dataclass(frozen=True)
+class FamilyFile:
+    """A file of a family's layout, read by our names."""
+
+    checkpoint: Checkpoint
+    layout: FamilyLayout
+    keys: Mapping[str, str]
+    """The file's keys, by the library's names: without wrappers and prefix."""
+    overrides: Mapping[str, Any]
+    """Fields that the caller states, which answer questions."""
+
+    @property
+    def stated(self) -> Mapping[str, Any]:
+        """Fields of the family's config that config.json states."""
+        size = image_size(self.checkpoint.config)
+        return {**({} if size is None else {"img_size": size}), **self.layout.fields(self.checkpoint.config)}
+
+    def sources(self, name: str) -> tuple[str, ...] | None:
+        """Return the keys of the tensors from which ours of this name is made; None if the file has not all of them."""
+        theirs = [self.key(one) for one in self.layout.names(name)]
+        return None if None in theirs else tuple(one for one in theirs if one is not None)
+
+    def key(self, theirs: str) -> str | None:
+        """Return the file's key of a library's name; None if it has none."""
+        return self.keys.get(theirs, self.keys.get(theirs.removeprefix(self.layout.encoder)))
+
+    def __contains__(self, name: str) -> bool:
+        return self.sources(name) is not None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of our tensor of this name. Raises ValueError if the file has none."""
+        return tuple(self.read(name, {key: torch.empty(shape, device="meta") for key, shape in self._shapes(name)}).shape)
+
+    def read(self, name: str, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return our tensor of this name. Raises ValueError if the file has none."""
+        form, tensors = self.layout.form(name), self.checkpoint.tensors if tensors is None else tensors
+        parts = [tensors[key] for key in self.require(name)]
+        if form is not None:
+            return form.read(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def count(self, pattern: str) -> int:
+        """Return how many tensors of a pattern such as "blocks.{}.norm1.weight" there are, from 0 on."""
+        at = 0
+        while pattern.format(at) in self:
+            at += 1
+        return at
+
+    def require(self, name: str) -> tuple[str, ...]:
+        """Return `sources`. Raises ValueError if the file has not all of them."""
+        keys = self.sources(name)
+        if keys is None:
+            missing = next(one for one in self.layout.names(name) if self.key(one) is None)
+            noun = family_of_config(self.layout.family()).noun
+            raise ValueError(f"{self.checkpoint.file} has no {missing}, so it is not all of {noun}; give a whole one")
+        return keys
+
+    def _shapes(self, name: str) -> list[tuple[str, tuple[int, ...]]]:
+        shapes = self.checkpoint.shapes
+        return [(key, shapes[key]) for key in self.require(name)]
+
+
+def find_layout(tensors: Mapping[str, Any], layouts: tuple[FamilyLayout, ...] = LAYOUTS) -> tuple[FamilyLayout, str] | None:
+    """Return the layout whose names a file has, and the prefix before them; None if there is none."""
+    actual = {re.sub(WRAPPERS, "", name) for name in tensors}
+    for layout in layouts:
+        if any(re.search(layout.lacks, name) for name in actual):
+            continue
+        for bare in dict.fromkeys(("", layout.encoder)):
+            shown = [one.removeprefix(bare) for name in layout.shows for one in layout.names(name)]
+            for prefix in sorted((one.removesuffix(shown[0]) for one in actual if one.endswith(shown[0])), key=len):
+                if prefix[-1:] in ("", ".") and all(f"{prefix}{one}" in actual for one in shown):
+                    return layout, prefix
+    return None
+
+
+def is_of(family: type[Any], tensors: Mapping[str, Any]) -> bool:
+    """Return whether tensors of these names are those of a family."""
+    match = find_layout(tensors)
+    return match is not None and match[0].family is family
+
+
+def load_family(
+    reader: FamilyReader,
+    checkpoint: Checkpoint,
+    known: Any | None,
+    changes: Mapping[str, Any],
+    *,
+    channels: Literal["repeat", "keep"] = "repeat",
+    strict: bool = True,
+) -> Backbone:
+    """Load a model of a family from a checkpoint, in evaluation mode; see `vitrail.load`.
+
+    `known` is the config of a model of ours, whose names are ours. Raises ValueError for tensors that are not all of the
+    model (with `strict=False`, fresh weights fill the gaps), or that don't fit the fields that were asked for.
+    """
+    if known is None:
+        match = find_layout(checkpoint.tensors)
+        assert match is not None, "a reader is chosen by its layout"
+        layout, prefix = match
+    else:
+        layout, prefix = FamilyLayout(type(known), "Vitrail", shows=()), ""
+    keys = {re.sub(WRAPPERS, "", key).removeprefix(prefix): key for key in checkpoint.tensors}
+    file = FamilyFile(checkpoint, layout, keys, changes)
+    stored = known or reader.infer(file)
+    config = configured(stored, dict(changes))
+    model = build_on_meta(config)
+    fresh = build(config).state_dict() if config.num_classes != stored.num_classes or not strict else {}
+    state, entries = _adapted(model, file, stored, reader, fresh, channels)
+    model.load_state_dict(state, strict=True, assign=True)
+    attach_card(model, checkpoint, stored, entries, origin=f"{layout.name}, {type(model).__name__}")
+    return model.eval()
+
+
+def _adapted(
+    model: Backbone,
+    file: FamilyFile,
+    stored: Any,
+    reader: FamilyReader,
+    fresh: Mapping[str, Tensor],
+    channels: Literal["repeat", "keep"],
+) -> tuple[dict[str, Tensor], list[Entry]]:
+    """Return every tensor of the model, and the receipt's entries. `fresh` has those that may stand in for missing ones."""
+    config, state, entries, used = model.config, dict[str, Tensor](), list[Entry](), set[str]()
+    heads, stems = (tuple(f"{path}." for path in paths) for paths in (model.heads, model.stems))
+    for name, target in model.state_dict().items():
+        head, keys = name.startswith(heads), file.sources(name)
+        new_head = head and config.num_classes != stored.num_classes
+        used.update(keys or ())
+        if new_head or (keys is None and name in fresh):
+            state[name] = fresh[name]
+            entries.append(Entry(name, "new", target.numel(), head=head))
+            continue
+        value = file.read(name)
+        status: Status = "exact"
+        note = "" if len(file.layout.names(name)) == 1 else "parts joined"
+        if name.startswith(stems) and value.ndim == 4 and value.shape[1] != target.shape[1]:
+            status, note = "adapted", f"{value.shape[1]} -> {target.shape[1]} channels"
+            value = adapt_channels(value, to=target.shape[1], how=channels)
+        resized, change = reader.resize(name, value, stored, config)
+        if change:
+            value, status, note = resized, "resized", change
+        if value.shape != target.shape:
+            theirs, ours = ("x".join(map(str, shape)) for shape in (value.shape, target.shape))
+            where = f"{name} is {theirs} in {file.checkpoint.file}"
+            raise ValueError(f"{where}, and the model wants {ours}; leave the field out that asks for it")
+        state[name] = copy_like(value, target)
+        entries.append(Entry(name, status, value.numel(), note, head=head))
+    for key, shape in file.checkpoint.shapes.items():
+        if key not in used and not re.search(file.layout.ignored, key):
+            entries.append(Entry(key, "dropped", math.prod(shape), head="head" in key))
+    return state, entries
+
+
+def export_state(model: Backbone, library: str) -> dict[str, Tensor]:
+    """Return a model's tensors under a library's names."""
+    return rename_family(model, next(one for one in LAYOUTS if (one.family, one.name) == (type(model.config), library)))
+
+
+def image_size(config: Mapping[str, Any]) -> int | tuple[int, int] | None:
+    """Return the image size in a config.json of timm or transformers."""
+    pretrained = config.get("pretrained_cfg")
+    size = pretrained.get("input_size") if isinstance(pretrained, Mapping) else None
+    if isinstance(size, list | tuple) and len(size) == 3:
+        return int(size[1]), int(size[2])
+    side = config.get("image_size")
+    if isinstance(side, list | tuple) and len(side) == 2:
+        return int(side[0]), int(side[1])
+    return side if isinstance(side, int) else None

@@ -1,0 +1,40 @@
+"""timm: one file for each family that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vitrail.settings import Preprocessing, ViTConfig
+from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.swin import SwinConfig
+from vitrail.weights.libraries.timm.baseline import baseline_config
+from vitrail.weights.libraries.timm.card import config_transform, labels
+from vitrail.weights.libraries.timm.swin import SWIN_LAYOUT, swin_config, swin_plan
+from vitrail.weights.libraries.timm.vit import EVA_LAYOUT, VIT_LAYOUT, config_fields, plan, timm_config, timm_state
+from vitrail.weights.library import Library, Writer
+from vitrail.weights.targets import State
+
+RunForm = tuple[dict[str, Any], State, Any]
+RUN_FORMS: dict[type[Any], Callable[[Any, State, Preprocessing, str | None], RunForm]] = {
+    ViTConfig: lambda model, state, images, licence: (
+        timm_config(model.config, images, licence=licence),
+        *timm_state(state, model.config),
+    ),
+    SwinConfig: lambda model, state, images, licence: (
+        swin_config(model.config, images, licence=licence),
+        state,
+        model.config,
+    ),
+    BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
+}
+"""By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
+
+TIMM = Library(
+    layouts=(VIT_LAYOUT, EVA_LAYOUT),
+    family_layouts=(SWIN_LAYOUT,),
+    fields=config_fields,
+    config_transform=config_transform,
+    labels=labels,
+    writer=Writer("timm", {ViTConfig: plan, SwinConfig: swin_plan}),
+)
