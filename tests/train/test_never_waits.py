@@ -96,6 +96,13 @@ def test_nor_does_that_of_another_backbone(name: str) -> None:
     steps(task, raw_batch(cfg, labels=False, turns=False), model=model, optimizer="sgd", ema=False)
 
 
+def test_nor_does_one_of_images_of_many_sizes() -> None:
+    cfg = AUGMENTS["deit"]
+    model = create_model("Ti/8", img_size=SIZE, num_classes=5)
+    task = Classify(model, preprocessing=PREPROCESSING, augment=cfg, pack=True).to(DEVICE).train()
+    steps(task, raw_batch(cfg, labels=False, turns=True), model=model, optimizer="adamw", ema=False)
+
+
 def test_whatever_waits_is_noticed() -> None:
     numbers = torch.zeros(4, device=DEVICE)
     with pytest.raises(Waits, match="a blocking copy"), never_waits():

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from vitrail.settings import Pair
+
 
 @functools.lru_cache(maxsize=256)
 def constant(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "C 1 1"]:
@@ -60,6 +62,11 @@ class RawBatch:
         sizes = torch.minimum((self.sizes * factor).round().long().clamp(min=1), torch.tensor(sides))
         return replace(self, images=images, sizes=sizes, boxes=self.boxes * factor)
 
+    def rows(self, rows: Int64[Tensor, " b"]) -> RawBatch:
+        """Return some images; `rows` is on the CPU."""
+        tensors = {name: value for name, value in vars(self).items() if value is not None}
+        return RawBatch(**{name: value[rows.to(value.device, non_blocking=True)] for name, value in tensors.items()})
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -82,6 +89,8 @@ class Batch:
     """Precomputed teacher targets, mixed as `targets` are; None without a teacher."""
     visible: Int64[Tensor, "B V"] | None = None
     """Row-major positions of the patches that a masked model sees; None: all."""
+    sizes: tuple[Pair, ...] | None = None
+    """Height and width of each image in the upper left corner of its canvas, in pixels; None: all fill their canvas."""
     stands_in: bool = False
     """True for placeholder images that keep a process in step with the others; they are not counted."""
 
@@ -95,4 +104,4 @@ class Batch:
     def rows(self, rows: slice) -> Batch:
         """Return a slice of the batch."""
         tensors: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        return replace(self, **tensors, sizes=None if self.sizes is None else self.sizes[rows])

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -22,7 +23,8 @@ from torch import Tensor
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
 from vitrail.data.decode import BadImage, crop_view, eval_view, read_header, shrunk_view
-from vitrail.data.memory import FixedSplit, RaggedSplit, whole_boxes
+from vitrail.data.memory import FixedSplit, RaggedSplit, stack_on_canvas, whole_boxes
+from vitrail.data.pack import fit_pixels
 from vitrail.settings import DataConfig, Pair, Preprocessing
 
 HEADROOM = 1.5  # ratio of the short side kept in memory to img_size: room for crops
@@ -53,11 +55,16 @@ class FileSplit(Split):
         preprocessing: Preprocessing,
         whole: bool,
         workers: int,
+        keep_aspect: bool = False,
     ) -> None:
-        """With `whole`, `boxes` refer to the whole image; else to its evaluation view."""
+        """With `whole`, `boxes` refer to the whole image; else to its evaluation view.
+
+        With `keep_aspect`, crops have the aspect ratio of their boxes, and as many pixels as the model's images at most.
+        """
         out = torch.tensor([preprocessing.img_size]).expand(len(labels), 2)
         super().__init__(labels=labels, sizes=sizes if whole else out, names=names, skipped=skipped)
         self._root, self._preprocessing, self._whole, self._workers = root, preprocessing, whole, workers
+        self._keep_aspect = keep_aspect and whole
 
     @property
     def workers(self) -> int:
@@ -88,10 +95,7 @@ class FileSplit(Split):
             except BadImage as error:
                 failures[index] = Skipped(self.names[index], str(error))
         kept = [position for position in images if int(indexes[position]) not in failures]  # may break between two occurrences
-        height, width = self._preprocessing.img_size
-        empty = torch.empty(0, self._preprocessing.in_channels, height, width, dtype=torch.uint8)
-        stacked = torch.stack([images[position] for position in kept]) if kept else empty  # (B, C, H, W)
-        sizes = torch.tensor([[height, width]]).expand(len(kept), 2).contiguous()
+        stacked, sizes = stack_on_canvas([images[position] for position in kept], empty=self._preprocessing)
         drawn = whole_boxes(sizes) if boxes is None or self._whole else boxes[kept]
         return RawBatch(stacked, sizes, drawn, self.labels[indexes[kept]], indexes[kept]), tuple(failures.values())
 
@@ -101,7 +105,10 @@ class FileSplit(Split):
             return eval_view(path, self._preprocessing)
         top, left, high, wide = box.tolist()
         height, width = self.sizes[index].tolist()
-        return crop_view(path, box=(top, left, high, wide), size=(height, width), preprocessing=self._preprocessing)
+        preprocessing = self._preprocessing
+        if self._keep_aspect:
+            preprocessing = replace(preprocessing, img_size=fit_pixels((high, wide), budget=preprocessing.img_size))
+        return crop_view(path, box=(top, left, high, wide), size=(height, width), preprocessing=preprocessing)
 
 
 def load_files(
@@ -142,6 +149,7 @@ def load_files(
             preprocessing=preprocessing,
             whole=whole,
             workers=_count_workers(cfg.workers),
+            keep_aspect=cfg.pack,
         )
 
     def pixels(path: Path) -> UInt8[Tensor, "C H W"]:

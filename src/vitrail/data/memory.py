@@ -90,6 +90,26 @@ class FixedSplit(Split):
         return torch.stack([eval_view(image.permute(1, 2, 0).numpy(), self._view) for image in images])
 
 
+def stack_on_canvas(
+    images: Sequence[UInt8[Tensor, "C _h _w"]], *, empty: Preprocessing | None = None
+) -> tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, "B 2"]]:
+    """Stack images, each in the upper left corner of a canvas of the largest size. Return canvases and sizes.
+
+    `empty` has the channels and the canvas of a batch without images.
+    """
+    if not images:
+        assert empty is not None
+        return torch.zeros(0, empty.in_channels, *empty.img_size, dtype=torch.uint8), torch.zeros(0, 2, dtype=torch.long)
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    height, width = sizes.amax(0).tolist()
+    if all(image.shape == images[0].shape for image in images):
+        return torch.stack(list(images)), sizes  # (B, C, H, W)
+    canvas = torch.zeros(len(images), images[0].shape[0], height, width, dtype=torch.uint8)
+    for place, image in zip(canvas, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return canvas, sizes
+
+
 class RaggedSplit(Split):
     """Images of different sizes, decoded in memory."""
 
@@ -110,10 +130,6 @@ class RaggedSplit(Split):
     ) -> tuple[RawBatch, tuple[Skipped, ...]]:
         """Stack the images at `indexes`, each in the upper left corner of a canvas of the largest size; none fails."""
         sizes = self.sizes[indexes]
-        images = [self.images[i] for i in indexes.tolist()]
-        height, width = sizes.amax(0).tolist()
-        canvas = torch.zeros(len(images), images[0].shape[0], height, width, dtype=torch.uint8)
-        for place, image in zip(canvas, images, strict=True):
-            place[:, : image.shape[1], : image.shape[2]] = image
+        canvas, _ = stack_on_canvas([self.images[i] for i in indexes.tolist()])
         boxes = whole_boxes(sizes) if boxes is None else boxes
         return RawBatch(canvas, sizes, boxes, self.labels[indexes], indexes), ()

@@ -9,7 +9,7 @@ A family of models is one file with a config dataclass and a `Backbone`, a row o
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vitrail.models.card import Card
+from vitrail.models.packing import packed_logits
 from vitrail.models.receipt import Receipt
 from vitrail.settings import Pair, Preprocessing
 
@@ -172,6 +173,10 @@ class Backbone(nn.Module):
     def embedding(self, images: Images) -> Float[Tensor, "B E"]:
         """Return the inputs of the heads, concatenated if they differ."""
         return self.features(images).pooled
+
+    def packed_logits(self, images: Images, sizes: Sequence[Pair]) -> Logits:
+        """Return logits of images of many sizes, each in the upper left corner of its canvas, as `models.packing` does."""
+        return packed_logits(self, images, sizes)
 
     def blocks_in_order(self) -> list[nn.Module]:
         """Return the repeated blocks, the units of compilation and sharding."""

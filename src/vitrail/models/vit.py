@@ -28,6 +28,7 @@ from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, V
 from vitrail.models.conv_stem import conv_stem
 from vitrail.models.drop_path import DropPath as DropPath
 from vitrail.models.linear import Linear
+from vitrail.models.packing import BlockDiagonal
 from vitrail.models.plain_attention import plain_attention
 from vitrail.models.positions import grid_of as grid_of
 from vitrail.models.positions import positions_at, resize_patch, sincos_2d, token_mask
@@ -36,6 +37,7 @@ from vitrail.settings import Pair, ViTConfig, configured, pair
 
 Tokens = Float[Tensor, "B N D"]
 KeyMask = Bool[Tensor, "B N"]  # True where a token may be looked at
+Mask = KeyMask | BlockDiagonal  # or several images in one sequence
 Sizes = Int64[Tensor, "B 2"] | None  # height and width of each image on its canvas
 Patch = int | Pair | None
 Visible = Int64[Tensor, "B _L"] | None  # patches that are kept, in this order
@@ -109,7 +111,7 @@ class Attention(nn.Module):
         self.proj = Linear(inner, dim)
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
-    def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Tokens:
+    def forward(self, x: Tokens, mask: Mask | None = None, kept: list[Attended] | None = None) -> Tokens:
         if self.takes_plain_attention(x, mask, kept):
             return self.proj_drop(self.proj(plain_attention(self.qkv(x), self.num_heads)))  # (B, N, D)
         tokens, (q, k, v) = x, self.queries_keys_values(x)
@@ -118,7 +120,7 @@ class Attention(nn.Module):
             kept.append(Attended(tokens, q, k, v, x))
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, N, D)
 
-    def takes_plain_attention(self, x: Tokens, mask: KeyMask | None, kept: list[Attended] | None) -> bool:
+    def takes_plain_attention(self, x: Tokens, mask: Mask | None, kept: list[Attended] | None) -> bool:
         """Return True in training where `attend` is plain products of q, k and v as they come from their projection."""
         if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
             return False
@@ -153,8 +155,10 @@ def prefers_plain_attention(device: torch.device, dtype: torch.dtype, tokens: in
     return device.type == "cpu" and dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None, *, dropout: float) -> Float[Tensor, "B h Q d"]:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, *, dropout: float) -> Float[Tensor, "B h Q d"]:
     """Compute attention with the fastest kernel for the device and type; tests hold the kernels to equal outputs."""
+    if isinstance(mask, BlockDiagonal):
+        return mask.attend(q, k, v)
     if prefers_plain_attention(q.device, q.dtype, k.shape[-2]):
         return F.dropout(attention_weights(q, k, mask), dropout) @ v
     keys = None if mask is None else mask[:, None, None]
@@ -227,7 +231,7 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if cfg.init_values is None else LayerScale(dim, cfg.init_values)
         self.drop_path2 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
 
-    def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Tokens:
+    def forward(self, x: Tokens, mask: Mask | None = None, kept: list[Attended] | None = None) -> Tokens:
         """Apply the block; `kept` collects inputs and output of the attention."""
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask, kept)))  # z' = γ₁·MSA(LN(z)) + z
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # z  = γ₂·MLP(LN(z')) + z'

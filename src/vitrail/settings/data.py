@@ -30,6 +30,9 @@ class DataConfig:
     """Black and white level of images with more than 8 bits; auto measures them, full is the whole range of their type."""
     balance: Literal["none", "sampler", "loss"] = "none"
     """Class balancing: draw each class equally often, or weight the loss by inverse class frequency."""
+    pack: bool = False
+    """Train on images that keep their aspect ratio, of many sizes in one batch, each within the number of patches of
+    model.img_size (NaViT); small images stay small."""
     workers: int = -1
     """Loader processes for data sets larger than memory_gb; -1 takes the number of cores."""
     memory_gb: float = 2.0

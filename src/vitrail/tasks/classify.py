@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
+from vitrail.data.pack import augment_packed
 from vitrail.evaluate import Scores, evaluate, evaluate_labels
 from vitrail.evaluate.evaluate import ALONE, Among
 from vitrail.models.backbone import Backbone
@@ -27,6 +29,7 @@ class Classify(Task):
     """Classification with soft targets.
 
     `weights` are class weights of the loss; `label_smoothing` applies to the targets, which mixup and cutmix mix.
+    With `pack`, each image keeps its aspect ratio, within the number of patches of the model's images.
     """
 
     teacher_targets: Float[Tensor, "N K"] | None = None
@@ -44,14 +47,16 @@ class Classify(Task):
         loss: Loss = "ce",
         weights: Float[Tensor, " K"] | None = None,
         label_smoothing: float = 0.0,
+        pack: bool = False,
     ) -> None:
         super().__init__(model, preprocessing=preprocessing)
         self.augment, self.seed, self.loss, self.weights = augment, seed, loss, weights
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.pack = label_smoothing, pack
 
     def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:
         """See Task.batch."""
-        batch = augment(
+        augmented = partial(augment_packed, patch=self.model.side_unit) if self.pack else augment
+        batch = augmented(
             raw,
             cfg=self.augment,
             preprocessing=replace(self.preprocessing, img_size=img_size),

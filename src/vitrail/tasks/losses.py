@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitrail.data.batch import Batch
 from vitrail.data.batches import class_weights
+from vitrail.models.backbone import Backbone
 from vitrail.settings import OptimConfig
 
 Loss = Literal["ce", "bce"]
@@ -72,7 +73,10 @@ def teacher_loss(logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], *,
 
 
 def call(forward: Callable[..., Any], batch: Batch) -> Any:
-    """Run the model on the batch's images, with the batch's patch size if it has one."""
+    """Run the model on the batch's images, with the batch's patch size, or with a size for each image, if it has them."""
+    if batch.sizes is not None:
+        assert isinstance(forward, Backbone), "images of many sizes are for a model with one head"
+        return forward.packed_logits(batch.images, batch.sizes)
     return forward(batch.images) if batch.patch_size is None else forward(batch.images, patch_size=batch.patch_size)
 
 

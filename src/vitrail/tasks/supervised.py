@@ -9,11 +9,26 @@ import torch
 
 from vitrail.data.dataset import Split
 from vitrail.models.backbone import Backbone
+from vitrail.models.packing import require_packable
 from vitrail.settings import Preprocessing, Settings
 from vitrail.tasks.classify import Classify, MultiLabel
 from vitrail.tasks.distil import Distil
 from vitrail.tasks.losses import balanced_weights, target_smoothing
 from vitrail.tasks.teacher import load_teacher
+
+
+def check_supervised(settings: Settings, model: Backbone) -> None:
+    """Raise ValueError for `data.pack` with a model or settings that need images of one size."""
+    if not settings.data.pack:
+        return
+    if settings.distill.teacher is not None and settings.distill.alpha > 0:
+        raise ValueError("data.pack gives images of many sizes, and distill.teacher sees one size; leave one of them out")
+    if settings.train.patch_sizes:
+        raise ValueError("data.pack cuts images into the model's own patches; leave train.patch_sizes out")
+    if settings.augment.crop != "resized":
+        crop = settings.augment.crop
+        raise ValueError(f'data.pack keeps the aspect ratio of crops; use augment.crop resized, not "{crop}"')
+    require_packable(model)
 
 
 def supervised_task(
@@ -45,6 +60,7 @@ def supervised_task(
         "loss": "bce" if multi_label else optim.loss,
         "weights": weights,
         "label_smoothing": smoothing,
+        "pack": settings.data.pack,
     }
     if distill.teacher is None or distill.alpha == 0:
         return (MultiLabel if multi_label else Classify)(model, **options)

@@ -12,7 +12,7 @@ from vitrail.data.dataset import Source, Split
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing, Settings
 from vitrail.tasks.mae import check_mae, mae_task
-from vitrail.tasks.supervised import supervised_task
+from vitrail.tasks.supervised import check_supervised, supervised_task
 from vitrail.tasks.task import Task
 
 
@@ -67,6 +67,7 @@ TASKS: dict[str, TaskSpec] = {
     "classify": TaskSpec(
         build=supervised_task,
         supervised=True,
+        check=check_supervised,
         unused=("mae",),
         next_steps=("vitrail evaluate {run}", "vitrail predict {run} IMAGE.png", "vitrail explain {run} IMAGE.png"),
     ),
@@ -85,6 +86,7 @@ TASKS: dict[str, TaskSpec] = {
             "optim.loss",
             "optim.label_smoothing",
             "data.balance loss",
+            "data.pack",
             "train.ladder",
             "train.probe_head",
             "train.stop_early",

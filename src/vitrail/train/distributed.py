@@ -252,7 +252,7 @@ def shard(model: Backbone, processes: World, *, device: torch.device, dtype: tor
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # By default the outermost module stays gathered after a pass: a running mean would be evaluated with stale weights.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    for name in ("outputs", "forward_features", "features", "embedding", "head_logits"):
+    for name in ("outputs", "forward_features", "features", "embedding", "head_logits", "packed_logits"):
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)
 

@@ -146,9 +146,9 @@ class ReplayedStep:
 
 
 def shapes(batch: Batch) -> Key:
-    """Return what one recording fits: shape and type of each tensor, and the patch size."""
+    """Return what one recording fits: shape and type of each tensor, the patch size, and the images' sizes."""
     tensors = {name: (tuple(value.shape), value.dtype) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return (*tensors.items(), batch.patch_size)
+    return (*tensors.items(), batch.patch_size, batch.sizes)
 
 
 def clone(batch: Batch) -> Batch:
