@@ -59,10 +59,11 @@ class Alone(Classify):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the loss."""
         assert batch.sizes is not None
-        logits = []
+        logits, done = list[torch.Tensor](), 0
         for height, width in dict.fromkeys(batch.sizes):
             count = batch.sizes.count((height, width))
-            logits.append(self.model(batch.images[sum(map(len, logits)) :][:count, :, :height, :width]).float())
+            logits.append(self.model(batch.images[done : done + count, :, :height, :width]).float())
+            done += count
         return {"loss": label_loss(torch.cat(logits), batch.targets, loss="ce")}
 
 
