@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitrail import explain as explain
-    from vitrail.deploy import Predictor
+    from vitrail.deploy import Predictor, embed
     from vitrail.models import ViT, create_model
     from vitrail.settings import ViTConfig
     from vitrail.train import Run, pretrain, resume, train
     from vitrail.weights import load
 
-__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "load", "pretrain", "resume", "train"]
+__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "embed", "load", "pretrain", "resume", "train"]
 
 _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for torch
     "Predictor": "deploy",
@@ -21,6 +21,7 @@ _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for tor
     "ViT": "models",
     "ViTConfig": "settings",
     "create_model": "models",
+    "embed": "deploy",
     "load": "weights",
     "pretrain": "train",
     "resume": "train",

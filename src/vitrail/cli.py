@@ -29,6 +29,7 @@ ON_DATA = {
     "resume": "vitrail.commands.resume",
     "evaluate": "vitrail.commands.evaluate",
     "predict": "vitrail.commands.predict",
+    "embed": "vitrail.commands.embed",
     "explain": "vitrail.commands.explain",
     "probe": "vitrail.commands.probe",
 }
@@ -47,7 +48,7 @@ OVERVIEW = """Vitrail: Vision Transformers from a folder of images to a trained,
 {commands}
 
 DATA is a folder with one folder per class, or with labels.csv; or one of fashion-sample, fashion-mnist, mnist, cifar10,
-cifar100, imagenet. `pretrain` also takes a folder without classes.
+cifar100, imagenet. `pretrain` and `embed` also take a folder without classes.
 RUN is the folder that a training wrote.
 
   vitrail train --minutes 2 --out runs/first

@@ -237,5 +237,7 @@ def test_views_that_swin_does_not_have() -> None:
     for view in (View(visible=torch.zeros(1, 1, dtype=torch.long)), View(patch_size=2), View(sizes=torch.ones(1, 2).long())):
         with pytest.raises(ValueError, match="use a ViT"):
             model.features(torch.zeros(1, 3, 32, 32), view)
+    with pytest.raises(ValueError, match=r"^Swin has a map after each of its \d stages: use them, and leave View.blocks out$"):
+        model.features(torch.zeros(1, 3, 32, 32), View(blocks=(0,)))
     with pytest.raises(ValueError, match="images have 1 channels, and the model takes 3"):
         model(torch.zeros(1, 1, 32, 32))

@@ -529,7 +529,9 @@ def test_features_are_what_the_other_calls_give(fields: dict[str, object]) -> No
         assert torch.equal(seen.pooled, out.embedding)
         assert seen.tokens is not None
         assert torch.equal(seen.tokens, out.tokens)
-        assert (seen.prefix, seen.grid, seen.pyramid) == (model.prefix_tokens, (4, 4), None)
+        assert (seen.prefix, seen.grid) == (model.prefix_tokens, (4, 4))
+        assert seen.pyramid is not None
+        assert torch.equal(seen.pyramid[0].flatten(2).mT, seen.tokens[:, seen.prefix :])
         logits = model.head_logits(images())
         assert len(logits) == len(model.heads)
         torch.testing.assert_close(sum(logits) / len(logits), model(images()))

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -30,11 +28,11 @@ from vitrail.data.listing import files_under
 from vitrail.data.measure import measure_values
 from vitrail.deploy.backends import BACKENDS, require_available
 from vitrail.deploy.choice import Measured, choose, deviation, error_of, race
+from vitrail.deploy.decoding import View, decoded_batches
 from vitrail.deploy.forms import Forward, fp32
 from vitrail.models.device import keep_freed_memory, pick_device
 
 Picture = str | Path | Image.Image | NDArray[Any]
-View = UInt8[Tensor, "C H W"] | str  # evaluation view, or the reason why there is none
 
 THRESHOLD = 0.5
 """Probability from which on a multi-label image has a label."""
@@ -183,28 +181,8 @@ class Predictor:
 
     def _decoded(self, images: Iterable[Picture]) -> Generator[tuple[list[str], list[View]], None, None]:
         """Yield the names and views of each batch, in order, while the next batch is decoded."""
-        numbered = enumerate(images)
-        pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))  # Pillow decodes without Python's lock
-
-        def begin() -> list[tuple[str, Future[View]]]:
-            chunk = islice(numbered, self.batch_size)
-            return [(_name(image, position), pool.submit(self._view, image)) for position, image in chunk]
-
-        try:
-            decoding = begin()
-            while decoding:
-                names, views = [name for name, _ in decoding], [view.result() for _, view in decoding]
-                failure: Exception | None = None
-                try:
-                    decoding = begin()
-                except Exception as error:  # of the caller's iterator: what came before is answered first
-                    failure = error
-                yield names, views
-                del views  # so that two batches are in memory, never three
-                if failure is not None:
-                    raise failure
-        finally:
-            pool.shutdown(cancel_futures=True)
+        named = ((_name(image, position), image) for position, image in enumerate(images))
+        return decoded_batches(named, self._view, batch_size=self.batch_size)
 
     def _view(self, image: Picture) -> View:
         """Return the evaluation view, or the reason why there is none."""

@@ -136,6 +136,14 @@ def _key(
     return digest.hexdigest()
 
 
+def model_hash(model: nn.Module) -> str:
+    """Return a hash of the layers and tensors that a model's embedding depends on: all but the head."""
+    digest = hashlib.sha256()
+    for part in _identity(model):
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def _identity(model: nn.Module) -> Iterator[bytes | memoryview]:
     """Yield what a model's embedding depends on: layers with their `extra_repr`, and tensors; the head is left out."""
     heads: tuple[str, ...] = getattr(model, "heads", ())

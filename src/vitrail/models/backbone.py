@@ -39,11 +39,15 @@ class View:
     """Patch of this call; None is the model's own."""
     visible: Int64[Tensor, "B L"] | None = None
     """Row-major indices of the visible patches; None: all. Hidden patches are not computed."""
+    blocks: tuple[int, ...] | None = None
+    """Blocks whose outputs are the maps of `Features.pyramid`, in this order; negative ones count from the end. None: the
+    backbone's own maps."""
 
     @property
     def whole(self) -> bool:
-        """True for a pass over whole images with all patches at the model's own size."""
-        return not self.pad and self.sizes is None and self.patch_size is None and self.visible is None
+        """True for a pass over whole images with all patches at the model's own size, and its own maps."""
+        unchanged = self.sizes is None and self.patch_size is None and self.visible is None and self.blocks is None
+        return unchanged and not self.pad
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,8 +63,9 @@ class Features:
     grid: Pair | None = None
     """Patch rows and columns of the whole image; None without tokens."""
     pyramid: tuple[Float[Tensor, "B _C _h _w"], ...] | None = None
-    """Feature maps from fine to coarse; None where there are none. Gradients of the logits reach them where `pooled` is
-    computed from them."""
+    """Feature maps from fine to coarse, or those of `View.blocks`, each row by row; None where there are none, as with hidden
+    patches. Of a backbone of one resolution there is one map: its patch tokens. Gradients of the logits reach them where
+    `pooled` is computed from them, except the maps of `View.blocks`."""
 
 
 class Stage(NamedTuple):

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View, on_meta
+from vitrail.models.library_maps import timm_features, torchvision_features
 from vitrail.settings import Pair, Preprocessing, pair
 from vitrail.settings.baseline import BaselineConfig, is_baseline
 
@@ -80,10 +81,14 @@ class Baseline(Backbone):
             self.set_submodule(self.heads[0], head)
 
     def features(self, images: Images, view: View = View()) -> Features:
-        """Return the embedding alone. Raises ValueError for masks, hidden patches or another patch size."""
+        """Return embedding and feature maps. Raises ValueError for masks, hidden patches, another patch size or `blocks`."""
         if not view.whole:
             raise ValueError(f"{self.config.name} looks at whole images only; use a ViT")
-        return Features(pooled=self.embedding(images))
+        if self.config.library == "timm":
+            pooled, maps = timm_features(self.net, images, self.embedding)
+        else:
+            pooled, maps = torchvision_features(self.net, images, self.embedding, head=self.heads[0].removeprefix("net."))
+        return Features(pooled=pooled, pyramid=maps)
 
     def head_logits(self, images: Images, *, patch_size: int | Pair | None = None) -> tuple[Logits, ...]:
         """Return the logits in a tuple of one."""

@@ -222,7 +222,7 @@ class Swin(Backbone):
     def features(self, images: Images, view: View = View()) -> Features:
         """Return the mean embedding, the last map's positions after the last norm, and the map after each stage.
 
-        Raises ValueError for other channels, and for a view with masks, hidden patches or another patch.
+        Raises ValueError for other channels, and for a view with masks, hidden patches, another patch or blocks.
         """
         return self.encode(images, view)
 
@@ -233,6 +233,8 @@ class Swin(Backbone):
             raise ValueError(
                 f"images have {theirs} channels, and the model takes {self.config.in_channels}; convert the images"
             )
+        if view.blocks is not None:
+            raise ValueError(f"Swin has a map after each of its {len(self.layers)} stages: use them, and leave View.blocks out")
         if view.sizes is not None or view.visible is not None or view.patch_size is not None:
             raise ValueError("Swin's windows see whole maps of its own patches: no sizes, visible or patch_size; use a ViT")
         x, grid = self.patch_embed(images)

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.conv_stem import conv_stem
+from vitrail.models.dense import begun_grid, block_tokens, tokens_and_maps
 from vitrail.models.drop_path import DropPath as DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.packing import BlockDiagonal
@@ -429,11 +430,11 @@ class ViT(Backbone):
         return self.norm(self.encode(images, View(pad=pad, sizes=sizes, patch_size=patch_size))[0])
 
     def features(self, images: Images, view: View = View()) -> Features:
-        """Return pooled embedding and tokens. Raises ValueError as `forward` does, and as `embed` does for `view.visible`."""
-        pooled, tokens = self.pooled_and_tokens(images, view)
-        patch = pair(self.config.patch_size if view.patch_size is None else view.patch_size)
-        grid = -(-images.shape[-2] // patch[0]), -(-images.shape[-1] // patch[1])  # with `pad`, a patch that is begun counts
-        return Features(pooled=pooled, tokens=tokens, prefix=self.prefix_tokens, grid=grid)
+        """Return pooled embedding, tokens and maps. Raises ValueError as `forward`, `embed` and `tokens_and_maps` do."""
+        x, mask = self.encode(images, view, blocks := block_tokens(view.blocks, self.config.depth))
+        place: Any = {"prefix": self.prefix_tokens, "grid": begun_grid(images, pair(view.patch_size or self.config.patch_size))}
+        x, pyramid = tokens_and_maps(self.norm(x), blocks, norm=self.norm, whole=view.visible is None, **place)
+        return Features(pooled=self.pool(x, mask), tokens=x, pyramid=pyramid, **place)
 
     def head_logits(self, images: Images, *, patch_size: Patch = None) -> tuple[Logits, ...]:
         """Return the class head's logits and, with a distillation token, those of its head."""
@@ -513,8 +514,7 @@ class ViT(Backbone):
         patch = trained_patch if patch_size is None else pair(patch_size)
         if patch != trained_patch:
             require_resizable(cfg, patch)
-        if images.shape[1] != cfg.in_channels:
-            theirs = images.shape[1]
+        if (theirs := images.shape[1]) != cfg.in_channels:
             raise ValueError(f"images have {theirs} channels, but the model takes {cfg.in_channels}; convert the images")
         if pad:
             images = F.pad(images, (0, -images.shape[-1] % patch[1], 0, -images.shape[-2] % patch[0]))

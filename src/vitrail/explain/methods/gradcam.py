@@ -75,11 +75,13 @@ def _of_layer(scene: Scene, layer: int, target: Target) -> _Features:
 def _of_last_features(scene: Scene, target: Target) -> _Features:
     """Return the last map of the pyramid, or the tokens on the same grid, position by position.
 
-    Raises ValueError for a model with several heads, and for one whose logits are computed from neither.
+    Raises ValueError for a model with several heads or a convolution as head, and for logits that are computed from neither.
     """
     heads = list(scene.model.head_modules())
     if len(heads) != 1:
         raise ValueError(f"Grad-CAM follows one head, and {model_name(scene.model)} has {len(heads)}; use another method")
+    if isinstance(heads[0], nn.Conv2d):  # SqueezeNet's
+        raise ValueError(f"Grad-CAM follows a linear head, and {model_name(scene.model)} has a convolution; use another method")
     with torch.enable_grad():
         images = scene.images.detach().requires_grad_()  # a graph, even where all weights are frozen
         features = scene.model.features(images)
