@@ -67,12 +67,11 @@ def their_name(name: str) -> str:
     return name
 
 
-def both() -> tuple[Cvt, Any]:
+def both() -> tuple[Any, Any]:
     ours = random(Cvt(**SMALL))
-    config = transformers.CvtConfig(
-        embed_dim=[8, 12, 16], depth=[1, 2, 3], num_heads=[1, 3, 2], num_labels=5, drop_path_rate=[0.0, 0.0, 0.0]
-    )
-    theirs = transformers.CvtForImageClassification(config).eval()
+    shape: Any = {"embed_dim": [8, 12, 16], "depth": [1, 2, 3], "num_heads": [1, 3, 2], "num_labels": 5}
+    theirs: Any = transformers.CvtForImageClassification(transformers.CvtConfig(**shape, drop_path_rate=[0.0, 0.0, 0.0]))
+    theirs.eval()
     theirs.load_state_dict({their_name(name): value for name, value in ours.state_dict().items()}, strict=True)
     return ours, theirs
 

@@ -52,9 +52,7 @@ def test_every_family_of_the_settings_has_a_builder() -> None:
     assert {family.config for family in FAMILIES.values()} == set(BUILDERS)
 
 
-@pytest.mark.parametrize(
-    "name", ["B/16", "S+/16", "custom", *SIZE_NAMES, "timm:resnet18"]
-)
+@pytest.mark.parametrize("name", ["B/16", "S+/16", "custom", *SIZE_NAMES, "timm:resnet18"])
 def test_a_name_has_one_family_and_comes_back(name: str) -> None:
     family = family_of(name)
     assert [one for one in FAMILIES.values() if one.parse(name) is not None] == [family]
