@@ -13,8 +13,10 @@ import torch
 
 from command_line import Typed
 from vitrail import terminal
-from vitrail.settings import PATCHES, SIZES, ViTConfig
-from vitrail.settings.swin import SWIN_SIZES, SwinConfig
+from vitrail.settings import PATCHES, SIZES
+from vitrail.settings.cait import CAIT_SIZES
+from vitrail.settings.cvt import CVT_SIZES
+from vitrail.settings.swin import SWIN_SIZES
 
 
 def test_models_lists_every_size_with_its_parameters(vitrail: Typed) -> None:
@@ -33,21 +35,23 @@ def test_models_at_another_size(vitrail: Typed) -> None:
 
 def test_models_builds_one_block_of_a_kind_and_runs_nothing(vitrail: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Depth is a factor, and FLOPs a formula: a forward pass under torch's counter loads its compiler, which takes seconds."""
-    from vitrail.models.swin import Swin
-    from vitrail.models.vit import ViT
+    from vitrail.models import Cait, Cvt, Swin, ViT
 
     built: list[list[int]] = []
-    for family in (ViT, Swin):
+    for family in (ViT, Swin, Cait, Cvt):
         init = family.__init__
 
-        def counting(model: torch.nn.Module, config: ViTConfig | SwinConfig, init: Any = init) -> None:
+        def counting(model: torch.nn.Module, config: Any, init: Any = init) -> None:
             init(model, config)
-            built.append([config.depth] if isinstance(config, ViTConfig) else list(config.depths))
+            depths = getattr(config, "depths", None) or [config.depth, *([config.class_depth] if type(model) is Cait else [])]
+            built.append([*depths])
 
         monkeypatch.setattr(family, "__init__", counting)
         monkeypatch.setattr(family, "forward", lambda *_: pytest.fail("the table needs no forward pass"))
     assert vitrail("models").code == 0
-    assert built == [[1]] * len(SIZES) * len(PATCHES) + [[1, 1, 1, 1]] * len(SWIN_SIZES)
+    assert built == [[1]] * len(SIZES) * len(PATCHES) + [[1, 1, 1, 1]] * len(SWIN_SIZES) + (
+        [[1, 1]] * len(CAIT_SIZES) + [[1, 1, 1]] * len(CVT_SIZES)
+    )
 
 
 def test_models_loads_no_compiler() -> None:

@@ -225,7 +225,7 @@ def test_a_cell_is_where_its_pixels_are() -> None:
 
 def test_offers() -> None:
     assert offers_of(ViT(img_size=16, patch_size=4, embed_dim=8, depth=1, num_heads=1, num_classes=2)) == {
-        *("attention", "tokens", "grid", "head")
+        *("attention", "rows", "tokens", "grid", "head")
     }
     assert offers_of(swin()) == {"tokens", "grid", "head"}
     assert offers_of(swin(num_classes=0)) == {"tokens", "grid"}

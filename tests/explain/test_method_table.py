@@ -81,6 +81,7 @@ def test_every_public_name_is_there() -> None:
         (EVERYTHING - {"head"}, "attention", ["attention", "rollout", "pca", "similarity"]),
         ({"grid", "head"}, "gradcam", ["gradcam", "integrated_gradients"]),
         ({"grid", "head", "tokens"}, "gradcam", ["gradcam", "integrated_gradients", "pca", "similarity"]),
+        (EVERYTHING - {"attention"}, "gradcam", ["attention", "gradcam", "integrated_gradients", "pca", "similarity"]),
         ({"grid", "tokens"}, "pca", ["pca", "similarity"]),
     ],
 )
@@ -101,9 +102,9 @@ def test_what_a_backbone_can_run(offers: set[Need], default: str, usable: list[s
         (
             "attention",
             {"grid", "tokens", "head"},
-            'method "attention" needs global attention, which Swin does not have; use gradcam or integrated_gradients',
+            'method "attention" needs attention over the whole image, which Swin does not have; use gradcam or .*',
         ),
-        ("attention", {"tokens"}, 'method "attention" needs global attention, which Swin does not have; use pca or similarity'),
+        ("rollout", {"tokens"}, 'method "rollout" needs global attention, which Swin does not have; use pca or similarity'),
         ("similarity", {"grid", "head"}, 'method "similarity" needs patch tokens, which Swin does not have; use gradcam or .*'),
         ("gradcam", {"head"}, 'method "gradcam" needs a grid of features, which Swin does not have; use a ViT'),
         (

@@ -20,6 +20,8 @@ from vitrail import cli
 from vitrail.models import Swin, build_on_meta
 from vitrail.models.families import BUILDERS
 from vitrail.settings import OptimConfig, Preprocessing
+from vitrail.settings.cait import CAIT_SIZES
+from vitrail.settings.cvt import CVT_SIZES
 from vitrail.settings.families import FAMILIES, family_of, family_of_config, name_of, parse_name
 from vitrail.settings.swin import SWIN_SIZES, SwinConfig
 from vitrail.train.optim import group_table
@@ -28,6 +30,7 @@ from vitrail.weights import save_model
 Typed = Callable[..., tuple[int, str, str]]
 SHAPE: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 SMALL = ["--model", "swin_t", "--model.img_size=32", "--model.embed_dim=8", "--model.depths=[2,2]", "--model.num_heads=[2,4]"]
+SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom"]
 SHORT = ["--train.batch_size=8", "--train.device=cpu", "--train.precision=fp32", "--data.workers=0"]
 
 
@@ -49,7 +52,7 @@ def test_every_family_of_the_settings_has_a_builder() -> None:
     assert {family.config for family in FAMILIES.values()} == set(BUILDERS)
 
 
-@pytest.mark.parametrize("name", ["B/16", "S+/16", "custom", *SWIN_SIZES, "swin_custom", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["B/16", "S+/16", "custom", *SIZE_NAMES, "timm:resnet18"])
 def test_a_name_has_one_family_and_comes_back(name: str) -> None:
     family = family_of(name)
     assert [one for one in FAMILIES.values() if one.parse(name) is not None] == [family]

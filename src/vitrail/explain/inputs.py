@@ -86,15 +86,19 @@ class Spatial(NamedTuple):
 def spatial(model: Backbone, images: Float[Tensor, "B C H W"]) -> Spatial:
     """Run the backbone on one of the images and read the grid off its features.
 
-    The cell of a pyramid's last map is the product of the ratios of each level's side to the next, rounded up: exact for
-    levels that pad what they do not divide.
+    The cell of a pyramid's last map is the backbone's `stride`, or larger where the map would not cover the image. Where it
+    states none, it is the product of the ratios of each level's side to the next, rounded up: exact for levels that pad what
+    they do not divide.
     """
     head: frozenset[Need] = frozenset({"head"} if model.config.num_classes else ())
     features: Features = model.features(images[:1])
     if features.pyramid is not None:
         sides = [tuple(images.shape[-2:]), *(tuple(level.shape[-2:]) for level in features.pyramid)]
         down, across = (math.prod(-(-a[axis] // b[axis]) for a, b in pairwise(sides)) for axis in (0, 1))
-        grid, patch = (sides[-1][0], sides[-1][1]), (down, across)
+        grid = (sides[-1][0], sides[-1][1])
+        if features.stride is not None:
+            down, across = (max(features.stride[axis], -(-sides[0][axis] // grid[axis])) for axis in (0, 1))
+        patch = (down, across)
         positions = max(height * width for height, width in sides[1:])
     elif features.tokens is not None and features.grid is not None:
         grid = features.grid
@@ -102,9 +106,11 @@ def spatial(model: Backbone, images: Float[Tensor, "B C H W"]) -> Spatial:
         positions = features.tokens.shape[1]
     else:
         return Spatial(head, None, None, 0, 1)
-    tokens: frozenset[Need] = frozenset({"tokens"} if features.tokens is not None and features.grid == grid else ())
+    offers: set[Need] = {"grid", *head}
+    if features.tokens is not None and features.grid == grid:
+        offers |= {"tokens", "rows"} if model.class_attention_layers else {"tokens"}
     return Spatial(
-        offers=head | tokens | {"grid"},
+        offers=frozenset(offers),
         grid=grid,
         patch=patch,
         prefix=features.prefix,
@@ -377,15 +383,20 @@ def present(image_sizes: Int64[Tensor, "B 2"], patch: Pair, grid: Pair) -> Bool[
 # Checks and notes
 
 
-def layer_count(model: Backbone) -> int:
-    """Return the number of layers that can be explained: all blocks, or one, the last features, without global attention."""
-    return model.config.depth if model.global_attention else 1
+def layer_count(model: Backbone, *, rows: bool = False) -> int:
+    """Return the number of layers that can be explained: all blocks with global attention, else one, the last features.
+
+    With `rows`, those whose attention can be shown: all blocks, or those of class attention.
+    """
+    if model.global_attention:
+        return int(model.config.depth)
+    return model.class_attention_layers if rows else 1
 
 
-def require_layer(model: Backbone, layer: int) -> int:
-    """Return the layer, counted from 0. Raises ValueError for one that does not exist."""
-    depth = layer_count(model)
-    if not model.global_attention and layer not in (0, -1):
+def require_layer(model: Backbone, layer: int, *, rows: bool = False) -> int:
+    """Return the layer, counted from 0. Raises ValueError for one that does not exist. `rows` is as for `layer_count`."""
+    depth = layer_count(model, rows=rows)
+    if not model.global_attention and not rows and layer not in (0, -1):
         raise ValueError(f"layer {layer}: of {model_name(model)} only the last features are explained; leave the layer out")
     if not -depth <= layer < depth:
         raise ValueError(f"layer {layer} does not exist; this model has layers 0 to {depth - 1} (or -{depth} to -1)")
@@ -397,9 +408,13 @@ def layer_label(model: Backbone, layer: int) -> str:
     return f"layer {layer}" if model.global_attention else "last features"
 
 
-def require_head(model: ViT, head: int) -> int:
+def has_class_token(model: Backbone) -> bool:
+    """Return whether the first token is a class token."""
+    return bool(model.config.class_token) if model.global_attention else model.class_attention_layers > 0
+
+
+def require_head(head: int, *, heads: int) -> int:
     """Return the head, counted from 0. Raises ValueError for one that does not exist."""
-    heads = model.config.num_heads
     if not 0 <= head < heads:
         raise ValueError(f'head {head} does not exist; this model has heads 0 to {heads - 1}, or "mean", "max", "min" of them')
     return head

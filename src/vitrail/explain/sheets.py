@@ -151,9 +151,10 @@ def method_maps(model: nn.Module, images: Picture | Sequence[Picture], config: E
     layers: Sequence[int] = (-1,)
     if "layer" in method.options:
         backbone = backbone_of(model)
-        layers = range(layer_count(backbone)) if config.layers == "all" else config.layers or (-1,)
+        rows = "rows" in method.needs
+        layers = range(layer_count(backbone, rows=rows)) if config.layers == "all" else config.layers or (-1,)
         for layer in layers:
-            require_layer(backbone, layer)
+            require_layer(backbone, layer, rows=rows)
     heads = ("mean",) if config.heads is None else config.heads
     values = {
         "query": config.query,

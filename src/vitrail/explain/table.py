@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from vitrail.settings import nearest
 
-Need = Literal["attention", "tokens", "grid", "head"]
+Need = Literal["attention", "rows", "tokens", "grid", "head"]
 Option = Literal["layer", "heads", "single_heads", "query", "target", "discard_ratio", "hold_norms"]
 
 NEEDS: dict[Need, str] = {
     "attention": "global attention",  # every token attends to every token: Backbone.global_attention
+    "rows": "attention over the whole image",  # that, or of a class token alone: Backbone.class_attention_layers
     "tokens": "patch tokens",  # Features.tokens, with their grid
     "grid": "a grid of features",  # Features.pyramid, or the tokens' grid
     "head": "a class head",  # config.num_classes above 0
@@ -75,7 +76,7 @@ METHODS: dict[str, Method] = {
         sheet="attention:attention_sheet",
         shows="where one token of one layer looks, head by head or all heads",
         options=frozenset({"layer", "heads", "single_heads", "query"}),
-        needs=frozenset({"attention"}),
+        needs=frozenset({"rows"}),
         evidence=True,
     ),
     "rollout": Method(

@@ -66,6 +66,11 @@ class Features:
     """Feature maps from fine to coarse, or those of `View.blocks`, each row by row; None where there are none, as with hidden
     patches. Of a backbone of one resolution there is one map: its patch tokens. Gradients of the logits reach them where
     `pooled` is computed from them, except the maps of `View.blocks`."""
+    read: Float[Tensor, "B N D"] | None = None
+    """Tokens that the last block reads, where the head reads none of its patches, so that no gradient reaches `tokens` and
+    the last map; None elsewhere."""
+    stride: Pair | None = None
+    """Pixels from one cell of the last map to the next, down and across; None: the sides divided by each other."""
 
 
 class Stage(NamedTuple):
@@ -107,6 +112,8 @@ class Backbone(nn.Module):
     """Paths of the modules that a new set of classes replaces; the logits are the mean of their outputs."""
     global_attention: bool = False
     """True if all tokens attend to each other in every block, and the pass is `embed`, `blocks` and `read`, as in ViT."""
+    class_attention_layers: int = 0
+    """Number of layers whose class token's attention `class_attention` returns; then the first prefix token is that one."""
     stems: tuple[str, ...] = ()
     """Paths of the convolutions that take the images; a new number of channels adapts their weights."""
 
@@ -125,6 +132,10 @@ class Backbone(nn.Module):
     @abstractmethod
     def reset_head(self, num_classes: int) -> None:
         """Replace the head with a new one of `num_classes` outputs; 0 removes it, and the logits are the embedding."""
+
+    def class_attention(self, images: Images) -> tuple[Float[Tensor, "B h N"], ...]:
+        """Return the class token's attention weights on the tokens of `features`, layer by layer; each row sums to 1."""
+        raise ValueError(f"{type(self).__name__} has no class attention; use a ViT")
 
     @property
     def preprocessing(self) -> Preprocessing | None:

@@ -1,8 +1,9 @@
 """Parameters, bytes and floating-point operations of a model, without running it.
 
-A ViT and a Swin are built on torch's meta device with one block of each kind: blocks of a kind are equal, so that gives every
-depth, and operations follow from the shapes of the layers. Tests hold the formulas to what torch counts in a forward pass. A
-model of another family is built in full, and torch counts its forward pass: exact as well, but slow, as it loads the compiler.
+A family with a formula is built on torch's meta device with one block of each kind: blocks of a kind are equal, so that gives
+every depth, and operations follow from the shapes of the layers. Tests hold the formulas to what torch counts in a forward
+pass. A model of another family is built in full, and torch counts its forward pass: exact as well, but slow, as it loads the
+compiler.
 """
 
 # H W feature map · L patches · N tokens · D width · h heads · d = D / h · w side of a window
@@ -18,11 +19,15 @@ import torch
 from torch import nn
 
 from vitrail.models.backbone import Backbone, on_meta
+from vitrail.models.cait import Cait, CaitBlock, CaitClassBlock
+from vitrail.models.cvt import FIRST, LATER, Cvt, CvtBlock, Geometry
 from vitrail.models.families import build_on_meta, check_config
 from vitrail.models.swin import Swin, SwinBlock
 from vitrail.models.vit import Block, ViT
 from vitrail.models.windows import WindowLayout
 from vitrail.settings import Pair, ViTConfig, pair
+from vitrail.settings.cait import CaitConfig
+from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.swin import SwinConfig
 
 
@@ -121,7 +126,61 @@ def _swin_block(block: SwinBlock, grid: Pair) -> int:
     return flops + _attention(queries=padded, keys=block.window**2, width=qkv.in_features)
 
 
-FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {ViTConfig: count_vit, SwinConfig: count_swin}
+def count_cait(config: CaitConfig) -> Counts:
+    """Count a CaiT by formula: talking heads mix the weights of every pair of patches, class attention has one query."""
+    model = on_meta(lambda: Cait(dataclasses.replace(config, depth=1, class_depth=1)))
+    patches, (block,), (last,) = math.prod(model.grid), model.blocks, model.blocks_token_only
+    assert isinstance(block, CaitBlock)
+    assert isinstance(last, CaitClassBlock)
+    attn, for_class = block.attn, last.attn
+    talk = _linears(attn.proj_l, rows=1) + _linears(attn.proj_w, rows=1)
+    among = patches * (_linears(block, rows=1) + (patches - 1) * talk)
+    among += _attention(queries=patches, keys=patches, width=config.embed_dim)
+    class_flops = _linears(last, rows=1) + _linears(for_class.k, rows=patches) + _linears(for_class.v, rows=patches)
+    class_flops += _attention(queries=1, keys=1 + patches, width=config.embed_dim)
+    total = _size(model, _product(model.patch_embed.proj, rows=patches) + _linears(model.head, rows=1))
+    for part, flops, depth in ((block, among, config.depth), (last, class_flops, config.class_depth)):
+        one = _size(part, flops)
+        total += one * (depth - 1) + Counts(0, 0, one.flops)
+    return total
+
+
+def count_cvt(config: CvtConfig) -> Counts:
+    """Count a CvT by formula: keys and values are those of a smaller map."""
+    model = on_meta(lambda: Cvt(dataclasses.replace(config, depths=(1,) * len(config.depths))))
+    total, grid = _size(model, _linears(model.head, rows=1)), pair(config.img_size)
+    for number, (part, depth) in enumerate(zip(model.parts, config.depths, strict=True)):
+        grid = _strided(grid, LATER if number else FIRST)
+        (block,) = part.blocks
+        assert isinstance(block, CvtBlock)
+        one = _size(block, _cvt_block(block, grid, cls=part.cls_token is not None))
+        total += one * (depth - 1) + Counts(0, 0, one.flops + _product(part.patch_embed.proj, rows=math.prod(grid)))
+    return total
+
+
+def _cvt_block(block: CvtBlock, grid: Pair, *, cls: bool) -> int:
+    attn, positions = block.attn, math.prod(grid)
+    keys = math.prod(_strided(grid, Geometry(3, attn.conv_proj_k.stride, 1)))
+    flops = _linears(block, rows=positions + cls)
+    for to_keys in (attn.proj_k, attn.proj_v):
+        flops -= _linears(to_keys, rows=positions - keys)
+    for projection, rows in ((attn.conv_proj_q, positions), (attn.conv_proj_k, keys), (attn.conv_proj_v, keys)):
+        flops += _product(projection.conv, rows=rows)
+    return flops + _attention(queries=positions + cls, keys=keys + cls, width=attn.proj.in_features)
+
+
+def _strided(sides: Pair, geometry: Geometry) -> Pair:
+    """Return the sides of a convolution's output."""
+    height, width = ((side + 2 * geometry.padding - geometry.kernel) // geometry.stride + 1 for side in sides)
+    return height, width
+
+
+FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {
+    ViTConfig: count_vit,
+    SwinConfig: count_swin,
+    CaitConfig: count_cait,
+    CvtConfig: count_cvt,
+}
 """Families that are counted by formula."""
 
 

@@ -8,10 +8,14 @@ from typing import Any
 
 from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.baseline import build_baseline, check_baseline, create_baseline
+from vitrail.models.cait import Cait
+from vitrail.models.cvt import Cvt
 from vitrail.models.swin import Swin
 from vitrail.models.vit import ViT
 from vitrail.settings import ModelSection, ViTConfig, configured
 from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.cait import CaitConfig
+from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import family_of, parse_name
 from vitrail.settings.swin import SwinConfig
 
@@ -31,6 +35,8 @@ class BackboneBuilder:
 BUILDERS: dict[type[Any], BackboneBuilder] = {
     ViTConfig: BackboneBuilder(ViT),
     SwinConfig: BackboneBuilder(Swin),
+    CaitConfig: BackboneBuilder(Cait),
+    CvtConfig: BackboneBuilder(Cvt),
     BaselineConfig: BackboneBuilder(build_baseline, check_baseline, create_baseline),  # sizes of published weights
 }
 

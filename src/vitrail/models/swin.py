@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
+from vitrail.models.mlp import Mlp
 from vitrail.models.windows import Map, WindowLayout, relative_index
 from vitrail.settings import Pair, configured
 from vitrail.settings.swin import SwinConfig
@@ -57,20 +58,6 @@ class WindowAttention(nn.Module):
         return self.relative_position_bias_table[index].permute(2, 0, 1)
 
 
-class SwinMlp(nn.Module):
-    """Two layers around GELU."""
-
-    def __init__(self, cfg: SwinConfig, dim: int) -> None:
-        super().__init__()
-        self.gelu = F.gelu
-        self.fc1 = Linear(dim, round(cfg.mlp_ratio * dim))
-        self.fc2 = Linear(round(cfg.mlp_ratio * dim), dim)
-        self.drop = nn.Dropout(cfg.proj_drop_rate)
-
-    def forward(self, x: Map) -> Map:
-        return self.drop(self.fc2(self.gelu(self.fc1(x))))
-
-
 class SwinBlock(nn.Module):
     """Pre-norm block with attention in windows, which every other block shifts by half a window (equation 3)."""
 
@@ -81,7 +68,7 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(cfg, stage)
         self.drop_path1 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=cfg.norm_eps)
-        self.mlp = SwinMlp(cfg, dim)
+        self.mlp = Mlp(dim, round(cfg.mlp_ratio * dim), drop=cfg.proj_drop_rate)
         self.drop_path2 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
 
     def forward(self, x: Map, grid: Pair) -> Map:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vitrail.settings.baseline import BaselineConfig, BaselineModelConfig, parse_baseline_name
+from vitrail.settings.cait import CAIT_CUSTOM, CAIT_SIZES, CaitConfig, CaitModelConfig, cait_name, parse_cait_name
+from vitrail.settings.cvt import CVT_CUSTOM, CVT_SIZES, CvtConfig, CvtModelConfig, cvt_name, parse_cvt_name
 from vitrail.settings.model import ModelSection
 from vitrail.settings.swin import SWIN_CUSTOM, SWIN_SIZES, SwinConfig, SwinModelConfig, parse_swin_name, swin_name
 from vitrail.settings.values import OTHER_SPELLINGS, nearest, pair
@@ -75,6 +77,20 @@ def _swin_words(config: SwinConfig) -> Words:
     return Words(size, "Swin Transformer", shape, ("swin",))
 
 
+def _cait_words(config: CaitConfig) -> Words:
+    name = cait_name(config)
+    size = "CaiT" if name == CAIT_CUSTOM else f"CaiT-{name.removeprefix('cait_').upper()}"
+    blocks = f"{config.depth} blocks of width {config.embed_dim} and {config.class_depth} for the class"
+    return Words(size, "CaiT", f"{blocks}, {config.num_heads} heads", ("cait",))
+
+
+def _cvt_words(config: CvtConfig) -> Words:
+    name = cvt_name(config)
+    size = "CvT" if name == CVT_CUSTOM else f"CvT-{name.removeprefix('cvt_').upper()}"
+    shape = f"{'-'.join(map(str, config.depths))} blocks of widths {'-'.join(map(str, config.embed_dims))}"
+    return Words(size, "Convolutional vision Transformer", shape, ("cvt",))
+
+
 def _baseline_words(config: BaselineConfig) -> Words:
     return Words(config.theirs, f"model of {config.library}", f"as in {config.library}", ())
 
@@ -98,6 +114,24 @@ FAMILIES: dict[str, Family] = {
         words=_swin_words,
         stored_as="swin",
         names=tuple(SWIN_SIZES),
+    ),
+    "cait": Family(
+        section=CaitModelConfig,
+        parse=parse_cait_name,
+        name_of=cait_name,
+        noun="a CaiT",
+        words=_cait_words,
+        stored_as="cait",
+        names=tuple(CAIT_SIZES),
+    ),
+    "cvt": Family(
+        section=CvtModelConfig,
+        parse=parse_cvt_name,
+        name_of=cvt_name,
+        noun="a CvT",
+        words=_cvt_words,
+        stored_as="cvt",
+        names=tuple(CVT_SIZES),
     ),
     "baseline": Family(
         section=BaselineModelConfig,

@@ -40,13 +40,15 @@ class DefaultTransform(NamedTuple):
     interpolation: Filter
     above_224: tuple[float, Filter] | None = None
     """Crop and filter of checkpoints for larger images, if they differ."""
+    mode_above_224: CropMode | None = None
+    """Crop mode of checkpoints for larger images, if it differs."""
 
     def at(self, img_size: tuple[int, int]) -> EvalTransform:
         """Return the transform for checkpoints of an image size."""
-        crop_pct, interpolation = self.crop_pct, self.interpolation
+        crop_pct, interpolation, mode = self.crop_pct, self.interpolation, self.crop_mode
         if self.above_224 and max(img_size) > 224:
-            crop_pct, interpolation = self.above_224
-        return EvalTransform(*self.mean_std, crop_pct, self.crop_mode, interpolation, f"built in for {self.whose}")
+            (crop_pct, interpolation), mode = self.above_224, self.mode_above_224 or mode
+        return EvalTransform(*self.mean_std, crop_pct, mode, interpolation, f"built in for {self.whose}")
 
 
 _PILLOW = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # filters by their number

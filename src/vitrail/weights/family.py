@@ -150,7 +150,8 @@ def load_family(
     fresh = build(config).state_dict() if config.num_classes != stored.num_classes or not strict else {}
     state, entries = _adapted(model, file, stored, reader, fresh, channels)
     model.load_state_dict(state, strict=True, assign=True)
-    attach_card(model, checkpoint, stored, entries, origin=f"{layout.name}, {type(model).__name__}")
+    assumed = tuple(text for field, text in layout.assumes.items() if field not in changes)
+    attach_card(model, checkpoint, stored, entries, origin=f"{layout.name}, {type(model).__name__}", assumed=assumed)
     return model.eval()
 
 

@@ -127,6 +127,8 @@ class FamilyLayout:
     """Pattern of names in the file that models of another family or version have: with one of them it is not this layout."""
     fields: Callable[[Config], Mapping[str, Any]] = lambda config: {}
     """Fields of the family's config that a config.json states. Raises ValueError for what the family can't be."""
+    assumes: Mapping[str, str] = field(default_factory=dict)
+    """Assumptions for the receipt, by the field that the caller may state instead."""
 
 
 # --------------------------------------------------------------------------------------------------------------------

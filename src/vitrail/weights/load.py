@@ -20,11 +20,15 @@ from vitrail.models.baseline import published_classes
 from vitrail.models.receipt import Entry, Receipt
 from vitrail.settings import Pair, ViTConfig, choices_of_a_model, nearest
 from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.cait import CaitConfig
+from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import Family, check_fields, family_of, name_of, parse_name, require_fields
 from vitrail.settings.swin import SwinConfig
 from vitrail.text import printable_errors
 from vitrail.weights import hub
 from vitrail.weights.baseline import published_baseline
+from vitrail.weights.cait import CAIT
+from vitrail.weights.cvt import CVT
 from vitrail.weights.family import FamilyReader, is_of, load_family
 from vitrail.weights.read import Checkpoint, read
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
@@ -128,6 +132,8 @@ class Reader(NamedTuple):
 
 FAMILY_READERS: dict[type[Any], FamilyReader] = {  # by the family's config, whose layouts the libraries have
     SwinConfig: SWIN,
+    CaitConfig: CAIT,
+    CvtConfig: CVT,
 }
 READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is not here is read by `load_trained`
     **{

@@ -180,6 +180,7 @@ def rename_family(model: Backbone, layout: FamilyLayout) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, value in cpu_state(model).items():
         theirs, form = layout.names(name), layout.form(name)
-        parts = value.chunk(len(theirs)) if form is None else form.write(value, model.config)
+        joined = value.chunk(len(theirs)) if len(theirs) > 1 else [value]  # a counter of batch norm has no axis
+        parts = joined if form is None else form.write(value, model.config)
         renamed |= dict(zip(theirs, parts, strict=True))
     return renamed

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.explain.inputs import Images, Query, open_scene, require_head, require_layer
+from vitrail.explain.inputs import Images, Query, Scene, layer_count, model_name, open_scene, require_head, require_layer
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.passes import ForwardPass, attention_rows, forward_pass, head_reading, query_chunks
 from vitrail.settings import Pair
@@ -36,8 +36,8 @@ def attention(
 
     `heads` is one head, or the mean, the largest or the smallest of all; `query` the class token, or the patch that holds a
     pixel (x, y). Without a class token, "cls" is what the head reads instead: the rows of all patches, weighted as it weighs
-    them. A negative layer counts from the end. Raises ValueError for a layer, head or query that does not exist, and for a
-    model without global attention.
+    them. A negative layer counts from the end. Of a model without global attention, the layers are those of class attention,
+    which have no other query. Raises ValueError for a layer, head or query that does not exist, and for a model without either.
     """
     return attention_sheet(
         model,
@@ -67,12 +67,13 @@ def attention_sheet(
 ) -> list[Maps]:
     """Return what `attention` returns for several layers and heads, from one pass: layer by layer, head by head."""
     with open_scene(model, images, method="attention", pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as scene:
-        depth, count = scene.vit.config.depth, scene.vit.config.num_heads
-        layer_indices = range(depth) if layers == "all" else [require_layer(scene.vit, layer) for layer in layers]
-        all_heads: Sequence[Heads] = range(count) if heads == "all" else heads
-        for head in all_heads:
-            if isinstance(head, int):
-                require_head(scene.vit, head)
+        model = scene.model
+        everything = range(layer_count(model, rows=True))
+        layer_indices = everything if layers == "all" else [require_layer(model, layer, rows=True) for layer in layers]
+        if not model.global_attention:
+            return _class_attention(scene, layer_indices, heads, query)
+        count = scene.vit.config.num_heads
+        all_heads = _checked(heads, count)
         token = None if query == "cls" else scene.token(query)
         if query == "cls" and scene.vit.config.class_token:
             token = 0
@@ -83,9 +84,39 @@ def attention_sheet(
         for layer in layer_indices:
             per_head = _token_rows(forward, layer, token) if row is None else _mixed_rows(forward, layer, row)  # (B, h, N)
             for head in all_heads:
-                label = f"layer {layer}, {f'head {head}' if isinstance(head, int) else f'{head} of {count} heads'}, {source}"
+                label = f"layer {layer}, {_head_label(head, count)}, {source}"
                 result.append(maps_of(scene, fuse_heads(per_head, head), method="attention", labels=label, notes=(note,)))
         return result
+
+
+def _class_attention(scene: Scene, layers: Sequence[int], heads: Sequence[Heads] | Literal["all"], query: Query) -> list[Maps]:
+    """Return the class token's attention in layers of class attention. Raises ValueError for another query."""
+    if query != "cls":
+        where = f"query {query[0]},{query[1]}"
+        raise ValueError(
+            f"{where}: of {model_name(scene.model)} only the class token's attention is shown; leave the query out"
+        )
+    rows, result = scene.model.class_attention(scene.images), []
+    for layer in layers:
+        per_head = rows[layer].float()  # (B, h, N)
+        count = per_head.shape[1]
+        for head in _checked(heads, count):
+            label = f"class attention {layer}, {_head_label(head, count)}"
+            result.append(maps_of(scene, fuse_heads(per_head, head), method="attention", labels=label))
+    return result
+
+
+def _checked(heads: Sequence[Heads] | Literal["all"], count: int) -> Sequence[Heads]:
+    """Return the heads. Raises ValueError for one that does not exist."""
+    chosen: Sequence[Heads] = range(count) if heads == "all" else heads
+    for head in chosen:
+        if isinstance(head, int):
+            require_head(head, heads=count)
+    return chosen
+
+
+def _head_label(head: Heads, count: int) -> str:
+    return f"head {head}" if isinstance(head, int) else f"{head} of {count} heads"
 
 
 def fuse_heads(per_head: Float[Tensor, "B h ..."], heads: Heads) -> Float[Tensor, "B ..."]:

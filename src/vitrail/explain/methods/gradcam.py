@@ -32,7 +32,8 @@ def gradcam(
 
     With global attention, x are the patch tokens that the layer's attention takes; behind the last layer there is nothing to
     see where the head reads a class token, for no patch has a gradient there. Of any other model, x is the last map of the
-    pyramid, or the tokens where there is none, or where it is a copy beside the way to the logits. `hold_norms` is as
+    pyramid, or the tokens where there is none, or where it is a copy beside the way to the logits; where the head reads a
+    class token, what its last attention reads. `hold_norms` is as
     `relevance` takes it. Raises ValueError for a layer or a class that does not exist, and for a model without a grid of
     features or a head.
     """
@@ -87,7 +88,8 @@ def _of_last_features(scene: Scene, target: Target) -> _Features:
         features = scene.model.features(images)
         logits = heads[0](features.pooled)
         targets = scene.targets(target, logits.detach().float())
-        candidates = [] if features.pyramid is None else [features.pyramid[-1]]
+        candidates = [] if features.read is None else [features.read]
+        candidates += [] if features.pyramid is None else [features.pyramid[-1]]
         if features.tokens is not None and features.grid == scene.grid:
             candidates.append(features.tokens)
         grads = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), candidates, allow_unused=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from vitrail.explain.inputs import Images, Query, Scene, layer_label, open_scene, require_layer
+from vitrail.explain.inputs import Images, Query, Scene, has_class_token, layer_label, open_scene, require_layer
 from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.tokens import tokens_behind
 from vitrail.settings import Pair
@@ -48,7 +48,7 @@ def similarity(
 def _token_of(scene: Scene, query: Query) -> int:
     """Return the index of a query among the tokens. Raises ValueError for one that some image does not have."""
     if query == "cls":
-        if not (scene.model.global_attention and scene.model.config.class_token):
+        if not has_class_token(scene.model):
             raise ValueError('query "cls": this model has no class token; ask for a patch by a pixel (x, y)')
         return 0
     return scene.token(query)

@@ -32,5 +32,7 @@ META = Library(
         DefaultTransform("mae", "MAE's checkpoints", IMAGENET, 0.875, "center", "bicubic", above_224=(1.0, "bicubic")),
         # deit: datasets.py
         DefaultTransform("deit", "DeiT's checkpoints", IMAGENET, 0.875, "center", "bicubic"),
+        # cait: README_cait.md
+        DefaultTransform("cait", "CaiT's checkpoints", IMAGENET, 1.0, "center", "bicubic"),
     ),
 )

@@ -1,10 +1,12 @@
-"""microsoft/Swin-Transformer: the paper's own files, whose names timm before version 0.9 has too."""
+"""The papers' own files of microsoft/Swin-Transformer, whose names timm before version 0.9 has too, and microsoft/CvT."""
 
 from __future__ import annotations
 
 import re
 
+from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.swin import SwinConfig
+from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
 from vitrail.weights.library import FamilyLayout, Library
 
 
@@ -17,4 +19,12 @@ def swin_names(name: str) -> tuple[str, ...]:
 
 SHOWS = ("layers.0.blocks.0.attn.relative_position_bias_table", "layers.1.downsample.reduction.weight")
 SWIN_LAYOUT = FamilyLayout(SwinConfig, "Microsoft", SHOWS, swin_names, ignored=r"relative_position_index$|attn_mask$")
-MICROSOFT = Library(family_layouts=(SWIN_LAYOUT,))
+CVT_LAYOUT = FamilyLayout(
+    CvtConfig, "Microsoft", shows=("stage0.patch_embed.proj.weight", "stage0.blocks.0.attn.conv_proj_q.conv.weight")
+)
+MICROSOFT = Library(
+    family_layouts=(SWIN_LAYOUT, CVT_LAYOUT),
+    default_transforms=(  # CvT: lib/dataset/transformas/build.py, and TEST.CENTER_CROP of the experiments
+        DefaultTransform("cvt", "CvT's checkpoints", IMAGENET, 0.875, "center", "bicubic", (1.0, "bicubic"), "squash"),
+    ),
+)

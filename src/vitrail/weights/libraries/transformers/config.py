@@ -83,6 +83,10 @@ PROCESSORS = {  # by the first part of its name, which is that of the older feat
 }
 
 
+CONVNEXT_SQUASHES = 384
+"""Side from which transformers' ConvNextImageProcessor squashes images instead of cropping them."""
+
+
 def processor_transform(file: Config, img_size: Pair) -> EvalTransform | None:
     """Return the transform of an image processor, or of the feature extractors of 2021, for weights of `img_size`.
 
@@ -106,6 +110,11 @@ def processor_transform(file: Config, img_size: Pair) -> EvalTransform | None:
         mean, std = tuple(m / scale for m in mean), tuple(s / scale for s in std)
 
     mode, resized = resize_of(file.get("size"), default, where, notes)
+    if name.startswith("ConvNext") and resized is not None:  # ConvNeXT's and CvT's, whose code has a crop of its own
+        share = numbers(file.get("crop_pct", 224 / 256), f"{where}: crop_pct", above_zero=True)[0]
+        mode, share = ("squash", 1.0) if max(resized) >= CONVNEXT_SQUASHES else ("center", min(1.0, share))
+        interpolation = filter_of(file.get("resample", 3), notes)
+        return EvalTransform(mean, std, share, mode, interpolation, with_notes(where, notes))
     crop = sides_of(file.get("crop_size"), f"{where}: crop_size") if file.get("do_center_crop", default.crops) else None
     if not file.get("do_resize", True):
         notes.append("it does not resize, Vitrail does")
