@@ -113,11 +113,17 @@ def load(result: dict[str, Any]) -> str:
 
 
 def compatibility(result: dict[str, Any]) -> str:
-    """How many architectures load from their bare state dict, and why the others do not."""
-    head = ["library", "architectures", "equal outputs", "equal after an answer", "refused with a reason", "differ"]
-    kinds = ("same", "asked", "refused", "differs")
+    """How many architectures load, from which evidence, and why the others do not."""
+    kinds = ("same", "asked", "config", "refused", "differs", "crashed", "not run")
+    ends = ["equal", "equal after an answer", "equal with the config", "refused with a reason", "differ", "crashed", "not run"]
+    head = ["library", "architectures", *ends, "equal of all"]
     cells = [
-        [library, f"{sum(counts[kind] for kind in kinds)}", *(f"{counts[kind]}" for kind in kinds)]
+        [
+            library,
+            f"{sum(counts.values())}",
+            *(f"{counts.get(kind, 0)}" for kind in kinds),
+            f"{sum(counts.get(kind, 0) for kind in kinds[:3]) / sum(counts.values()):.0%}",
+        ]
         for library, counts in result["counts"].items()
     ]
     reasons: dict[str, list[str]] = {}
@@ -128,9 +134,10 @@ def compatibility(result: dict[str, Any]) -> str:
     machine = result["machine"]
     return (
         f"{_grid(head, cells)}\n\n"
-        f"Every architecture that timm {machine['timm']} lists as a ViT or DeiT and every image encoder of transformers "
-        f"{machine['transformers']}, shrunk to two blocks, with random weights, from the bare state dict without a config; "
-        f"outputs equal to 1e-5. `python benchmarks/compatibility.py`, {machine['date']}.\n\n"
+        f"Every architecture of timm {machine['timm']}'s modules of ViTs and their family, every image encoder of transformers "
+        f"{machine['transformers']}, torchvision's ViTs and Swin Transformers, and every shape of open_clip's own towers, shrunk "
+        "to two blocks, with random weights: from the bare state dict, else with the library's own config beside it; outputs equal "
+        f"to 1e-5. `python benchmarks/compatibility.py`, {machine['date']}.\n\n"
         f"{_grid(['refused, for', 'architectures'], refused)}\n"
     )
 
