@@ -136,8 +136,8 @@ def compatibility(result: dict[str, Any]) -> str:
         f"{_grid(head, cells)}\n\n"
         f"Every architecture of timm {machine['timm']}'s modules of ViTs and their family, every image encoder of "
         f"transformers {machine['transformers']}, torchvision's ViTs and Swin Transformers, and every shape of open_clip's own "
-        "towers, shrunk to two blocks, with random weights: from the bare state dict, else with the library's own config beside "
-        f"it; outputs equal to 1e-5. `python benchmarks/compatibility.py`, {machine['date']}.\n\n"
+        "towers, shrunk to two blocks, with random weights: from the bare state dict, else with the library's own config "
+        f"beside it; outputs equal to 1e-5. `python benchmarks/compatibility.py`, {machine['date']}.\n\n"
         f"{_grid(['refused, for', 'architectures'], refused)}\n"
     )
 

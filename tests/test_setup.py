@@ -67,7 +67,7 @@ def test_imports_without_the_peers() -> None:
     """The package itself needs no peer: beside a CPU-only torch, torchvision would not even import."""
     script = """
 import pkgutil, sys, importlib
-for peer in ("torchvision", "timm", "transformers", "sklearn", "torchmetrics", "tensorboard", "beartype"):
+for peer in ("torchvision", "timm", "transformers", "sklearn", "torchmetrics", "tensorboard", "beartype", "pyarrow"):
     sys.modules[peer] = None
 import vitrail
 for module in pkgutil.walk_packages(vitrail.__path__, "vitrail."):

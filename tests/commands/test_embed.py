@@ -116,9 +116,7 @@ def test_pools(vitrail: Typed, run: Path, images: Path, tmp_path: Path) -> None:
     package.embed(model, image, tmp_path / "p.npy", patches=True, backend="fp32")
     np.testing.assert_array_equal(found["head"], found["cls"])
     np.testing.assert_allclose(found["avg"], np.load(tmp_path / "p.npy").mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
-    with pytest.raises(
-        ValueError, match=r'^pool "avg" makes one embedding of the patches; leave it out'
-    ):
+    with pytest.raises(ValueError, match=r'^pool "avg" makes one embedding of the patches; leave it out'):
         package.embed(run, image, tmp_path / "x.npy", pool="avg", patches=True)
     said = vitrail("embed", image, "--weights", run, "--out", tmp_path / "x.npy", "--pool", "max")
     assert (said.code, said.err) == (2, 'vitrail: pool "max" is none of head, cls, avg\n')
@@ -224,6 +222,17 @@ def test_an_interrupted_call_goes_on_to_the_same_bits(
         package.embed(run, photos, out)
     again = package.embed(run, photos, out, overwrite=True)  # its own output in the folder is no image
     assert again.count == 13
+
+
+def test_two_processes_do_not_write_one_file(run: Path, images: Path, tmp_path: Path) -> None:
+    draft = Draft(tmp_path / "a.npy", settings={}, rows=4, shape=(2,), dtype="float32")
+    draft.append(np.zeros((1, 2)), {})
+    done = in_a_process("embed", images, "--weights", run, "--out", tmp_path / "a.npy", "--overwrite")
+    assert done.returncode == 2
+    assert done.stderr.endswith("a.npy.part is written by another process; wait for it, or name another file\n")
+    draft.close()
+    done = in_a_process("embed", images, "--weights", run, "--out", tmp_path / "a.npy", "--overwrite")
+    assert done.returncode == 1
 
 
 def test_another_model_does_not_go_on(photos: Path, tmp_path: Path, stop_after: Callable[[int | None], None]) -> None:

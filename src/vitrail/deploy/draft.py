@@ -5,19 +5,20 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from vitrail.data.listing import mark_output, written_files
+from vitrail.data.listing import LOCK, mark_output, written_files
 from vitrail.weights.run_folder import put, sync, write_atomically
 
 COMMIT_S = 5.0
@@ -41,26 +42,43 @@ class Draft:
     ) -> None:
         """Open the draft of `out`, or begin one; with `overwrite`, in the place of one with other settings.
 
-        Raises ValueError for a draft that was begun with other settings, and for a folder of that name that is no draft.
+        Raises ValueError for a draft that was begun with other settings or that another process writes, and for a folder of
+        that name that is no draft.
         """
         self.folder = folder_of(out)
         self.rows, self.shape = rows, (rows, *shape)
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        changed = _changes(json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8")), settings) if is_begun(out) else []
-        if not is_begun(out) or (changed and overwrite):
-            self._begin(out, settings)
-        elif changed:
+        self._lock = self._locked(out)
+        begun = (self.folder / _SETTINGS).is_file()
+        changed = _changes(json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8")), settings) if begun else []
+        if changed and not overwrite:
             raise ValueError(
                 f"{self.folder} was begun with other settings: {', '.join(changed)}; run the first command again, "
                 "or start over with --overwrite"
             )
+        if changed or not begun:
+            self._begin(settings)
         self.begun_at = self.done = self._safe_rows()
         self.failed = {row: reason for row, reason in self._read_failed().items() if row < self.done}
         self._open()
 
-    def _begin(self, out: Path, settings: Mapping[str, Any]) -> None:
-        discard(out)
-        self.folder.mkdir(parents=True)
+    def _locked(self, out: Path) -> IO[str]:
+        """Make the folder and lock it for this process; the system unlocks it when the process ends."""
+        if self.folder.exists() and not (self.folder.is_dir() and (written_files(self.folder) or not _names(self.folder))):
+            raise ValueError(f"{self.folder} is in the way and no draft of {out.name}; move it, or name another file")
+        self.folder.mkdir(exist_ok=True)
+        file = (self.folder / LOCK).open("w", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(f"{self.folder} is written by another process; wait for it, or name another file") from None
+        except OSError:
+            pass  # a file system without locks
+        return file
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        for name in _names(self.folder):
+            (self.folder / name).unlink()
         names = [name + end for name in _FILES for end in ("", ".part")]
         mark_output(self.folder, [self.folder / name for name in names], command="embed")  # no data, if it is in their folder
         with (self.folder / _ROWS).open("wb") as file:
@@ -122,13 +140,15 @@ class Draft:
         self._committed_at = time.monotonic()
 
     def close(self) -> None:
-        """Make the rows so far safe and close the files."""
+        """Make the rows so far safe and close the files. A draft with all rows stays locked until it is published."""
         if not self._file.closed:
             try:
                 self.commit()
             finally:
                 self._file.close()
                 self._failed.close()
+                if self.done < self.rows:
+                    self._lock.close()
 
     def array(self) -> NDArray[Any]:
         """Return the finished rows (N, …), which stay on the disk until they are used."""
@@ -149,8 +169,13 @@ class Draft:
         """Move finished files from the draft to their places, in this order, and remove the draft."""
         for part, place in files.items():
             put(part, place)
-        shutil.rmtree(self.folder)
+        self.discard()
         sync(self.folder.parent)
+
+    def discard(self) -> None:
+        """Remove the draft."""
+        shutil.rmtree(self.folder)
+        self._lock.close()
 
 
 def folder_of(out: Path) -> Path:
@@ -163,13 +188,9 @@ def is_begun(out: Path) -> bool:
     return (folder_of(out) / _SETTINGS).is_file()
 
 
-def discard(out: Path) -> None:
-    """Remove the draft of a file. Raises ValueError for a folder of that name that is no draft."""
-    folder = folder_of(out)
-    if folder.is_dir() and (written_files(folder) or not any(folder.iterdir())):
-        shutil.rmtree(folder)
-    elif folder.exists():
-        raise ValueError(f"{folder} is in the way and no draft of {out.name}; move it, or name another file")
+def _names(folder: Path) -> list[str]:
+    """Return the names in a folder, but for the lock."""
+    return [name for name in os.listdir(folder) if name != LOCK]
 
 
 def _changes(begun: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from vitrail.data.listing import mark_output
 from vitrail.deploy.backends import BACKENDS, require_available
 from vitrail.deploy.choice import choose
 from vitrail.deploy.decoding import View, decoded_batches
-from vitrail.deploy.draft import Draft, discard, is_begun
+from vitrail.deploy.draft import Draft, is_begun
 from vitrail.deploy.forms import Forward
 from vitrail.deploy.image_list import ImageList, list_images
 from vitrail.deploy.tables import Columns, format_of
@@ -149,7 +149,7 @@ def embed(
             _compute(draft, rows, images, name=name, batch_size=batch_size, device=where, dtype=dtype)
     if len(draft.failed) == len(images):
         first, reason = images.paths[0], draft.failed[0]
-        discard(out)
+        draft.discard()
         raise ValueError(f"none of the {len(images)} images has an embedding ({first}: {reason})")
     metadata = {
         "model": model_name(model),
@@ -226,7 +226,9 @@ def _backend_of(draft: Draft, rows: _Rows, backend: str, batch_size: int, device
     if draft.done and draft.backend_file.is_file():
         return draft.backend_file.read_text(encoding="utf-8")
     assert rows.model.preprocessing is not None
-    name = choose(rows, _blank(rows.model.preprocessing, batch_size, device), batch_size=batch_size)
+    blank = _blank(rows.model.preprocessing, batch_size, device)
+    noise = torch.randn(blank.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    name = choose(rows, noise, batch_size=batch_size)
     draft.backend_file.write_text(name, encoding="utf-8")
     return name
 
