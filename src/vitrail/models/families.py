@@ -8,11 +8,13 @@ from typing import Any
 
 from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.baseline import build_baseline, check_baseline, create_baseline
+from vitrail.models.modern import ModernViT
 from vitrail.models.swin import Swin
 from vitrail.models.vit import ViT
 from vitrail.settings import ModelSection, ViTConfig, configured
 from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.families import family_of, parse_name
+from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 
 
@@ -31,6 +33,7 @@ class BackboneBuilder:
 BUILDERS: dict[type[Any], BackboneBuilder] = {
     ViTConfig: BackboneBuilder(ViT),
     SwinConfig: BackboneBuilder(Swin),
+    ModernConfig: BackboneBuilder(ModernViT),
     BaselineConfig: BackboneBuilder(build_baseline, check_baseline, create_baseline),  # sizes of published weights
 }
 

@@ -12,6 +12,14 @@ from typing import Any, NamedTuple
 
 from vitrail.settings.baseline import BaselineConfig, BaselineModelConfig, parse_baseline_name
 from vitrail.settings.model import ModelSection
+from vitrail.settings.modern import (
+    MODERN_CUSTOM,
+    MODERN_SIZES,
+    ModernConfig,
+    ModernModelConfig,
+    modern_name,
+    parse_modern_name,
+)
 from vitrail.settings.swin import SWIN_CUSTOM, SWIN_SIZES, SwinConfig, SwinModelConfig, parse_swin_name, swin_name
 from vitrail.settings.values import OTHER_SPELLINGS, nearest, pair
 from vitrail.settings.vit import CUSTOM, PATCHES, SIZES, ModelConfig, ViTConfig, parse_vit_name, vit_name
@@ -75,6 +83,13 @@ def _swin_words(config: SwinConfig) -> Words:
     return Words(size, "Swin Transformer", shape, ("swin",))
 
 
+def _modern_words(config: ModernConfig) -> Words:
+    name = modern_name(config)
+    size = "Vision Transformer with rotary positions" if name == MODERN_CUSTOM else name
+    shape = f"{config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads"
+    return Words(size, "Vision Transformer", shape, ("vision-transformer",))
+
+
 def _baseline_words(config: BaselineConfig) -> Words:
     return Words(config.theirs, f"model of {config.library}", f"as in {config.library}", ())
 
@@ -98,6 +113,15 @@ FAMILIES: dict[str, Family] = {
         words=_swin_words,
         stored_as="swin",
         names=tuple(SWIN_SIZES),
+    ),
+    "modern": Family(
+        section=ModernModelConfig,
+        parse=parse_modern_name,
+        name_of=modern_name,
+        noun="a modern ViT",
+        words=_modern_words,
+        stored_as="modern",
+        names=tuple(MODERN_SIZES),
     ),
     "baseline": Family(
         section=BaselineModelConfig,
