@@ -56,7 +56,7 @@ class RotaryAttention(nn.Module):
         dim, width = cfg.embed_dim, cfg.head_width
         inner = cfg.num_heads * width  # D, unless head_dim says otherwise
         self.index, self.num_heads, self.kv_heads = index, cfg.num_heads, cfg.kv_heads_of(index)
-        self.half, self.attn_drop_rate = cfg.rope_layout == "half", cfg.attn_drop_rate
+        self.turns_halves, self.attn_drop_rate = cfg.rope_layout == "half", cfg.attn_drop_rate
         self.fused, self.joined_bias = cfg.qkv == "fused", cfg.qkv_bias and not cfg.key_bias
         if self.fused:
             self.qkv = Linear(dim, 3 * inner, bias=cfg.qkv_bias and cfg.key_bias)
@@ -100,7 +100,7 @@ class RotaryAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if context.rotation is not None:
             rotation = context.rotation.of_block(self.index)
-            q, k = (rotate(part, rotation, half=self.half).to(v.dtype) for part in (q, k))
+            q, k = (rotate(part, rotation, half=self.turns_halves).to(v.dtype) for part in (q, k))
         if (group := self.num_heads // self.kv_heads) > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         return q, k, v
@@ -198,6 +198,7 @@ class ModernViT(ViT):
     """Modern Vision Transformer of a ModernConfig, or of its fields by keyword: `ModernViT(rope="centred", norm="rms")`."""
 
     config: ModernConfig
+    stems = ("patch_embed.proj",)
     no_decay = ViT.no_decay | {"rope.freqs"}
 
     def __init__(self, config: ModernConfig | None = None, **fields: Any) -> None:
@@ -207,7 +208,7 @@ class ModernViT(ViT):
         if cfg.pool == "map":
             ratio = cfg.mlp_ratio if cfg.pool_mlp_ratio is None else cfg.pool_mlp_ratio
             shape = dataclasses.replace(cfg, num_heads=cfg.pool_heads or cfg.num_heads, mlp_ratio=ratio, kv_heads=None)
-            self.attn_pool = AttentionPool(shape) if cfg.pool_block else LatentPool(cfg)
+            self.attn_pool = AttentionPool(shape) if cfg.pool_block else LatentPool(cfg)  # type: ignore[assignment]
             self.reset_parameters({name for name in self.state_dict() if name.startswith("attn_pool.")})
 
     def make_patch_embed(self) -> PatchEmbed:

@@ -4,8 +4,8 @@ RoFormer (Su et al. 2021) on the two axes of an image: each pair of channels of 
 or the column of the patch. A product of two turned vectors depends on their distance alone. Prefix tokens are not turned.
 """
 
-# B batch · b 1, or B where images have grids of their own · k 1, or one for each block · h 1, or heads · N tokens (prefix + patches)
-# L patches = gh gw · d width of a head · f frequencies = d / 2, of both axes
+# B batch · b 1, or B where images have grids of their own · k 1, or one for each block · h 1, or heads
+# N tokens (prefix + patches) · L patches = gh gw · d width of a head · f frequencies = d / 2, of both axes
 
 from __future__ import annotations
 
@@ -143,7 +143,6 @@ class Rotary(nn.Module):
     def angles(self, coordinates: Coordinates) -> Float[Tensor, "b k h L f"]:
         """Return the angle of every patch and frequency."""
         cfg, (y, x) = self.cfg, coordinates
-        grid = (-1, y.shape[1], x.shape[1], -1)
         down, across = y[:, :, None, None], x[:, None, :, None]  # (b, gh, 1, 1), (b, 1, gw, 1)
         first, second = (down, across) if cfg.rope_axes == "yx" else (across, down)
         if cfg.rope == "mixed":

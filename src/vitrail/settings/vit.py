@@ -185,7 +185,7 @@ def choices_of_a_model(config: type[ViTConfig] = ViTConfig) -> dict[str, tuple[s
 
 def check_choices(config: ViTConfig) -> None:
     """Raise ValueError for a field whose word is none of those that it takes."""
-    for name, choices in choices_of_a_model(type(config)).items():
+    for name, choices in choices_of_a_model(type(config)).items():  # type: ignore[arg-type]
         if getattr(config, name) not in choices:
             suggestion = nearest(str(getattr(config, name)), list(choices))
             raise ValueError(f'{name} "{getattr(config, name)}" is none of {", ".join(choices)}{suggestion}')
