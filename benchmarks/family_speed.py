@@ -60,20 +60,22 @@ class Logits(nn.Module):
 def timm_model(name: str, side: int) -> nn.Module:
     import timm
 
-    model: nn.Module = timm.create_model(name, num_classes=CLASSES, **({} if side == 224 else {"img_size": side}))
+    arguments: dict[str, Any] = {} if side == 224 else {"img_size": side}
+    model: nn.Module = timm.create_model(name, num_classes=CLASSES, **arguments)
     return model
 
 
 def transformers_swin(side: int) -> nn.Module:
     from transformers import SwinConfig, SwinForImageClassification
 
-    return Logits(SwinForImageClassification(SwinConfig(image_size=side, num_labels=CLASSES)))  # its defaults are Swin-T
+    arguments: dict[str, Any] = {"image_size": side, "num_labels": CLASSES}
+    return Logits(SwinForImageClassification(SwinConfig(**arguments)))  # its defaults are Swin-T
 
 
 def transformers_dinov3(side: int) -> nn.Module:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-    shape = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
+    shape: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
     return Logits(DINOv3ViTModel(DINOv3ViTConfig(image_size=side, num_register_tokens=4, **shape)), 384)
 
 

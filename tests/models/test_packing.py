@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitrail.models import ViT
+from vitrail.models.modern import ModernViT
 from vitrail.models.packing import _one_sequence, buckets, embed_by_size, pack_images, packed_logits
 from vitrail.models.swin import Swin
 
@@ -31,6 +32,28 @@ def images_of(grids: list[tuple[int, int]]) -> list[Tensor]:
 
 def alone(model: ViT, images: list[Tensor]) -> Tensor:
     return torch.cat([model(image[None]) for image in images])
+
+
+MODERN: tuple[dict[str, Any], ...] = (
+    {"reg_tokens": 2},
+    {"rope": "mixed", "rope_layout": "interleaved", "pool": "avg", "class_token": False},
+    {"rope": "grid", "rope_ref_grid": 4, "rope_layout": "interleaved", "pos_embed": "learn", "pool": "map"},
+    {"rope": "none", "pos_embed": "learn", "norm": "rms"},
+)
+
+
+@pytest.mark.parametrize("fields", MODERN)
+def test_rotations_are_packed_too(fields: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, images = ModernViT(**{**SHAPE, **fields}), images_of([(4, 4), (2, 5), (6, 3), (1, 1), (5, 2), (4, 4)])
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    model.eval()
+    with torch.no_grad():
+        expected = alone(model, images)
+        torch.testing.assert_close(packed_logits(model, *pack_images(images)), expected, atol=1e-5, rtol=1e-5)
+        sequence = model.read(*_one_sequence(model, embed_by_size(model, *pack_images(images))))
+    torch.testing.assert_close(sequence, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +97,7 @@ def test_gradients_are_those_of_each_image_alone(checkpointing: bool) -> None:
 def test_patches_are_dropped_before_packing() -> None:
     model = vit(patch_drop_rate=0.5).train()
     tokens = embed_by_size(model, *pack_images(images_of([(4, 4), (2, 6)])))
-    assert [len(one) for one in tokens] == [1 + 8, 1 + 6]
+    assert [len(one.tokens) for one in tokens] == [1 + 8, 1 + 6]
     assert packed_logits(model, *pack_images(images_of([(4, 4), (2, 6)]))).shape == (2, 3)
 
 

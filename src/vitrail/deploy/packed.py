@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.models.activations import gelu_tanh
 from vitrail.models.linear import Linear
-from vitrail.models.vit import gelu_tanh
 
 Model = TypeVar("Model", bound=nn.Module)
 

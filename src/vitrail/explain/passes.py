@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vitrail.explain.inputs import Query, Scene, Target
-from vitrail.models.backbone import Backbone
+from vitrail.models.backbone import Backbone, Context
 from vitrail.models.vit import Attended, Block, attention_weights
 
 CHUNK_BYTES = 64e6
@@ -45,34 +45,39 @@ class ForwardPass:
     """The tokens before each recorded layer."""
     last: Float[Tensor, "B N D"]
     """The tokens where the pass ended."""
-    mask: Tensor | None
-    """(B, N), true where a token is there; None: everywhere."""
+    context: Context
+    """What the blocks take beside the tokens."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, N), true where a token is there; None: everywhere."""
+        return self.scene.model.valid_tokens(self.context)
 
     @torch.no_grad()
     def queries_and_keys(self, layer: int) -> QueriesAndKeys:
         """Compute the queries and keys of a recorded layer again; kept during the pass, they would be its largest tensors."""
         block = cast(Block, self.scene.vit.blocks[layer])
-        queries, keys, _ = block.attn.queries_keys_values(block.norm1(self.inputs[layer]))
+        queries, keys, _ = block.queries_keys_values(self.inputs[layer], self.context)
         return QueriesAndKeys(queries, keys)
 
 
-def embed(scene: Scene) -> tuple[Float[Tensor, "B N D"], Tensor | None]:
-    """Return the tokens before the first block, and the mask of those that are there."""
+def embed(scene: Scene) -> tuple[Float[Tensor, "B N D"], Context]:
+    """Return the tokens before the first block, and what the blocks take beside them."""
     return scene.vit.embed(scene.images, pad=False, sizes=scene.sizes, patch_size=scene.patch)
 
 
 @torch.no_grad()
 def forward_pass(scene: Scene, *, layers: Collection[int] = (), to_the_end: bool = True) -> ForwardPass:
     """Run the blocks and record the input of some layers; not `to_the_end`, stop where the last of them begins."""
-    x, mask = embed(scene)
+    x, context = embed(scene)
     inputs = {}
     for index, block in enumerate(scene.vit.blocks):
         if index in layers:
             inputs[index] = x
         if not to_the_end and index >= max(layers, default=0):
             break
-        x = block.forward(x, mask)  # not block(): a compiled one would be compiled again for this size
-    return ForwardPass(scene, inputs, x, mask)
+        x = block.forward(x, context)  # not block(): a compiled one would be compiled again for this size
+    return ForwardPass(scene, inputs, x, context)
 
 
 def attention_rows(attended: QueriesAndKeys | Attended, rows: Tensor | slice, mask: Tensor | None) -> Float[Tensor, "B h Q N"]:
@@ -99,7 +104,7 @@ def head_reading(forward: ForwardPass) -> tuple[Float[Tensor, "B N"], str]:
     mean /= mean.sum(dim=1, keepdim=True)
     if model.attn_pool is not None:
         kept: list[Attended] = []
-        model.pool(model.norm(forward.last), forward.mask, kept)
+        model.pool(model.norm(forward.last), forward.context, kept)
         pooled_mask = None if forward.mask is None else forward.mask[:, start:]
         rows[:, start:] = attention_rows(kept[0], slice(None), pooled_mask).mean(dim=1)[:, 0]
         return rows, "no class token: tokens weigh what attention pooling gives them, the mean of its heads"
@@ -153,7 +158,7 @@ def backward_pass(forward: ForwardPass, grad: Float[Tensor, "B N D"]) -> Iterato
         with torch.enable_grad():
             x = forward.inputs[layer].detach().requires_grad_()
             kept: list[Attended] = []
-            out = blocks[layer].forward(x, forward.mask, kept)
+            out = blocks[layer].forward(x, forward.context, kept)
             grad, out_grad, tokens_grad = torch.autograd.grad(out, [x, kept[0].out, kept[0].tokens], grad)
         attended = Attended(*(tensor.detach() for tensor in kept[0]))
         del out, kept
@@ -179,7 +184,7 @@ def class_gradient(forward: ForwardPass, target: Target) -> ClassGradient:
     with torch.enable_grad():
         x = forward.last.detach().requires_grad_()
         kept: list[Attended] = []
-        logits = scene.vit.read(x, forward.mask, kept)
+        logits = scene.vit.read(x, forward.context, kept)
         targets = scene.targets(target, logits.detach().float())
         target_logits = logits.gather(1, targets[:, None]).sum()
         grad, *pool_grad = torch.autograd.grad(target_logits, [x, *(pooling.out for pooling in kept)])
@@ -200,7 +205,7 @@ def class_labels(scene: Scene, logits: Float[Tensor, "B K"], targets: Int64[Tens
 
 @contextmanager
 def held_norms(model: Backbone, *, hold: bool = True) -> Iterator[None]:
-    """Within the context, and with `hold`, gradients take the scale of every LayerNorm of tokens for a constant.
+    """Within the context, and with `hold`, gradients take the scale of every norm of tokens for a constant.
 
     The LayerNorm rule of Ali et al. 2022 (XAI for Transformers: Better Explanations through Conservative Propagation). The
     true gradient has nothing along a token's own direction: what made the token what it is, and would make more of it, gets
@@ -208,7 +213,7 @@ def held_norms(model: Backbone, *, hold: bool = True) -> Iterator[None]:
     """
     with ExitStack() as hooks:
         for name, norm in model.named_modules():
-            if hold and isinstance(norm, nn.LayerNorm) and not name.endswith(("q_norm", "k_norm")):
+            if hold and isinstance(norm, nn.LayerNorm | nn.RMSNorm) and not name.endswith(("q_norm", "k_norm")):
                 hooks.enter_context(norm.register_forward_hook(_constant_scale))
         yield
 
@@ -218,11 +223,11 @@ def held_note(hold: bool) -> str:
     return "the scales of the tokens' norms are held (Ali et al. 2022)" if hold else ""
 
 
-def _constant_scale(norm: nn.LayerNorm, args: tuple[Tensor], output: Tensor) -> Tensor:
-    """Return the output of a norm with the gradient of (x - mean) · weight / scale at a constant scale."""
+def _constant_scale(norm: nn.LayerNorm | nn.RMSNorm, args: tuple[Tensor], output: Tensor) -> Tensor:
+    """Return the output of a norm with the gradient of (x - mean) · weight / scale at a constant scale; RMSNorm has no mean."""
     if not torch.is_grad_enabled():
         return output
     x = args[0].to(torch.promote_types(output.dtype, torch.float32))
-    centred = x - x.mean(dim=-1, keepdim=True)
-    scaled = centred * (centred.detach().square().mean(dim=-1, keepdim=True) + norm.eps).rsqrt()
-    return (scaled * norm.weight + norm.bias).to(output.dtype)
+    centred = x - x.mean(dim=-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
+    scaled = centred * (centred.detach().square().mean(dim=-1, keepdim=True) + (norm.eps or 0.0)).rsqrt() * norm.weight
+    return (scaled + norm.bias if isinstance(norm, nn.LayerNorm) else scaled).to(output.dtype)

@@ -147,7 +147,8 @@ class RunningStatistics:
     @torch.no_grad()
     def add(self, scene: Scene) -> None:
         """Add some images, layer by layer: of a layer only its sums are kept."""
-        prefix, (x, mask) = self.model.prefix_tokens, embed(scene)
+        prefix, (x, context) = self.model.prefix_tokens, embed(scene)
+        mask = self.model.valid_tokens(context)
         patches = scene.grid[0] * scene.grid[1]
         here = torch.ones(len(x), patches, dtype=torch.bool) if mask is None else mask[:, prefix:].cpu()
         # a key for each patch, image by image: the sample does not depend on the batches
@@ -162,7 +163,7 @@ class RunningStatistics:
         for layer, block in enumerate((None, *self.model.blocks)):
             if block is not None:
                 kept: list[Attended] = []
-                x = block.forward(x, mask, kept)  # not block(): a compiled block does not fill `kept`
+                x = block.forward(x, context, kept)  # not block(): a compiled block does not fill `kept`
                 on_patches.append(self.add_layer(layer - 1, kept[0], mask, share, places))
             tokens = x[:, prefix:].flatten(0, 1)  # (B L, D)
             features.append(tokens[chosen].float().cpu())
@@ -176,7 +177,7 @@ class RunningStatistics:
         row = torch.zeros_like(share)
         row[:, :1] = 1
         if not self.model.config.class_token:
-            row, self.note = head_reading(ForwardPass(scene, {}, x, mask))
+            row, self.note = head_reading(ForwardPass(scene, {}, x, context))
         self.cls_to_patch += _sum_over_images(torch.einsum("bn,lbhn->blh", row, torch.stack(on_patches)))
         for count, shape in zip(here.sum(dim=1).tolist(), _shapes(here.unflatten(1, scene.grid)), strict=True):
             self.even_distance += even_distance(shape, scene.patch)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vitrail.models.card import Card
@@ -24,6 +24,8 @@ from vitrail.settings import Pair, Preprocessing
 
 Images = Float[Tensor, "B C H W"]
 Logits = Float[Tensor, "B K"]
+Context = Any
+"""What blocks take beside the tokens, as `embed` returns it: masks, rotations. See `Backbone.valid_tokens`."""
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -111,7 +113,8 @@ class Backbone(nn.Module):
     heads: tuple[str, ...] = ("head",)
     """Paths of the modules that a new set of classes replaces; the logits are the mean of their outputs."""
     global_attention: bool = False
-    """True if all tokens attend to each other in every block, and the pass is `embed`, `blocks` and `read`, as in ViT."""
+    """True if all tokens attend to each other in every block, and the pass is `embed`, `blocks` and `read`, as in ViT:
+    `embed` returns tokens and a context, and blocks have `forward(x, context, kept)` and `queries_keys_values(x, context)`."""
     class_attention_layers: int = 0
     """Number of layers whose class token's attention `class_attention` returns; then the first prefix token is that one."""
     stems: tuple[str, ...] = ()
@@ -181,6 +184,18 @@ class Backbone(nn.Module):
     def check_patch(self, patch: Pair) -> None:
         """Raise ValueError if `View.patch_size` can't be this patch. A backbone that resizes patches overrides this method."""
         raise ValueError(f"train.patch_sizes are for a ViT, and {type(self).__name__} has patches of its own; leave them out")
+
+    def valid_tokens(self, context: Context) -> Bool[Tensor, "B N"] | None:
+        """Return the mask of valid tokens in the context of a pass with global attention; None: all are valid."""
+        return context
+
+    def context_tensors(self, context: Context) -> tuple[Float[Tensor, "b *_ N d"], ...]:
+        """Return the tensors of a context that have a row for each token, such as rotations; b is 1 where images share them."""
+        return ()
+
+    def make_context(self, mask: Any, tensors: Sequence[Tensor]) -> Context:
+        """Return the context of a mask and of tensors such as `context_tensors` returns."""
+        return mask
 
     def stored(self) -> nn.Module:
         """Return the module whose state dict a checkpoint file holds."""

@@ -10,6 +10,7 @@ from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.baseline import build_baseline, check_baseline, create_baseline
 from vitrail.models.cait import Cait
 from vitrail.models.cvt import Cvt
+from vitrail.models.modern import ModernViT
 from vitrail.models.swin import Swin
 from vitrail.models.vit import ViT
 from vitrail.settings import ModelSection, ViTConfig, configured
@@ -17,6 +18,7 @@ from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import family_of, parse_name
+from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 
 
@@ -37,6 +39,7 @@ BUILDERS: dict[type[Any], BackboneBuilder] = {
     SwinConfig: BackboneBuilder(Swin),
     CaitConfig: BackboneBuilder(Cait),
     CvtConfig: BackboneBuilder(Cvt),
+    ModernConfig: BackboneBuilder(ModernViT),
     BaselineConfig: BackboneBuilder(build_baseline, check_baseline, create_baseline),  # sizes of published weights
 }
 

@@ -13,9 +13,10 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -91,26 +92,35 @@ def packed_logits(model: Backbone, images: Float[Tensor, "B C H W"], sizes: Sequ
     require_packable(model)
     if len(sizes) != len(images):
         raise ValueError(f"{len(sizes)} sizes for {len(images)} images; give the height and width of each")
-    tokens = embed_by_size(model, images, sizes)
+    packed = embed_by_size(model, images, sizes)
     if images.is_cuda and not (model.training and model.config.attn_drop_rate):  # FlexAttention has no dropout
-        return model.read(*_one_sequence(model, tokens))  # type: ignore[operator]
+        return model.read(*_one_sequence(model, packed))  # type: ignore[operator]
     order, logits = list[int](), list[Tensor]()
-    for rows in buckets([len(one) for one in tokens]):
-        x, mask = padded([tokens[row] for row in rows])
-        logits.append(model.read(_through_blocks(model, x, mask), mask))  # type: ignore[operator]
+    for rows in buckets([len(image.tokens) for image in packed]):
+        x, context = _bucket(model, [packed[row] for row in rows])
+        logits.append(model.read(_through_blocks(model, x, context), context))  # type: ignore[operator]
         order += rows
     place = torch.tensor(order).argsort()
     return torch.cat(logits)[place.to(images.device, non_blocking=True)]
 
 
-def embed_by_size(model: Backbone, images: Float[Tensor, "B C H W"], sizes: Sequence[Pair]) -> list[Float[Tensor, "_n D"]]:
-    """Return the tokens of each image, with the positions of its own size."""
-    tokens = list[Tensor]()
+class Embedded(NamedTuple):
+    """One image before the first block."""
+
+    tokens: Float[Tensor, "n D"]
+    context: tuple[Float[Tensor, "*_ n d"], ...]
+    """Its rows of `Backbone.context_tensors`."""
+
+
+def embed_by_size(model: Backbone, images: Float[Tensor, "B C H W"], sizes: Sequence[Pair]) -> list[Embedded]:
+    """Embed each image, with the positions of its own size."""
+    packed = list[Embedded]()
     for (height, width), run in itertools.groupby(sizes):  # images in a row of one size
-        count = len(list(run))
-        x, _ = model.embed(images[len(tokens) :][:count, :, :height, :width], pad=False, sizes=None)  # type: ignore[operator]
-        tokens += x.unbind(0)
-    return tokens
+        part = images[len(packed) :][: len(list(run)), :, :height, :width]
+        x, context = model.embed(part, pad=False, sizes=None)  # type: ignore[operator]
+        tensors = [tensor.expand(len(x), *tensor.shape[1:]) for tensor in model.context_tensors(context)]
+        packed += [Embedded(one, tuple(tensor[row] for tensor in tensors)) for row, one in enumerate(x.unbind(0))]
+    return packed
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -142,18 +152,33 @@ def padded(tokens: list[Float[Tensor, "_n D"]]) -> tuple[Float[Tensor, "b N D"],
     return pad_sequence(tokens, batch_first=True), places < counts[:, None]
 
 
-def _one_sequence(model: Backbone, tokens: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Compute all images in one sequence; return their tokens after the last block, padded, and the mask of valid ones."""
-    lengths, device = torch.tensor([len(one) for one in tokens]), tokens[0].device
+def _bucket(model: Backbone, images: list[Embedded]) -> tuple[Tensor, Any]:
+    """Stack images of similar length; return their tokens and context."""
+    x, mask = padded([image.tokens for image in images])
+    rows = [pad_sequence([one.movedim(-2, 0) for one in kind], batch_first=True) for kind in _by_kind(images)]
+    return x, model.make_context(mask, [row.movedim(1, -2) for row in rows])
+
+
+def _one_sequence(model: Backbone, images: list[Embedded]) -> tuple[Tensor, Any]:
+    """Compute all images in one sequence. Return their tokens after the last block, padded to one length, and the context."""
+    lengths, device = torch.tensor([len(image.tokens) for image in images]), images[0].tokens.device
     spare = -int(lengths.sum()) % TILE
-    image = torch.arange(len(tokens) + 1).repeat_interleave(torch.cat([lengths, torch.tensor([spare])]))
-    x = torch.cat([*tokens, tokens[0].new_zeros(spare, tokens[0].shape[1])])[None]  # (1, N, D)
-    x = _through_blocks(model, x, BlockDiagonal(image.to(device, non_blocking=True)))
-    return padded(list(x[0, : len(x[0]) - spare].split(lengths.tolist())))
+    number = torch.arange(len(images) + 1).repeat_interleave(torch.cat([lengths, torch.tensor([spare])]))
+    x = F.pad(torch.cat([image.tokens for image in images]), (0, 0, 0, spare))[None]  # (1, N, D)
+    tensors = [F.pad(torch.cat(kind, dim=-2), (0, 0, 0, spare))[None] for kind in _by_kind(images)]
+    mask = BlockDiagonal(number.to(device, non_blocking=True))
+    x = _through_blocks(model, x, model.make_context(mask, tensors))
+    x, valid = padded(list(x[0, : x.shape[1] - spare].split(lengths.tolist())))
+    return x, model.make_context(valid, [])
 
 
-def _through_blocks(model: Backbone, x: Tensor, mask: Any) -> Tensor:
+def _by_kind(images: list[Embedded]) -> list[list[Tensor]]:
+    """Return the tensors of the images' contexts, kind by kind."""
+    return [list(kind) for kind in zip(*(image.context for image in images), strict=True)]
+
+
+def _through_blocks(model: Backbone, x: Tensor, context: Any) -> Tensor:
     for block in model.blocks:  # type: ignore[union-attr]
         recompute = model.checkpointing and model.training
-        x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
+        x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
     return x

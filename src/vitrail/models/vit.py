@@ -14,7 +14,7 @@ State-dict keys are timm's. Read from the bottom up, or from `ViT.forward` down.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
+from vitrail.models.activations import GELUS
+from vitrail.models.backbone import Backbone, Context, Features, Images, Logits, Stage, View
 from vitrail.models.conv_stem import conv_stem
 from vitrail.models.dense import begun_grid, block_tokens, tokens_and_maps
 from vitrail.models.drop_path import DropPath as DropPath
@@ -134,11 +135,6 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.q_norm(q), self.k_norm(k), v
 
-    def maps(self, x: Tokens, queries: Int64[Tensor, " Q"], mask: KeyMask | None = None) -> Float[Tensor, "B h Q N"]:
-        """Return the attention weights of the given query rows only."""
-        q, k, _ = self.queries_keys_values(x)
-        return attention_weights(q[:, :, queries], k, mask)
-
 
 def attention_weights(q: Tensor, k: Tensor, mask: KeyMask | None) -> Float[Tensor, "B h Q N"]:
     """Return softmax(q kᵀ / √d) over the unmasked keys."""
@@ -164,19 +160,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, *, dropout: float
         return F.dropout(attention_weights(q, k, mask), dropout) @ v
     keys = None if mask is None else mask[:, None, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU's tanh form (Hendrycks & Gimpel 2016, section 2)."""
-    return F.gelu(x, approximate="tanh")
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """GELU's sigmoid form (Hendrycks & Gimpel 2016, section 2)."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-GELUS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 class Mlp(nn.Module):
@@ -236,6 +219,10 @@ class Block(nn.Module):
         """Apply the block; `kept` collects inputs and output of the attention."""
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask, kept)))  # z' = γ₁·MSA(LN(z)) + z
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # z  = γ₂·MLP(LN(z')) + z'
+
+    def queries_keys_values(self, x: Tokens, mask: KeyMask | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of the block's attention, each (B, h, N, d)."""
+        return self.attn.queries_keys_values(self.norm1(x))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -312,7 +299,7 @@ class ViT(Backbone):
         self.heads = ("head", "head_dist") if cfg.dist_token else ("head",)
 
         dim = cfg.embed_dim
-        self.patch_embed = PatchEmbed(cfg)
+        self.patch_embed = self.make_patch_embed()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cfg.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if cfg.dist_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, cfg.reg_tokens, dim)) if cfg.reg_tokens else None
@@ -323,20 +310,28 @@ class ViT(Backbone):
             self.register_buffer("pos_embed", torch.zeros(1, rows, dim) if cfg.pos_embed == "sincos2d" else None)
         self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
         ramp = [cfg.drop_path_rate * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
-
-        def norm(enabled: bool) -> nn.Module:
-            return nn.LayerNorm(dim, eps=cfg.norm_eps) if enabled else nn.Identity()
-
-        self.norm_pre = norm(cfg.pre_norm)
-        self.blocks = nn.ModuleList(Block(cfg, drop_path=rate) for rate in ramp)
-        self.norm = norm(cfg.final_norm and not cfg.fc_norm)
+        self.norm_pre = self.make_norm() if cfg.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(self.make_block(index, rate) for index, rate in enumerate(ramp))
+        self.norm = self.make_norm() if cfg.final_norm and not cfg.fc_norm else nn.Identity()
         self.attn_pool = AttentionPool(cfg) if cfg.pool == "map" else None
-        self.fc_norm = norm(cfg.fc_norm)
+        self.fc_norm = self.make_norm() if cfg.fc_norm else nn.Identity()
         self.pre_logits = PreLogits(self.embedding_dim) if cfg.head == "mlp" else nn.Identity()
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self._positions: dict[Pair, tuple[Tensor, Tensor]] = {}
         self.reset_head(cfg.num_classes)
         self.reset_parameters()
+
+    def make_patch_embed(self) -> PatchEmbed:
+        """Build the patch embedding. A family with other parts overrides this and the next two."""
+        return PatchEmbed(self.config)
+
+    def make_norm(self) -> nn.Module:
+        """Build a norm of tokens."""
+        return nn.LayerNorm(self.config.embed_dim, eps=self.config.norm_eps)
+
+    def make_block(self, index: int, drop_path: float) -> nn.Module:
+        """Build a block, which has `forward(x, context, kept)` and `queries_keys_values(x, context)`."""
+        return Block(self.config, drop_path=drop_path)
 
     def reset_parameters(self, only: Collection[str] | None = None) -> None:
         """Initialise all layers, or those with tensors in `only`: truncated normal of 0.02, convolutions by fan-in."""
@@ -472,41 +467,42 @@ class ViT(Backbone):
         if wrong := [layer for layer in layers if not -depth <= layer < depth]:
             raise ValueError(f"layer {wrong[0]} does not exist; this model has layers 0 to {depth - 1} (or -{depth} to -1)")
         indexes = {layer % depth for layer in layers}
-        x, mask = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
+        x, context = self.embed(images, pad=pad, sizes=sizes, patch_size=patch_size)
         rows = self.rows(queries, x.shape[1]).to(x.device)
         maps: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
             if index in indexes:
-                maps[index] = block.attn.maps(block.norm1(x), rows, mask)  # type: ignore[operator, union-attr]
+                q, k, _ = block.queries_keys_values(x, context)  # type: ignore[operator]
+                maps[index] = attention_weights(q[:, :, rows], k, self.valid_tokens(context))
             if len(maps) == len(indexes):
                 break
-            x = block(x, mask)
+            x = block(x, context)
         return {layer: maps[layer % depth] for layer in layers}
 
     # ---- steps
 
-    def encode(self, images: Images, view: View, features: list[Tensor] | None = None) -> tuple[Tokens, KeyMask | None]:
-        """Return tokens after the last block, before the norm, and their mask; `features` collects those after each block."""
-        x, mask = self.embed(images, pad=view.pad, sizes=view.sizes, patch_size=view.patch_size, visible=view.visible)
+    def encode(self, images: Images, view: View, features: list[Tensor] | None = None) -> tuple[Tokens, Context]:
+        """Return tokens after the last block, before the norm, and their context; `features` collects those of each block."""
+        x, context = self.embed(images, pad=view.pad, sizes=view.sizes, patch_size=view.patch_size, visible=view.visible)
         for block in self.blocks:
             recompute = self.checkpointing and self.training
-            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
+            x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
             if features is not None:
                 features.append(x)
-        return x, mask
+        return x, context
 
     def pooled_and_tokens(
         self, images: Images, view: View, features: list[Tensor] | None = None
     ) -> tuple[Float[Tensor, "B E"], Tokens]:
         """Return the pooled embedding, and the tokens after the last norm. `features` as for `encode`."""
-        x, mask = self.encode(images, view, features)
+        x, context = self.encode(images, view, features)
         x = self.norm(x)
-        return self.pool(x, mask), x
+        return self.pool(x, context), x
 
     def embed(
         self, images: Images, *, pad: bool, sizes: Sizes, patch_size: Patch = None, visible: Visible = None
-    ) -> tuple[Tokens, KeyMask | None]:
-        """Return prefix tokens and patches with their positions, and the mask of valid tokens (None: all).
+    ) -> tuple[Tokens, Context]:
+        """Return prefix tokens and patches with their positions, and what the blocks take beside them: `context`.
 
         With `visible`, only those patches, in order; ValueError with patch_drop_rate in training and with stem "conv".
         """
@@ -530,43 +526,47 @@ class ViT(Backbone):
             x = x + self.positions(grid).to(x.dtype)
         if tokens[place:]:
             x = torch.cat([x[:, :place], *tokens[place:], x[:, place:]], dim=1)
-        mask = None if sizes is None else token_mask(sizes, grid=grid, patch=patch, prefix=self.prefix_tokens)
+        context = self.context(grid, patch=patch, sizes=sizes, device=x.device)
         if visible is not None:
             if cfg.stem == "conv":
                 raise ValueError('stem "conv" looks beyond each patch, so hidden ones would show; use stem "patch"')
             if self.training and cfg.patch_drop_rate:
                 raise ValueError(f"patch_drop_rate {cfg.patch_drop_rate} hides patches, and so does `visible`; use rate 0")
-            x, mask = self.keep_patches(x, mask, visible)  # (B, N, D), of fewer patches
+            x, context = self.keep_patches(x, context, visible)  # (B, N, D), of fewer patches
         x = self.norm_pre(self.pos_drop(x))
-        return self.drop_patches(x, mask) if self.training and cfg.patch_drop_rate else (x, mask)  # (B, N, D)
+        return self.drop_patches(x, context) if self.training and cfg.patch_drop_rate else (x, context)  # (B, N, D)
+
+    def context(self, grid: Pair, *, patch: Pair, sizes: Sizes, device: torch.device) -> Context:
+        """Return what the blocks take beside the tokens: the mask of valid ones (None: all)."""
+        return None if sizes is None else token_mask(sizes, grid=grid, patch=patch, prefix=self.prefix_tokens)
 
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
         """Return the position embedding at this grid, cached while gradients are off."""
         assert self.pos_embed is not None
         return positions_at(grid, self.pos_embed, trained=self.grid, prefix=self.placed_tokens, cache=self._positions)
 
-    def drop_patches(self, x: Tokens, mask: KeyMask | None) -> tuple[Float[Tensor, "B _ D"], Bool[Tensor, "B _"] | None]:
+    def drop_patches(self, x: Tokens, context: Context) -> tuple[Float[Tensor, "B _ D"], Context]:
         """Drop a share of the patches, drawn for each image (PatchDropout: Liu et al. 2023)."""
         prefix, patches = self.prefix_tokens, x.shape[1] - self.prefix_tokens
         kept = max(1, round(patches * (1 - self.config.patch_drop_rate)))
         order = torch.rand(len(x), patches, device=x.device)
-        if mask is not None:
+        if (mask := self.valid_tokens(context)) is not None:
             order = order + mask[:, prefix:]  # patches that are not there go first, so that something of every image is left
-        return self.keep_patches(x, mask, order.topk(kept, dim=1).indices.sort(dim=1).values)
+        return self.keep_patches(x, context, order.topk(kept, dim=1).indices.sort(dim=1).values)
 
     def keep_patches(
-        self, x: Tokens, mask: KeyMask | None, patches: Int64[Tensor, "B _L"]
-    ) -> tuple[Float[Tensor, "B _ D"], Bool[Tensor, "B _"] | None]:
-        """Return the prefix tokens and the given patches, in that order."""
+        self, x: Tokens, context: Context, patches: Int64[Tensor, "B _L"]
+    ) -> tuple[Float[Tensor, "B _ D"], Context]:
+        """Return the prefix tokens and the given patches, in that order, and their context."""
         prefix = torch.arange(self.prefix_tokens, device=x.device).expand(len(x), -1)
         chosen = torch.cat([prefix, patches + self.prefix_tokens], dim=1)
         x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
-        return x, None if mask is None else mask.gather(1, chosen)
+        return x, None if context is None else context.gather(1, chosen)
 
-    def read(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B K"]:
+    def read(self, x: Tokens, context: Context = None, kept: list[Attended] | None = None) -> Float[Tensor, "B K"]:
         """Compute logits from the tokens after the last block. `kept` collects inputs and output of attention pooling."""
         x = self.norm(x)
-        logits = self.apply_heads(self.pool(x, mask, kept), x)
+        logits = self.apply_heads(self.pool(x, context, kept), x)
         return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
 
     def apply_heads(self, embedding: Float[Tensor, "B E"], tokens: Tokens) -> tuple[Logits, ...]:
@@ -574,9 +574,9 @@ class ViT(Backbone):
         logits = self.head(self.head_drop(embedding))
         return (logits,) if self.head_dist is None else (logits, self.head_dist(self.head_drop(tokens[:, 1])))
 
-    def pool(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B E"]:
+    def pool(self, x: Tokens, context: Context = None, kept: list[Attended] | None = None) -> Float[Tensor, "B E"]:
         """Pool the tokens: the class token, the mean of the patch tokens, both, or attention pooling."""
-        cfg = self.config
+        cfg, mask = self.config, self.valid_tokens(context)
         start = 0 if cfg.pool_include_prefix else self.prefix_tokens
         tokens, valid = x[:, start:], None if mask is None else mask[:, start:]
         if self.attn_pool is not None:

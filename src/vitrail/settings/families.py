@@ -14,6 +14,14 @@ from vitrail.settings.baseline import BaselineConfig, BaselineModelConfig, parse
 from vitrail.settings.cait import CAIT_CUSTOM, CAIT_SIZES, CaitConfig, CaitModelConfig, cait_name, parse_cait_name
 from vitrail.settings.cvt import CVT_CUSTOM, CVT_SIZES, CvtConfig, CvtModelConfig, cvt_name, parse_cvt_name
 from vitrail.settings.model import ModelSection
+from vitrail.settings.modern import (
+    MODERN_CUSTOM,
+    MODERN_SIZES,
+    ModernConfig,
+    ModernModelConfig,
+    modern_name,
+    parse_modern_name,
+)
 from vitrail.settings.swin import SWIN_CUSTOM, SWIN_SIZES, SwinConfig, SwinModelConfig, parse_swin_name, swin_name
 from vitrail.settings.values import OTHER_SPELLINGS, nearest, pair
 from vitrail.settings.vit import CUSTOM, PATCHES, SIZES, ModelConfig, ViTConfig, parse_vit_name, vit_name
@@ -91,6 +99,13 @@ def _cvt_words(config: CvtConfig) -> Words:
     return Words(size, "Convolutional vision Transformer", shape, ("cvt",))
 
 
+def _modern_words(config: ModernConfig) -> Words:
+    name = modern_name(config)
+    size = "Vision Transformer with rotary positions" if name == MODERN_CUSTOM else name
+    shape = f"{config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads"
+    return Words(size, "Vision Transformer", shape, ("vision-transformer",))
+
+
 def _baseline_words(config: BaselineConfig) -> Words:
     return Words(config.theirs, f"model of {config.library}", f"as in {config.library}", ())
 
@@ -132,6 +147,15 @@ FAMILIES: dict[str, Family] = {
         words=_cvt_words,
         stored_as="cvt",
         names=tuple(CVT_SIZES),
+    ),
+    "modern": Family(
+        section=ModernModelConfig,
+        parse=parse_modern_name,
+        name_of=modern_name,
+        noun="a modern ViT",
+        words=_modern_words,
+        stored_as="modern",
+        names=tuple(MODERN_SIZES),
     ),
     "baseline": Family(
         section=BaselineModelConfig,

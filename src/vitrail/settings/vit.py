@@ -143,10 +143,7 @@ class ViTConfig:
     """Stochastic depth rate of the last block; it rises linearly from 0 at the first (Huang et al. 2016)."""
 
     def __post_init__(self) -> None:
-        for name, choices in choices_of_a_model().items():
-            if getattr(self, name) not in choices:
-                suggestion = nearest(str(getattr(self, name)), list(choices))
-                raise ValueError(f'{name} "{getattr(self, name)}" is none of {", ".join(choices)}{suggestion}')
+        check_choices(self)
         for name in ("img_size", "patch_size"):
             if min(pair(getattr(self, name))) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1 pixel")
@@ -181,9 +178,17 @@ class ViTConfig:
 
 
 @functools.cache
-def choices_of_a_model() -> dict[str, tuple[str, ...]]:
-    """Return the accepted words of each field of ViTConfig that takes words."""
-    return {name: get_args(hint) for name, hint in get_type_hints(ViTConfig).items() if get_origin(hint) is Literal}
+def choices_of_a_model(config: type[ViTConfig] = ViTConfig) -> dict[str, tuple[str, ...]]:
+    """Return the accepted words of each field of a config that takes words."""
+    return {name: get_args(hint) for name, hint in get_type_hints(config).items() if get_origin(hint) is Literal}
+
+
+def check_choices(config: ViTConfig) -> None:
+    """Raise ValueError for a field whose word is none of those that it takes."""
+    for name, choices in choices_of_a_model(type(config)).items():  # type: ignore[arg-type]
+        if getattr(config, name) not in choices:
+            suggestion = nearest(str(getattr(config, name)), list(choices))
+            raise ValueError(f'{name} "{getattr(config, name)}" is none of {", ".join(choices)}{suggestion}')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,6 +39,8 @@ class FamilyReader(NamedTuple):
     """Infer the config of the model in a file. Raises ValueError, with the answers, for what the file doesn't determine."""
     resize: Callable[[str, Tensor, Any, Any], tuple[Tensor, str]] = lambda name, value, stored, config: (value, "")
     """Resize a tensor of a name from the stored config to another: the value, and a note where it changed."""
+    computed: Callable[[str, Any], Tensor | None] = lambda name, config: None
+    """Compute a tensor of a name that files may omit; None for one that they have."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,20 @@ class FamilyFile:
         return [(key, shapes[key]) for key in self.require(name)]
 
 
-def find_layout(tensors: Mapping[str, Any], layouts: tuple[FamilyLayout, ...] = LAYOUTS) -> tuple[FamilyLayout, str] | None:
-    """Return the layout whose names a file has, and the prefix before them; None if there is none."""
+def find_layout(
+    tensors: Mapping[str, Any],
+    layouts: tuple[FamilyLayout, ...] = LAYOUTS,
+    *,
+    config: Mapping[str, Any] = MappingProxyType({}),
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[FamilyLayout, str] | None:
+    """Return the layout whose names a file has, and the prefix before them; None if there is none.
+
+    `config` is the config.json beside the file; `overrides` are fields that the caller states.
+    """
     actual = {re.sub(WRAPPERS, "", name) for name in tensors}
     for layout in layouts:
-        if any(re.search(layout.lacks, name) for name in actual):
+        if not layout.claims(config, overrides) or any(re.search(layout.lacks, name) for name in actual):
             continue
         for bare in dict.fromkeys(("", layout.encoder)):
             shown = [one.removeprefix(bare) for name in layout.shows for one in layout.names(name)]
@@ -116,9 +128,9 @@ def find_layout(tensors: Mapping[str, Any], layouts: tuple[FamilyLayout, ...] = 
     return None
 
 
-def is_of(family: type[Any], tensors: Mapping[str, Any]) -> bool:
-    """Return whether tensors of these names are those of a family."""
-    match = find_layout(tensors)
+def is_of(family: type[Any], checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> bool:
+    """Return whether the tensors of a checkpoint are those of a family."""
+    match = find_layout(checkpoint.tensors, config=checkpoint.config, overrides=overrides)
     return match is not None and match[0].family is family
 
 
@@ -137,7 +149,7 @@ def load_family(
     model (with `strict=False`, fresh weights fill the gaps), or that don't fit the fields that were asked for.
     """
     if known is None:
-        match = find_layout(checkpoint.tensors)
+        match = find_layout(checkpoint.tensors, config=checkpoint.config, overrides=changes)
         assert match is not None, "a reader is chosen by its layout"
         layout, prefix = match
     else:
@@ -173,6 +185,11 @@ def _adapted(
         if new_head or (keys is None and name in fresh):
             state[name] = fresh[name]
             entries.append(Entry(name, "new", target.numel(), head=head))
+            continue
+        computed = reader.computed(name, config) if keys is None else None
+        if computed is not None:
+            state[name] = copy_like(computed, target)
+            entries.append(Entry(name, "new", target.numel(), "computed, as its code does"))
             continue
         value = file.read(name)
         status: Status = "exact"

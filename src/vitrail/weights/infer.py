@@ -302,7 +302,7 @@ def position_questions(evidence: Evidence, layout: Layout) -> Iterator[Question]
         if "img_size" not in evidence.known:
             yield Question("img_size", "its positions are computed, so no tensor shows the grid", (224, 256))
     elif "pos_embed" not in evidence.known and layout.needs_positions(evidence):
-        why = "no positions are in the file: those of DINOv3 and RoPE-ViT are rotary, which is no plain ViT"
+        why = "no positions are in the file: DINOv3's (rope='centred') and RoPE-ViT's (rope='grid') are rotary"
         yield Question("pos_embed", f"{why}; if yours has no others", ("none",))
 
 

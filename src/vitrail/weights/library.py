@@ -125,6 +125,8 @@ class FamilyLayout:
     """Pattern of names in the file that are computed or of no use: they are left out of the receipt."""
     lacks: str = r"(?!)"
     """Pattern of names in the file that models of another family or version have: with one of them it is not this layout."""
+    claims: Callable[[Config, Mapping[str, Any]], bool] = lambda config, overrides: True
+    """False unless config.json, or fields that the caller states, say that tensors which others have too are the family's."""
     fields: Callable[[Config], Mapping[str, Any]] = lambda config: {}
     """Fields of the family's config that a config.json states. Raises ValueError for what the family can't be."""
     assumes: Mapping[str, str] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import Family, check_fields, family_of, name_of, parse_name, require_fields
+from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.text import printable_errors
 from vitrail.weights import hub
@@ -30,6 +31,7 @@ from vitrail.weights.baseline import published_baseline
 from vitrail.weights.cait import CAIT
 from vitrail.weights.cvt import CVT
 from vitrail.weights.family import FamilyReader, is_of, load_family
+from vitrail.weights.modern import MODERN
 from vitrail.weights.read import Checkpoint, read
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
 from vitrail.weights.swin import SWIN
@@ -95,7 +97,7 @@ class OpenedWeights:
             require_fields(name_of(self.config), changes)
             reader = READERS.get(type(self.config), Reader(load_trained))
         else:
-            reader = next((one for one in READERS.values() if one.recognise(self.checkpoint.tensors)), READERS[ViTConfig])
+            reader = next((one for one in READERS.values() if one.recognise(self.checkpoint, changes)), READERS[ViTConfig])
         return reader.load(self.checkpoint, self.config, changes, channels=channels, strict=strict)
 
 
@@ -122,8 +124,8 @@ class Reader(NamedTuple):
     """Functions that read checkpoints of one family."""
 
     load: Load
-    recognise: Callable[[Mapping[str, Any]], bool] = lambda tensors: False
-    """Return True for tensor names of this family, in a checkpoint without a config of ours."""
+    recognise: Callable[[Checkpoint, Mapping[str, Any]], bool] = lambda checkpoint, changes: False
+    """Return True for this family's tensors, in a checkpoint without a config of ours, given the fields that are changed."""
     published: Callable[[str, Mapping[str, Any]], Backbone] | None = None
     """Weights that a name alone stands for; None: a name has random weights."""
     published_classes: Callable[[str], int] | None = None
@@ -134,6 +136,7 @@ FAMILY_READERS: dict[type[Any], FamilyReader] = {  # by the family's config, who
     SwinConfig: SWIN,
     CaitConfig: CAIT,
     CvtConfig: CVT,
+    ModernConfig: MODERN,
 }
 READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is not here is read by `load_trained`
     **{

@@ -64,10 +64,10 @@ def _logits(scene: Scene, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 
     """Return the model's logits, where it can be run block by block with the graph of one block at a time."""
     if not scene.model.global_attention:
         return scene.logits(images, scene.sizes)
-    x, mask = scene.vit.embed(images, pad=False, sizes=scene.sizes, patch_size=scene.patch)
+    x, context = scene.vit.embed(images, pad=False, sizes=scene.sizes, patch_size=scene.patch)
     for block in scene.vit.blocks:
-        x = checkpoint(block.forward, x, mask, use_reentrant=False)
-    return scene.vit.read(x, mask)
+        x = checkpoint(block.forward, x, context, use_reentrant=False)
+    return scene.vit.read(x, context)
 
 
 def _patch_sums(scene: Scene, pixels: Float[Tensor, "B H W"]) -> Float[Tensor, "B gh gw"]:

@@ -1,10 +1,15 @@
-"""facebookresearch's repositories: DINOv2's own names, and the evaluation of DINO, MAE and DeiT, whose names timm has."""
+"""facebookresearch's repositories: DINOv2's and DINOv3's own names, and the evaluation of models that have timm's names."""
 
 from __future__ import annotations
 
+import functools
+import re
+from typing import Any
+
+from vitrail.settings.modern import ModernConfig
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
-from vitrail.weights.library import Layout, Library
-from vitrail.weights.names import VIT_SPELLINGS, VIT_TABLE, key_table
+from vitrail.weights.library import Config, FamilyLayout, Layout, Library
+from vitrail.weights.names import VIT_SPELLINGS, VIT_TABLE, Form, key_table
 
 DINOV2 = Layout(
     name="DINOv2",
@@ -23,8 +28,50 @@ DINOV2 = Layout(
     ignored=r"(mask_token|dino_head|ibot_head)",
 )
 
+DINOV3_PARTS = {
+    r"^reg_token$": "storage_tokens",
+    r"^rope\.periods$": "rope_embed.periods",
+    r"\.gamma_(.)$": r".ls\1.gamma",
+    r"\.attn\.[qv]_bias$": ".attn.qkv.bias",
+    r"\.mlp\.fc1_g\.": ".mlp.w1.",
+    r"\.mlp\.fc1_x\.": ".mlp.w2.",
+}
+
+
+def dinov3_names(name: str, *, gated: bool = False) -> tuple[str, ...]:
+    """Return the name in DINOv3's files, whose bias of queries, keys and values is one tensor."""
+    for pattern, theirs in DINOV3_PARTS.items():
+        name = re.sub(pattern, theirs, name)
+    return (name.replace(".mlp.fc2.", ".mlp.w3.") if gated else name,)
+
+
+def dinov3_form(name: str) -> Form | None:
+    """Return the part of the joined bias: that of the keys is masked, and zero in effect."""
+    part = {"q": 0, "v": 2}.get(name[-6:-5]) if name.endswith(("attn.q_bias", "attn.v_bias")) else None
+    return None if part is None else Form(lambda parts: parts[0].chunk(3)[part], lambda x, cfg: [x])
+
+
+def dinov3_fields(config: Config) -> dict[str, Any]:
+    """Return what the code of DINOv3 fixes, whatever stands beside the file."""
+    return {"rope": "centred", "rope_rescale": 2.0, "pool": "cls"}
+
+
+DINOV3, DINOV3_GATED = (
+    FamilyLayout(
+        ModernConfig,
+        "DINOv3",
+        ("patch_embed.proj.weight", "reg_token", "blocks.0.gamma_1", "blocks.0.mlp.fc2.weight"),
+        names=functools.partial(dinov3_names, gated=gated),
+        form=dinov3_form,
+        ignored=r"mask_token$|bias_mask$|periods$|local_cls_norm|dino_head|ibot_head",
+        fields=dinov3_fields,
+    )
+    for gated in (False, True)
+)
+
 META = Library(
     layouts=(DINOV2,),
+    family_layouts=(DINOV3, DINOV3_GATED),
     default_transforms=(
         # dino: eval_linear.py; dinov2: data/transforms.py
         DefaultTransform("dino", "DINO's checkpoints", IMAGENET, 0.875, "center", "bicubic"),

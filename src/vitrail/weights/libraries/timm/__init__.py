@@ -8,10 +8,12 @@ from typing import Any
 from vitrail.settings import Preprocessing, ViTConfig
 from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.cait import CaitConfig
+from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.libraries.timm.baseline import baseline_config
 from vitrail.weights.libraries.timm.cait import CAIT_LAYOUT, cait_config, cait_plan
 from vitrail.weights.libraries.timm.card import config_transform, labels
+from vitrail.weights.libraries.timm.modern import MODERN_LAYOUTS, modern_config, modern_plan
 from vitrail.weights.libraries.timm.swin import SWIN_LAYOUT, swin_config, swin_plan
 from vitrail.weights.libraries.timm.vit import EVA_LAYOUT, VIT_LAYOUT, config_fields, plan, timm_config, timm_state
 from vitrail.weights.library import Library, Writer
@@ -33,15 +35,32 @@ RUN_FORMS: dict[type[Any], Callable[[Any, State, Preprocessing, str | None], Run
         state,
         model.config,
     ),
+    ModernConfig: lambda model, state, images, licence: (
+        modern_config(model.config, images, licence=licence),
+        state,
+        model.config,
+    ),
     BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
 }
 """By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
 
 TIMM = Library(
     layouts=(VIT_LAYOUT, EVA_LAYOUT),
-    family_layouts=(SWIN_LAYOUT, CAIT_LAYOUT),
+    family_layouts=(
+        SWIN_LAYOUT,
+        CAIT_LAYOUT,
+        *MODERN_LAYOUTS,
+    ),
     fields=config_fields,
     config_transform=config_transform,
     labels=labels,
-    writer=Writer("timm", {ViTConfig: plan, SwinConfig: swin_plan, CaitConfig: cait_plan}),
+    writer=Writer(
+        "timm",
+        {
+            ViTConfig: plan,
+            SwinConfig: swin_plan,
+            CaitConfig: cait_plan,
+            ModernConfig: modern_plan,
+        },
+    ),
 )

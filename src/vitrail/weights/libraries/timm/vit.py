@@ -47,7 +47,7 @@ def open_fields(evidence: Evidence) -> Iterator[Question]:
 def rotary(why: str, evidence: Evidence) -> Iterator[Question]:
     """Ask whether learned positions are all that there are."""
     if "pos_embed" in evidence.shapes and "pos_embed" not in evidence.known:
-        yield Question("pos_embed", f"{why}; if yours has no others", ("learn",))
+        yield Question("pos_embed", f"{why}: give rope='grid', or if yours has no others", ("learn",))
 
 
 def assumptions(evidence: Evidence) -> Iterator[str]:

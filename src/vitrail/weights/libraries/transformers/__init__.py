@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from vitrail.settings import ViTConfig
 from vitrail.settings.cvt import CvtConfig
+from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.weights.eval_transform import HALF, DefaultTransform
 from vitrail.weights.libraries.transformers.config import config_assumptions, config_fields, labels, processor_transform
 from vitrail.weights.libraries.transformers.cvt import CVT_LAYOUT, cvt_plan
+from vitrail.weights.libraries.transformers.modern import MODERN_LAYOUTS, modern_plan
 from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, VIT_LAYOUT
 from vitrail.weights.libraries.transformers.swin import OLD_SWIN_LAYOUT, SWIN_LAYOUT, swin_plan
 from vitrail.weights.libraries.transformers.write import plan
@@ -15,11 +17,24 @@ from vitrail.weights.library import Library, Writer
 
 TRANSFORMERS = Library(
     layouts=(VIT_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, CLIP_LAYOUT),
-    family_layouts=(SWIN_LAYOUT, OLD_SWIN_LAYOUT, CVT_LAYOUT),
+    family_layouts=(
+        SWIN_LAYOUT,
+        OLD_SWIN_LAYOUT,
+        CVT_LAYOUT,
+        *MODERN_LAYOUTS,
+    ),
     fields=config_fields,
     config_assumptions=config_assumptions,
     processor_transform=processor_transform,
     default_transforms=(DefaultTransform("siglip", "SigLIP", HALF, 1.0, "squash", "bicubic"),),  # its SiglipImageProcessor
     labels=labels,
-    writer=Writer("hf", {ViTConfig: plan, SwinConfig: swin_plan, CvtConfig: cvt_plan}),
+    writer=Writer(
+        "hf",
+        {
+            ViTConfig: plan,
+            SwinConfig: swin_plan,
+            CvtConfig: cvt_plan,
+            ModernConfig: modern_plan,
+        },
+    ),
 )

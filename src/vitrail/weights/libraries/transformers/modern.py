@@ -1,0 +1,293 @@
+"""Modern ViTs of transformers: DINOv3, AIMv2, Pixtral's and InternVL's towers: names, config.json, and writing."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vitrail.models.modern import ModernViT
+from vitrail.settings import pair
+from vitrail.settings.modern import ModernConfig
+from vitrail.weights.libraries.transformers.config import vision_config
+from vitrail.weights.libraries.transformers.names import Spelling
+from vitrail.weights.libraries.transformers.write import image_processor, sides
+from vitrail.weights.library import ACTIVATIONS, Config, Export, FamilyLayout, from_list
+from vitrail.weights.names import STACKED, STACKED_PAIR, TOKENS, Form
+from vitrail.weights.targets import Inexpressible, literal, preprocessing_of, rename_family, same_names
+
+# --------------------------------------------------------------------------------------------------------------------
+# Names: the parts of ours that are others there; "{}" stands for query, key and value
+
+DINOV3: Spelling = {
+    r"^(cls_token)$": r"embeddings.\1",
+    r"^reg_token$": "embeddings.register_tokens",
+    r"^patch_embed\.proj\.": "embeddings.patch_embeddings.",
+    r"^blocks\.": "model.layer.",
+    r"\.attn\.qkv\.": ".attention.{}_proj.",
+    r"\.attn\.(.)_bias$": r".attention.\1_proj.bias",
+    r"\.attn\.proj\.": ".attention.o_proj.",
+    r"\.gamma_(.)$": r".layer_scale\1.lambda1",
+    r"\.mlp\.fc1_g\.": ".mlp.gate_proj.",
+    r"\.mlp\.fc1(_x)?\.": ".mlp.up_proj.",
+    r"\.mlp\.fc2\.": ".mlp.down_proj.",
+}
+AIMV2: Spelling = {
+    r"^pos_embed$": "embeddings.position_embedding.weight",
+    r"^patch_embed\.proj\.": "embeddings.patch_embed.",
+    r"^patch_embed\.norm\.": "embeddings.rms_norm.",
+    r"^norm\.": "rms_norm.",
+    r"^attn_pool\.latent$": "head.cls_token",
+    r"^attn_pool\.kv\.(.*)$": r"head.{}_proj.\1",
+    r"^attn_pool\.proj\.": "head.output_proj.",
+    r"^blocks\.": "encoder.layers.",
+    r"\.attn\.qkv\.": ".attention.{}_proj.",
+    r"\.attn\.proj\.": ".attention.out_proj.",
+    r"\.norm(.)\.": r".rms_norm\1.",
+    r"\.mlp\.fc1_g\.": ".ffn.gate_proj.",
+    r"\.mlp\.fc1_x\.": ".ffn.up_proj.",
+    r"\.mlp\.fc2\.": ".ffn.down_proj.",
+}
+PIXTRAL: Spelling = {
+    r"^patch_embed\.proj\.": "patch_conv.",
+    r"^norm_pre\.": "ln_pre.",
+    r"^blocks\.": "transformer.layers.",
+    r"\.attn\.qkv\.": ".attention.{}_proj.",
+    r"\.attn\.proj\.": ".attention.o_proj.",
+    r"\.norm1\.": ".attention_norm.",
+    r"\.norm2\.": ".ffn_norm.",
+    r"\.mlp\.fc1_g\.": ".feed_forward.gate_proj.",
+    r"\.mlp\.fc1_x\.": ".feed_forward.up_proj.",
+    r"\.mlp\.fc2\.": ".feed_forward.down_proj.",
+}
+INTERNVL: Spelling = {
+    r"^cls_token$": "embeddings.cls_token",
+    r"^pos_embed$": "embeddings.position_embeddings",
+    r"^patch_embed\.proj\.": "embeddings.patch_embeddings.projection.",
+    r"^norm\.": "layernorm.",
+    r"^blocks\.": "encoder.layer.",
+    r"\.attn\.qkv\.": ".attention.{}_proj.",
+    r"\.attn\.proj\.": ".attention.projection_layer.",
+    r"\.attn\.(q|k)_norm\.": r".attention.\1_norm.",
+    r"\.norm1\.": ".layernorm_before.",
+    r"\.norm2\.": ".layernorm_after.",
+    r"\.gamma_(.)$": r".lambda_\1",
+}
+
+
+def _names(name: str, spelling: Spelling, older: tuple[str, str] = ("", "")) -> tuple[str, ...]:
+    """Return the names of a library for ours."""
+    if name.startswith("head."):
+        return (f"classifier.{name.removeprefix('head.')}",)
+    for pattern, theirs in spelling.items():
+        name = re.sub(pattern, theirs, name)
+    name = name.replace(*older)
+    return tuple(name.format(part) for part in ("kv" if name.startswith("head.") else "qkv")) if "{}" in name else (name,)
+
+
+def _form(name: str) -> Form | None:
+    if name == "pos_embed":
+        return TOKENS
+    return STACKED if ".attn.qkv." in name else STACKED_PAIR if name.startswith("attn_pool.kv.") else None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# config.json
+
+
+def dinov3_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of ModernConfig in the config.json of a DINOv3."""
+    config = vision_config(config)
+    fields = {
+        **_same(config, num_attention_heads="num_heads", layer_norm_eps="norm_eps", image_size="img_size"),
+        **_same(config, pos_embed_shift="rope_shift", pos_embed_jitter="rope_jitter", pos_embed_rescale="rope_rescale"),
+        **_act(config, gated=bool(config.get("use_gated_mlp"))),
+    }
+    theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or 100.0
+    return {**fields, "rope": "centred", "rope_layout": "half", "rope_axes": "yx", "rope_temperature": float(theta)}
+
+
+def aimv2_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of ModernConfig in the config.json of an AIMv2."""
+    config = vision_config(config)
+    fields = _same(config, num_attention_heads="num_heads", rms_norm_eps="norm_eps", image_size="img_size")
+    return {"norm_eps": 1e-5, **fields, "rope": "none", "pos_embed": "sincos2d", **_act(config, gated=True)}
+
+
+def pixtral_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of ModernConfig in the config.json of a Pixtral."""
+    config = vision_config(config)
+    fields = {**_same(config, num_attention_heads="num_heads", image_size="img_size"), **_act(config, gated=True)}
+    theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or 1e4
+    return {**fields, "rope": "alternating", "rope_layout": "half", "rope_temperature": float(theta), "norm_eps": 1e-5}
+
+
+def internvl_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of ModernConfig in the config.json of an InternVL."""
+    config = vision_config(config)
+    fields = _same(config, num_attention_heads="num_heads", layer_norm_eps="norm_eps", image_size="img_size")
+    pool = {"pool": "avg" if config["use_mean_pooling"] else "cls"} if "use_mean_pooling" in config else {}
+    return {"norm_eps": 1e-6, **fields, **pool, "rope": "none", **_act(config, gated=False)}
+
+
+def _same(config: Config, **names: str) -> dict[str, Any]:
+    return {ours: from_list(config[theirs]) for theirs, ours in names.items() if config.get(theirs) is not None}
+
+
+def _act(config: Config, *, gated: bool) -> dict[str, Any]:
+    """Return the activation. Raises ValueError for one that the MLP does not have."""
+    name = config.get("hidden_act")
+    if name is None or (gated and name == "silu"):
+        return {}
+    if gated or name not in ACTIVATIONS:
+        kind, has = config.get("model_type", "this model"), "silu" if gated else " or ".join(sorted(set(ACTIVATIONS.values())))
+        raise ValueError(f'{kind} has hidden_act "{name}", and a modern ViT {has} there; open it with transformers')
+    return {"mlp": ACTIVATIONS[name]}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Layouts
+
+_FAMILY = functools.partial(
+    FamilyLayout, ModernConfig, "transformers", form=_form, ignored=r"mask_token$|inv_freq$|position_ids$"
+)
+_SHOWN = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
+DINOV3_LAYOUT = _FAMILY((*_SHOWN, "blocks.0.gamma_1"), names=functools.partial(_names, spelling=DINOV3), fields=dinov3_fields)
+DINOV3_HUB_LAYOUT = _FAMILY(
+    (*_SHOWN, "blocks.0.gamma_1"),
+    names=functools.partial(_names, spelling=DINOV3, older=("model.layer.", "layer.")),
+    fields=dinov3_fields,
+)
+AIMV2_LAYOUT = _FAMILY(
+    (*_SHOWN, "blocks.0.mlp.fc1_g.weight"), names=functools.partial(_names, spelling=AIMV2), fields=aimv2_fields
+)
+PIXTRAL_LAYOUT = _FAMILY((*_SHOWN, "norm_pre.weight"), names=functools.partial(_names, spelling=PIXTRAL), fields=pixtral_fields)
+INTERNVL_LAYOUT = _FAMILY(
+    (*_SHOWN, "blocks.0.gamma_1"), names=functools.partial(_names, spelling=INTERNVL), fields=internvl_fields
+)
+MODERN_LAYOUTS = (DINOV3_LAYOUT, DINOV3_HUB_LAYOUT, AIMV2_LAYOUT, PIXTRAL_LAYOUT, INTERNVL_LAYOUT)
+
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def modern_plan(model: ModernViT) -> Export:
+    """Export a folder for from_pretrained. Raises Inexpressible for a model that neither DINOv3 nor AIMv2 is."""
+    cfg = model.config
+    aimv2 = cfg.norm == "rms"
+    cls, layout = ("Aimv2VisionModel", AIMV2_LAYOUT) if aimv2 else ("DINOv3ViTModel", DINOV3_LAYOUT)
+    config = _aimv2_config(cfg, cls) if aimv2 else _dinov3_config(cfg, cls)
+    tensors = rename_family(model, layout)
+    if cfg.pos_embed == "sincos2d":
+        del tensors["embeddings.position_embedding.weight"]  # computed there, too
+    if not aimv2:
+        tensors["embeddings.mask_token"] = torch.zeros(1, 1, cfg.embed_dim)
+    return Export(
+        "hf",
+        f'transformers.{cls}.from_pretrained("PATH")',
+        tensors=tensors,
+        beside={"config.json": config, "preprocessor_config.json": image_processor(preprocessing_of(model), "ViT")},
+        notes=()
+        if cfg.pool != "avg"
+        else (f"{cls} does not average: take the mean over the patches in its last_hidden_state",),
+    )
+
+
+def _require(cfg: ModernConfig, cls: str, values: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise Inexpressible for a field with none of the values that a class of transformers has."""
+    common: dict[str, tuple[Any, ...]] = {
+        "num_classes": (0,),
+        "norm_position": ("pre",),
+        "layer_scale": ("both",),
+        "qkv": ("fused",),
+        "qk_norm": (False,),
+        "kv_heads": (None,),
+        "head_dim": (None,),
+        "scale_attn_inner": (False,),
+        "scale_mlp": (False,),
+        "pre_norm": (False,),
+        "patch_norm": (False,),
+        "final_norm": (True,),
+        "fc_norm": (False,),
+        "dist_token": (False,),
+        "head": ("linear",),
+        "stem": ("patch",),
+    }
+    for name, allowed in {**common, **values}.items():
+        if getattr(cfg, name) not in allowed:
+            only = " or ".join(map(literal, allowed))
+            raise Inexpressible(f"transformers' {cls} has no {name} {literal(getattr(cfg, name))}, only {only}")
+    if cfg.mlp == "swiglu" and cfg.gate == "packed":
+        raise Inexpressible(f'transformers\' {cls} has no gate "packed", only "split"')
+
+
+def _dinov3_config(cfg: ModernConfig, cls: str) -> dict[str, Any]:
+    fixed = {
+        "rope": ("centred",),
+        "rope_layout": ("half",),
+        "rope_axes": ("yx",),
+        "class_token": (True,),
+        "pos_embed": ("none",),
+    }
+    _require(cfg, cls, {**fixed, "embed_norm": (False,), "pool": ("cls", "avg"), "mlp": ("swiglu", "gelu", "gelu_tanh")})
+    if cfg.init_values is None:
+        raise Inexpressible(f"transformers' {cls} has no init_values null, only LayerScale")
+    if cfg.reg_tokens == 0:
+        raise Inexpressible(f"transformers' {cls} has no reg_tokens 0 that its files hold")
+    return {
+        **_common_config(cfg, cls, "dinov3_vit"),
+        "hidden_act": {"swiglu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}[cfg.mlp],
+        "use_gated_mlp": cfg.mlp == "swiglu",
+        "layer_norm_eps": cfg.norm_eps,
+        "rope_theta": cfg.rope_temperature,
+        "query_bias": cfg.qkv_bias,
+        "key_bias": cfg.qkv_bias and cfg.key_bias,
+        "value_bias": cfg.qkv_bias,
+        **same_names(cfg, "proj_bias", "mlp_bias"),
+        "num_register_tokens": cfg.reg_tokens,
+        "layerscale_value": cfg.init_values,
+        "pos_embed_shift": cfg.rope_shift,
+        "pos_embed_jitter": cfg.rope_jitter,
+        "pos_embed_rescale": cfg.rope_rescale,
+    }
+
+
+def _aimv2_config(cfg: ModernConfig, cls: str) -> dict[str, Any]:
+    fixed = {
+        "rope": ("none",),
+        "class_token": (False,),
+        "reg_tokens": (0,),
+        "init_values": (None,),
+        "pos_embed": ("learn", "sincos2d"),
+    }
+    _require(cfg, cls, {**fixed, "embed_norm": (True,), "mlp": ("swiglu",), "pool_block": (cfg.pool != "map",)})
+    if cfg.qkv_bias != cfg.proj_bias or (cfg.qkv_bias and not cfg.key_bias):
+        raise Inexpressible(f"transformers' {cls} has biases in all of its attention, or in none")
+    if cfg.pos_embed == "learn" and len(set(pair(cfg.img_size))) == 2:
+        raise Inexpressible(f"transformers' {cls} has no img_size {cfg.img_size}, only squares")
+    return {
+        **_common_config(cfg, cls, "aimv2_vision_model"),
+        "hidden_act": "silu",
+        "rms_norm_eps": cfg.norm_eps,
+        **same_names(cfg, "qkv_bias", "mlp_bias"),
+        "use_head": cfg.pool == "map",
+        "is_native": cfg.pos_embed == "sincos2d",
+    }
+
+
+def _common_config(cfg: ModernConfig, cls: str, kind: str) -> dict[str, Any]:
+    return {
+        "architectures": [cls],
+        "model_type": kind,
+        "image_size": sides(cfg.img_size),
+        "patch_size": sides(cfg.patch_size),
+        "num_channels": cfg.in_channels,
+        "hidden_size": cfg.embed_dim,
+        "intermediate_size": round(cfg.embed_dim * cfg.mlp_ratio),
+        "num_hidden_layers": cfg.depth,
+        "num_attention_heads": cfg.num_heads,
+        "torch_dtype": "float32",
+    }

@@ -1,0 +1,172 @@
+"""Checkpoints of modern ViTs: infer the shape, ask for what no tensor shows, and resize positions and patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.models.positions import grid_of, resize_patch, resize_positions, sincos_2d
+from vitrail.settings import Pair, pair
+from vitrail.settings.modern import ModernConfig
+from vitrail.weights.family import FamilyFile, FamilyReader
+from vitrail.weights.library import Question
+
+HIDDEN = (  # fields that no tensor shows: the caller's answer, what config.json states, or the default
+    *("norm_position", "norm_eps", "pool", "pool_include_prefix", "pool_heads", "rope_axes", "rope_layout"),
+    *("rope_temperature", "rope_offset", "rope_ref_grid", "rope_shift", "rope_jitter", "rope_rescale"),
+)
+ROPES: dict[str, dict[str, Any]] = {  # what goes with the answer to the question after rotary positions
+    "none": {"norm_eps": 1e-6},
+    "centred": {"norm_eps": 1e-5, "rope_layout": "half", "rope_temperature": 100.0},
+    "grid": {"norm_eps": 1e-6, "rope_layout": "interleaved", "rope_temperature": 1e4},
+    "mixed": {"norm_eps": 1e-6, "rope_layout": "interleaved", "rope_temperature": 10.0, "rope_axes": "xy"},
+    "alternating": {"norm_eps": 1e-5, "rope_layout": "half", "rope_temperature": 1e4},
+}
+
+
+def infer(file: FamilyFile) -> ModernConfig:
+    """Infer the config of the model in a file. Raises ValueError, naming the answers, for what nothing determines."""
+    known = {**file.stated, **file.overrides}
+    fields = _shape(file)
+    questions = []
+    fields["rope"] = "mixed" if "rope.freqs" in file else known.get("rope")
+    if fields["rope"] is None:
+        why = "rotary positions leave no tensor: DINOv3's are centred, those of EVA-02, PE and RoPE-ViT a grid"
+        questions.append(Question("rope", why, ("centred", "grid", "none")))
+    fields |= _heads(file, fields, known.get("num_heads"))
+    if fields["num_heads"] is None:
+        dim = fields["embed_dim"]
+        answers = [dim // width for width in (64, 128, 96, 32, 16) if dim % width == 0][:2] or [1]
+        questions.append(Question("num_heads", f"width {dim}; heads are most often of 64", tuple(answers)))
+    if questions:
+        raise ValueError("the tensors do not tell " + "; nor ".join(map(str, questions)))
+    fields |= _positions(file, fields, file.stated.get("img_size"), file.overrides.get("img_size"))
+    hidden = {**ROPES[fields["rope"]], **{name: known[name] for name in HIDDEN if name in known}}
+    default_pool = "map" if "attn_pool.latent" in file else "cls" if fields["class_token"] and not fields["fc_norm"] else "avg"
+    config: dict[str, Any] = {"pool": default_pool, **hidden, **fields}
+    if config["pool"] != "map" and default_pool == "map":
+        raise ValueError(f'the file has attention pooling, and pool "{config["pool"]}" leaves it out; load, then change it')
+    if config["rope"] != "grid":
+        config["rope_ref_grid"] = None
+    if fields["mlp"] == "gelu" and known.get("mlp", "gelu") in ("gelu_tanh", "quick_gelu"):
+        config["mlp"] = known["mlp"]
+    return ModernConfig(**config)
+
+
+def _shape(file: FamilyFile) -> dict[str, Any]:
+    """Return the fields that tensors show."""
+    first = "blocks.0."
+    dim, channels, *patch = file.shape("patch_embed.proj.weight")
+    fused, hidden = f"{first}attn.qkv.weight" in file, file.shape(f"{first}mlp.fc2.weight")[1]
+    split = f"{first}mlp.fc1_g.weight" in file
+    gated = split or file.shape(f"{first}mlp.fc1.weight")[0] == 2 * hidden
+    query, key = ("qkv.bias", "qkv.bias") if fused else ("q_proj.bias", "k_proj.bias")
+    joined = f"{first}attn.q_bias" in file
+    mlp_bias, pooled = f"{first}mlp.fc2.bias" in file, "attn_pool.latent" in file
+    pool_mlp = file.shape("attn_pool.mlp.fc1.weight")[0] if "attn_pool.mlp.fc1.weight" in file else None
+    return {
+        "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
+        "in_channels": channels,
+        "num_classes": file.shape("head.weight")[0] if "head.weight" in file else 0,
+        "embed_dim": dim,
+        "depth": file.count("blocks.{}.norm1.weight"),
+        "mlp_ratio": hidden / dim,
+        "mlp": "swiglu" if gated else "gelu",
+        "gate": "split" if split else "packed",
+        "scale_mlp": f"{first}mlp.norm.weight" in file,
+        "mlp_bias": mlp_bias,
+        "qkv": "fused" if fused else "split",
+        "qkv_bias": joined or f"{first}attn.{query}" in file,
+        "key_bias": not joined and f"{first}attn.{key}" in file,
+        "proj_bias": f"{first}attn.proj.bias" in file,
+        "qk_norm": f"{first}attn.q_norm.weight" in file,
+        "scale_attn_inner": f"{first}attn.norm.weight" in file,
+        "norm": "layer" if f"{first}norm1.bias" in file else "rms",
+        "init_values": 1e-5 if f"{first}gamma_1" in file else None,
+        "layer_scale": "attention" if f"{first}gamma_1" in file and f"{first}gamma_2" not in file else "both",
+        "pre_norm": "norm_pre.weight" in file,
+        "embed_norm": "patch_embed.norm.weight" in file,
+        "final_norm": "norm.weight" in file or "fc_norm.weight" in file,
+        "fc_norm": "fc_norm.weight" in file,
+        "class_token": "cls_token" in file,
+        "reg_tokens": file.shape("reg_token")[1] if "reg_token" in file else 0,
+        "pos_embed": "learn" if "pos_embed" in file else "sincos2d" if file.stated.get("pos_embed") == "sincos2d" else "none",
+        "pool_block": not pooled or "attn_pool.q.weight" in file,
+        "pool_mlp_ratio": None if pool_mlp is None or pool_mlp == hidden else pool_mlp / dim,
+    }
+
+
+def _heads(file: FamilyFile, fields: Mapping[str, Any], known: int | None) -> dict[str, Any]:
+    """Return the number of heads, None if nothing tells it, and what follows from it."""
+    dim, number, over = fields["embed_dim"], known, "head"
+    if fields["rope"] == "mixed":
+        number = file.shape("rope.freqs")[2]
+    inner = file.shape("blocks.0.attn.proj.weight")[1]
+    if fields["qk_norm"]:
+        (width,) = file.shape("blocks.0.attn.q_norm.weight")
+        if width == inner and known != 1:
+            over = "all"
+        else:
+            number = inner // width
+    if number is None and "rope.periods" in file:
+        number = inner // (4 * file.shape("rope.periods")[0])
+    if number is None:
+        return {"num_heads": None}
+    if inner % number:
+        raise ValueError(f"num_heads {number} does not divide the {inner} channels of the queries in the file")
+    width = inner // number
+    heads: dict[str, Any] = {"num_heads": number, "head_dim": None if inner == dim else width, "qk_norm_width": over}
+    if fields["qkv"] == "split":
+        groups = [file.shape(f"blocks.{at}.attn.k_proj.weight")[0] // width for at in range(fields["depth"])]
+        full = next((at for at, group in enumerate(groups) if group != number), None)
+        if full is not None:
+            heads |= {"kv_heads": groups[full], "full_attention_blocks": full}
+    return heads
+
+
+def _positions(file: FamilyFile, fields: Mapping[str, Any], stated: Any, asked: Any) -> dict[str, Any]:
+    """Return the image size of the file's positions: the stated one, the one that is asked for, or a square, if it fits."""
+    patch = pair(fields["patch_size"])
+    if "pos_embed" not in file:
+        return {"img_size": stated or asked or 224}
+    rows, tokens = file.shape("pos_embed")[1], int(fields["class_token"])
+    for placed in dict.fromkeys((tokens, 0)):
+        side = math.isqrt(rows - placed)
+        for size in (stated, asked, (side * patch[0], side * patch[1])):
+            if size is not None and math.prod(at // part for at, part in zip(pair(size), patch, strict=True)) == rows - placed:
+                return {"img_size": size, "no_embed_class": tokens > placed}
+    raise ValueError(f"the position embedding has {rows} rows, which make no square; give img_size=(height, width) of the file")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Another size
+
+
+def resize(name: str, value: Tensor, stored: ModernConfig, config: ModernConfig) -> tuple[Tensor, str]:
+    """Resize absolute positions to another grid, and the patch projection to another patch."""
+    if name == "patch_embed.proj.weight" and pair(stored.patch_size) != pair(config.patch_size):
+        return resize_patch(value, to=pair(config.patch_size)), f"patch {stored.patch_size} -> {config.patch_size}"
+    if name == "pos_embed" and (old := _grid(stored)) != (new := _grid(config)):
+        placed = stored.class_token and not stored.no_embed_class
+        note = " -> ".join(f"{height}x{width}" for height, width in (old, new))
+        return resize_positions(value, old=old, new=new, prefix=int(placed)), note
+    return value, ""
+
+
+def computed(name: str, config: ModernConfig) -> Tensor | None:
+    """Compute sine-cosine positions, which files omit."""
+    if name != "pos_embed" or config.pos_embed != "sincos2d":
+        return None
+    zeros = torch.zeros(1, int(config.class_token and not config.no_embed_class), config.embed_dim)
+    return torch.cat([zeros, sincos_2d(_grid(config), config.embed_dim)[None]], dim=1)
+
+
+def _grid(config: ModernConfig) -> Pair:
+    return grid_of(pair(config.img_size), pair(config.patch_size))
+
+
+MODERN = FamilyReader(infer, resize, computed)
