@@ -589,7 +589,6 @@ NO_TIMM = {
     "eva02_base_patch14_224": "sub-LN",
     "vit_base_patch16_rope_mixed_224": "rotary",
     "test_vit4": "RMSNorm",
-    "cait_s24_224": "something else",
     "resnet18": "no plain ViT is in",
 }
 NOT_SHOWN = {  # rotary positions leave nothing in a file: a question that only the plain ViT of these tensors can answer
