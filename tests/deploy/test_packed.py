@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitrail.deploy.packed import PackedLinear, copy_as, is_linear, pack, packing_is_available
-from vitrail.models import ViT, create_model
+from vitrail.models import Cait, Cvt, ViT, create_model
 from vitrail.models.baseline import create_baseline
 from vitrail.models.swin import Swin
 
@@ -75,6 +75,13 @@ def test_packed_vit_is_the_vit(form: str) -> None:
 def test_packed_swin_is_the_swin() -> None:
     model = randomise(Swin(img_size=32, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=5))
     check(model, torch.randn(2, 3, 32, 32), layers=18)
+
+
+def test_packed_cait_and_cvt_are_themselves() -> None:
+    model: nn.Module = randomise(Cait(img_size=32, embed_dim=8, depth=2, num_heads=2, num_classes=5))
+    check(model, torch.randn(2, 3, 32, 32), layers=2 * 6 + 2 * 6 + 1)
+    model = randomise(Cvt(img_size=32, embed_dims=(4, 6, 8), depths=(1, 1, 1), num_heads=(1, 2, 2), num_classes=5))
+    check(model, torch.randn(2, 3, 32, 32), layers=3 * 6 + 1)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm:convnext_atto", "timm:deit3_small_patch16_224", "swin_t"])

@@ -74,15 +74,11 @@ def picture() -> Any:
 def test_what_class_attention_does_not_have(make: Any) -> None:
     model, x = make(), images()
     name = type(model).__name__
-    with pytest.raises(
-        ValueError, match=rf"^query 9,9: of {name} only the class token's attention is shown; leave the query out$"
-    ):
+    with pytest.raises(ValueError, match=rf"^query 9,9: of {name} only the class token's attention is shown"):
         attention(model, x, query=(9, 9))
     with pytest.raises(ValueError, match=r"^layer 2 does not exist; this model has layers 0 to 1 \(or -2 to -1\)$"):
         attention(model, x, layer=2)
-    with pytest.raises(
-        ValueError, match=r'^head 2 does not exist; this model has heads 0 to 1, or "mean", "max", "min" of them$'
-    ):
+    with pytest.raises(ValueError, match=r'^head 2 does not exist; this model has heads 0 to 1, or "mean"'):
         attention(model, x, heads=2)
     with pytest.raises(ValueError, match=rf"^layer 1: of {name} only the last features are explained; leave the layer out$"):
         gradcam(model, x, layer=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,16 @@ from vitrail.weights import save_model
 
 Typed = Callable[..., tuple[int, str, str]]
 SHAPE: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
-SMALL = ["--model", "swin_t", "--model.img_size=32", "--model.embed_dim=8", "--model.depths=[2,2]", "--model.num_heads=[2,4]"]
+SMALL = {
+    "swin_t": ["img_size=32", "embed_dim=8", "depths=[2,2]", "num_heads=[2,4]"],
+    "cait_xxs24": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2"],
+    "cvt_13": ["img_size=32", "embed_dims=[4,6,8]", "depths=[1,1,2]", "num_heads=[1,3,2]"],
+}
+SHOWN = {
+    "swin_t": "2-2 blocks from width 8, window 7",
+    "cait_xxs24": "2 blocks of width 8 and 2 for the class, 2 heads",
+    "cvt_13": "1-1-2 blocks of widths 4-6-8",
+}
 SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom"]
 SHORT = ["--train.batch_size=8", "--train.device=cpu", "--train.precision=fp32", "--data.workers=0"]
 
@@ -87,6 +98,84 @@ def test_timm_s_names_are_ours() -> None:
         "window_size": 12,
         "img_size": 384,
     }
+
+
+OF_ONE_BLOCK: dict[str, dict[str, Any]] = {
+    "swin_t": {"depths": (1, 1, 1), "num_heads": (1, 1, 1), "embed_dim": 8},
+    "cait_xxs24": {"depth": 2, "embed_dim": 8, "num_heads": 2},
+    "cvt_13": {"depths": (1, 1, 2), "embed_dims": (8, 8, 8), "num_heads": (1, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_BLOCK)
+def test_every_parameter_is_in_one_stage_and_changes_with_its_head_only(name: str) -> None:
+    model = vitrail.create_model(name, img_size=32, num_classes=3, **OF_ONE_BLOCK[name])
+    stages = model.stages()
+    for parameter, _ in model.named_parameters():
+        assert sum(stage.owns(parameter) for stage in stages) == 1, parameter
+    assert model.no_decay <= dict(model.named_parameters()).keys()
+    for path in (*model.heads, *model.stems):
+        model.get_submodule(path)
+    rows = {row.name: row for row in group_table(model, OptimConfig(layer_decay=0.5, freeze=1))}
+    blocks = [stage for stage in stages if stage.block is not None]
+    for index, stage in enumerate(stages[1:-1]):
+        for row in rows.values():
+            if stage.owns(row.name):
+                assert row.optimizer == ("frozen" if index == 0 else "adamw")
+                assert row.lr_factor == (0 if index == 0 else 0.5 ** (len(blocks) - index))
+    images = torch.randn(2, 3, 32, 32)
+    model.eval()
+    embedding = model.embedding(images)
+    model.reset_head(7)
+    assert model(images).shape == (2, 7)
+    assert model.config.num_classes == 7
+    model.reset_head(0)
+    torch.testing.assert_close(model(images), embedding)
+    torch.testing.assert_close(model.features(images).pooled, embedding)
+
+
+COMPILED = """
+import torch, vitrail
+
+shapes = {
+    "swin_t": {"depths": (2, 2), "num_heads": (2, 2), "embed_dim": 8, "window_size": 4},
+    "cait_xxs24": {"depth": 3, "embed_dim": 8, "num_heads": 2, "init_values": 0.5},
+    "cvt_13": {"depths": (1, 2, 3), "embed_dims": (4, 6, 8), "num_heads": (1, 3, 2)},
+}
+
+def results(model, images):
+    torch.manual_seed(3)
+    model.zero_grad()
+    model(images).square().mean().backward()
+    return [*(p.grad.clone() for p in model.parameters() if p.grad is not None), *(b.clone() for b in model.buffers())]
+
+def keep(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+
+for name, shape in shapes.items():
+    for recompute in (False, True):
+        torch._dynamo.reset()
+        model = vitrail.create_model(name, img_size=32, num_classes=3, drop_path_rate=0.5, **shape).train()
+        model.checkpointing = recompute
+        state, images, graphs = {k: v.clone() for k, v in model.state_dict().items()}, torch.randn(4, 3, 32, 32), []
+        plain = results(model, images)
+        model.load_state_dict(state)
+        for block in model.blocks_in_order():
+            block.compile(backend=keep)
+        for a, b in zip(plain, results(model, images), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        print(name, len(graphs))
+"""
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same_and_share_a_graph_of_each_kind() -> None:
+    """In a process of its own: the checks of annotations that tests add are no code that compiles."""
+    said = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    kinds = {"swin_t": 4, "cait_xxs24": 2, "cvt_13": 3}  # widths, windows that shift, and blocks for the class
+    assert said.stdout.split() == [word for name, count in kinds.items() for word in (name, str(count)) * 2]
 
 
 def test_groups_of_a_swin() -> None:
@@ -173,15 +262,21 @@ def test_converted_for_all_three(tmp_path: Path, typed: Typed) -> None:
 # As users type it
 
 
-def test_a_swin_from_the_command_line(typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
+def small(name: str) -> list[str]:
+    return ["--model", name, *(f"--model.{field}" for field in SMALL[name])]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_family_from_the_command_line(name: str, typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
     photos, run = image_folder({"train": {"dark": 6, "light": 6}, "test": {"dark": 3, "light": 3}}), tmp_path / "run"
-    code, out, err = typed("train", photos, *SMALL, *SHORT, "--train.steps=3", "--train.checkpointing=true", "--out", run)
+    words = [*small(name), *SHORT, "--train.steps=3", "--train.checkpointing=true"]
+    code, out, err = typed("train", photos, *words, "--out", run)
     assert (code, err) == (0, "")
-    assert "swin_t: " in out
+    assert f"{name}: " in out
     written = (run / "config.yaml").read_text()
-    assert "depths:" in written
+    assert "depth" in written
     assert "reg_tokens" not in written
-    assert "swin" in json.loads((run / "config.json").read_text())["vitrail"]
+    assert family_of(name).stored_as in json.loads((run / "config.json").read_text())["vitrail"]
 
     code, out, err = typed("evaluate", run, "--json")
     assert (code, err) == (0, "")
@@ -193,7 +288,7 @@ def test_a_swin_from_the_command_line(typed: Typed, image_folder: ImageFolder, t
     assert (code, err) == (0, "")
     code, out, err = typed("show", run, "--groups")
     assert (code, err) == (0, "")
-    assert "2-2 blocks from width 8, window 7" in out
+    assert SHOWN[name] in out
     tuned = tmp_path / "tuned"
     code, out, err = typed("train", photos, "--weights", run, *SHORT, "--train.steps=2", "--out", tuned)
     assert (code, err) == (0, "")
@@ -203,11 +298,26 @@ def test_a_swin_from_the_command_line(typed: Typed, image_folder: ImageFolder, t
     assert 'model.name "B/16" is not the model of the weights' in err
 
 
-def test_a_resumed_swin_is_the_same_to_the_last_bit(typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_a_resumed_run_is_the_same_to_the_last_bit(name: str, typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
     photos = image_folder({"train": {"dark": 8, "light": 8}, "test": {"dark": 2, "light": 2}})
-    words = [*SMALL, *SHORT, "--train.steps=6", "--model.drop_path_rate=0.2", "--optim.name=muon", "--train.ema_decay=0.9"]
+    words = [
+        *small(name),
+        *SHORT,
+        "--train.steps=6",
+        "--model.drop_path_rate=0.2",
+        "--optim.name=muon",
+        "--train.ema_decay=0.9",
+    ]
     code, _, err = typed(
-        "train", photos, *words, "--train.keep=9", "--train.checkpoint_every=0.000001", "--out", tmp_path / "run"
+        "train",
+        photos,
+        *words,
+        "--train.steps=6",
+        "--train.keep=9",
+        "--train.checkpoint_every=0.000001",
+        "--out",
+        tmp_path / "run",
     )
     assert (code, err) == (0, "")
     whole = (tmp_path / "run" / "model.safetensors").read_bytes()

@@ -124,20 +124,31 @@ def test_two_processes_take_the_same_smaller_model(photos: Path, tmp_path: Path)
     assert layers.from_yaml((tmp_path / "run" / "config.yaml").read_text()).model.img_size == 64
 
 
-def test_two_processes_learn_a_swin_as_one_does(photos: Path, tmp_path: Path) -> None:
-    """A pyramid, merging between its stages, and shifted windows: DDP and FSDP2 beside one process."""
-    shape = {"img_size": "32", "embed_dim": "8", "depths": "[2,2]", "num_heads": "[2,4]", "window_size": "4"}
-    words = ["train", str(photos), "--recipe", "from-scratch", "--model", "swin_t"]
-    words += [word for key, value in shape.items() for word in (f"--model.{key}", value)]
+FAMILIES = {
+    "swin_t": {"embed_dim": "8", "depths": "[2,2]", "num_heads": "[2,4]", "window_size": "4"},
+    "cait_xxs24": {"embed_dim": "8", "depth": "2", "num_heads": "2", "patch_size": "8"},
+    "cvt_13": {"embed_dims": "[4,6,8]", "depths": "[1,1,2]", "num_heads": "[1,3,2]"},
+}
+"""A pyramid, merging between its stages, and shifted windows; blocks of two kinds; batch norms."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_processes_learn_another_family_as_one_does(name: str, photos: Path, tmp_path: Path) -> None:
+    """DDP and FSDP2 beside one process; with batch norms, whose statistics are those of a process, beside each other."""
+    words = ["train", str(photos), "--recipe", "from-scratch", "--model", name, "--model.img_size", "32"]
+    words += [word for key, value in FAMILIES[name].items() for word in (f"--model.{key}", value)]
     words += [word for key, value in PLAIN.items() for word in (f"--{key}", value)]
     words += ["--optim.name", "adamw", "--train.steps", "6", "--train.ema_decay", "0.9"]
-    run([*words, "--out", "one"], processes=1, folder=tmp_path)
-    losses = metrics(tmp_path / "one", "loss")
+    ways = {"one": (1, "false"), "ddp": (2, "false"), "fsdp": (2, "true")}
+    first, *others = list(ways)[1:] if name == "cvt_13" else list(ways)
+    for way in (first, *others):
+        processes, shard = ways[way]
+        run([*words, "--train.shard", shard, "--out", way], processes=processes, folder=tmp_path)
+    losses = metrics(tmp_path / first, "loss")
     assert len(losses) == 6
-    for name, option in (("ddp", "false"), ("fsdp", "true")):
-        run([*words, "--train.shard", option, "--out", name], processes=2, folder=tmp_path)
-        assert metrics(tmp_path / name, "loss") == pytest.approx(losses, abs=1e-5)
-        assert farthest(tmp_path / "one", tmp_path / name) < 2e-4
+    for way in others:
+        assert metrics(tmp_path / way, "loss") == pytest.approx(losses, abs=1e-5)
+        assert farthest(tmp_path / first, tmp_path / way) < 2e-4
 
 
 def test_two_processes_pretrain_as_one_does(photos: Path, tmp_path: Path) -> None:

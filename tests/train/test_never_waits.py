@@ -88,10 +88,13 @@ def test_a_training_step_never_waits_for_the_device(name: str, augment: str) -> 
     steps(task, raw, model=model, optimizer="muon" if name == "classify" else "adamw", ema=name == "classify")
 
 
-@pytest.mark.parametrize("name", ["Ti+/8", "swin_t"])
-def test_nor_does_that_of_another_backbone(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("Ti+/8", {}), ("swin_t", {}), ("cait_xxs24", {"patch_size": 8, "depth": 2}), ("cvt_13", {"depths": (1, 1, 2)})],
+)
+def test_nor_does_that_of_another_backbone(name: str, fields: dict[str, Any]) -> None:
     cfg = AUGMENTS["deit"]
-    model = create_model(name, img_size=SIZE, num_classes=5)
+    model = create_model(name, img_size=SIZE, num_classes=5, **fields)
     task = TASKS["classify"](model, cfg).to(DEVICE).train()
     steps(task, raw_batch(cfg, labels=False, turns=False), model=model, optimizer="sgd", ema=False)
 

@@ -586,7 +586,6 @@ NO_TIMM = {
     "samvit_base_patch16": "relative position biases",
     "vit_dlittle_patch16_reg1_gap_256": "differential",
     "test_vit4": "RMSNorm",
-    "cait_s24_224": "something else",
     "resnet18": "no plain ViT is in",
 }
 NOT_SHOWN = {  # rotary positions leave nothing in a file: a question that only the plain ViT of these tensors can answer

@@ -14,7 +14,7 @@ from vitrail.settings.layers import build, to_yaml
 from vitrail.weights.shape import resolve_model
 
 
-@pytest.mark.parametrize("name", ["Ti/16", "vit_tiny_patch16_224", "swin_t", "timm:test_resnet"])
+@pytest.mark.parametrize("name", ["Ti/16", "vit_tiny_patch16_224", "swin_t", "cait_s24_384", "cvt_w24", "timm:test_resnet"])
 def test_a_name_gives_its_shape_and_no_receipt(name: str) -> None:
     settings, receipt = resolve_model(name, {"model": {"num_classes": 3}}, {"optim": {"lr": 0.5}})
     assert settings == build([{"model": {"name": name, "num_classes": 3}, "optim": {"lr": 0.5}}])
