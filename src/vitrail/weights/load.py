@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +18,7 @@ from vitrail.models import create_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.baseline import published_classes
 from vitrail.models.receipt import Entry, Receipt
-from vitrail.settings import Pair, ViTConfig, choices_of_a_model, nearest
+from vitrail.settings import Pair, ViTConfig, choices_of_a_model, nearest, tupled
 from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
@@ -26,10 +26,12 @@ from vitrail.settings.families import Family, check_fields, family_of, name_of, 
 from vitrail.settings.swin import SwinConfig
 from vitrail.text import printable_errors
 from vitrail.weights import hub
+from vitrail.weights.arrange import ANSWERS, check_answers
 from vitrail.weights.baseline import published_baseline
 from vitrail.weights.cait import CAIT
 from vitrail.weights.cvt import CVT
 from vitrail.weights.family import FamilyReader, is_of, load_family
+from vitrail.weights.names_file import NamesFile, is_names_file, read_names
 from vitrail.weights.read import Checkpoint, read
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
 from vitrail.weights.swin import SWIN
@@ -50,6 +52,7 @@ def load(
     revision: str | None = None,
     strict: bool = True,
     channels: Channels = "repeat",
+    names: str | os.PathLike[str] | NamesFile | None = None,
     **config_changes: Any,
 ) -> Backbone:
     """Load a model with weights from any source, for a given size, channels and classes, in evaluation mode.
@@ -58,7 +61,9 @@ def load(
     .pt, .bin), a folder (a run, or one that transformers or timm wrote), a state dict, a model of another library, or a
     name: of "B/16" the weights are random, of the baselines "torchvision:resnet50" and "timm:…" their library's own. Other
     settings are those of the file. Any field of ViTConfig can be changed, and answers what no tensor determines
-    (`num_heads=8`). Positions are resized as timm does, patches as FlexiViT does.
+    (`num_heads=8`), as do those of `arrange.ANSWERS` for home-made models (`norm_first=True`). `names` is a names file for
+    a checkpoint whose names no library has; a names file that states its checkpoint is a source, too. Positions are
+    resized as timm does, patches as FlexiViT does.
     `channels` selects how the stem adapts to others: "repeat" scales its filters over all, "keep" leaves the first as they
     are and initialises the rest to zero.
 
@@ -68,9 +73,8 @@ def load(
     """
     arguments = {"num_classes": num_classes, "img_size": img_size, "in_channels": in_channels}
     changes = {name: value for name, value in arguments.items() if value is not None} | config_changes
-    check_fields(changes)  # a field that does not exist is named before anything is fetched
-    check_choices(changes)
-    return open_weights(source, revision=revision).build(changes, channels=channels, strict=strict)
+    check_changes(changes)  # a field that does not exist is named before anything is fetched
+    return open_weights(source, revision=revision, names=names).build(changes, channels=channels, strict=strict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +87,19 @@ class OpenedWeights:
     """Tensors, and the files beside them; None for the name of a model."""
     config: Any | None
     """Config that says everything: that of a run, or of a model of ours; None for other checkpoints."""
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    """Answers of a names file."""
 
     def build(self, changes: Mapping[str, Any], *, channels: Channels = "repeat", strict: bool = True) -> Backbone:
         """The model, with fields of its config changed. See `load`."""
+        changes = {**self.answers, **changes}
         if self.checkpoint is None:
             name = str(self.source)
             require_fields(name, changes)
             reader = READERS.get(family_of(name).config)
             return fresh(name, changes) if reader is None or reader.published is None else reader.published(name, changes)
         if self.config is not None:
-            require_fields(name_of(self.config), changes)
+            require_fields(name_of(self.config), (name for name in changes if name not in ANSWERS))
             reader = READERS.get(type(self.config), Reader(load_trained))
         else:
             reader = next((one for one in READERS.values() if one.recognise(self.checkpoint.tensors)), READERS[ViTConfig])
@@ -101,12 +108,27 @@ class OpenedWeights:
 
 @printable_errors()
 def open_weights(
-    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module, *, revision: str | None = None
+    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module,
+    *,
+    revision: str | None = None,
+    names: str | os.PathLike[str] | NamesFile | None = None,
 ) -> OpenedWeights:
     """Read what `load` takes, without building a model. Raises ValueError, in one line, for a source that can't be read."""
+    if is_names_file(source):
+        names = read_names(str(source))
+        if not names.source:
+            raise ValueError(f'{source} names no checkpoint; add the line "file: PATH", or give the checkpoint and names=')
+        source = names.source
     if named_family(source) is not None:
         return OpenedWeights(source, None, None)
-    return OpenedWeights(source, *opened(source, revision))
+    checkpoint, config = opened(source, revision)
+    if names is None:
+        return OpenedWeights(source, checkpoint, config)
+    names = read_names(names)
+    check_changes(names.answers, where=f"{names.path}: ")
+    if config is not None:
+        raise ValueError(f"{checkpoint.file} is a run, which has our names already; leave names out")
+    return OpenedWeights(source, dataclasses.replace(checkpoint, names=names), None, tupled(dict(names.answers)))
 
 
 class Load(Protocol):
@@ -147,6 +169,18 @@ READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is
 
 # --------------------------------------------------------------------------------------------------------------------
 # Sources
+
+
+def check_changes(changes: Mapping[str, Any], *, where: str = "") -> None:
+    """Raise ValueError for a field or an answer that does not exist, or a value that it can't have."""
+    answers = {name: value for name, value in changes.items() if name in ANSWERS}
+    fields = {name: value for name, value in changes.items() if name not in ANSWERS}
+    try:
+        check_fields(fields)
+        check_choices(fields)
+        check_answers(answers)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
 
 
 def check_choices(changes: Mapping[str, Any]) -> None:
