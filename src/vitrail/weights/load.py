@@ -32,7 +32,9 @@ from vitrail.weights.cait import CAIT
 from vitrail.weights.cvt import CVT
 from vitrail.weights.family import FamilyReader, is_of, load_family
 from vitrail.weights.names_file import NamesFile, is_names_file, read_names
+from vitrail.weights.prove import prove
 from vitrail.weights.read import Checkpoint, read
+from vitrail.weights.recognise import recognise
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
 from vitrail.weights.swin import SWIN
 from vitrail.weights.trained import load_trained
@@ -74,7 +76,10 @@ def load(
     arguments = {"num_classes": num_classes, "img_size": img_size, "in_channels": in_channels}
     changes = {name: value for name, value in arguments.items() if value is not None} | config_changes
     check_changes(changes)  # a field that does not exist is named before anything is fetched
-    return open_weights(source, revision=revision, names=names).build(changes, channels=channels, strict=strict)
+    weights = open_weights(source, revision=revision, names=names)
+    if isinstance(source, nn.Module) and weights.checkpoint is not None and is_homemade(weights):
+        weights = proved(source, weights, changes)
+    return weights.build(changes, channels=channels, strict=strict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +109,35 @@ class OpenedWeights:
         else:
             reader = next((one for one in READERS.values() if one.recognise(self.checkpoint.tensors)), READERS[ViTConfig])
         return reader.load(self.checkpoint, self.config, changes, channels=channels, strict=strict)
+
+
+def is_homemade(weights: OpenedWeights) -> bool:
+    """Return True for tensors whose names are no library's, or stated by the caller: their code is nobody's."""
+    checkpoint = weights.checkpoint
+    if checkpoint is None or weights.config is not None:
+        return False
+    if checkpoint.names is not None:
+        return True
+    if any(reader.recognise(checkpoint.tensors) for reader in READERS.values()):
+        return False
+    try:
+        return not recognise(checkpoint.tensors).layout.published
+    except ValueError:
+        return True
+
+
+def proved(module: nn.Module, weights: OpenedWeights, changes: Mapping[str, Any]) -> OpenedWeights:
+    """Return the weights of a live module with names and answers with which outputs are equal. Raises ValueError if none are.
+
+    Of `changes`, those count that say what the module computes; the others change the model after that.
+    """
+    assert weights.checkpoint is not None
+    facts = ("num_heads", "mlp", "norm_eps", "pos_embed", *ANSWERS)
+    answers = {name: value for name, value in changes.items() if name in facts and name != "pixel_scale"}
+    names = prove(module, weights.checkpoint, weights.checkpoint.names, answers)
+    checkpoint = weights.checkpoint
+    checkpoint = dataclasses.replace(checkpoint, names=names, notes=(*checkpoint.notes, names.note))
+    return dataclasses.replace(weights, checkpoint=checkpoint, answers={"pixel_scale": "unknown", **names.answers})
 
 
 @printable_errors()
@@ -299,7 +333,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     }
     return {
         "architecture": pretrained_cfg.get("architecture", ""),
-        "pretrained_cfg": dict(pretrained_cfg),
+        **({"pretrained_cfg": dict(pretrained_cfg)} if pretrained_cfg else {}),
         "model_args": {name: value for name, value in arguments.items() if value is not None},
     }
 

@@ -89,6 +89,11 @@ class NamesFile:
             shown = " or ".join(scalar(answer) for answer in question.answers)
             yield f"  # {question.field}: {scalar(question.answers[0])}    # {shown}: {question.why}"
 
+    def patterns(self) -> Iterator[tuple[str, str]]:
+        """Yield the patterns of the file's names and ours, without ".*" and marks."""
+        for line in self.lines:
+            yield from expanded(line.theirs, line.ours.removesuffix(TRANSPOSED_MARK))
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the file. Returns its path."""
         target = Path(path)

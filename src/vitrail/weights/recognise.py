@@ -93,7 +93,7 @@ def unstack(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def recognise(names: Iterable[str], layouts: Iterable[Layout] = LAYOUTS) -> Recognised:
     """Find the layout whose table explains the names best. Raises ValueError if none explains patch embedding and blocks."""
     layouts = tuple(layouts)
-    actual = {re.sub(WRAPPERS, "", name): name for name in names}
+    actual = {bare_name(name): name for name in names}
     candidates = [
         match(layout, name[: len(name) - len(layout.anchor)], actual)
         for layout in layouts
@@ -118,7 +118,7 @@ def explain(names: Iterable[str], shapes: Shapes, named: NamesFile | None = None
 
     Raises ValueError for tensors of no plain ViT, and for a guess that is not certain.
     """
-    actual = {re.sub(WRAPPERS, "", name): name for name in names}
+    actual = {bare_name(name): name for name in names}
     bare = {name: shapes[key] for name, key in actual.items()}
     if named is not None:
         return match(named.layout(bare), "", actual)
@@ -132,6 +132,16 @@ def explain(names: Iterable[str], shapes: Shapes, named: NamesFile | None = None
         if reason := doubt(found):
             raise ValueError(f"{str(error).partition('; give')[0]}; {reason}") from None
     return match(layout_of(found.table, bare), "", actual)
+
+
+def bare_name(name: str) -> str:
+    """Return a name without what wrappers add."""
+    return re.sub(WRAPPERS, "", name)
+
+
+def bare_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors by their names without what wrappers add."""
+    return {bare_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def doubt(found: Guess) -> str:

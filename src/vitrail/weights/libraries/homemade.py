@@ -24,6 +24,12 @@ HEADS = Form(
 ONE_HEAD = re.compile(r"(.*heads?)\.(\d+)\.((?:.*[._])?(?:q|k|v|query|key|value)(?:_?proj)?)\.(weight|bias)")
 
 
+def joined_name(name: str) -> str:
+    """Return the name of the stack of which a projection of one head is a part; any other name as it is."""
+    match = ONE_HEAD.fullmatch(name)
+    return f"{match[1]}.{match[3]}.{match[4]}" if match else name
+
+
 def unstack(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Stack the projections of heads that are modules of their own: "heads.0.query", "heads.1.query", … to "heads.query"."""
     found = {name: match for name in tensors if (match := ONE_HEAD.fullmatch(name))}
@@ -31,7 +37,7 @@ def unstack(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return tensors
     joined: dict[str, dict[int, Tensor]] = {}
     for name, match in found.items():
-        joined.setdefault(f"{match[1]}.{match[3]}.{match[4]}", {})[int(match[2])] = tensors[name]
+        joined.setdefault(joined_name(name), {})[int(match[2])] = tensors[name]
     stacks = {name: torch.stack([heads[index] for index in sorted(heads)]) for name, heads in joined.items()}
     return {name: tensors[name] for name in tensors if name not in found} | stacks
 
