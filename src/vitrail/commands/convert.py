@@ -59,9 +59,7 @@ def run(words: list[str]) -> int:
 
     if there := parsed.get("suggest_names"):
         if destination or to or parsed.get("names"):
-            raise ValueError(
-                "--suggest-names converts nothing; leave out DST, --to and --names, and give them once it is mended"
-            )
+            raise ValueError("--suggest-names converts nothing; leave out DST, --to and --names, which come after it")
         if Path(there).exists() and not overwrite:
             raise ValueError(f"{there} exists; give another file, or --overwrite")
         names = weights.suggest_names(source, revision=revision, **fields)

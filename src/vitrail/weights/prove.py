@@ -241,7 +241,8 @@ def search(twin: Twin, files: Sequence[NamesFile], options: Mapping[str, Sequenc
     answers = {name: values[0] for name, values in options.items()}
     until = time.monotonic() + MOST_SECONDS
     for stage in STAGES:
-        fields = [name for name in stage.fields if name in options]
+        blind = stage is STAGES[-1] and answers["readout"].pool == "cls"  # a class token sees patches through attention only
+        fields = [name for name in (*stage.fields, *(["patch_order"] if blind else [])) if name in options]
         tables = files[:1] if stage is STAGES[0] else files
         best, smallest, tried = None, float("inf"), 0
         reason: ValueError | None = None
@@ -300,7 +301,7 @@ def randomised(module: nn.Module) -> nn.Module:
     for parameter in twin.parameters():
         scale = 0.3 if parameter.ndim < 2 else 2 * parameter[0].numel() ** -0.5
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.data = 0.5 * parameter.data + scale * noise
+        parameter.data = (0.5 * parameter.data + scale * noise).float().double()  # positions are read in float32
     return twin
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.weights.arrange import arranged
 from vitrail.weights.libraries import LIBRARIES
-from vitrail.weights.libraries.homemade import layout_of
+from vitrail.weights.libraries.homemade import HOMEMADE, layout_of
 from vitrail.weights.library import Layout, Shapes
 from vitrail.weights.names import Form
 from vitrail.weights.names_file import NamesFile
@@ -103,9 +103,10 @@ def recognise(names: Iterable[str], layouts: Iterable[Layout] = LAYOUTS) -> Reco
     candidates = [one for one in candidates if any(ours.startswith("blocks.") for ours in one.sources)]
     if not candidates:
         shown = ", ".join(sorted(actual)[:3])
+        known = dict.fromkeys(layout.name.split(" ")[0] for layout in LAYOUTS if layout not in HOMEMADE.layouts)
         raise ValueError(
             f"no plain ViT is in these {len(actual)} tensors ({shown}…): patch embedding and blocks are not named as by "
-            f"{', '.join(dict.fromkeys(layout.name.split(' ')[0] for layout in LAYOUTS))}; "
+            f"{', '.join(known)} or a known tutorial; "
             "give a plain ViT's, or name another library's model, as in timm:resnet50"
         )
     best = max(candidates, key=lambda one: (bool(re.search(AVERAGED, one.prefix)), len(one.sources), -len(one.foreign)))

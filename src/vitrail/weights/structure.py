@@ -9,6 +9,7 @@ all of them share. Where shapes leave a choice, words in the names decide, and w
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -283,8 +284,9 @@ def spelled(option: Mapping[str, str]) -> int:
 
 
 def digits_differ(one: str, other: str) -> bool:
-    """Return True for names that differ in their numbers only."""
-    return re.sub(r"\d+", "#", one) == re.sub(r"\d+", "#", other)
+    """Return True for names that differ in their numbers only, or in single letters: norm_a, norm_b."""
+    counters = re.compile(r"\d+|(?<=[._])[a-d](?=[._]|$)")
+    return one != other and counters.sub("#", one) == counters.sub("#", other)
 
 
 def in_both_orders(
@@ -391,9 +393,14 @@ def outer_rows(outside: Shapes, dim: int, *, after: set[str]) -> tuple[list[Gues
 
     tables = [name for name, shape in left.items() if is_table(shape, dim) and "registers" not in name]
     spelled_tables = [name for name in tables if is_position(name)]
-    if spelled_tables or (tables and len([name for name in tables if len(left[name]) == 3]) == 1):
-        table = (spelled_tables or [name for name in tables if len(left[name]) == 3])[0]
-        take("pos_embed", table, "name" if spelled_tables else "shape", TOKENS)
+    flat = [
+        name
+        for name in tables
+        if len(left[name]) == 2 and is_grid(left[name][0]) and bias_of(name, left[name][0], left) is None
+    ]
+    open_tables = [name for name in tables if len(left[name]) == 3] or (flat if len(flat) < len(tables) else [])
+    if spelled_tables or len(open_tables) == 1:
+        take("pos_embed", (spelled_tables or open_tables)[0], "name" if spelled_tables else "shape", TOKENS)
     for name in [name for name in left if is_table(left[name], dim) and {"reg", "register", "registers"} & set(words_of(name))]:
         take("reg_token", name, "name", TOKENS)
     norms = paired(left, dim)
@@ -424,6 +431,11 @@ def outer_rows(outside: Shapes, dim: int, *, after: set[str]) -> tuple[list[Gues
 def is_position(name: str) -> bool:
     """Return True for a name of positions."""
     return any(word.startswith("pos") or word == "pe" for word in words_of(name))
+
+
+def is_grid(rows: int) -> bool:
+    """Return whether so many rows are those of a square of patches, with or without one for a class token."""
+    return any(math.isqrt(rows - token) ** 2 == rows - token > 1 for token in (0, 1))
 
 
 def is_mask(name: str) -> bool:
