@@ -106,6 +106,8 @@ class OpenedWeights:
         if self.config is not None:
             require_fields(name_of(self.config), (name for name in changes if name not in ANSWERS))
             reader = READERS.get(type(self.config), Reader(load_trained))
+        elif self.checkpoint.names is not None:
+            reader = READERS[ViTConfig]
         else:
             reader = next((one for one in READERS.values() if one.recognise(self.checkpoint.tensors)), READERS[ViTConfig])
         return reader.load(self.checkpoint, self.config, changes, channels=channels, strict=strict)
