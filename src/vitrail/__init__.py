@@ -11,9 +11,21 @@ if TYPE_CHECKING:
     from vitrail.models import ViT, create_model
     from vitrail.settings import ViTConfig
     from vitrail.train import Run, pretrain, resume, train
-    from vitrail.weights import load
+    from vitrail.weights import load, suggest_names
 
-__all__ = ["Predictor", "Run", "ViT", "ViTConfig", "create_model", "embed", "load", "pretrain", "resume", "train"]
+__all__ = [
+    "Predictor",
+    "Run",
+    "ViT",
+    "ViTConfig",
+    "create_model",
+    "embed",
+    "load",
+    "pretrain",
+    "resume",
+    "suggest_names",
+    "train",
+]
 
 _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for torch
     "Predictor": "deploy",
@@ -25,6 +37,7 @@ _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for tor
     "load": "weights",
     "pretrain": "train",
     "resume": "train",
+    "suggest_names": "weights",
     "train": "train",
 }
 

@@ -41,6 +41,13 @@ FIELDS: dict[str, list[dict[str, Any]]] = {
     "CLIP": [CLIP, {**CLIP, "init_values": 0.1}],
     "vit-pytorch": [{**LUCID, "patch_norm": True}],
     "vit-pytorch before 1.0": [LUCID],
+    "d2l": [{"num_classes": 5}],
+    "UvA": [{"num_classes": 5}],
+    "mrdbourke": [{"num_classes": 5}],
+    "tintn": [{"num_classes": 5}, {"final_norm": False}],
+    "jeonsworld": [{"num_classes": 5}],
+    "FrancescoSaverioZuppichini": [{"pool": "avg", "fc_norm": True}],
+    "FrancescoSaverioZuppichini, linear": [{"pool": "avg", "fc_norm": True}],
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from vitrail.models.backbone import Backbone
 from vitrail.models.receipt import Entry, Receipt
 from vitrail.settings import pair
+from vitrail.weights.eval_transform import EvalTransform
 from vitrail.weights.preprocess import preprocessing_for
 from vitrail.weights.read import Checkpoint
 
@@ -22,10 +23,12 @@ def attach_card(
     notes: tuple[str, ...] | None = None,
     assumed: tuple[str, ...] = (),
     grid: str = "",
+    answered: EvalTransform | None = None,
 ) -> Receipt:
     """Attach the card to a model that was built from a checkpoint. Return the receipt, which the card holds too.
 
     `stored` is the config of the model in the file; `origin` names its library, for receipt and preprocessing.
+    `answered` is the evaluation transform that the caller states.
     """
     config = model.config
     given = preprocessing_for(
@@ -36,6 +39,7 @@ def attach_card(
         preprocessor=checkpoint.preprocessor,
         origin=origin,
         file_img_size=pair(stored.img_size),
+        answered=answered,
     )
     receipt = Receipt(
         origin=origin,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +44,14 @@ REASONS = (  # patterns of names that a plain ViT does not have, and what they i
     (r"fc1_[gx]|w1\.|w2\.", "its gated MLP keeps gate and value apart"),
     (r"attn_pool", "its attention pooling is another one"),
 )
+
+
+class OpenQuestions(ValueError):
+    """Neither tensors nor config determine some fields; the message asks for all of them in one line."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        super().__init__("the tensors do not tell " + "; nor ".join(map(str, questions)))
+        self.questions = tuple(questions)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def infer(shapes: Shapes, layout: Layout, *, config: Config, overrides: Mapping[
     except ValueError as error:
         mismatch = error
     if questions:  # first what can be answered
-        raise ValueError("the tensors do not tell " + "; nor ".join(map(str, questions)))
+        raise OpenQuestions(questions)
     if positions is None:
         assert mismatch is not None
         raise mismatch
@@ -255,6 +263,9 @@ def heads_of(evidence: Evidence, layout: Layout, prefix: str) -> Heads:
     heads, fixed = 0, layout.assumes.get("head_dim")
     if "heads" in known:  # the file has an axis for them
         heads = known["heads"]
+    elif not layout.published:
+        several = tuple(heads for heads in (2, 3, 4, 6, 8, 12, 16) if inner % heads == 0 and inner // heads >= 8)
+        return open_heads(inner, f"its code has them for a width of {inner}", several[:4] or (1,))
     elif fixed:
         heads = inner // fixed if inner % fixed == 0 else 0
     elif inner == dim and dim in WIDE_HEADS:
@@ -270,7 +281,7 @@ def heads_of(evidence: Evidence, layout: Layout, prefix: str) -> Heads:
     if not heads:
         several = tuple(heads for heads in (2, 4, 8, 16) if inner % heads == 0) or (1,)
         return open_heads(inner, f"width {inner} is not that of a published family", several)
-    return Heads(heads, inner // heads, assumed=(f"{heads} heads, as published at width {dim}",))
+    return Heads(heads, inner // heads, assumed=(f"{heads} heads, as published at width {dim}",) if layout.published else ())
 
 
 def open_heads(inner: int, why: str, answers: tuple[int, ...]) -> Heads:

@@ -75,6 +75,12 @@ class Layout:
     table: tuple[KeyRow, ...]
     assumes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ViTConfig that its code fixes and no tensor shows."""
+    arrangement: Mapping[str, Any] = field(default_factory=dict)
+    """Answers of `arrange.ANSWERS` that its code fixes and no tensor shows."""
+    published: bool = True
+    """Its widths are those of published models, whose number of heads is known."""
+    ranked: bool = False
+    """Blocks are counted in the order of their numbers, which may start at 1 or leave some out."""
     spellings: tuple[tuple[str, str], ...] = ()
     """Patterns of older names and their replacements, applied before the table is read."""
     ignored: str = r"(?!)"

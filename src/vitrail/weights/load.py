@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +18,7 @@ from vitrail.models import create_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.baseline import published_classes
 from vitrail.models.receipt import Entry, Receipt
-from vitrail.settings import Pair, ViTConfig, choices_of_a_model, nearest
+from vitrail.settings import Pair, ViTConfig, choices_of_a_model, nearest, tupled
 from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
@@ -27,12 +27,16 @@ from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.text import printable_errors
 from vitrail.weights import hub
+from vitrail.weights.arrange import ANSWERS, check_answers
 from vitrail.weights.baseline import published_baseline
 from vitrail.weights.cait import CAIT
 from vitrail.weights.cvt import CVT
 from vitrail.weights.family import FamilyReader, is_of, load_family
 from vitrail.weights.modern import MODERN
+from vitrail.weights.names_file import NamesFile, is_names_file, read_names
+from vitrail.weights.prove import prove
 from vitrail.weights.read import Checkpoint, read
+from vitrail.weights.recognise import recognise
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
 from vitrail.weights.swin import SWIN
 from vitrail.weights.trained import load_trained
@@ -52,6 +56,7 @@ def load(
     revision: str | None = None,
     strict: bool = True,
     channels: Channels = "repeat",
+    names: str | os.PathLike[str] | NamesFile | None = None,
     **config_changes: Any,
 ) -> Backbone:
     """Load a model with weights from any source, for a given size, channels and classes, in evaluation mode.
@@ -60,7 +65,9 @@ def load(
     .pt, .bin), a folder (a run, or one that transformers or timm wrote), a state dict, a model of another library, or a
     name: of "B/16" the weights are random, of the baselines "torchvision:resnet50" and "timm:…" their library's own. Other
     settings are those of the file. Any field of ViTConfig can be changed, and answers what no tensor determines
-    (`num_heads=8`). Positions are resized as timm does, patches as FlexiViT does.
+    (`num_heads=8`), as do those of `arrange.ANSWERS` for home-made models (`norm_first=True`). `names` is a names file for
+    a checkpoint whose names no library has; a names file that states its checkpoint is a source, too. Positions are
+    resized as timm does, patches as FlexiViT does.
     `channels` selects how the stem adapts to others: "repeat" scales its filters over all, "keep" leaves the first as they
     are and initialises the rest to zero.
 
@@ -70,9 +77,11 @@ def load(
     """
     arguments = {"num_classes": num_classes, "img_size": img_size, "in_channels": in_channels}
     changes = {name: value for name, value in arguments.items() if value is not None} | config_changes
-    check_fields(changes)  # a field that does not exist is named before anything is fetched
-    check_choices(changes)
-    return open_weights(source, revision=revision).build(changes, channels=channels, strict=strict)
+    check_changes(changes)  # a field that does not exist is named before anything is fetched
+    weights = open_weights(source, revision=revision, names=names)
+    if isinstance(source, nn.Module) and weights.checkpoint is not None and is_homemade(weights):
+        weights = proved(source, weights, changes)
+    return weights.build(changes, channels=channels, strict=strict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,30 +94,79 @@ class OpenedWeights:
     """Tensors, and the files beside them; None for the name of a model."""
     config: Any | None
     """Config that says everything: that of a run, or of a model of ours; None for other checkpoints."""
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    """Answers of a names file."""
 
     def build(self, changes: Mapping[str, Any], *, channels: Channels = "repeat", strict: bool = True) -> Backbone:
         """The model, with fields of its config changed. See `load`."""
+        changes = {**self.answers, **changes}
         if self.checkpoint is None:
             name = str(self.source)
             require_fields(name, changes)
             reader = READERS.get(family_of(name).config)
             return fresh(name, changes) if reader is None or reader.published is None else reader.published(name, changes)
         if self.config is not None:
-            require_fields(name_of(self.config), changes)
+            require_fields(name_of(self.config), (name for name in changes if name not in ANSWERS))
             reader = READERS.get(type(self.config), Reader(load_trained))
+        elif self.checkpoint.names is not None:
+            reader = READERS[ViTConfig]
         else:
             reader = next((one for one in READERS.values() if one.recognise(self.checkpoint, changes)), READERS[ViTConfig])
         return reader.load(self.checkpoint, self.config, changes, channels=channels, strict=strict)
 
 
+def is_homemade(weights: OpenedWeights) -> bool:
+    """Return True for tensors whose names are no library's, or stated by the caller: their code is nobody's."""
+    checkpoint = weights.checkpoint
+    if checkpoint is None or weights.config is not None:
+        return False
+    if checkpoint.names is not None:
+        return True
+    if any(reader.recognise(checkpoint, {}) for reader in READERS.values()):
+        return False
+    try:
+        return not recognise(checkpoint.tensors).layout.published
+    except ValueError:
+        return True
+
+
+def proved(module: nn.Module, weights: OpenedWeights, changes: Mapping[str, Any]) -> OpenedWeights:
+    """Return the weights of a live module with names and answers with which outputs are equal. Raises ValueError if none are.
+
+    Of `changes`, those count that say what the module computes; the others change the model after that.
+    """
+    assert weights.checkpoint is not None
+    facts = ("num_heads", "mlp", "norm_eps", "pos_embed", *ANSWERS)
+    answers = {name: value for name, value in changes.items() if name in facts and name != "pixel_scale"}
+    names = prove(module, weights.checkpoint, weights.checkpoint.names, answers)
+    checkpoint = weights.checkpoint
+    checkpoint = dataclasses.replace(checkpoint, names=names, notes=(*checkpoint.notes, names.note))
+    return dataclasses.replace(weights, checkpoint=checkpoint, answers={"pixel_scale": "unknown", **names.answers})
+
+
 @printable_errors()
 def open_weights(
-    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module, *, revision: str | None = None
+    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module,
+    *,
+    revision: str | None = None,
+    names: str | os.PathLike[str] | NamesFile | None = None,
 ) -> OpenedWeights:
     """Read what `load` takes, without building a model. Raises ValueError, in one line, for a source that can't be read."""
+    if is_names_file(source):
+        names = read_names(str(source))
+        if not names.source:
+            raise ValueError(f'{source} names no checkpoint; add the line "file: PATH", or give the checkpoint and names=')
+        source = names.source
     if named_family(source) is not None:
         return OpenedWeights(source, None, None)
-    return OpenedWeights(source, *opened(source, revision))
+    checkpoint, config = opened(source, revision)
+    if names is None:
+        return OpenedWeights(source, checkpoint, config)
+    names = read_names(names)
+    check_changes(names.answers, where=f"{names.path}: ")
+    if config is not None:
+        raise ValueError(f"{checkpoint.file} is a run, which has our names already; leave names out")
+    return OpenedWeights(source, dataclasses.replace(checkpoint, names=names), None, tupled(dict(names.answers)))
 
 
 class Load(Protocol):
@@ -150,6 +208,18 @@ READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is
 
 # --------------------------------------------------------------------------------------------------------------------
 # Sources
+
+
+def check_changes(changes: Mapping[str, Any], *, where: str = "") -> None:
+    """Raise ValueError for a field or an answer that does not exist, or a value that it can't have."""
+    answers = {name: value for name, value in changes.items() if name in ANSWERS}
+    fields = {name: value for name, value in changes.items() if name not in ANSWERS}
+    try:
+        check_fields(fields)
+        check_choices(fields)
+        check_answers(answers)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
 
 
 def check_choices(changes: Mapping[str, Any]) -> None:
@@ -268,7 +338,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     }
     return {
         "architecture": pretrained_cfg.get("architecture", ""),
-        "pretrained_cfg": dict(pretrained_cfg),
+        **({"pretrained_cfg": dict(pretrained_cfg)} if pretrained_cfg else {}),
         "model_args": {name: value for name, value in arguments.items() if value is not None},
     }
 

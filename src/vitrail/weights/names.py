@@ -9,6 +9,7 @@ writing the first of the table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -28,20 +29,42 @@ class Form(NamedTuple):
     write: Callable[[Tensor, ViTConfig], list[Tensor]]
     heads_axis: int | None = None
     """Axis of the library's tensor that counts the attention heads, if it has one."""
+    per_head: Callable[[Tensor, int], Tensor] | None = None
+    """Rearranges what `read` returns, given the number of heads; it keeps the shape."""
+
+
+def patch_of(pixels: int) -> tuple[int, int] | None:
+    """Return (channels, side) of a square patch of so many numbers: three channels if they make one, else one."""
+    for channels in (3, 1):
+        side = math.isqrt(pixels // channels)
+        if side * side * channels == pixels:
+            return channels, side
+    return None
+
+
+def _linear_patch(weight: Tensor) -> tuple[int, int]:
+    """Return (channels, side) of a projection (D, C P P). Raises ValueError if they make no square patch."""
+    patch = patch_of(weight.shape[1])
+    if patch is None:
+        raise ValueError(
+            f"a patch embedding of {weight.shape[1]} numbers is no square patch of 3 channels or 1; reshape it to (D, C, P, P)"
+        )
+    return patch
 
 
 def _read_linear_patch(parts: list[Tensor]) -> Tensor:
-    """Reshape (D, P P C) to (D, C, P, P): three channels if that makes a square patch, else one."""
+    """Reshape (D, P P C) to (D, C, P, P)."""
     [weight] = parts
     if weight.ndim == 4:
         return weight
-    for channels in (3, 1):
-        side = round((weight.shape[1] / channels) ** 0.5)
-        if side * side * channels == weight.shape[1]:
-            return weight.reshape(-1, side, side, channels).permute(0, 3, 1, 2)
-    raise ValueError(
-        f"a patch embedding of {weight.shape[1]} numbers is no square patch of 3 channels or 1; reshape it to (D, C, P, P)"
-    )
+    channels, side = _linear_patch(weight)
+    return weight.reshape(-1, side, side, channels).permute(0, 3, 1, 2)
+
+
+def _read_channels_first_patch(parts: list[Tensor]) -> Tensor:
+    """Reshape (D, C P P) to (D, C, P, P)."""
+    [weight] = parts
+    return weight if weight.ndim == 4 else weight.reshape(-1, *_linear_patch(weight), _linear_patch(weight)[1])
 
 
 def _read_pixel_norm(parts: list[Tensor]) -> Tensor:
@@ -59,6 +82,8 @@ TOKENS = Form(lambda parts: parts[0].reshape(1, -1, parts[0].shape[-1]), lambda 
 TOKEN = Form(TOKENS.read, lambda x, cfg: [x.reshape(-1)])  # written as (D,)
 TRANSPOSED = Form(lambda parts: parts[0].T, lambda x, cfg: [x.T])
 LINEAR_PATCH = Form(_read_linear_patch, lambda x, cfg: [x.permute(0, 2, 3, 1).flatten(1)])
+CHANNELS_FIRST_PATCH = Form(_read_channels_first_patch, lambda x, cfg: [x.flatten(1)])
+FLAT = Form(lambda parts: parts[0].reshape(-1), lambda x, cfg: [x])  # LayerScale, of any number of axes
 PIXEL_NORM = Form(_read_pixel_norm, _write_pixel_norm)
 # Query and value without a bias of the key: zero gives the same attention
 NO_KEY_BIAS = Form(

@@ -49,16 +49,18 @@ def preprocessing_for(
     preprocessor: Config,
     origin: str,
     file_img_size: Pair,
+    answered: EvalTransform | None = None,
 ) -> Given:
     """Return the preprocessing of a checkpoint for a model of `img_size` and `in_channels`, and the names of its classes.
 
     `config` is a config.json (or open_clip_config.json) and `preprocessor` a preprocessor_config.json; either may be
-    empty. `origin` is the library or repository that wrote the weights, `file_img_size` the size they were made for.
+    empty. `origin` is the library or repository that wrote the weights, `file_img_size` the size they were made for;
+    `answered` is the transform that the caller states, if anybody does.
     The crop's share stays if img_size differs. One channel takes the mean over the file's channels, more of them repeat
     the file's. Raises ValueError for a file with invalid values.
     """
     sources = transforms(config, preprocessor, origin, file_img_size)
-    stated = next((transform for transform in sources if transform is not None), None)
+    stated = answered or next((transform for transform in sources if transform is not None), None)
     transform = stated or EvalTransform(*IMAGENET, 0.875, "center", "bicubic", "a guess: ImageNet's mean and std")
     preprocessing = Preprocessing(
         img_size=img_size,

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from vitrail.weights.formats import open_weights, read_json, reading
+from vitrail.weights.names_file import NamesFile
 from vitrail.weights.unwrap import CheckpointError, Shape, Tensors, unwrap
 
 PREFERRED = (
@@ -50,6 +51,8 @@ class Checkpoint:
     """`license:` of the front matter of README.md beside the weights."""
     notes: tuple[str, ...] = ()
     """One short sentence for each choice made, such as "took model_ema; the file also holds model"."""
+    names: NamesFile | None = None
+    """Names of its tensors that the caller states."""
     hashing: Future[str] | None = field(default=None, repr=False, compare=False)
     """Future of `sha256`."""
 

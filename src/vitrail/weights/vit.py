@@ -19,11 +19,13 @@ from vitrail.models.positions import resize_patch, resize_positions, sincos_2d
 from vitrail.models.receipt import Entry, Status
 from vitrail.settings import Pair, ViTConfig, configured, pair
 from vitrail.weights.adapt import adapt_channels, copy_like
+from vitrail.weights.arrange import ANSWERS, check_answers, pixel_transform
 from vitrail.weights.card import attach_card
+from vitrail.weights.eval_transform import EvalTransform
 from vitrail.weights.infer import Inferred, infer, refuse_foreign
 from vitrail.weights.libraries.vitrail import OURS
 from vitrail.weights.read import Checkpoint
-from vitrail.weights.recognise import LAYOUTS, Recognised, recognise, unstack
+from vitrail.weights.recognise import Recognised, explain, recognise, unstack
 
 BACKBONE_SHARE = 0.95
 """Minimum share of the backbone's parameters that must come from the file."""
@@ -35,18 +37,23 @@ def load_vit(
     checkpoint: Checkpoint, known: ViTConfig | None, changes: Mapping[str, Any], *, channels: Channels, strict: bool
 ) -> ViT:
     """Load a plain ViT from a checkpoint; `known` is the config of a model of ours."""
+    answers = {name: value for name, value in changes.items() if name in ANSWERS}
+    fields = {name: value for name, value in changes.items() if name not in ANSWERS}
     tensors = unstack(checkpoint.tensors)
     theirs = checkpoint.shapes if tensors is checkpoint.tensors else {name: tuple(t.shape) for name, t in tensors.items()}
-    match = recognise(tensors, (OURS,) if known else LAYOUTS)
+    match = recognise(tensors, (OURS,)) if known else explain(tensors, theirs, checkpoint.names)
     if strict:
         refuse_foreign(match)
-    overrides = {"heads": match.heads(theirs), **changes}
+    answers = {**match.layout.arrangement, **answers}
+    check_answers(answers)
+    match = match.arranged(answers)
+    overrides = {"heads": match.heads(theirs), **answers, **fields}
     stored = (
         of_ours(known)
         if known
         else infer(match.shapes(theirs), match.layout, config=checkpoint.config, overrides=overrides, prefix=match.prefix)
     )
-    config = configured(stored.config, dict(changes))
+    config = configured(stored.config, fields)
     with torch.device("meta"):
         model = ViT(config)
     state, entries = Adaptation(model, stored, match, tensors, theirs, channels, strict).made()
@@ -54,7 +61,8 @@ def load_vit(
         refuse_gaps([entry for entry in entries if entry.name not in match.sources], stored.config, checkpoint.file)
     model.load_state_dict(state, strict=True, assign=True)  # the one place that loads
     model.reset_parameters(only={entry.name for entry in entries if entry.fresh})
-    return attach_vit_card(model.eval(), entries, checkpoint, match, stored, strict=strict)
+    answered = pixel_transform(answers)
+    return attach_vit_card(model.eval(), entries, checkpoint, match, stored, strict=strict, answered=answered)
 
 
 def of_ours(cfg: ViTConfig) -> Inferred:
@@ -103,7 +111,7 @@ class Adaptation:
         if name not in self.match.sources:
             zero = slot.new_zeros(slot.shape, device="cpu")
             return (None, "new", "") if weight is None else (zero, "new", "zero: the file has none")
-        value = self.match.sources[name].read(self.tensors)
+        value = self.match.sources[name].read(self.tensors, self.stored.config.num_heads)
         if slot.is_floating_point() and (not value.is_floating_point() or value.itemsize == 1):
             raise ValueError(f"{name} holds numbers of type {value.dtype}: quantised weights need the code that made them")
         status: Status = "exact"
@@ -243,6 +251,7 @@ def attach_vit_card(
     stored: Inferred,
     *,
     strict: bool,
+    answered: EvalTransform | None = None,
 ) -> ViT:
     """Attach the card to the model. Raises ValueError, or warns, if too little of the backbone comes from the file."""
     notes = checkpoint.notes
@@ -258,6 +267,7 @@ def attach_vit_card(
         notes=notes,
         assumed=stored.assumed,
         grid=stored.grid_source,
+        answered=answered,
     )
     if receipt.backbone_share < BACKBONE_SHARE:
         fresh = [entry.name for entry in entries if entry.status == "new" and not entry.head]

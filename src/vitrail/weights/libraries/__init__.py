@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitrail.weights.libraries.clip import OPEN_CLIP
 from vitrail.weights.libraries.google import GOOGLE
+from vitrail.weights.libraries.homemade import HOMEMADE
 from vitrail.weights.libraries.meta import META
 from vitrail.weights.libraries.microsoft import MICROSOFT
 from vitrail.weights.libraries.timm import TIMM
@@ -23,4 +24,5 @@ LIBRARIES: dict[str, Library] = {  # of two whose tables explain a checkpoint eq
     "google": GOOGLE,
     "open_clip": OPEN_CLIP,
     "vit-pytorch": VIT_PYTORCH,
+    "homemade": HOMEMADE,
 }
