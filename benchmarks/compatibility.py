@@ -357,7 +357,9 @@ def parts_of(theirs: Any, cls: str) -> Parts:
     pooled, tokens = getattr(theirs, "pooler_output", None), getattr(theirs, "last_hidden_state", None)
     if "CLIP" in cls or "Siglip" in cls:
         return [("pooled", pooled)] if isinstance(pooled, Tensor) else []
-    return [("tokens", tokens)] if isinstance(tokens, Tensor) else []
+    if not isinstance(tokens, Tensor):
+        return []
+    return [("tokens", tokens.reshape(2, -1, tokens.shape[-1]) if len(tokens) == 1 else tokens)]  # Pixtral packs images
 
 
 def main() -> None:
