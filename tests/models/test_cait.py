@@ -70,8 +70,10 @@ def test_same_outputs_as_timm(size: tuple[int, int]) -> None:
         torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
         seen = ours.features(images)
         torch.testing.assert_close(seen.tokens, theirs.forward_features(images), atol=1e-5, rtol=1e-5)
-        (last,) = theirs.forward_intermediates(images, indices=1, intermediates_only=True)
-        torch.testing.assert_close(seen.pyramid[0], last, atol=1e-5, rtol=1e-5)
+        expected = theirs.forward_intermediates(images, indices=[0, 2], norm=True, intermediates_only=True)
+        maps = ours.features(images, View(blocks=(-3, 2))).pyramid
+        for one, other in zip((*maps, *seen.pyramid), (*expected, expected[-1]), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(seen.pooled, seen.tokens[:, 0])
     assert (seen.prefix, seen.grid) == (1, (size[0] // 16, size[1] // 16))
 
@@ -89,7 +91,8 @@ def test_gradients_are_timm_s() -> None:
 def test_mixed_heads_are_a_linear_layer_over_the_heads() -> None:
     torch.manual_seed(0)
     linear, weights = nn.Linear(4, 4), torch.randn(2, 4, 5, 5)
-    torch.testing.assert_close(mix_heads(weights, linear), linear(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    expected = linear(0.5 * weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(mix_heads(weights, linear, scale=0.5), expected)
 
 
 def test_class_attention_is_what_the_class_token_takes() -> None:

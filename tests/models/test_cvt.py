@@ -188,5 +188,7 @@ def test_views_that_cvt_does_not_have() -> None:
     for view in (View(visible=torch.zeros(1, 1, dtype=torch.long)), View(patch_size=2), View(sizes=torch.ones(1, 2).long())):
         with pytest.raises(ValueError, match="use a ViT"):
             model.features(some_images(64, 64), view)
+    with pytest.raises(ValueError, match=r"^CvT has a map after each of its 3 stages: use them, and leave View.blocks out$"):
+        model.features(some_images(64, 64), View(blocks=(0,)))
     with pytest.raises(ValueError, match="images have 1 channels, and the model takes 3"):
         model(torch.zeros(1, 1, 64, 64))

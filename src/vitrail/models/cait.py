@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
+from vitrail.models.dense import block_tokens, patch_map
 from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.mlp import Mlp
@@ -62,14 +63,18 @@ class TalkingHeadsAttention(nn.Module):
 
     def forward(self, x: Patches) -> Patches:
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, L, d) each
-        scores = mix_heads(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), self.proj_l)
+        scores = mix_heads(q @ k.transpose(-2, -1), self.proj_l, scale=q.shape[-1] ** -0.5)
         weights = self.attn_drop(mix_heads(scores.softmax(dim=-1), self.proj_w))  # (B, h, L, L)
         return self.proj_drop(self.proj((weights @ v).transpose(1, 2).flatten(2)))  # (B, L, D)
 
 
-def mix_heads(x: Float[Tensor, "B h L L"], linear: nn.Linear) -> Float[Tensor, "B h L L"]:
-    """Apply a linear layer over the heads where they lie: as a layer over the last axis, it would move every weight twice."""
-    return (linear.weight @ x.flatten(2) + linear.bias[:, None]).unflatten(2, x.shape[2:])
+def mix_heads(x: Float[Tensor, "B h L L"], linear: nn.Linear, *, scale: float = 1.0) -> Float[Tensor, "B h L L"]:
+    """Apply a linear layer over the heads of `scale` x, where they lie: one product for each image.
+
+    As a layer over the last axis it would move every weight twice, and take some 7 times as long on a CPU.
+    """
+    weight, bias = linear.weight.expand(len(x), -1, -1), linear.bias[:, None].expand(len(x), -1, -1)
+    return torch.baddbmm(bias, weight, x.flatten(2), alpha=scale).unflatten(2, x.shape[2:])
 
 
 class CaitBlock(nn.Module):
@@ -228,9 +233,10 @@ class Cait(Backbone):
         return self.encode(images, View()).pooled
 
     def features(self, images: Images, view: View = View()) -> Features:
-        """Return the class token as embedding, class token and patches after the last norm, and the map that class blocks read.
+        """Return the class token as embedding, class token and patches after the last norm, and these patches as a map.
 
-        Raises ValueError as `forward` does, and for a view with masks, hidden patches or another patch.
+        Blocks of `view.blocks` are those among the patches. Raises ValueError as `forward` does, for a block that does not
+        exist, and for a view with masks, hidden patches or another patch.
         """
         return self.encode(images, view)
 
@@ -254,13 +260,16 @@ class Cait(Backbone):
         x = self.patch_embed(images)  # (B, L, D)
         places = positions_at(grid, self.pos_embed, trained=self.grid, prefix=0, cache=self._positions)
         x = self.pos_drop(x + places.to(x.dtype))
-        recompute = self.checkpointing and self.training
+        recompute, behind = self.checkpointing and self.training, block_tokens(view.blocks, cfg.depth)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-        patches = x.transpose(1, 2).unflatten(2, grid)  # (B, D, gh, gw)
-        x = patches.flatten(2).transpose(1, 2)  # the same memory, behind the map for gradients
-        cls = self.cls_token.repeat(len(x), 1, 1).to(x.dtype)  # (B, 1, D)
+            if behind is not None:
+                behind.append(x)
+        read = torch.cat([self.cls_token.repeat(len(x), 1, 1).to(x.dtype), x], dim=1)  # (B, N, D)
+        cls, x = read[:, :1], read[:, 1:]
         for block in self.blocks_token_only:
             cls = checkpoint(block, x, cls, use_reentrant=False) if recompute else block(x, cls, kept)
         tokens = self.norm(torch.cat([cls, x], dim=1))  # (B, N, D)
-        return Features(pooled=tokens[:, 0], tokens=tokens, prefix=1, grid=grid, pyramid=(patches,))
+        maps = [tokens[:, 1:]] if behind is None else [self.norm(kept) for kept in behind.chosen()]
+        pyramid = tuple(patch_map(one, prefix=0, grid=grid) for one in maps)
+        return Features(pooled=tokens[:, 0], tokens=tokens, prefix=1, grid=grid, pyramid=pyramid, read=read)

@@ -277,7 +277,7 @@ class Cvt(Backbone):
         """Return the class token as embedding, class token and positions of the last stage after the last norm, and the map
         of each stage.
 
-        Raises ValueError for other channels, and for a view with masks, hidden patches or another patch.
+        Raises ValueError for other channels, and for a view with masks, hidden patches, another patch or blocks.
         """
         return self.encode(images, view)
 
@@ -297,6 +297,8 @@ class Cvt(Backbone):
             raise ValueError(
                 f"images have {theirs} channels, and the model takes {self.config.in_channels}; convert the images"
             )
+        if view.blocks is not None:
+            raise ValueError(f"CvT has a map after each of its {len(self.parts)} stages: use them, and leave View.blocks out")
         if view.sizes is not None or view.visible is not None or view.patch_size is not None:
             raise ValueError("CvT's convolutions see whole maps: no sizes, visible or patch_size; use a ViT")
         pyramid: list[Tensor] = []
