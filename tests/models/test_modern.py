@@ -321,7 +321,7 @@ def test_stages_hold_every_parameter_once() -> None:
         assert [stage.name for stage in stages] == ["stem", *(f"blocks.{i}" for i in range(model.config.depth)), "head"]
         for key, _ in model.named_parameters():
             assert sum(stage.owns(key) for stage in stages) == 1, key
-    assert "rope.freqs" in model.no_decay
+        assert ("rope.freqs" in model.no_decay) == (model.config.rope == "mixed")
 
 
 @pytest.mark.parametrize("name", KINDS)
