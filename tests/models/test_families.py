@@ -35,13 +35,15 @@ SMALL = {
     "swin_t": ["img_size=32", "embed_dim=8", "depths=[2,2]", "num_heads=[2,4]"],
     "cait_xxs24": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2"],
     "cvt_13": ["img_size=32", "embed_dims=[4,6,8]", "depths=[1,1,2]", "num_heads=[1,3,2]"],
+    "dinov3_s16": ["img_size=32", "embed_dim=16", "depth=2", "num_heads=2", "patch_size=8", "rope_rescale=2.0"],
 }
 SHOWN = {
     "swin_t": "2-2 blocks from width 8, window 7",
     "cait_xxs24": "2 blocks of width 8 and 2 for the class, 2 heads",
     "cvt_13": "1-1-2 blocks of widths 4-6-8",
+    "dinov3_s16": "2 blocks of width 16, 2 heads",
 }
-SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom"]
+SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom", "dinov3_7b16", "modern_custom"]
 SHORT = ["--train.batch_size=8", "--train.device=cpu", "--train.precision=fp32", "--data.workers=0"]
 
 
@@ -104,6 +106,8 @@ OF_ONE_BLOCK: dict[str, dict[str, Any]] = {
     "swin_t": {"depths": (1, 1, 1), "num_heads": (1, 1, 1), "embed_dim": 8},
     "cait_xxs24": {"depth": 2, "embed_dim": 8, "num_heads": 2},
     "cvt_13": {"depths": (1, 1, 2), "embed_dims": (8, 8, 8), "num_heads": (1, 1, 1)},
+    "dinov3_s16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
+    "vit_small_patch16_rope_mixed": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
 }
 
 
@@ -141,6 +145,7 @@ shapes = {
     "swin_t": {"depths": (2, 2), "num_heads": (2, 2), "embed_dim": 8, "window_size": 4},
     "cait_xxs24": {"depth": 3, "embed_dim": 8, "num_heads": 2, "init_values": 0.5},
     "cvt_13": {"depths": (1, 2, 3), "embed_dims": (4, 6, 8), "num_heads": (1, 3, 2)},
+    "dinov3_s16": {"depth": 3, "embed_dim": 16, "num_heads": 2, "init_values": 0.5},
 }
 
 def results(model, images):
@@ -174,7 +179,7 @@ def test_compiled_blocks_compute_the_same_and_share_a_graph_of_each_kind() -> No
     """In a process of its own: the checks of annotations that tests add are no code that compiles."""
     said = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
-    kinds = {"swin_t": 4, "cait_xxs24": 2, "cvt_13": 3}  # widths, windows that shift, and blocks for the class
+    kinds = {"swin_t": 4, "cait_xxs24": 2, "cvt_13": 3, "dinov3_s16": 1}  # widths, windows that shift, and blocks for the class
     assert said.stdout.split() == [word for name, count in kinds.items() for word in (name, str(count)) * 2]
 
 
@@ -275,7 +280,7 @@ def test_a_family_from_the_command_line(name: str, typed: Typed, image_folder: I
     assert f"{name}: " in out
     written = (run / "config.yaml").read_text()
     assert "depth" in written
-    assert "reg_tokens" not in written
+    assert ("reg_tokens" in written) == (name == "dinov3_s16")
     assert family_of(name).stored_as in json.loads((run / "config.json").read_text())["vitrail"]
 
     code, out, err = typed("evaluate", run, "--json")

@@ -128,8 +128,9 @@ FAMILIES = {
     "swin_t": {"embed_dim": "8", "depths": "[2,2]", "num_heads": "[2,4]", "window_size": "4"},
     "cait_xxs24": {"embed_dim": "8", "depth": "2", "num_heads": "2", "patch_size": "8"},
     "cvt_13": {"embed_dims": "[4,6,8]", "depths": "[1,1,2]", "num_heads": "[1,3,2]"},
+    "vit_small_patch16_rope_mixed": {"embed_dim": "16", "depth": "2", "num_heads": "2", "patch_size": "8"},
 }
-"""A pyramid, merging between its stages, and shifted windows; blocks of two kinds; batch norms."""
+"""A pyramid, merging between its stages, and shifted windows; blocks of two kinds; batch norms; learned rotary positions."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)

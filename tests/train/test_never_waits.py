@@ -90,7 +90,13 @@ def test_a_training_step_never_waits_for_the_device(name: str, augment: str) -> 
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [("Ti+/8", {}), ("swin_t", {}), ("cait_xxs24", {"patch_size": 8, "depth": 2}), ("cvt_13", {"depths": (1, 1, 2)})],
+    [
+        ("Ti+/8", {}),
+        ("swin_t", {}),
+        ("cait_xxs24", {"patch_size": 8, "depth": 2}),
+        ("cvt_13", {"depths": (1, 1, 2)}),
+        ("dinov3_s16", {"depth": 2, "patch_size": 8}),
+    ],
 )
 def test_nor_does_that_of_another_backbone(name: str, fields: dict[str, Any]) -> None:
     cfg = AUGMENTS["deit"]

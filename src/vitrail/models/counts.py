@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -22,12 +22,14 @@ from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.cait import Cait, CaitBlock, CaitClassBlock
 from vitrail.models.cvt import FIRST, LATER, Cvt, CvtBlock, Geometry
 from vitrail.models.families import build_on_meta, check_config
+from vitrail.models.modern import ModernViT
 from vitrail.models.swin import Swin, SwinBlock
 from vitrail.models.vit import Block, ViT
 from vitrail.models.windows import WindowLayout
 from vitrail.settings import Pair, ViTConfig, pair
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
+from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 
 
@@ -96,11 +98,18 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
     for head in (model.pre_logits, model.head, model.head_dist):
         flops += 0 if head is None else _linears(head, rows=1)
     block = Counts(0, 0, 0)
-    for one in model.blocks:
-        assert isinstance(one, Block)
+    for one in cast(Iterable[Block], model.blocks):
         attention = _attention(queries=tokens, keys=tokens, width=one.attn.proj.in_features)
         block = _size(one, _linears(one, rows=tokens) + attention)
     return _size(model, flops + block.flops) + block * -1, block
+
+
+def count_modern(config: ModernConfig) -> Counts:
+    """Count a modern ViT: by formula, unless its blocks differ or its stem grows with them."""
+    if config.kv_heads is not None or config.rope == "mixed":
+        return count_pass(build_on_meta(config).eval())
+    stem_and_head, block = count_vit_parts(on_meta(lambda: ModernViT(dataclasses.replace(config, depth=min(config.depth, 1)))))
+    return stem_and_head + block * config.depth
 
 
 def count_swin(config: SwinConfig) -> Counts:
@@ -180,6 +189,7 @@ FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {
     SwinConfig: count_swin,
     CaitConfig: count_cait,
     CvtConfig: count_cvt,
+    ModernConfig: count_modern,
 }
 """Families that are counted by formula."""
 

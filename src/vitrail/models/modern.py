@@ -199,7 +199,6 @@ class ModernViT(ViT):
 
     config: ModernConfig
     stems = ("patch_embed.proj",)
-    no_decay = ViT.no_decay | {"rope.freqs"}
 
     def __init__(self, config: ModernConfig | None = None, **fields: Any) -> None:
         super().__init__(ModernConfig() if config is None else config, **fields)
@@ -210,6 +209,7 @@ class ModernViT(ViT):
             shape = dataclasses.replace(cfg, num_heads=cfg.pool_heads or cfg.num_heads, mlp_ratio=ratio, kv_heads=None)
             self.attn_pool = AttentionPool(shape) if cfg.pool_block else LatentPool(cfg)  # type: ignore[assignment]
             self.reset_parameters({name for name in self.state_dict() if name.startswith("attn_pool.")})
+        self.no_decay = (ViT.no_decay | {"rope.freqs"}) & dict(self.named_parameters()).keys()
 
     def make_patch_embed(self) -> PatchEmbed:
         return NormedPatchEmbed(self.config) if self.config.embed_norm else PatchEmbed(self.config)

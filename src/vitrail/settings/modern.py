@@ -139,6 +139,7 @@ _EVA: _Row = {**_LEARNED, **_MEAN, "rope": "none", "patch_size": 14}
 _EVA02: _Row = {**_EVA, **_COUNTED, "rope_ref_grid": 16, "mlp": "swiglu", "mlp_ratio": 8 / 3}
 _EVA02_LARGE: _Row = {**_EVA02, **_SPLIT_SWIGLU, "scale_mlp": True, "qkv": "split"}
 _EVA02_CLIP: _Row = {**_EVA02_LARGE, "scale_attn_inner": True, "pool": "cls", "fc_norm": False}
+_POST: _Row = {"norm_position": "res-post", "pool": "cls", "fc_norm": False}
 _L_RATIO: _Row = {"mlp_ratio": 2730 / 1024}
 _SBB: _Row = {**_PLAIN, **_COUNTED, **_MEAN, "rope_ref_grid": 16, "init_values": 1e-5, "class_token": False, "img_size": 256}
 _PE: _Row = {**_LEARNED, **_COUNTED, "norm_eps": 1e-5, "key_bias": True, "pre_norm": True, "rope_axes": "xy"}
@@ -156,41 +157,41 @@ _AIMV2: _Row = {**_LEARNED, **_SPLIT_SWIGLU, "norm": "rms", "norm_eps": 1e-5, "r
 _AIMV2 |= {"patch_size": 14, "class_token": False, "pool": "avg"}
 _AIMV2 |= {"qkv_bias": False, "proj_bias": False, "mlp_bias": False}
 
-MODERN_SIZES: dict[str, _Row] = {  #                                            parameters at 1000 classes
-    "dinov3_s16": _shape(384, 12, 6),  #                                            21_986_152
-    "dinov3_splus16": _shape(384, 12, 6, _SPLIT_SWIGLU),
-    "dinov3_b16": _shape(768, 12, 12),
-    "dinov3_l16": _shape(1024, 24, 16),
-    "dinov3_hplus16": _shape(1280, 32, 20, _SPLIT_SWIGLU),
-    "dinov3_7b16": _shape(4096, 40, 32, _SPLIT_SWIGLU, mlp_ratio=2.0, qkv_bias=False),
-    "eva_g14": _shape(1408, 40, 16, _EVA, mlp_ratio=6144 / 1408),
-    "eva_g14_clip": _shape(1408, 40, 16, _EVA, mlp_ratio=6144 / 1408, pool="cls", fc_norm=False),
-    "eva02_t14": _shape(192, 12, 3, _EVA02),
-    "eva02_s14": _shape(384, 12, 6, _EVA02),
-    "eva02_b14": _shape(768, 12, 12, _EVA02_LARGE),
-    "eva02_l14": _shape(1024, 24, 16, _EVA02_LARGE, _L_RATIO),
-    "eva02_b16_clip": _shape(768, 12, 12, _EVA02_CLIP, patch_size=16),
-    "eva02_l14_clip": _shape(1024, 24, 16, _EVA02_CLIP, _L_RATIO),
-    "eva02_e14_clip": _shape(1792, 64, 16, _EVA, mlp_ratio=15360 / 1792, norm_position="res-post", pool="cls", fc_norm=False),
-    "pe_core_t16": _shape(192, 12, 3, _PE_CORE, img_size=384, rope_ref_grid=24),
-    "pe_core_s16": _shape(384, 12, 6, _PE_CORE, img_size=384, rope_ref_grid=24),
-    "pe_core_b16": _shape(768, 12, 12, _PE_CORE, rope_ref_grid=14),
-    "pe_core_l14": _shape(1024, 24, 16, _PE_CORE, img_size=336, patch_size=14, rope_ref_grid=24),
-    "pe_core_g14": _shape(1536, 50, 16, _PE_CORE, _PE_G, pool_mlp_ratio=4.0),
-    "pe_lang_l14": _shape(1024, 23, 16, _PE_DENSE, img_size=448, patch_size=14, init_values=0.1),
-    "pe_lang_g14": _shape(1536, 47, 16, _PE_DENSE, _PE_G, init_values=0.1),
-    "pe_spatial_t16": _shape(192, 12, 3, _PE_DENSE, img_size=512),
-    "pe_spatial_s16": _shape(384, 12, 6, _PE_DENSE, img_size=512),
-    "pe_spatial_b16": _shape(768, 12, 12, _PE_DENSE, img_size=512),
-    "pe_spatial_l14": _shape(1024, 24, 16, _PE_DENSE, img_size=448, patch_size=14),
-    "pe_spatial_g14": _shape(1536, 50, 16, _PE_DENSE, _PE_G, init_values=0.1),
-    "aimv2_l14": _shape(1024, 24, 8, _AIMV2, mlp_ratio=2.75),
-    "aimv2_h14": _shape(1536, 24, 12, _AIMV2, mlp_ratio=2.6667),
-    "aimv2_1b14": _shape(2048, 24, 16, _AIMV2, mlp_ratio=2.75),
-    "aimv2_3b14": _shape(3072, 24, 24, _AIMV2, mlp_ratio=2.6667),
-    "rope_s16": _shape(384, 12, 6, _ROPE),
-    "rope_b16": _shape(768, 12, 12, _ROPE),
-    "rope_l16": _shape(1024, 24, 16, _ROPE),
+MODERN_SIZES: dict[str, _Row] = {  # parameters at 1000 classes
+    "dinov3_s16": _shape(384, 12, 6),  # 21_981_160
+    "dinov3_splus16": _shape(384, 12, 6, _SPLIT_SWIGLU),  # 29_077_480
+    "dinov3_b16": _shape(768, 12, 12),  # 86_428_648
+    "dinov3_l16": _shape(1024, 24, 16),  # 304_153_576
+    "dinov3_hplus16": _shape(1280, 32, 20, _SPLIT_SWIGLU),  # 841_872_360
+    "dinov3_7b16": _shape(4096, 40, 32, _SPLIT_SWIGLU, mlp_ratio=2.0, qkv_bias=False),  # 6_720_127_976
+    "eva_g14": _shape(1408, 40, 16, _EVA, mlp_ratio=6144 / 1408),  # 1_012_555_112
+    "eva_g14_clip": _shape(1408, 40, 16, _EVA, mlp_ratio=6144 / 1408, pool="cls", fc_norm=False),  # 1_012_555_112
+    "eva02_t14": _shape(192, 12, 3, _EVA02),  # 5_695_144
+    "eva02_s14": _shape(384, 12, 6, _EVA02),  # 22_006_120
+    "eva02_b14": _shape(768, 12, 12, _EVA02_LARGE),  # 86_527_720
+    "eva02_l14": _shape(1024, 24, 16, _EVA02_LARGE, _L_RATIO),  # 304_293_800
+    "eva02_b16_clip": _shape(768, 12, 12, _EVA02_CLIP, patch_size=16),  # 86_638_312
+    "eva02_l14_clip": _shape(1024, 24, 16, _EVA02_CLIP, _L_RATIO),  # 304_342_952
+    "eva02_e14_clip": _shape(1792, 64, 16, _EVA, _POST, mlp_ratio=15360 / 1792),  # 4_350_513_896
+    "pe_core_t16": _shape(192, 12, 3, _PE_CORE, img_size=384, rope_ref_grid=24),  # 6_235_240
+    "pe_core_s16": _shape(384, 12, 6, _PE_CORE, img_size=384, rope_ref_grid=24),  # 23_971_048
+    "pe_core_b16": _shape(768, 12, 12, _PE_CORE, rope_ref_grid=14),  # 93_655_528
+    "pe_core_l14": _shape(1024, 24, 16, _PE_CORE, img_size=336, patch_size=14, rope_ref_grid=24),  # 317_127_656
+    "pe_core_g14": _shape(1536, 50, 16, _PE_CORE, _PE_G, pool_mlp_ratio=4.0),  # 1_881_603_560
+    "pe_lang_l14": _shape(1024, 23, 16, _PE_DENSE, img_size=448, patch_size=14, init_values=0.1),  # 292_440_040
+    "pe_lang_g14": _shape(1536, 47, 16, _PE_DENSE, _PE_G, init_values=0.1),  # 1_742_459_624
+    "pe_spatial_t16": _shape(192, 12, 3, _PE_DENSE, img_size=512),  # 5_876_200
+    "pe_spatial_s16": _shape(384, 12, 6, _PE_DENSE, img_size=512),  # 22_368_232
+    "pe_spatial_b16": _shape(768, 12, 12, _PE_DENSE, img_size=512),  # 87_202_792
+    "pe_spatial_l14": _shape(1024, 24, 16, _PE_DENSE, img_size=448, patch_size=14),  # 304_989_160
+    "pe_spatial_g14": _shape(1536, 50, 16, _PE_DENSE, _PE_G, init_values=0.1),  # 1_853_424_104
+    "aimv2_l14": _shape(1024, 24, 8, _AIMV2, mlp_ratio=2.75),  # 310_222_824
+    "aimv2_h14": _shape(1536, 24, 12, _AIMV2, mlp_ratio=2.6667),  # 682_388_968
+    "aimv2_1b14": _shape(2048, 24, 16, _AIMV2, mlp_ratio=2.75),  # 1_237_007_336
+    "aimv2_3b14": _shape(3072, 24, 24, _AIMV2, mlp_ratio=2.6667),  # 2_723_731_432
+    "rope_s16": _shape(384, 12, 6, _ROPE),  # 21_984_232
+    "rope_b16": _shape(768, 12, 12, _ROPE),  # 86_434_792
+    "rope_l16": _shape(1024, 24, 16, _ROPE),  # 304_174_056
 }
 """Our names."""
 
