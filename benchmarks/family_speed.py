@@ -60,16 +60,16 @@ class Logits(nn.Module):
 def timm_model(name: str, side: int) -> nn.Module:
     import timm
 
-    arguments: dict[str, Any] = {} if side == 224 else {"img_size": side}
-    model: nn.Module = timm.create_model(name, num_classes=CLASSES, **arguments)
+    fields: dict[str, Any] = {"num_classes": CLASSES, "img_size": side}
+    model: nn.Module = timm.create_model(name, **fields)
     return model
 
 
 def transformers_swin(side: int) -> nn.Module:
     from transformers import SwinConfig, SwinForImageClassification
 
-    arguments: dict[str, Any] = {"image_size": side, "num_labels": CLASSES}
-    return Logits(SwinForImageClassification(SwinConfig(**arguments)))  # its defaults are Swin-T
+    fields: dict[str, Any] = {"image_size": side, "num_labels": CLASSES}  # all other defaults are Swin-T's
+    return Logits(SwinForImageClassification(SwinConfig(**fields)))
 
 
 def transformers_dinov3(side: int) -> nn.Module:
@@ -90,7 +90,7 @@ class Row:
 MODELS = {
     "swin_t": Row({"timm": partial(timm_model, "swin_tiny_patch4_window7_224"), "transformers": transformers_swin}),
     "cait_xxs24": Row({"timm": partial(timm_model, "cait_xxs24_224")}),
-    "dinov3_s16": Row({"timm": partial(timm_model, "vit_small_patch16_dinov3"), "transformers": transformers_dinov3}),
+    "dinov3_s16": Row({"timm": partial(timm_model, "vit_small_patch16_dinov3_qkvb"), "transformers": transformers_dinov3}),
 }
 """Models by our name. One that this version does not have is left out, with a line."""
 

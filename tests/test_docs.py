@@ -274,6 +274,17 @@ def test_forms_of_inference_are_compared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "| vitrail packed | **2.50** (2.50 to 2.50) | 3e-06 |" in table
 
 
+def test_families_are_compared_with_the_same_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load(ROOT / "benchmarks" / "family_speed.py", monkeypatch)
+    contenders = ["vitrail", *bench.MODELS["swin_t"].peers]
+    assert bench.parameters("swin_t", 224) == dict.fromkeys(contenders, 28_288_354)
+    for contender in contenders:
+        assert bench.build(contender, "swin_t", "forward", 1, 224, None)().shape == (1, 1000)
+    bench.build("vitrail", "swin_t", "training step", 1, 224, None)()
+    assert bench.reason_against("swin_t") is None
+    assert "is not a name such as" in bench.reason_against("none_such")
+
+
 def test_ways_to_compile_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = load(ROOT / "benchmarks" / "compile.py", monkeypatch)
     case = bench.case_of(1, 0.1, 2)

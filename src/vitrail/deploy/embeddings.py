@@ -241,7 +241,8 @@ def _compute(
     preprocessing = rows.model.preprocessing
     assert preprocessing is not None
     forward: Forward = BACKENDS[name].build(rows, batch_size=batch_size)
-    forward(_blank(preprocessing, batch_size, device))  # what the first call prepares is that of a whole batch
+    if len(images) > batch_size:
+        forward = _whole_batch_first(forward, batch_size)
     left = range(draft.done, len(images))
     console, batches = Console(stderr=True), -(-len(left) // batch_size)
     hidden = not console.is_terminal or len(left) < _SHOWN
@@ -249,6 +250,20 @@ def _compute(
         for _, views in track(decoded, "embedding", total=batches, console=console, transient=True, disable=hidden):
             draft.append(*_rows_of(views, forward, preprocessing, device, (math.prod(draft.shape[1:]), dtype)))
             del views
+
+
+def _whole_batch_first(forward: Forward, batch_size: int) -> Forward:
+    """Make a call on a whole batch the first one, as weights are packed for its rows: the same bits wherever a draft begins."""
+    begun = False
+
+    def call(images: Tensor) -> Tensor:
+        nonlocal begun
+        if not begun and len(images) < batch_size:
+            forward(images[:1].expand(batch_size, -1, -1, -1))
+        begun = True
+        return forward(images)
+
+    return call
 
 
 def _rows_of(
