@@ -217,6 +217,9 @@ def check_changes(changes: Mapping[str, Any], *, where: str = "") -> None:
     try:
         check_fields(fields)
         check_choices(fields)
+        for name, value in fields.items():
+            if isinstance(value, str) and isinstance(getattr(ViTConfig, name, None), int | float):
+                raise ValueError(f'{name} "{value}" is no number')
         check_answers(answers)
     except ValueError as error:
         raise ValueError(f"{where}{error}") from error

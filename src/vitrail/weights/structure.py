@@ -117,9 +117,14 @@ def find_blocks(shapes: Shapes) -> dict[str, list[str]]:
     def numbers_in(members: Iterable[str]) -> int:
         return sum(count(shapes[name]) for pattern in members for name in patterns[pattern].values())
 
-    best = max(families, key=lambda key: numbers_in(families[key]), default=None)
-    if best is None or not is_progression(best[1]) or sum(len(shapes_of(p, patterns, shapes)) >= 2 for p in families[best]) < 2:
+    whole = [
+        key
+        for key, members in families.items()
+        if is_progression(key[1]) and sum(len(shapes_of(pattern, patterns, shapes)) >= 2 for pattern in members) >= 2
+    ]
+    if not whole:
         raise NoViT("no tensors recur from block to block as attention and MLP do")
+    best = max(whole, key=lambda key: (len(key[1]) > 1, numbers_in(families[key]), len(key[0])))
     chosen, covered = list(families[best]), set[str]()
     covered.update(name for pattern in chosen for name in patterns[pattern].values())
     for key in sorted(families, key=lambda key: -numbers_in(families[key])):  # blocks spread over several lists
@@ -178,7 +183,9 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 def block_rows(inside: Shapes, dim: int) -> list[tuple[GuessedRow, ...]]:
     """Return the tables of a block, the likeliest first. Raises NoViT for a block that is no plain ViT's."""
-    matrices = {name: shape for name, shape in inside.items() if len(shape) >= 2 and 1 not in shape}
+    matrices = {
+        name: shape for name, shape in inside.items() if len(shape) >= 2 and 1 not in shape and not name.endswith("bias")
+    }
     vectors = {name: shape for name, shape in inside.items() if name not in matrices}
     biases = {name: bias for name in matrices if (bias := bias_of(name, rows_of(matrices[name]), vectors))}
     free = {name: shape for name, shape in vectors.items() if name not in biases.values()}
