@@ -51,7 +51,7 @@ def test_embed_writes_parquet(vitrail: Typed, run: Path, images: Path, tmp_path:
     assert table["label"].to_pylist() == [None] * 4
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[16]"
     found = table["embedding"].to_pylist()
-    assert found[2] is None
+    assert np.isnan(found[2]).all()
     assert [error is None for error in table["error"].to_pylist()] == [True, True, False, True]
     rows = expected(run, [images / name for name in ("a.png", "b[bold].png", "more/c.png")])
     np.testing.assert_allclose(np.array([found[0], found[1], found[3]]), rows, rtol=1e-4, atol=1e-5)
@@ -80,13 +80,7 @@ def test_embed_writes_an_array_and_its_table(vitrail: Typed, run: Path, photos: 
 def test_embed_patches(vitrail: Typed, run: Path, images: Path, tmp_path: Path, suffix: str, dtype: str) -> None:
     out = tmp_path / f"patches.{suffix}"
     assert vitrail("embed", images, "--weights", run, "--out", out, "--patches", "--dtype", dtype).code == 1
-    if suffix == "npy":
-        values = np.load(out)
-    else:
-        lists = table_of(out)["embedding"].to_pylist()
-        assert lists[2] is None
-        lists[2] = np.full_like(np.array(lists[0]), np.nan)
-        values = np.array(lists, dtype=dtype)
+    values = np.load(out) if suffix == "npy" else np.array(table_of(out)["embedding"].to_pylist(), dtype=dtype)
     model = package.load(run)
     assert model.preprocessing is not None
     view = normalise(eval_view(images / "more" / "c.png", model.preprocessing)[None], model.preprocessing)
@@ -210,11 +204,9 @@ def test_an_interrupted_call_goes_on_to_the_same_bits(
         package.embed(run, photos, out, batch_size=3, backend=backend, pool="avg")
     done = package.embed(run, photos, out, batch_size=3, backend=backend)
     assert (done.resumed_at, done.count, [item.path for item in done.failed]) == (9, 12, ["test/cat/0.jpg"])
+    assert out.read_bytes() == whole.read_bytes()
     if suffix == "npy":
-        assert out.read_bytes() == whole.read_bytes()
         assert out.with_suffix(".csv").read_bytes() == whole.with_suffix(".csv").read_bytes()
-    else:
-        assert table_of(out).equals(table_of(whole))
     assert not rows.parent.exists()
     with pytest.raises(ValueError, match=r"exists; name another file, or replace it with --overwrite$"):
         package.embed(run, photos, out)

@@ -20,7 +20,7 @@ HELP = """Writes the features of images to a file: one row for each image, in in
   vitrail embed ALBUM --weights runs/pre --out patches.npy --patches --dtype float16
 
 A .parquet file has the columns path, label, embedding and error. Beside a .npy file are a .csv (path, label, error) and a
-.json. An image that can't be read has a row without embedding. After an interruption the same command goes on where it
+.json. An image that can't be read has a row of NaN, and the reason. After an interruption the same command goes on where it
 stopped."""
 
 _SHOWN = 3  # images that the line about those without embedding names

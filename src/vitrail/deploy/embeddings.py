@@ -64,7 +64,7 @@ class Embedded:
     """Shape of an embedding: (E,), or (gh, gw, D) of patches."""
     dtype: str
     failed: tuple[Skipped, ...]
-    """Images without an embedding, with the reason; their rows are null or NaN."""
+    """Images without an embedding, with the reason; their rows are NaN."""
     resumed_at: int
     """Rows that an earlier, interrupted call had computed; 0 for a new file."""
     seconds: float
@@ -102,7 +102,7 @@ def embed(
 
     Nothing is under the name `out` before all rows are there. The rows are in `out`.part until then: the same call goes on
     with them, and the file is the same, bit for bit, as that of an uninterrupted call on this machine. Images that can't be
-    read have a row without embedding, and the reason. `report` receives a line for each assumption about the data.
+    read have a row of NaN, and the reason. `report` receives a line for each assumption about the data.
     Raises ValueError, in one line, for a file that exists (without `overwrite`), a draft of other weights, data or settings,
     data without images, and a model without the features that are asked for.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitrail.deploy.draft import Draft
 
@@ -68,7 +69,10 @@ def npy_files(out: Path) -> tuple[Path, ...]:
 
 
 def write_parquet(draft: Draft, out: Path, columns: Columns) -> None:
-    """Write path, label, embedding (fixed-size lists; null where a row failed) and error, row group by row group."""
+    """Write path, label, embedding (fixed-size lists) and error, row group by row group.
+
+    The embedding of a row that failed is NaN, as in an array: most versions of pyarrow can't read a null among such lists.
+    """
     pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     values = draft.array()
     kind = pa.from_numpy_dtype(values.dtype)
@@ -82,23 +86,22 @@ def write_parquet(draft: Draft, out: Path, columns: Columns) -> None:
         for start in range(0, len(values), size):
             stop = min(start + size, len(values))
             paths, labels, errors = zip(*columns.rows(start, stop), strict=True)
-            absent = np.array([error is not None for error in errors])
-            embeddings = _lists(pa, np.asarray(values[start:stop]), kind, absent)
+            embeddings = _lists(pa, np.asarray(values[start:stop]), kind)
             arrays = [pa.array(paths, pa.string()), pa.array(labels, pa.string()), embeddings, pa.array(errors, pa.string())]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     del values
     draft.publish({part: out})
 
 
-def _lists(pa: Any, values: np.ndarray, kind: Any, absent: np.ndarray) -> Any:
-    """Return (B, …) numbers as nested lists of fixed size, null where `absent`."""
+def _lists(pa: Any, values: NDArray[Any], kind: Any) -> Any:
+    """Return (B, …) numbers as nested lists of fixed size."""
     kinds = [kind]
     while pa.types.is_fixed_size_list(kinds[-1]):
         kinds.append(kinds[-1].value_type)
     array = pa.array(np.ascontiguousarray(values).reshape(-1))
-    for one in reversed(kinds[1:-1]):
+    for one in reversed(kinds[:-1]):
         array = pa.FixedSizeListArray.from_arrays(array, type=one)
-    return pa.FixedSizeListArray.from_arrays(array, type=kind, mask=pa.array(absent))
+    return array
 
 
 def require_parquet(out: Path) -> None:
