@@ -16,6 +16,7 @@ from vitrail import terminal
 from vitrail.settings import PATCHES, SIZES
 from vitrail.settings.cait import CAIT_SIZES
 from vitrail.settings.cvt import CVT_SIZES
+from vitrail.settings.families import FAMILIES
 from vitrail.settings.swin import SWIN_SIZES
 
 
@@ -27,6 +28,14 @@ def test_models_lists_every_size_with_its_parameters(vitrail: Typed) -> None:
     for name, parameters in (("Ti/16", "5,717,416"), ("S/16", "22,050,664"), ("B/16", "86,567,656"), ("H/14", "632,045,800")):
         assert rows[name][5] == parameters
     assert rows["B/16"][4:7:2] == ["197", "35.13"]
+
+
+def test_models_lists_the_families_with_their_papers(vitrail: Typed) -> None:
+    said = vitrail("models").out
+    for family in FAMILIES.values():
+        assert all(re.search(rf"^{re.escape(name)} ", said, re.M) for name in family.names)
+    line = "cait_xxs24 to cait_m48: a CaiT, Touvron et al. 2021, https://arxiv.org/abs/2103.17239"
+    assert line in said.splitlines()
 
 
 def test_models_at_another_size(vitrail: Typed) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vitrail.weights import pretrained
 
 USAGE = "models"
-SUMMARY = "the sizes there are"
+SUMMARY = "the families and sizes there are"
 
 MEMORY_HELP = """Parameters and FLOPs (of one image's forward pass, a multiply-add is two) are exact. Weights are fp32.
 Memory is that of activations: at its peak in inference, kept for the backward pass in training."""
@@ -52,7 +52,8 @@ def run(words: list[str]) -> int:
 
 
 def print_sizes(shape: Mapping[str, Any], *, batch_size: int) -> None:
-    """Print a row for each size of each family: those whose memory is counted in one table, the others in a second one."""
+    """Print a row for each size of each family: those whose memory is counted in one table, the others in a second one; then
+    the families with their papers."""
     from vitrail.models.describe import Description, describe_model
     from vitrail.settings import layers
     from vitrail.settings.families import FAMILIES, parse_name
@@ -78,6 +79,10 @@ def print_sizes(shape: Mapping[str, Any], *, batch_size: int) -> None:
     console.print(counted)
     console.print()
     console.print(others)
+    console.print()
+    for family in FAMILIES.values():
+        if family.paper:
+            console.print(f"{family.names[0]} to {family.names[-1]}: {family.noun}, {family.paper}", soft_wrap=True)
 
 
 def print_pretrained(rows: Sequence[pretrained.PretrainedRow]) -> None:

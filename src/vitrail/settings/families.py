@@ -58,6 +58,8 @@ class Family:
     """Key of the config in a run's config.json."""
     names: tuple[str, ...] = ()
     """Names to suggest where one is mistyped."""
+    paper: str = ""
+    """Authors, year and address of the paper, for the table of sizes."""
 
     @property
     def config(self) -> type[Any]:
@@ -120,6 +122,7 @@ FAMILIES: dict[str, Family] = {
         words=_vit_words,
         stored_as="model",
         names=tuple(f"{size}/{patch}" for size in SIZES for patch in PATCHES),
+        paper="Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929",
     ),
     "swin": Family(
         section=SwinModelConfig,
@@ -129,6 +132,7 @@ FAMILIES: dict[str, Family] = {
         words=_swin_words,
         stored_as="swin",
         names=tuple(SWIN_SIZES),
+        paper="Liu et al. 2021, https://arxiv.org/abs/2103.14030",
     ),
     "cait": Family(
         section=CaitModelConfig,
@@ -138,6 +142,7 @@ FAMILIES: dict[str, Family] = {
         words=_cait_words,
         stored_as="cait",
         names=tuple(CAIT_SIZES),
+        paper="Touvron et al. 2021, https://arxiv.org/abs/2103.17239",
     ),
     "cvt": Family(
         section=CvtModelConfig,
@@ -147,6 +152,7 @@ FAMILIES: dict[str, Family] = {
         words=_cvt_words,
         stored_as="cvt",
         names=tuple(CVT_SIZES),
+        paper="Wu et al. 2021, https://arxiv.org/abs/2103.15808",
     ),
     "modern": Family(
         section=ModernModelConfig,
