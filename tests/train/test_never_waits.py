@@ -90,7 +90,14 @@ def test_a_training_step_never_waits_for_the_device(name: str, augment: str) -> 
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [("Ti+/8", {}), ("swin_t", {}), ("cait_xxs24", {"patch_size": 8, "depth": 2}), ("cvt_13", {"depths": (1, 1, 2)})],
+    [
+        ("Ti+/8", {}),
+        ("swin_t", {}),
+        ("swinv2_t", {}),
+        ("beit_b16", {"depth": 2}),
+        ("cait_xxs24", {"patch_size": 8, "depth": 2}),
+        ("cvt_13", {"depths": (1, 1, 2)}),
+    ],
 )
 def test_nor_does_that_of_another_backbone(name: str, fields: dict[str, Any]) -> None:
     cfg = AUGMENTS["deit"]

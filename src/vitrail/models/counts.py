@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from vitrail.models.backbone import Backbone, on_meta
+from vitrail.models.beit import BeitBlock
 from vitrail.models.cait import Cait, CaitBlock, CaitClassBlock
 from vitrail.models.cvt import FIRST, LATER, Cvt, CvtBlock, Geometry
 from vitrail.models.families import build_on_meta, check_config
@@ -26,9 +27,11 @@ from vitrail.models.swin import Swin, SwinBlock
 from vitrail.models.vit import Block, ViT
 from vitrail.models.windows import WindowLayout
 from vitrail.settings import Pair, ViTConfig, pair
+from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin_v2 import SwinV2Config
 
 
 class Counts(NamedTuple):
@@ -69,8 +72,10 @@ def count_pass(model: Backbone) -> Counts:
 
 
 def shallow_vit(config: ViTConfig) -> ViT:
-    """Build a ViT on the meta device with one block instead of all; none if it has none."""
-    return on_meta(lambda: ViT(dataclasses.replace(config, depth=min(config.depth, 1))))
+    """Build a ViT, or one of a family made of it, on the meta device with one block instead of all; none if it has none."""
+    model = build_on_meta(dataclasses.replace(config, depth=min(config.depth, 1)))
+    assert isinstance(model, ViT)
+    return model
 
 
 def count_vit(config: ViTConfig) -> Counts:
@@ -97,7 +102,7 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
         flops += 0 if head is None else _linears(head, rows=1)
     block = Counts(0, 0, 0)
     for one in model.blocks:
-        assert isinstance(one, Block)
+        assert isinstance(one, Block | BeitBlock)
         attention = _attention(queries=tokens, keys=tokens, width=one.attn.proj.in_features)
         block = _size(one, _linears(one, rows=tokens) + attention)
     return _size(model, flops + block.flops) + block * -1, block
@@ -105,7 +110,8 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
 
 def count_swin(config: SwinConfig) -> Counts:
     """Count a Swin by formula: a window's part runs on the padded map, the rest on the map."""
-    model = on_meta(lambda: Swin(dataclasses.replace(config, depths=(1,) * len(config.depths))))
+    model = build_on_meta(dataclasses.replace(config, depths=(1,) * len(config.depths)))
+    assert isinstance(model, Swin)
     grid: Pair = tuple(-(-side // config.patch_size) for side in pair(config.img_size))  # type: ignore[assignment]
     total = _size(model, _product(model.patch_embed.proj, rows=math.prod(grid)) + _linears(model.head, rows=1))
     for layer, depth in zip(model.layers, config.depths, strict=True):
@@ -123,6 +129,8 @@ def _swin_block(block: SwinBlock, grid: Pair) -> int:
     padded = math.prod(WindowLayout.of(grid, window=block.window, shifted=False).padded)
     qkv = block.attn.qkv
     flops = _linears(block, rows=positions) + (padded - positions) * _linears(qkv, rows=1)
+    if block.attn.cpb_mlp is not None:  # runs on the offsets in a window
+        flops += ((2 * block.window - 1) ** 2 - positions) * _linears(block.attn.cpb_mlp, rows=1)
     return flops + _attention(queries=padded, keys=block.window**2, width=qkv.in_features)
 
 
@@ -178,6 +186,8 @@ def _strided(sides: Pair, geometry: Geometry) -> Pair:
 FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {
     ViTConfig: count_vit,
     SwinConfig: count_swin,
+    SwinV2Config: count_swin,
+    BeitConfig: count_vit,
     CaitConfig: count_cait,
     CvtConfig: count_cvt,
 }
