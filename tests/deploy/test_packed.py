@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from vitrail.deploy.packed import PackedLinear, copy_as, is_linear, pack, packing_is_available
 from vitrail.models import Cait, Cvt, ViT, create_model
 from vitrail.models.baseline import create_baseline
+from vitrail.models.beit import Beit
 from vitrail.models.swin import Swin
+from vitrail.models.swin_v2 import SwinV2
 
 pytestmark = pytest.mark.skipif(not packing_is_available(), reason="this build of torch has no oneDNN")
 
@@ -72,9 +74,15 @@ def test_packed_vit_is_the_vit(form: str) -> None:
     assert fused == {"swiglu": 0, "quick GELU": 0, "attention pooling": 3}.get(form, 2)
 
 
-def test_packed_swin_is_the_swin() -> None:
-    model = randomise(Swin(img_size=32, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=5))
-    check(model, torch.randn(2, 3, 32, 32), layers=18)
+@pytest.mark.parametrize(("family", "layers"), [(Swin, 18), (SwinV2, 26)])
+def test_packed_swin_is_the_swin(family: type[Swin], layers: int) -> None:
+    model = randomise(family(img_size=32, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=5))
+    check(model, torch.randn(2, 3, 32, 32), layers=layers)
+
+
+def test_packed_beit_is_the_beit() -> None:
+    model = randomise(Beit(img_size=32, embed_dim=8, depth=2, num_heads=2, num_classes=5))
+    check(model, torch.randn(2, 3, 32, 32), layers=9)
 
 
 def test_packed_cait_and_cvt_are_themselves() -> None:

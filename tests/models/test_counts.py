@@ -15,11 +15,13 @@ from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import FAMILIES, parse_name
 from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin_v2 import SwinV2Config
 
 VIT = ViTConfig(img_size=32, patch_size=4, in_channels=3, num_classes=10, embed_dim=48, depth=3, num_heads=3)
 SWIN = SwinConfig(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4), window_size=4)
 CAIT = CaitConfig(img_size=32, patch_size=4, num_classes=10, embed_dim=24, depth=3, num_heads=3)
 CVT = CvtConfig(img_size=64, num_classes=10, embed_dims=(8, 12, 16), depths=(1, 2, 3), num_heads=(1, 3, 2))
+SWIN_V2 = SwinV2Config(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4), window_size=4)
 VARIANTS: list[ViTConfig | SwinConfig | CaitConfig | CvtConfig] = [
     *(
         dataclasses.replace(VIT, **fields)
@@ -52,6 +54,10 @@ VARIANTS: list[ViTConfig | SwinConfig | CaitConfig | CvtConfig] = [
         dataclasses.replace(CVT, **fields)
         for fields in ({}, {"img_size": (50, 71)}, {"kv_stride": 1, "num_classes": 0, "in_channels": 1, "mlp_ratio": 2.5})
     ),
+    *(
+        dataclasses.replace(SWIN_V2, **fields)
+        for fields in ({}, {"img_size": (50, 71), "window_size": 5, "window_sizes": (5, 4, 2)})
+    ),
 ]
 
 
@@ -60,7 +66,10 @@ def test_a_formula_gives_what_torch_counts(config: ViTConfig | SwinConfig | Cait
     assert count(config) == count_pass(build_on_meta(config).eval())
 
 
-@pytest.mark.parametrize("name", ["Ti/16", "L/14", "swin_t", "swin_b", "cait_xxs24", "cvt_13", "cvt_w24"])
+NAMED = ["Ti/16", "L/14", "swin_t", "swin_b", "swinv2_t", "beit_b16", "cait_xxs24", "cvt_13", "cvt_w24"]
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_a_named_size_is_counted_as_torch_counts_it(name: str) -> None:
     family = next(family for family in FAMILIES.values() if name in family.names)
     config = family.config(**parse_name(name))

@@ -22,10 +22,12 @@ from vitrail import cli
 from vitrail.models import Swin, build_on_meta
 from vitrail.models.families import BUILDERS
 from vitrail.settings import OptimConfig, Preprocessing
+from vitrail.settings.beit import BEIT_SIZES
 from vitrail.settings.cait import CAIT_SIZES
 from vitrail.settings.cvt import CVT_SIZES
 from vitrail.settings.families import FAMILIES, family_of, family_of_config, name_of, parse_name
 from vitrail.settings.swin import SWIN_SIZES, SwinConfig
+from vitrail.settings.swin_v2 import SWIN_V2_SIZES
 from vitrail.train.optim import group_table
 from vitrail.weights import save_model
 
@@ -33,17 +35,22 @@ Typed = Callable[..., tuple[int, str, str]]
 SHAPE: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 SMALL = {
     "swin_t": ["img_size=32", "embed_dim=8", "depths=[2,2]", "num_heads=[2,4]"],
+    "swinv2_t": ["img_size=32", "embed_dim=8", "depths=[2,2]", "num_heads=[2,4]"],
+    "beit_b16": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2"],
     "cait_xxs24": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2"],
     "cvt_13": ["img_size=32", "embed_dims=[4,6,8]", "depths=[1,1,2]", "num_heads=[1,3,2]"],
     "dinov3_s16": ["img_size=32", "embed_dim=16", "depth=2", "num_heads=2", "patch_size=8", "rope_rescale=2.0"],
 }
 SHOWN = {
     "swin_t": "2-2 blocks from width 8, window 7",
+    "swinv2_t": "2-2 blocks from width 8, window 8",
+    "beit_b16": "2 blocks of width 8, 2 heads",
     "cait_xxs24": "2 blocks of width 8 and 2 for the class, 2 heads",
     "cvt_13": "1-1-2 blocks of widths 4-6-8",
     "dinov3_s16": "2 blocks of width 16, 2 heads",
 }
-SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom", "dinov3_7b16", "modern_custom"]
+SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *SWIN_V2_SIZES, "swinv2_custom", *BEIT_SIZES, "beit_custom"]
+SIZE_NAMES += [*CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom", "dinov3_7b16", "modern_custom"]
 SHORT = ["--train.batch_size=8", "--train.device=cpu", "--train.precision=fp32", "--data.workers=0"]
 
 
@@ -104,6 +111,8 @@ def test_timm_s_names_are_ours() -> None:
 
 OF_ONE_BLOCK: dict[str, dict[str, Any]] = {
     "swin_t": {"depths": (1, 1, 1), "num_heads": (1, 1, 1), "embed_dim": 8},
+    "swinv2_t": {"depths": (1, 1, 1), "num_heads": (1, 1, 1), "embed_dim": 8},
+    "beit_b16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "relative_bias": "both"},
     "cait_xxs24": {"depth": 2, "embed_dim": 8, "num_heads": 2},
     "cvt_13": {"depths": (1, 1, 2), "embed_dims": (8, 8, 8), "num_heads": (1, 1, 1)},
     "dinov3_s16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
@@ -143,6 +152,8 @@ import torch, vitrail
 
 shapes = {
     "swin_t": {"depths": (2, 2), "num_heads": (2, 2), "embed_dim": 8, "window_size": 4},
+    "swinv2_t": {"depths": (2, 2), "num_heads": (2, 2), "embed_dim": 8, "window_size": 4},
+    "beit_b16": {"depth": 3, "embed_dim": 8, "num_heads": 2, "relative_bias": "both"},
     "cait_xxs24": {"depth": 3, "embed_dim": 8, "num_heads": 2, "init_values": 0.5},
     "cvt_13": {"depths": (1, 2, 3), "embed_dims": (4, 6, 8), "num_heads": (1, 3, 2)},
     "dinov3_s16": {"depth": 3, "embed_dim": 16, "num_heads": 2, "init_values": 0.5},
@@ -179,8 +190,28 @@ def test_compiled_blocks_compute_the_same_and_share_a_graph_of_each_kind() -> No
     """In a process of its own: the checks of annotations that tests add are no code that compiles."""
     said = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
-    kinds = {"swin_t": 4, "cait_xxs24": 2, "cvt_13": 3, "dinov3_s16": 1}  # widths, windows that shift, and blocks for the class
+    kinds = {
+        "swin_t": 4,
+        "swinv2_t": 4,
+        "beit_b16": 1,
+        "cait_xxs24": 2,
+        "cvt_13": 3,
+        "dinov3_s16": 1,
+    }  # widths, windows that shift, and blocks for the class
     assert said.stdout.split() == [word for name, count in kinds.items() for word in (name, str(count)) * 2]
+
+
+def test_groups_of_a_beit() -> None:
+    model = vitrail.create_model("beit_b16", img_size=32, embed_dim=8, depth=2, num_heads=2, relative_bias="both")
+    rows = {row.name: row for row in group_table(model, OptimConfig(name="muon", layer_decay=0.5, weight_decay=0.1))}
+    assert set(rows) == {name for name, _ in model.named_parameters()}
+    for table in ("rel_pos_bias.", "blocks.1.attn."):
+        row = rows[f"{table}relative_position_bias_table"]
+        assert (row.weight_decay, row.optimizer) == (0, "adamw")
+    assert rows["blocks.1.attn.qkv.weight"].optimizer == "muon"
+    factors = [rows[name].lr_factor for name in ("head.weight", "fc_norm.weight", "blocks.1.gamma_1", "blocks.0.gamma_1")]
+    assert factors == [1, 1, 0.5, 0.25]
+    assert rows["cls_token"].lr_factor == rows["rel_pos_bias.relative_position_bias_table"].lr_factor == 0.125
 
 
 def test_groups_of_a_swin() -> None:

@@ -582,7 +582,6 @@ NO_TIMM = {
     "vit_base_r50_s16_224": "hybrid",
     "vit_relpos_base_patch16_224": "relative position biases",
     "vit_srelpos_small_patch16_224": "relative position biases",
-    "beit_base_patch16_224": "relative position biases",
     "samvit_base_patch16": "relative position biases",
     "vit_dlittle_patch16_reg1_gap_256": "differential",
     "test_vit4": "RMSNorm",
@@ -641,8 +640,7 @@ def test_norms_behind_the_branches_are_asked_about_and_a_config_refuses_them() -
 
 
 NO_TRANSFORMERS = {
-    "Beit": ({"use_relative_position_bias": True}, "relative position biases"),
-    "Data2VecVision": ({"use_shared_relative_position_bias": True}, "relative position biases"),
+    "Data2VecVision": ({"use_shared_relative_position_bias": True}, r"pooler\.layernorm\.weight, so it is not all of a BEiT"),
     "Yolos": ({"image_size": [SIDE, SIDE]}, "detection_tokens"),
     "VideoMAE": ({}, "48x3x2x4x4, and not of 4 axes|q_bias"),
     "Timesformer": ({}, "time_embeddings"),

@@ -110,11 +110,13 @@ def timm_model(case: Case) -> nn.Module:
 
 def torchvision_model(case: Case) -> nn.Module:
     """Load the weights into torchvision's model. Raises ValueError if torchvision can't be this model."""
-    from torchvision.models import SwinTransformer, VisionTransformer
+    from torchvision.models import SwinTransformer, VisionTransformer, swin_transformer
 
     file = case.file("torchvision")
-    arguments: dict[str, Any] = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["arguments"]
-    model: nn.Module = (SwinTransformer if "window_size" in arguments else VisionTransformer)(**arguments)
+    beside: dict[str, Any] = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    arguments: dict[str, Any] = beside["arguments"]
+    parts = {name: getattr(swin_transformer, kind) for name, kind in beside.get("parts", {}).items()}
+    model: nn.Module = (SwinTransformer if "window_size" in arguments else VisionTransformer)(**arguments, **parts)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model.to(case.device)
 

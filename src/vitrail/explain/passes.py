@@ -30,10 +30,12 @@ CHUNK_BYTES = 64e6
 
 
 class QueriesAndKeys(NamedTuple):
-    """One layer's queries and keys: every row of its attention weights is made of them."""
+    """One layer's queries, keys and bias: every row of its attention weights is made of them."""
 
     queries: Float[Tensor, "B h Q d"]
     keys: Float[Tensor, "B h N d"]
+    bias: Float[Tensor, "*B h Q N"] | None
+    """Bias of the scores (`Backbone.score_bias`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ class ForwardPass:
         """Compute the queries and keys of a recorded layer again; kept during the pass, they would be its largest tensors."""
         block = cast(Block, self.scene.vit.blocks[layer])
         queries, keys, _ = block.queries_keys_values(self.inputs[layer], self.context)
-        return QueriesAndKeys(queries, keys)
+        return QueriesAndKeys(queries, keys, self.scene.model.score_bias(layer, self.context))
 
 
 def embed(scene: Scene) -> tuple[Float[Tensor, "B N D"], Context]:
@@ -82,7 +84,8 @@ def forward_pass(scene: Scene, *, layers: Collection[int] = (), to_the_end: bool
 
 def attention_rows(attended: QueriesAndKeys | Attended, rows: Tensor | slice, mask: Tensor | None) -> Float[Tensor, "B h Q N"]:
     """Return the attention weights of some queries, in float32."""
-    return attention_weights(attended.queries[:, :, rows].float(), attended.keys.float(), mask)
+    bias = None if attended.bias is None else attended.bias[..., rows, :].float()
+    return attention_weights(attended.queries[:, :, rows].float(), attended.keys.float(), mask, bias)
 
 
 def query_chunks(attended: QueriesAndKeys | Attended) -> Iterator[slice]:
@@ -160,9 +163,13 @@ def backward_pass(forward: ForwardPass, grad: Float[Tensor, "B N D"]) -> Iterato
             kept: list[Attended] = []
             out = blocks[layer].forward(x, forward.context, kept)
             grad, out_grad, tokens_grad = torch.autograd.grad(out, [x, kept[0].out, kept[0].tokens], grad)
-        attended = Attended(*(tensor.detach() for tensor in kept[0]))
+        attended = _detached(kept[0])
         del out, kept
         yield BlockGradient(layer, attended, out_grad, tokens_grad)
+
+
+def _detached(attended: Attended) -> Attended:
+    return Attended(*(None if tensor is None else tensor.detach() for tensor in attended))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +195,7 @@ def class_gradient(forward: ForwardPass, target: Target) -> ClassGradient:
         targets = scene.targets(target, logits.detach().float())
         target_logits = logits.gather(1, targets[:, None]).sum()
         grad, *pool_grad = torch.autograd.grad(target_logits, [x, *(pooling.out for pooling in kept)])
-    pooled = (Attended(*(tensor.detach() for tensor in kept[0])), pool_grad[0]) if kept else None
+    pooled = (_detached(kept[0]), pool_grad[0]) if kept else None
     return ClassGradient(targets, logits.detach().float(), grad, pooled)
 
 

@@ -1,18 +1,22 @@
 """Backbones: images to features and logits."""
 
 from vitrail.models.baseline import Baseline, create_baseline
+from vitrail.models.beit import Beit
 from vitrail.models.cait import Cait
 from vitrail.models.cvt import Cvt
 from vitrail.models.families import build, build_model, build_on_meta, check_model, create_model, meta_model
 from vitrail.models.swin import Swin
+from vitrail.models.swin_v2 import SwinV2
 from vitrail.models.vit import Outputs, ViT
 
 __all__ = [
     "Baseline",
+    "Beit",
     "Cait",
     "Cvt",
     "Outputs",
     "Swin",
+    "SwinV2",
     "ViT",
     "build",
     "build_model",

@@ -115,6 +115,8 @@ class Backbone(nn.Module):
     global_attention: bool = False
     """True if all tokens attend to each other in every block, and the pass is `embed`, `blocks` and `read`, as in ViT:
     `embed` returns tokens and a context, and blocks have `forward(x, context, kept)` and `queries_keys_values(x, context)`."""
+    pairwise_context: bool = False
+    """True if the context has numbers for pairs of tokens, such as relative positions: images can't be packed then."""
     class_attention_layers: int = 0
     """Number of layers whose class token's attention `class_attention` returns; then the first prefix token is that one."""
     stems: tuple[str, ...] = ()
@@ -188,6 +190,10 @@ class Backbone(nn.Module):
     def valid_tokens(self, context: Context) -> Bool[Tensor, "B N"] | None:
         """Return the mask of valid tokens in the context of a pass with global attention; None: all are valid."""
         return context
+
+    def score_bias(self, layer: int, context: Context) -> Float[Tensor, "*B h N N"] | None:
+        """Return the bias that a layer of global attention adds to its scores q kᵀ / √d; None where it adds none."""
+        return None
 
     def context_tensors(self, context: Context) -> tuple[Float[Tensor, "b *_ N d"], ...]:
         """Return the tensors of a context that have a row for each token, such as rotations; b is 1 where images share them."""

@@ -27,10 +27,12 @@ from vitrail.models.swin import Swin, SwinBlock
 from vitrail.models.vit import Block, ViT
 from vitrail.models.windows import WindowLayout
 from vitrail.settings import Pair, ViTConfig, pair
+from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin_v2 import SwinV2Config
 
 
 class Counts(NamedTuple):
@@ -71,8 +73,10 @@ def count_pass(model: Backbone) -> Counts:
 
 
 def shallow_vit(config: ViTConfig) -> ViT:
-    """Build a ViT on the meta device with one block instead of all; none if it has none."""
-    return on_meta(lambda: ViT(dataclasses.replace(config, depth=min(config.depth, 1))))
+    """Build a ViT, or one of a family made of it, on the meta device with one block instead of all; none if it has none."""
+    model = build_on_meta(dataclasses.replace(config, depth=min(config.depth, 1)))
+    assert isinstance(model, ViT)
+    return model
 
 
 def count_vit(config: ViTConfig) -> Counts:
@@ -114,7 +118,8 @@ def count_modern(config: ModernConfig) -> Counts:
 
 def count_swin(config: SwinConfig) -> Counts:
     """Count a Swin by formula: a window's part runs on the padded map, the rest on the map."""
-    model = on_meta(lambda: Swin(dataclasses.replace(config, depths=(1,) * len(config.depths))))
+    model = build_on_meta(dataclasses.replace(config, depths=(1,) * len(config.depths)))
+    assert isinstance(model, Swin)
     grid: Pair = tuple(-(-side // config.patch_size) for side in pair(config.img_size))  # type: ignore[assignment]
     total = _size(model, _product(model.patch_embed.proj, rows=math.prod(grid)) + _linears(model.head, rows=1))
     for layer, depth in zip(model.layers, config.depths, strict=True):
@@ -132,6 +137,8 @@ def _swin_block(block: SwinBlock, grid: Pair) -> int:
     padded = math.prod(WindowLayout.of(grid, window=block.window, shifted=False).padded)
     qkv = block.attn.qkv
     flops = _linears(block, rows=positions) + (padded - positions) * _linears(qkv, rows=1)
+    if block.attn.cpb_mlp is not None:  # runs on the offsets in a window
+        flops += ((2 * block.window - 1) ** 2 - positions) * _linears(block.attn.cpb_mlp, rows=1)
     return flops + _attention(queries=padded, keys=block.window**2, width=qkv.in_features)
 
 
@@ -187,6 +194,8 @@ def _strided(sides: Pair, geometry: Geometry) -> Pair:
 FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {
     ViTConfig: count_vit,
     SwinConfig: count_swin,
+    SwinV2Config: count_swin,
+    BeitConfig: count_vit,
     CaitConfig: count_cait,
     CvtConfig: count_cvt,
     ModernConfig: count_modern,

@@ -19,6 +19,7 @@ from torch import nn
 from vitrail.models.counts import count, count_vit_parts, shallow_vit
 from vitrail.models.vit import PLAIN_ATTENTION_MAX_TOKENS, ViT
 from vitrail.settings import ViTConfig, pair
+from vitrail.settings.beit import BeitConfig
 
 _FP32, _BF16 = 4, 2  # bytes
 _ALLOCATOR = 1.07
@@ -124,7 +125,8 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
 
 
 COUNTED: dict[type[Any], Callable[[Any, int], Description]] = {
-    ViTConfig: lambda config, batch_size: describe(config, batch_size=batch_size)
+    ViTConfig: lambda config, batch_size: describe(config, batch_size=batch_size),
+    BeitConfig: lambda config, batch_size: describe(config, batch_size=batch_size),
 }
 """Families whose tokens and activations can be counted."""
 
@@ -135,12 +137,14 @@ def kept_elements(model: ViT, *, depth: int) -> int:
     - image: itself; stem "conv": what each convolution, norm and GELU gives
     - a block, for each token: both norms' input and output 4 D; query, key and value 3 h d (qk_norm: normed 2 h d more);
       attention's output h d; GELU's input and output 2 M (SwiGLU: 4 M); LayerScale's inputs 2 D; dropout's masks 2 D
+    - its scores, with a bias of pairs of tokens: h N, for no fused kernel has the gradient of a bias
     - last norm: input D, and output D unless only its mean goes on; pool "map": keys and values 2 D
 
     Left out, as less than a percent: statistics of norms and softmax, and what belongs to one token only.
     """
     patches, tokens = 3 * sum(_stem(model)), _kept_tokens(model)
-    return _image(model) + patches + tokens * (depth * _block(model) + _last(model))
+    scores = model.config.num_heads * tokens if model.pairwise_context else 0
+    return _image(model) + patches + tokens * (depth * (_block(model) + scores) + _last(model))
 
 
 def training_peak(
@@ -160,7 +164,8 @@ def training_peak(
     """
     cfg, tokens, size = model.config, _kept_tokens(model), _BF16 if bf16 else _FP32
     dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
-    scores = cfg.num_heads * tokens if bf16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS else 0  # for each token
+    plain = model.pairwise_context or (bf16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS)
+    scores = cfg.num_heads * tokens if plain else 0  # for each token
     branch = (2 if cfg.mlp == "swiglu" else 1) * hidden
     flight = batch_size * size * tokens * max(branch + 2 * dim, 2 * scores - 2 * branch)
     cast = block_weights // 2 if bf16 else 0

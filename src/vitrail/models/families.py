@@ -8,18 +8,22 @@ from typing import Any
 
 from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.baseline import build_baseline, check_baseline, create_baseline
+from vitrail.models.beit import Beit
 from vitrail.models.cait import Cait
 from vitrail.models.cvt import Cvt
 from vitrail.models.modern import ModernViT
 from vitrail.models.swin import Swin
+from vitrail.models.swin_v2 import SwinV2
 from vitrail.models.vit import ViT
 from vitrail.settings import ModelSection, ViTConfig, configured
 from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import family_of, parse_name
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin_v2 import SwinV2Config
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ BUILDERS: dict[type[Any], BackboneBuilder] = {
     CaitConfig: BackboneBuilder(Cait),
     CvtConfig: BackboneBuilder(Cvt),
     ModernConfig: BackboneBuilder(ModernViT),
+    SwinV2Config: BackboneBuilder(SwinV2),
+    BeitConfig: BackboneBuilder(Beit),
     BaselineConfig: BackboneBuilder(build_baseline, check_baseline, create_baseline),  # sizes of published weights
 }
 

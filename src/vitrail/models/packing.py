@@ -77,7 +77,9 @@ def pack_images(images: Sequence[Float[Tensor, "C _h _w"]]) -> tuple[Float[Tenso
 
 
 def require_packable(model: Backbone) -> None:
-    """Raise ValueError for a model whose blocks don't see all tokens, or that has several heads."""
+    """Raise ValueError for a model whose blocks don't see all tokens or see pairs of them, or that has several heads."""
+    if model.pairwise_context:
+        raise ValueError(f"{type(model).__name__} has a bias for pairs of tokens, so images can't be packed; use a plain ViT")
     if not model.global_attention or len(model.heads) > 1:
         name = type(model).__name__
         raise ValueError(f"{name}'s images can't be packed: it needs attention over all tokens and one head; use a plain ViT")

@@ -12,6 +12,7 @@ transformers and the paper's code for detection; timm shifts first, so its outpu
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ from vitrail.settings.swin import SwinConfig
 
 class WindowAttention(nn.Module):
     """Self-attention within windows: softmax(q kᵀ / √d + bias of the relative position) v (equation 4)."""
+
+    cpb_mlp: nn.Module | None = None
+    """Network that computes the bias; None for a table."""
 
     def __init__(self, cfg: SwinConfig, stage: int) -> None:
         super().__init__()
@@ -61,11 +65,14 @@ class WindowAttention(nn.Module):
 class SwinBlock(nn.Module):
     """Pre-norm block with attention in windows, which every other block shifts by half a window (equation 3)."""
 
+    attention_type: Callable[[Any, int], Any] = WindowAttention
+
     def __init__(self, cfg: SwinConfig, stage: int, *, shifted: bool, drop_path: float) -> None:
         super().__init__()
-        dim, self.window, self.shifted = cfg.width(stage), cfg.window_size, shifted
+        dim, self.shifted = cfg.width(stage), shifted
         self.norm1 = nn.LayerNorm(dim, eps=cfg.norm_eps)
-        self.attn = WindowAttention(cfg, stage)
+        self.attn = self.attention_type(cfg, stage)
+        self.window: int = self.attn.window
         self.drop_path1 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.mlp = Mlp(dim, round(cfg.mlp_ratio * dim), drop=cfg.proj_drop_rate)
@@ -86,19 +93,27 @@ class PatchMerging(nn.Module):
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Map, grid: Pair) -> Float[Tensor, "B _new 2*D"]:
-        x = F.pad(x.unflatten(1, grid), (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))  # (B, H, W, D)
-        x = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, across, down, D)
-        return self.reduction(self.norm(x.flatten(3).flatten(1, 2)))
+        return self.reduction(self.norm(neighbours(x, grid)))
+
+
+def neighbours(x: Map, grid: Pair) -> Float[Tensor, "B _new 4*D"]:
+    """Concatenate the channels of each 2x2 positions; an odd side is padded with zeros."""
+    x = F.pad(x.unflatten(1, grid), (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))  # (B, H, W, D)
+    x = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, across, down, D)
+    return x.flatten(3).flatten(1, 2)
 
 
 class SwinStage(nn.Module):
     """Blocks at one resolution, after the patch merging that leads to it."""
 
+    block_type: type[SwinBlock] = SwinBlock
+    merging_type: Callable[[Any, int], nn.Module] = PatchMerging
+
     def __init__(self, cfg: SwinConfig, stage: int, drop_path: list[float]) -> None:
         super().__init__()
-        self.downsample = PatchMerging(cfg, cfg.width(stage - 1)) if stage else None
+        self.downsample = self.merging_type(cfg, cfg.width(stage - 1)) if stage else None
         self.blocks = nn.ModuleList(
-            SwinBlock(cfg, stage, shifted=index % 2 == 1, drop_path=rate) for index, rate in enumerate(drop_path)
+            self.block_type(cfg, stage, shifted=index % 2 == 1, drop_path=rate) for index, rate in enumerate(drop_path)
         )
 
 
@@ -135,6 +150,9 @@ class Swin(Backbone):
     """Swin Transformer of a SwinConfig, or of its fields by keyword: `Swin(embed_dim=96, window_size=7)`."""
 
     config: SwinConfig
+    stage_type = SwinStage
+    undecayed: tuple[str, ...] = ("relative_position_bias_table",)
+    """Parts of the names of parameters without weight decay."""
 
     def __init__(self, config: SwinConfig | None = None, **fields: Any) -> None:
         super().__init__()
@@ -145,14 +163,14 @@ class Swin(Backbone):
         rates = [cfg.drop_path_rate * index / max(1, total - 1) for index in range(total)]
         starts = [sum(cfg.depths[:stage]) for stage in range(len(cfg.depths))]
         self.layers = nn.ModuleList(
-            SwinStage(cfg, stage, rates[start : start + depth])
+            self.stage_type(cfg, stage, rates[start : start + depth])
             for stage, (start, depth) in enumerate(zip(starts, cfg.depths, strict=True))
         )
         self.embedding_dim = cfg.width(len(cfg.depths) - 1)
         self.norm = nn.LayerNorm(self.embedding_dim, eps=cfg.norm_eps)
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.head = Head(self.embedding_dim, cfg.num_classes)
-        self.no_decay = frozenset(name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table"))
+        self.no_decay = frozenset(name for name, _ in self.named_parameters() if any(part in name for part in self.undecayed))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

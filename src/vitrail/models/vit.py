@@ -96,6 +96,8 @@ class Attended(NamedTuple):
     values: Float[Tensor, "B h N d"]
     out: Float[Tensor, "B h Q d"]
     """Output before the projection."""
+    bias: Float[Tensor, "*B h Q N"] | None = None
+    """Bias of the scores (`Backbone.score_bias`)."""
 
 
 class Attention(nn.Module):
@@ -136,15 +138,16 @@ class Attention(nn.Module):
         return self.q_norm(q), self.k_norm(k), v
 
 
-def attention_weights(q: Tensor, k: Tensor, mask: KeyMask | None) -> Float[Tensor, "B h Q N"]:
-    """Return softmax(q kᵀ / √d) over the unmasked keys."""
+def attention_weights(q: Tensor, k: Tensor, mask: KeyMask | None, added: Tensor | None = None) -> Float[Tensor, "B h Q N"]:
+    """Return softmax(q kᵀ / √d) over the unmasked keys, with a bias (…, h, Q, N) `added` to the scores if there is one."""
     lead, scale = q.shape[:2], q.shape[-1] ** -0.5
     if mask is None:
         bias, beta = q.new_empty(1).expand(1, 1, 1), 0  # beta 0: the bias is not read
     else:
         bias, beta = q.new_zeros(mask.shape).masked_fill_(~mask, float("-inf")).repeat_interleave(lead[1], 0)[:, None], 1
     scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=beta, alpha=scale)  # (B h, Q, N)
-    return scores.softmax(dim=-1).unflatten(0, lead)
+    scores = scores.unflatten(0, lead)
+    return (scores if added is None else scores + added).softmax(dim=-1)
 
 
 def prefers_plain_attention(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
@@ -473,7 +476,9 @@ class ViT(Backbone):
         for index, block in enumerate(self.blocks):
             if index in indexes:
                 q, k, _ = block.queries_keys_values(x, context)  # type: ignore[operator]
-                maps[index] = attention_weights(q[:, :, rows], k, self.valid_tokens(context))
+                bias = self.score_bias(index, context)
+                bias = None if bias is None else bias[..., rows, :]
+                maps[index] = attention_weights(q[:, :, rows], k, self.valid_tokens(context), bias)
             if len(maps) == len(indexes):
                 break
             x = block(x, context)

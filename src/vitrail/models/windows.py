@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vitrail.settings import Pair
+from vitrail.settings import Pair, pair
 
 Map = Float[Tensor, "B L D"]
 """Feature map, row by row."""
@@ -59,13 +59,13 @@ class WindowLayout(NamedTuple):
         return ids[:, :, None] != ids[:, None, :]
 
 
-def relative_index(window: int, *, device: torch.device | None = None) -> Int64[Tensor, "_w _w"]:
+def relative_index(window: int | Pair, *, device: torch.device | None = None) -> Int64[Tensor, "_w _w"]:
     """Return the row of the bias table for each pair of positions in a window: one for each relative offset."""
-    side = torch.arange(window, device=device)
-    y, x = torch.meshgrid(side, side, indexing="ij")
+    height, width = pair(window)
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     y, x = y.flatten(), x.flatten()
-    down, across = y[:, None] - y[None, :] + window - 1, x[:, None] - x[None, :] + window - 1
-    return down * (2 * window - 1) + across
+    down, across = y[:, None] - y[None, :] + height - 1, x[:, None] - x[None, :] + width - 1
+    return down * (2 * width - 1) + across
 
 
 def resize_bias_table(table: Float[Tensor, "_rows h"], *, window: int) -> Float[Tensor, "_new h"]:

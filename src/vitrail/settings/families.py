@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vitrail.settings.baseline import BaselineConfig, BaselineModelConfig, parse_baseline_name
+from vitrail.settings.beit import BEIT_CUSTOM, BEIT_SIZES, BeitConfig, BeitModelConfig, beit_name, parse_beit_name
 from vitrail.settings.cait import CAIT_CUSTOM, CAIT_SIZES, CaitConfig, CaitModelConfig, cait_name, parse_cait_name
 from vitrail.settings.cvt import CVT_CUSTOM, CVT_SIZES, CvtConfig, CvtModelConfig, cvt_name, parse_cvt_name
 from vitrail.settings.model import ModelSection
@@ -23,6 +24,14 @@ from vitrail.settings.modern import (
     parse_modern_name,
 )
 from vitrail.settings.swin import SWIN_CUSTOM, SWIN_SIZES, SwinConfig, SwinModelConfig, parse_swin_name, swin_name
+from vitrail.settings.swin_v2 import (
+    SWIN_V2_CUSTOM,
+    SWIN_V2_SIZES,
+    SwinV2Config,
+    SwinV2ModelConfig,
+    parse_swin_v2_name,
+    swin_v2_name,
+)
 from vitrail.settings.values import OTHER_SPELLINGS, nearest, pair
 from vitrail.settings.vit import CUSTOM, PATCHES, SIZES, ModelConfig, ViTConfig, parse_vit_name, vit_name
 
@@ -108,6 +117,20 @@ def _modern_words(config: ModernConfig) -> Words:
     return Words(size, "Vision Transformer", shape, ("vision-transformer",))
 
 
+def _swin_v2_words(config: SwinV2Config) -> Words:
+    name = swin_v2_name(config)
+    blocks = "-".join(map(str, config.depths))
+    size = "Swin Transformer V2" if name == SWIN_V2_CUSTOM else f"SwinV2-{name[-1].upper()}"
+    windows = "-".join(map(str, config.window_sizes or (config.window_size,)))
+    return Words(size, "Swin Transformer V2", f"{blocks} blocks from width {config.embed_dim}, window {windows}", ("swinv2",))
+
+
+def _beit_words(config: BeitConfig) -> Words:
+    name = beit_name(config)
+    size = f"BEiT with patch {config.patch_size}" if name == BEIT_CUSTOM else f"BEiT-{name[5].upper()}/{config.patch_size}"
+    return Words(size, "BEiT", f"{config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads", ("beit",))
+
+
 def _baseline_words(config: BaselineConfig) -> Words:
     return Words(config.theirs, f"model of {config.library}", f"as in {config.library}", ())
 
@@ -123,6 +146,15 @@ FAMILIES: dict[str, Family] = {
         stored_as="model",
         names=tuple(f"{size}/{patch}" for size in SIZES for patch in PATCHES),
         paper="Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929",
+    ),
+    "swin_v2": Family(  # before "swin", which takes every other name that starts with "swin_"
+        section=SwinV2ModelConfig,
+        parse=parse_swin_v2_name,
+        name_of=swin_v2_name,
+        noun="a Swin Transformer V2",
+        words=_swin_v2_words,
+        stored_as="swin_v2",
+        names=tuple(SWIN_V2_SIZES),
     ),
     "swin": Family(
         section=SwinModelConfig,
@@ -162,6 +194,15 @@ FAMILIES: dict[str, Family] = {
         words=_modern_words,
         stored_as="modern",
         names=tuple(MODERN_SIZES),
+    ),
+    "beit": Family(
+        section=BeitModelConfig,
+        parse=parse_beit_name,
+        name_of=beit_name,
+        noun="a BEiT",
+        words=_beit_words,
+        stored_as="beit",
+        names=tuple(BEIT_SIZES),
     ),
     "baseline": Family(
         section=BaselineModelConfig,

@@ -41,6 +41,8 @@ class FamilyReader(NamedTuple):
     """Resize a tensor of a name from the stored config to another: the value, and a note where it changed."""
     computed: Callable[[str, Any], Tensor | None] = lambda name, config: None
     """Compute a tensor of a name that files may omit; None for one that they have."""
+    implied: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] = lambda stored, changes: {}
+    """Fields of the config that follow from those that a caller changes."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def load_family(
     keys = {re.sub(WRAPPERS, "", key).removeprefix(prefix): key for key in checkpoint.tensors}
     file = FamilyFile(checkpoint, layout, keys, changes)
     stored = known or reader.infer(file)
-    config = configured(stored, dict(changes))
+    config = configured(stored, {**changes, **reader.implied(stored, changes)})
     model = build_on_meta(config)
     fresh = build(config).state_dict() if config.num_classes != stored.num_classes or not strict else {}
     state, entries = _adapted(model, file, stored, reader, fresh, channels)

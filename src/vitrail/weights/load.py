@@ -20,15 +20,18 @@ from vitrail.models.baseline import published_classes
 from vitrail.models.receipt import Entry, Receipt
 from vitrail.settings import Pair, ViTConfig, choices_of_a_model, nearest, tupled
 from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import Family, check_fields, family_of, name_of, parse_name, require_fields
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin_v2 import SwinV2Config
 from vitrail.text import printable_errors
 from vitrail.weights import hub
 from vitrail.weights.arrange import ANSWERS, check_answers
 from vitrail.weights.baseline import published_baseline
+from vitrail.weights.beit import BEIT
 from vitrail.weights.cait import CAIT
 from vitrail.weights.cvt import CVT
 from vitrail.weights.family import FamilyReader, is_of, load_family
@@ -39,6 +42,7 @@ from vitrail.weights.read import Checkpoint, read
 from vitrail.weights.recognise import recognise
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
 from vitrail.weights.swin import SWIN
+from vitrail.weights.swin_v2 import SWIN_V2
 from vitrail.weights.trained import load_trained
 from vitrail.weights.vit import Channels, load_vit
 
@@ -195,6 +199,8 @@ FAMILY_READERS: dict[type[Any], FamilyReader] = {  # by the family's config, who
     CaitConfig: CAIT,
     CvtConfig: CVT,
     ModernConfig: MODERN,
+    SwinV2Config: SWIN_V2,
+    BeitConfig: BEIT,
 }
 READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is not here is read by `load_trained`
     **{
@@ -328,6 +334,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     patches = (getattr(part, "patch_size", None) for part in parts)
     grid, patch = (next((pair_of(value) for value in values if pair_of(value)), None) for values in (grids, patches))
     image_size = (grid[0] * patch[0], grid[1] * patch[1]) if grid and patch else first(int, "image_size")
+    windows = [(part.window_size, part.pretrained_window_size) for part in parts if hasattr(part, "pretrained_window_size")]
     tanh = any(getattr(part, "approximate", "none") == "tanh" for part in parts)  # torch's GELU
     arguments = {
         "img_size": image_size,
@@ -335,6 +342,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         "global_pool": first(str, "global_pool"),
         "pool_include_prefix": first(bool, "pool_include_prefix"),
         "norm_eps": next((part.eps for part in parts if isinstance(part, nn.LayerNorm)), None),
+        "block_windows": windows or None,
         "act_layer": "gelu_tanh"
         if tanh
         else next((GELUS[k] for k in (type(part).__name__ for part in parts) if k in GELUS), None),

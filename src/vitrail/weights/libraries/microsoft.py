@@ -1,4 +1,4 @@
-"""The papers' own files of microsoft/Swin-Transformer, whose names timm before version 0.9 has too, and microsoft/CvT."""
+"""Microsoft's own files: Swin Transformers, whose names timm before version 0.9 has too, and CvT; the evaluation of BEiT."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin_v2 import SwinV2Config
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
 from vitrail.weights.library import FamilyLayout, Library
 
@@ -22,8 +23,15 @@ SWIN_LAYOUT = FamilyLayout(SwinConfig, "Microsoft", SHOWS, swin_names, ignored=r
 CVT_LAYOUT = FamilyLayout(
     CvtConfig, "Microsoft", shows=("stage0.patch_embed.proj.weight", "stage0.blocks.0.attn.conv_proj_q.conv.weight")
 )
+SWIN_V2_LAYOUT = FamilyLayout(
+    SwinV2Config,
+    "Microsoft",
+    shows=("layers.0.blocks.0.attn.cpb_mlp.0.weight", "layers.1.downsample.reduction.weight"),
+    names=swin_names,
+    ignored=r"relative_position_index$|relative_coords_table$|attn_mask$",
+)
 MICROSOFT = Library(
-    family_layouts=(SWIN_LAYOUT, CVT_LAYOUT),
+    family_layouts=(SWIN_LAYOUT, SWIN_V2_LAYOUT, CVT_LAYOUT),
     default_transforms=(  # CvT: lib/dataset/transformas/build.py, and TEST.CENTER_CROP of the experiments
         DefaultTransform("cvt", "CvT's checkpoints", IMAGENET, 0.875, "center", "bicubic", (1.0, "bicubic"), "squash"),
     ),

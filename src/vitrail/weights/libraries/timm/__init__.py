@@ -7,14 +7,18 @@ from typing import Any
 
 from vitrail.settings import Preprocessing, ViTConfig
 from vitrail.settings.baseline import BaselineConfig
+from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin_v2 import SwinV2Config
 from vitrail.weights.libraries.timm.baseline import baseline_config
+from vitrail.weights.libraries.timm.beit import BEIT_LAYOUTS, beit_config, beit_plan
 from vitrail.weights.libraries.timm.cait import CAIT_LAYOUT, cait_config, cait_plan
 from vitrail.weights.libraries.timm.card import config_transform, labels
 from vitrail.weights.libraries.timm.modern import MODERN_LAYOUTS, modern_config, modern_plan
 from vitrail.weights.libraries.timm.swin import SWIN_LAYOUT, swin_config, swin_plan
+from vitrail.weights.libraries.timm.swin_v2 import SWIN_V2_LAYOUT, swin_v2_config, swin_v2_plan
 from vitrail.weights.libraries.timm.vit import EVA_LAYOUT, VIT_LAYOUT, config_fields, plan, timm_config, timm_state
 from vitrail.weights.library import Library, Writer
 from vitrail.weights.targets import State
@@ -40,6 +44,16 @@ RUN_FORMS: dict[type[Any], Callable[[Any, State, Preprocessing, str | None], Run
         state,
         model.config,
     ),
+    SwinV2Config: lambda model, state, images, licence: (
+        swin_v2_config(model.config, images, licence=licence),
+        state,
+        model.config,
+    ),
+    BeitConfig: lambda model, state, images, licence: (
+        beit_config(model.config, images, licence=licence),
+        state,
+        model.config,
+    ),
     BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
 }
 """By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
@@ -48,7 +62,9 @@ TIMM = Library(
     layouts=(VIT_LAYOUT, EVA_LAYOUT),
     family_layouts=(
         SWIN_LAYOUT,
+        SWIN_V2_LAYOUT,
         CAIT_LAYOUT,
+        *BEIT_LAYOUTS,
         *MODERN_LAYOUTS,
     ),
     fields=config_fields,
@@ -59,7 +75,9 @@ TIMM = Library(
         {
             ViTConfig: plan,
             SwinConfig: swin_plan,
+            SwinV2Config: swin_v2_plan,
             CaitConfig: cait_plan,
+            BeitConfig: beit_plan,
             ModernConfig: modern_plan,
         },
     ),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from vitrail.settings import ViTConfig
+from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin_v2 import SwinV2Config
 from vitrail.weights.eval_transform import HALF, DefaultTransform
+from vitrail.weights.libraries.transformers.beit import BEIT_LAYOUTS, beit_plan
 from vitrail.weights.libraries.transformers.config import config_assumptions, config_fields, labels, processor_transform
 from vitrail.weights.libraries.transformers.cvt import CVT_LAYOUT, cvt_plan
 from vitrail.weights.libraries.transformers.modern import MODERN_LAYOUTS, modern_plan
 from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, VIT_LAYOUT
 from vitrail.weights.libraries.transformers.swin import OLD_SWIN_LAYOUT, SWIN_LAYOUT, swin_plan
+from vitrail.weights.libraries.transformers.swin_v2 import SWIN_V2_LAYOUT, swin_v2_plan
 from vitrail.weights.libraries.transformers.write import plan
 from vitrail.weights.library import Library, Writer
 
@@ -20,7 +24,9 @@ TRANSFORMERS = Library(
     family_layouts=(
         SWIN_LAYOUT,
         OLD_SWIN_LAYOUT,
+        SWIN_V2_LAYOUT,
         CVT_LAYOUT,
+        *BEIT_LAYOUTS,
         *MODERN_LAYOUTS,
     ),
     fields=config_fields,
@@ -33,7 +39,9 @@ TRANSFORMERS = Library(
         {
             ViTConfig: plan,
             SwinConfig: swin_plan,
+            SwinV2Config: swin_v2_plan,
             CvtConfig: cvt_plan,
+            BeitConfig: beit_plan,
             ModernConfig: modern_plan,
         },
     ),

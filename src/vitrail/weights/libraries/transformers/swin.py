@@ -54,7 +54,15 @@ def old_swin_names(name: str) -> tuple[str, ...]:
 SHOWS = ("patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight")
 _IGNORED = r"relative_position_index$"
 SWIN_LAYOUT = FamilyLayout(SwinConfig, "transformers", SHOWS, swin_names, encoder="swin.", ignored=_IGNORED)
-OLD_SWIN_LAYOUT = FamilyLayout(SwinConfig, "transformers", SHOWS, old_swin_names, encoder="swin.", ignored=_IGNORED)
+OLD_SWIN_LAYOUT = FamilyLayout(
+    SwinConfig,
+    "transformers",
+    SHOWS,
+    old_swin_names,
+    encoder="swin.",
+    ignored=_IGNORED,
+    lacks=r"\.logit_scale$",  # of version 2, whose other names are the same
+)
 
 
 def swin_plan(model: Swin) -> Export:
