@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
 
         rows = pretrained.rows()
         if args.json:
-            terminal.print_json([{**dataclasses.asdict(row), "shape": row.shape._asdict()} for row in rows])
+            terminal.print_json([{**dataclasses.asdict(row), "shape": row.shape and row.shape._asdict()} for row in rows])
         else:
             print_pretrained(rows)
         return terminal.OK

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from vitrail.weights.cvt import CVT
 from vitrail.weights.family import FamilyReader, is_of, load_family
 from vitrail.weights.modern import MODERN
 from vitrail.weights.names_file import NamesFile, is_names_file, read_names
+from vitrail.weights.pretrained import terms
 from vitrail.weights.prove import prove
 from vitrail.weights.read import Checkpoint, read
 from vitrail.weights.recognise import recognise
@@ -309,7 +311,12 @@ def suggest(text: str) -> str:
 
 
 def fetched(repo: str, revision: str | None) -> Path:
-    """Download a Hub repository and return its folder. An error mentions that no path of that name exists."""
+    """Download a Hub repository and return its folder. An error mentions that no path of that name exists.
+
+    A warning tells the licence first, where it has terms of its own.
+    """
+    if (line := terms(repo.partition("@")[0])) is not None:
+        warnings.warn(line, stacklevel=2)
     try:
         return hub.fetch(repo, revision=revision)
     except ValueError as error:

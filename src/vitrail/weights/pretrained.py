@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from vitrail.settings import SIZES, Size
+from vitrail.settings.families import family_of, parse_name
 
 TABLE = Path(__file__).with_suffix(".yaml")
 
@@ -32,9 +34,9 @@ class PretrainedRow:
     """The argument of `vitrail.load`."""
     family: str
     size: str
-    """A name such as "B/16" or "betwixt/16"."""
-    shape: Size
-    """Width, depth, heads and MLP ratio, the last to four places."""
+    """A name such as "B/16", "betwixt/16" or, of another family, "swin_t"."""
+    shape: Size | None
+    """Width, depth, heads and MLP ratio, the last to four places; None for another family than the plain ViT."""
     patch_size: int
     img_size: int
     """Side in pixels of the images that the position embedding is made for."""
@@ -49,6 +51,22 @@ class PretrainedRow:
     licence: str
 
 
+FREE = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0")
+"""Licences that ask for no more than their own text and names."""
+
+
+def terms(repo: str) -> str | None:
+    """Return a line on the licence of a checkpoint of the table that asks for more than its text; None for any other.
+
+    It is told before a download: who takes the weights accepts the terms.
+    """
+    row = next((row for row in rows() if row.id == repo), None)
+    if row is None or row.licence in FREE:
+        return None
+    return f"{repo} is under {row.licence}, which has terms of its own: read them at https://huggingface.co/{repo}"
+
+
+@functools.cache
 def rows() -> tuple[PretrainedRow, ...]:
     """Return the table, family by family."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
@@ -59,12 +77,14 @@ def rows() -> tuple[PretrainedRow, ...]:
 
 def _row(entry: dict[str, Any], sizes: dict[str, Size], sources: dict[str, FigureSource]) -> PretrainedRow:
     size, _, patch = entry["size"].partition("/")
+    if not patch:
+        patch = family_of(entry["size"]).config(**parse_name(entry["size"])).patch_size
     top1 = entry.get("top1")
     return PretrainedRow(
         id=entry["id"],
         family=entry["family"],
         size=entry["size"],
-        shape=sizes[size],
+        shape=sizes.get(size),
         patch_size=int(patch),
         img_size=entry["pixels"],
         num_classes=entry["classes"],
