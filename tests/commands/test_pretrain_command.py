@@ -110,6 +110,11 @@ def test_the_command_trains_and_says_what_is_next(tmp_path: Path, vitrail: Typed
         (["--mae.mask_ration", "0.5"], r"did you mean --mae.mask_ratio\?"),
         (["--model", "torchvision:resnet18"], "MAE needs a backbone that computes visible patches only: .*; use a ViT"),
         (["--model", "timm:resnet18"], "MAE needs a backbone that computes visible patches only: .*; use a ViT"),
+        (
+            ["--model", "cait_xxs24", "--model.patch_size", "4"],
+            "MAE needs a backbone that computes visible patches only: CaiT sees whole images .*; use a ViT",
+        ),
+        (["--model", "cvt_13"], "MAE needs a backbone that computes visible patches only: CvT's convolutions .*; use a ViT"),
         (["--model", "swin_t"], "MAE needs a backbone that computes visible patches only: Swin's windows .*; use a ViT"),
         (
             ["--model", "S+/4"],
