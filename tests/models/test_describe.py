@@ -14,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.models import ViT
 from vitrail.models.describe import _ALLOCATOR, describe
+from vitrail.models.modern import ModernViT
 from vitrail.settings import SIZES, ViTConfig, pair
 from vitrail.settings.families import parse_name
+from vitrail.settings.modern import ModernConfig
 
 SMALL = ViTConfig(img_size=32, patch_size=4, in_channels=3, num_classes=10, embed_dim=48, depth=3, num_heads=3)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -35,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "patch dropout": {"patch_drop_rate": 0.5},
     "no blocks": {"depth": 0},
 }
+MODERN = ("dinov3_s16", "dinov3_splus16", "eva02_s14", "eva02_b16_clip", "pe_spatial_t16", "aimv2_l14", "eva02_e14_clip")
 BLOCKS = [fields for fields in VARIANTS.values() if fields.get("depth") != 0]
 variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -210,3 +213,18 @@ def test_mistakes_are_one_line() -> None:
         describe(dataclasses.replace(SMALL, img_size=30))
     with pytest.raises(ValueError, match="batch_size 0"):
         describe(SMALL, batch_size=0)
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_memory_of_modern_vits(name: str) -> None:
+    shape = {field: getattr(SMALL, field) for field in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")}
+    config = ModernConfig(**{**parse_name(name), **shape})
+    images, it = torch.cat([image_for(config)] * 4), describe(config, batch_size=4)
+    model = ModernViT(config).train()
+    model(images[:1])  # rotations are kept once
+    assert it.training_bytes == pytest.approx(saved_bytes(model, images), rel=0.1)
+    with torch.inference_mode(), Meter(*model.eval().parameters(), *model.buffers(), images) as meter:
+        model(images)
+    assert it.inference_bytes == pytest.approx(meter.most + images.nbytes, rel=0.15)
+    assert it.tokens == model.forward_features(images).shape[1]
+    assert it.parameters == sum(p.numel() for p in model.parameters())

@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vitrail.data.batch import Batch
 from vitrail.models.backbone import View
 from vitrail.models.counts import count, count_pass
 from vitrail.models.families import build_on_meta
 from vitrail.models.modern import ModernViT
 from vitrail.models.rotary import Rotary, rotate
 from vitrail.models.vit import ViT
+from vitrail.settings import AugmentConfig, MaeConfig, Preprocessing
 from vitrail.settings.modern import MODERN_SIZES, ModernConfig, modern_name, parse_modern_name
+from vitrail.tasks.mae import Mae
 
 OURS: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 24, "num_classes": 5}
 THEIRS: dict[str, Any] = {"dynamic_img_size": True, **OURS}
@@ -380,3 +383,20 @@ def test_half_precision_is_near() -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             out = model(x)
         torch.testing.assert_close(out.float(), model(x), atol=0.3, rtol=0.3)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_masked_autoencoding(name: str) -> None:
+    model = ModernViT(tiny(name).config).train()
+    images = Preprocessing(img_size=(24, 24), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    cfg = MaeConfig(decoder_dim=16, decoder_depth=1, decoder_heads=2)
+    task = Mae(model, preprocessing=images, cfg=cfg, augment=AugmentConfig(), seed=0)
+    x, visible = some_images(24, 24), torch.tensor([[0, 7, 20], [3, 11, 35]])
+    index = torch.arange(2)
+    batch = Batch(images=x, targets=torch.zeros(2, 1), labels=torch.zeros(2).long(), indexes=index, visible=visible)
+    loss = task(batch)["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    for key, parameter in model.blocks.named_parameters():
+        assert parameter.grad is not None, key
+    assert task.leaves_parameters_out()

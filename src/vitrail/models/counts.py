@@ -22,7 +22,6 @@ from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.cait import Cait, CaitBlock, CaitClassBlock
 from vitrail.models.cvt import FIRST, LATER, Cvt, CvtBlock, Geometry
 from vitrail.models.families import build_on_meta, check_config
-from vitrail.models.modern import ModernViT
 from vitrail.models.swin import Swin, SwinBlock
 from vitrail.models.vit import Block, ViT
 from vitrail.models.windows import WindowLayout
@@ -112,8 +111,7 @@ def count_modern(config: ModernConfig) -> Counts:
     """Count a modern ViT: by formula, unless its blocks differ or its stem grows with them."""
     if config.kv_heads is not None or config.rope == "mixed":
         return count_pass(build_on_meta(config).eval())
-    stem_and_head, block = count_vit_parts(on_meta(lambda: ModernViT(dataclasses.replace(config, depth=min(config.depth, 1)))))
-    return stem_and_head + block * config.depth
+    return count_vit(config)
 
 
 def count_swin(config: SwinConfig) -> Counts:

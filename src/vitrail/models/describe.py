@@ -20,6 +20,7 @@ from vitrail.models.counts import count, count_vit_parts, shallow_vit
 from vitrail.models.vit import PLAIN_ATTENTION_MAX_TOKENS, ViT
 from vitrail.settings import ViTConfig, pair
 from vitrail.settings.beit import BeitConfig
+from vitrail.settings.modern import ModernConfig
 
 _FP32, _BF16 = 4, 2  # bytes
 _ALLOCATOR = 1.07
@@ -39,7 +40,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Description(Cost):
-    """Cost of a plain ViT, including its tokens and activations."""
+    """Cost of a ViT, plain or modern, including its tokens and activations."""
 
     tokens: int
     """Prefix tokens and patches of one image."""
@@ -92,7 +93,7 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
     model = shallow_vit(config)
     bare, block = count_vit_parts(model)
-    parameters, weights, flops = bare + block * config.depth
+    parameters, weights, flops = count(config)
     kept = batch_size * kept_elements(model, depth=config.depth)
 
     def peak(*, checkpointing: bool) -> Peak:
@@ -125,8 +126,8 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
 
 
 COUNTED: dict[type[Any], Callable[[Any, int], Description]] = {
-    ViTConfig: lambda config, batch_size: describe(config, batch_size=batch_size),
-    BeitConfig: lambda config, batch_size: describe(config, batch_size=batch_size),
+    family: lambda config, batch_size: describe(config, batch_size=batch_size)
+    for family in (ViTConfig, BeitConfig, ModernConfig)
 }
 """Families whose tokens and activations can be counted."""
 
@@ -192,7 +193,7 @@ def _block(model: ViT) -> int:
     scale = 0 if cfg.init_values is None else 2 * dim
     dropout = 2 * dim if cfg.proj_drop_rate else 0
     inner = cfg.num_heads * (cfg.head_dim or dim // cfg.num_heads)
-    return 4 * dim + (6 if cfg.qk_norm else 4) * inner + mlp + scale + dropout
+    return 4 * dim + (6 if cfg.qk_norm else 4) * inner + mlp + scale + dropout + model.extra_activations
 
 
 def _last(model: ViT) -> int:
@@ -220,7 +221,8 @@ def peak_elements(model: ViT, *, depth: int) -> int:
     moments += [_image(model) + 2 * elements for elements in _stem(model)]
     if depth:
         heads = cfg.num_heads * (cfg.head_dim or dim // cfg.num_heads)
-        inner = 3 * dim + max((6 if cfg.qk_norm else 4) * heads, (4 if cfg.mlp == "swiglu" else 2) * hidden)
+        attention, mlp = (6 if cfg.qk_norm else 4) * heads, (4 if cfg.mlp == "swiglu" else 2) * hidden
+        inner = 3 * dim + max(attention + model.extra_activations, mlp)
         moments.append(_image(model) + inner * _tokens(model))
     return max(moments)
 

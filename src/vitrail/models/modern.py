@@ -194,6 +194,9 @@ class LatentPool(nn.Module):
 # The model
 
 
+_NO_ROPE: dict[str, Any] = {"rope": "none", "rope_ref_grid": None, "kv_heads": None}  # heads of the pooling are not turned
+
+
 class ModernViT(ViT):
     """Modern Vision Transformer of a ModernConfig, or of its fields by keyword: `ModernViT(rope="centred", norm="rms")`."""
 
@@ -206,7 +209,7 @@ class ModernViT(ViT):
         self.rope = None if cfg.rope == "none" else Rotary(cfg)
         if cfg.pool == "map":
             ratio = cfg.mlp_ratio if cfg.pool_mlp_ratio is None else cfg.pool_mlp_ratio
-            shape = dataclasses.replace(cfg, num_heads=cfg.pool_heads or cfg.num_heads, mlp_ratio=ratio, kv_heads=None)
+            shape = dataclasses.replace(cfg, num_heads=cfg.pool_heads or cfg.num_heads, mlp_ratio=ratio, **_NO_ROPE)
             self.attn_pool = AttentionPool(shape) if cfg.pool_block else LatentPool(cfg)  # type: ignore[assignment]
             self.reset_parameters({name for name in self.state_dict() if name.startswith("attn_pool.")})
         self.no_decay = (ViT.no_decay | {"rope.freqs"}) & dict(self.named_parameters()).keys()
@@ -234,6 +237,14 @@ class ModernViT(ViT):
                 nn.init.constant_(module.get_parameter(name), self.config.init_values or 0.0)
             if "latent" in names:
                 nn.init.trunc_normal_(module.get_parameter("latent"), std=0.02)
+
+    @property
+    def extra_activations(self) -> int:
+        """See ViT.extra_activations: turned queries and keys beside a fused projection's, inputs of the norms inside, RMSNorm's."""
+        cfg, inner = self.config, self.config.num_heads * self.config.head_width
+        turned, hidden = cfg.rope != "none" and cfg.qkv == "fused", round(cfg.embed_dim * cfg.mlp_ratio)
+        inside = inner * cfg.scale_attn_inner + hidden * cfg.scale_mlp
+        return 2 * inner * turned + inside + 2 * cfg.embed_dim * (cfg.norm == "rms")
 
     def stages(self) -> list[Stage]:
         """Return the stages of ViT; learned frequencies belong to the stem."""
