@@ -264,6 +264,8 @@ def test_names_of_another_checkpoint(tmp_path: Path) -> None:
         vitrail.load(path)
     with pytest.raises(ValueError, match=r"needs no names file"):
         vitrail.suggest_names(timm_vit().state_dict())
+    with pytest.raises(ValueError, match=r'"B/16" is the name of a model'):
+        vitrail.load("B/16", names=path)
 
 
 @pytest.mark.parametrize(
