@@ -24,6 +24,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import vitrail
 from vitrail import cli
@@ -71,9 +72,16 @@ def tiny_train(path: str | None = None, *, start: Callable[..., Any] = real_trai
     return start(path, **settings)
 
 
+def home_made() -> dict[str, Tensor]:
+    """State dict of a ViT that nobody published."""
+    layer = nn.TransformerEncoderLayer(48, 4, 96, batch_first=True)
+    parts = {"cut": nn.Conv2d(3, 48, 8, 8), "encoder": nn.TransformerEncoder(layer, 2), "kinds": nn.Linear(48, 10)}
+    return {"summary": torch.zeros(1, 1, 48), "places": torch.zeros(1, 17, 48), **nn.ModuleDict(parts).state_dict()}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages name: PHOTOS, PHOTO.jpg, RUN (trained on them), ALBUM, LABELLED, SCENES, WEIGHTS.safetensors."""
+    """What the pages name: PHOTOS, PHOTO.jpg, RUN (trained on them), ALBUM, LABELLED, SCENES, WEIGHTS.safetensors, MINE.pth."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
@@ -95,6 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "PHOTO.jpg", folder / "ALBUM")
     weights = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()  # somebody else's file
     save_file(weights, folder / "WEIGHTS.safetensors")
+    torch.save(home_made(), folder / "MINE.pth")
     tiny_train(str(folder / "PHOTOS"), out=str(folder / "RUN"), model={"name": "Ti/16", "img_size": 32})
     return folder
 

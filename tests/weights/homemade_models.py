@@ -269,7 +269,7 @@ class Residual(nn.Module):
 class ResidualAttention(nn.Module):
     def __init__(self, *, fused: bool, scale: str) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.num_heads = scale, HEADS
         names = ("qkv",) if fused else ("keys", "queries", "values")
         for name in names:
             self.add_module(name, nn.Linear(DIM, 3 * DIM if fused else DIM))

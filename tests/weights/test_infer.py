@@ -244,7 +244,7 @@ def test_fields_that_a_config_states(config: dict[str, Any], fields: dict[str, A
         (of_timm("vit_small_patch16_dinov3"), "its positions are rotary"),
         (of_timm("vit_tiny_patch16_224", global_pool="avgmax"), 'global_pool "avgmax" is none of token, avg, map'),
         (of_timm("vit_tiny_patch16_224", act_layer="silu"), 'activation "silu" is none of gelu, gelu_tanh, quick_gelu'),
-        ({"hidden_act": "relu"}, 'activation "relu" is none of'),
+        ({"hidden_act": "selu"}, 'activation "selu" is none of'),
         (
             {"model_type": "some_vlm", "rope_parameters": {"rope_theta": 1e4}},
             r"some_vlm is not a plain ViT: its positions are rotary",

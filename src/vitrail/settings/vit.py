@@ -93,8 +93,9 @@ class ViTConfig:
     """Width of a head; None is embed_dim / num_heads."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over embed_dim."""
-    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
-    """MLP activation: GELU, its tanh form (JAX's default), its sigmoid form (OpenAI's CLIP), or SwiGLU (Shazeer 2020)."""
+    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu"] = "gelu"
+    """MLP activation: GELU, its tanh form (JAX's default), its sigmoid form (OpenAI's CLIP), ReLU (Vaswani et al. 2017), or
+    SwiGLU (Shazeer 2020)."""
     qkv_bias: bool = True
     """Bias in the query, key and value projection."""
     qk_norm: bool = False

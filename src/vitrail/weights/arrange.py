@@ -18,7 +18,7 @@ from vitrail.weights.library import Question
 from vitrail.weights.names import CHANNELS_FIRST_PATCH, LINEAR_PATCH, Form
 
 QKV = tuple("".join(order) for order in itertools.permutations("qkv"))
-QKV_ORDERS = tuple(order.replace("qkv", qkv) for order in ("qkv h d", "h qkv d", "h d qkv") for qkv in QKV)
+QKV_ORDERS = tuple(order.replace("qkv", qkv) for qkv in QKV for order in ("qkv h d", "h qkv d", "h d qkv"))
 PIXEL_SCALES = {"unit": ((0.0,), (1.0,)), "half": HALF, "imagenet": IMAGENET, "byte": ((0.0,), (1 / 255,)), "unknown": None}
 
 ANSWERS: dict[str, tuple[Any, ...]] = {
@@ -38,7 +38,7 @@ ATTN_SCALE = Question(
     ("head", "width", "after"),
 )
 NORM_FIRST = Question("norm_first", "whether norms stand before attention and MLP", (True, False))
-ACTIVATION = Question("mlp", "activation of the MLP", ("gelu", "gelu_tanh"))
+ACTIVATION = Question("mlp", "activation of the MLP", ("gelu", "relu"))
 PIXEL_SCALE = Question(
     "pixel_scale",
     "scale of the pixels in training: 0 to 1, -1 to 1, ImageNet's mean and std, others as '0.13/0.31'",
@@ -47,16 +47,11 @@ PIXEL_SCALE = Question(
 
 
 def check_answers(answers: Mapping[str, Any]) -> None:
-    """Raise ValueError for a value that an answer can't have, and for code that is no plain ViT's."""
+    """Raise ValueError for a value that an answer can't have."""
     for name, value in answers.items():
         if value not in ANSWERS[name] and not (name == "pixel_scale" and mean_std(value)):
             shown = ", ".join(str(one) for one in ANSWERS[name][:6])
             raise ValueError(f'{name} "{value}" is none of {shown}{nearest(str(value), [str(one) for one in ANSWERS[name]])}')
-    if answers.get("norm_first") is False:
-        raise ValueError(
-            "norm_first False: its norms stand behind attention and MLP (post-norm), which is no plain ViT; "
-            "open it with its own code"
-        )
 
 
 # --------------------------------------------------------------------------------------------------------------------

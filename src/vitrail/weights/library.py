@@ -21,6 +21,7 @@ ACTIVATIONS = {  # by their names in config files
     **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
     **dict.fromkeys(("gelu_tanh", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh"),
     **dict.fromkeys(("quick_gelu", "quickgelu"), "quick_gelu"),
+    "relu": "relu",
 }
 
 

@@ -164,6 +164,8 @@ def open_weights(
             raise ValueError(f'{source} names no checkpoint; add the line "file: PATH", or give the checkpoint and names=')
         source = names.source
     if named_family(source) is not None:
+        if names is not None:
+            raise ValueError(f'"{source}" is the name of a model, which has no checkpoint; leave names out')
         return OpenedWeights(source, None, None)
     checkpoint, config = opened(source, revision)
     if names is None:

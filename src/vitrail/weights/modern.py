@@ -52,7 +52,7 @@ def infer(file: FamilyFile) -> ModernConfig:
         raise ValueError(f'the file has attention pooling, and pool "{config["pool"]}" leaves it out; load, then change it')
     if config["rope"] != "grid":
         config["rope_ref_grid"] = None
-    if fields["mlp"] == "gelu" and known.get("mlp", "gelu") in ("gelu_tanh", "quick_gelu"):
+    if fields["mlp"] == "gelu" and known.get("mlp", "gelu") in ("gelu_tanh", "quick_gelu", "relu"):
         config["mlp"] = known["mlp"]
     return ModernConfig(**config)
 

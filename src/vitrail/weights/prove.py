@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitrail.models import ViT
+from vitrail.models.backbone import Backbone
 from vitrail.settings import pair
 from vitrail.weights.arrange import ANSWERS, QKV_ORDERS
 from vitrail.weights.infer import config_fields
@@ -38,7 +38,7 @@ class Candidate:
     names: NamesFile
     answers: Mapping[str, Any]
 
-    def load(self, checkpoint: Checkpoint) -> ViT:
+    def load(self, checkpoint: Checkpoint) -> Backbone:
         """Load the module's weights."""
         with_names = dataclasses.replace(checkpoint, names=self.names)
         return load_vit(with_names, None, {"pixel_scale": "unknown", **self.answers}, channels="repeat", strict=True)
@@ -64,7 +64,6 @@ def prove(module: nn.Module, checkpoint: Checkpoint, names: NamesFile | None, an
         files = [names_of_guess(table, shapes) for table in tables]
     else:
         files = [names]
-    refuse_code(module)
     best = search(Twin(module, checkpoint), files, choices(module, checkpoint, files[0], shapes, given))
     model = best.load(checkpoint)
     difference = apart(model(images_for(model)), output_of(copied(module), images_for(model)))
@@ -72,16 +71,6 @@ def prove(module: nn.Module, checkpoint: Checkpoint, names: NamesFile | None, an
         raise ValueError(f"the outputs of this {type(module).__name__} differ by {difference:.2g} from those of its match")
     note = f"proved: outputs equal to {difference:.0e} on random images, as with random weights"
     return dataclasses.replace(best.names, answers={**best.names.answers, **best.answers}, note=note)
-
-
-def refuse_code(module: nn.Module) -> None:
-    """Raise ValueError for parts that show code of no plain ViT."""
-    for part in module.modules():
-        if isinstance(part, nn.TransformerEncoderLayer) and not part.norm_first:
-            raise ValueError("its nn.TransformerEncoderLayer has norm_first=False: post-norm blocks are no plain ViT's")
-        relu = getattr(part, "activation_relu_or_gelu", 0) == 1 if isinstance(part, nn.TransformerEncoderLayer) else False
-        if relu or isinstance(part, nn.ReLU | nn.SiLU | nn.LeakyReLU):
-            raise ValueError("its MLP has ReLU or SiLU, and a plain ViT has GELU; use it with its own code")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -97,23 +86,30 @@ def choices(
     ours = {row.ours: row.theirs for row in layout.table}
     qkv, stem = ours["blocks.#.attn.qkv.weight"], ours["patch_embed.proj.weight"][0]
     inner = names.size(next(row for row in layout.table if row.ours == "blocks.#.attn.qkv.weight"), shapes)[0] // 3
-    heads = [heads for heads in (8, 4, 6, 12, 2, 3, 16, 1, 5, 10, 24, 32) if inner % heads == 0]
-    gelus = {part.approximate for part in module.modules() if isinstance(part, nn.GELU)}
-    likely = ["gelu_tanh", "gelu"] if gelus == {"tanh"} else ["gelu", "gelu_tanh"]
+    heads = [heads for heads in (8, 4, 6, 12, 3, 2, 16, 1, 5, 10, 24, 32) if inner % heads == 0]
+    encoders = [part for part in module.modules() if isinstance(part, nn.TransformerEncoderLayer)]
     eps: list[float] = [value for part in module.modules() if isinstance(value := getattr(part, "eps", None), float)]
     values: dict[str, Sequence[Any]] = {
         "num_heads": [stated["num_heads"]] if inner % stated.get("num_heads", inner + 1) == 0 else heads,
-        "mlp": [*likely, "quick_gelu"],
+        "mlp": activations(module),
         "norm_eps": [*dict.fromkeys(eps[:1] or [1e-5, 1e-6])],
         "patch_order": ANSWERS["patch_order"] if len(shapes[stem]) == 2 else [],
         "qkv_order": [] if len(qkv) > 1 or qkv[0].endswith("in_proj_weight") else QKV_ORDERS,
         "attn_scale": ANSWERS["attn_scale"],
         "readout": readouts(names, "cls_token" in ours),
         "pos_embed": [] if "pos_embed" in ours else ["none"],
-        "norm_first": [True],
+        "norm_first": [False, True] if encoders and not encoders[0].norm_first else [True, False],
     }
     fixed = {name: [value] for name, value in given.items() if name not in ("pool", "pool_include_prefix")}
     return {name: options for name, options in {**values, **fixed}.items() if options}
+
+
+def activations(module: nn.Module) -> list[str]:
+    """Return the activations of an MLP to try."""
+    parts = {str(part) for part in module.modules()}  # "GELU(approximate='tanh')", "ReLU()"
+    parts |= {"ReLU()" for part in module.modules() if getattr(part, "activation_relu_or_gelu", 0) == 1}
+    likely = {"relu": "ReLU()" in parts, "gelu_tanh": "GELU(approximate='tanh')" in parts}
+    return sorted(("gelu", "gelu_tanh", "relu", "quick_gelu"), key=lambda name: not likely.get(name, False))
 
 
 class Readout(NamedTuple):
@@ -192,10 +188,6 @@ class Twin:
             for value, before in kept:
                 value.copy_(before)
 
-    def forgets_images(self) -> bool:
-        """Return whether the output with silent blocks is the same for all images: a norm behind a branch is zero then."""
-        return any(names and bool((output[0] - output[1]).abs().max() < EQUAL) for (_, names), output in self.outputs.items())
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -214,21 +206,21 @@ class Stage:
 STAGES = (
     Stage(
         "stem, positions and head",
-        fields=("readout", "patch_order", "norm_eps", "pos_embed"),
-        silent=("blocks.",),
+        fields=("readout", "patch_order", "norm_first", "norm_eps", "pos_embed"),
+        silent=("blocks.#.attn.", "blocks.#.mlp.", "blocks.#.ls"),
         fixes=("patch_embed.",),
-        hint="positions that are computed, or another pooling",
+        hint="positions that are computed, norms elsewhere, or another pooling",
     ),
     Stage(
         "norms and MLP",
         fields=("mlp",),
         silent=("blocks.#.attn.",),
         fixes=("blocks.#.mlp.", "blocks.#.norm"),
-        hint="ReLU or SiLU, or norms elsewhere",
+        hint="another activation, or norms elsewhere",
     ),
     Stage(
         "attention",
-        fields=("num_heads", "qkv_order", "attn_scale", "norm_first"),
+        fields=("num_heads", "qkv_order", "attn_scale"),
         silent=(),
         fixes=(),
         hint="rotary positions, a mask, or another scale",
@@ -243,7 +235,7 @@ def search(twin: Twin, files: Sequence[NamesFile], options: Mapping[str, Sequenc
     for stage in STAGES:
         blind = stage is STAGES[-1] and answers["readout"].pool == "cls"  # a class token sees patches through attention only
         fields = [name for name in (*stage.fields, *(["patch_order"] if blind else [])) if name in options]
-        tables = files[:1] if stage is STAGES[0] else files
+        tables = files[:2] if stage is STAGES[0] else files  # the first two have their norms in both orders
         best, smallest, tried = None, float("inf"), 0
         reason: ValueError | None = None
         for place in combinations([len(tables), *(len(options[name]) for name in fields)]):
@@ -264,11 +256,9 @@ def search(twin: Twin, files: Sequence[NamesFile], options: Mapping[str, Sequenc
             assert reason is not None
             raise reason
         if smallest > EQUAL:
-            post_norm = stage is STAGES[0] and twin.forgets_images()
-            hint = "its norms stand behind attention and MLP (post-norm)" if post_norm else stage.hint
             raise ValueError(
-                f"{twin.whose} computes something else than a plain ViT in its {stage.what} ({hint}): of {tried} matches the "
-                f"closest differs by {smallest:.2g}; use it with its own code"
+                f"{twin.whose} computes something else than a plain ViT in its {stage.what} ({stage.hint}): of {tried} matches "
+                f"the closest differs by {smallest:.2g}; use it with its own code"
             )
         answers = found
         rows = fixed_rows(table, stage)
@@ -305,7 +295,7 @@ def randomised(module: nn.Module) -> nn.Module:
     return twin
 
 
-def images_for(model: ViT) -> Tensor:
+def images_for(model: Backbone) -> Tensor:
     """Return random images of the model's size."""
     size = pair(model.config.img_size)
     return torch.randn(2, model.config.in_channels, *size, generator=torch.Generator().manual_seed(1))

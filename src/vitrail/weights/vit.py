@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.models import ViT
+from vitrail.models.backbone import Backbone
+from vitrail.models.modern import ModernViT
 from vitrail.models.positions import resize_patch, resize_positions, sincos_2d
-from vitrail.models.receipt import Entry, Status
+from vitrail.models.receipt import Entry, Receipt, Status
 from vitrail.settings import Pair, ViTConfig, configured, pair
+from vitrail.settings.modern import ModernConfig
 from vitrail.weights.adapt import adapt_channels, copy_like
 from vitrail.weights.arrange import ANSWERS, check_answers, pixel_transform
 from vitrail.weights.card import attach_card
@@ -35,8 +40,11 @@ Channels = Literal["repeat", "keep"]
 
 def load_vit(
     checkpoint: Checkpoint, known: ViTConfig | None, changes: Mapping[str, Any], *, channels: Channels, strict: bool
-) -> ViT:
-    """Load a plain ViT from a checkpoint; `known` is the config of a model of ours."""
+) -> Backbone:
+    """Load a plain ViT from a checkpoint; `known` is the config of a model of ours.
+
+    With the answer norm_first false, it is a modern ViT, which can have its norms behind the sums.
+    """
     answers = {name: value for name, value in changes.items() if name in ANSWERS}
     fields = {name: value for name, value in changes.items() if name not in ANSWERS}
     tensors = unstack(checkpoint.tensors)
@@ -61,8 +69,24 @@ def load_vit(
         refuse_gaps([entry for entry in entries if entry.name not in match.sources], stored.config, checkpoint.file)
     model.load_state_dict(state, strict=True, assign=True)  # the one place that loads
     model.reset_parameters(only={entry.name for entry in entries if entry.fresh})
-    answered = pixel_transform(answers)
-    return attach_vit_card(model.eval(), entries, checkpoint, match, stored, strict=strict, answered=answered)
+    attach_vit_card(model.eval(), entries, checkpoint, match, stored, strict=strict, answered=pixel_transform(answers))
+    return post_norm(model) if answers.get("norm_first") is False else model
+
+
+def post_norm(model: ViT) -> ModernViT:
+    """Return a model with the same tensors whose norms stand behind the sums: x = LN(x + MSA(x)) (Vaswani et al. 2017)."""
+    if model.config.dist_token or model.config.patch_norm or model.config.stem != "patch":
+        raise ValueError("post-norm blocks go with no distillation token, no patch_norm and a plain stem; leave them out")
+    fields: dict[str, Any] = {"norm_position": "post", "rope": "none", "key_bias": model.config.qkv_bias}
+    with torch.device("meta"):
+        result = ModernViT(ModernConfig(**dataclasses.asdict(model.config), **fields)).eval()
+    names = {name: re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name) for name in model.state_dict()}
+    result.load_state_dict({names[name]: value for name, value in model.state_dict().items()}, strict=True, assign=True)
+    result.card = model.card
+    if isinstance(receipt := model.receipt, Receipt):
+        entries = tuple(dataclasses.replace(entry, name=names.get(entry.name, entry.name)) for entry in receipt.entries)
+        result.receipt = dataclasses.replace(receipt, entries=entries)
+    return result
 
 
 def of_ours(cfg: ViTConfig) -> Inferred:

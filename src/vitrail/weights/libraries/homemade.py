@@ -66,6 +66,8 @@ def assumptions(evidence: Evidence) -> Iterator[str]:
     """Assume what nearly all such code does."""
     if evidence.fields["class_token"] and "pool" not in evidence.known:
         yield "the class token is what its head sees"
+    if "attn_scale" not in evidence.known:
+        yield "attention scaled by the width of a head, and no rotary positions"
     if "norm_eps" not in evidence.known:
         yield f"norms with torch's epsilon, {evidence.fields['norm_eps']:g}"
 

@@ -137,7 +137,7 @@ def config_fields(config: Config) -> dict[str, Any]:
 # Writing
 
 _ANY_VALUE = ("qkv_bias", "qk_norm", "init_values", "pre_norm", "final_norm", "no_embed_class")
-_VALUES: dict[str, Collection[Any] | None] = {"mlp": GELUS, **dict.fromkeys(_ANY_VALUE, ANY)}
+_VALUES: dict[str, Collection[Any] | None] = {"mlp": (*GELUS, "relu"), **dict.fromkeys(_ANY_VALUE, ANY)}
 VIT = Class(
     "timm's VisionTransformer",
     {
@@ -199,7 +199,7 @@ def model_args(cfg: ViTConfig) -> dict[str, Any]:
             "no_embed_class": cfg.no_embed_class or cfg.reg_tokens > 0,  # without it timm's registers have positions
             "global_pool": "token" if cfg.pool == "cls" else cfg.pool,
         }
-    if cfg.mlp in ("gelu_tanh", "quick_gelu"):
+    if cfg.mlp in ("gelu_tanh", "quick_gelu", "relu"):
         args["act_layer"] = cfg.mlp
     if cfg.pos_embed == "none":
         args["pos_embed"] = "none"
