@@ -27,10 +27,10 @@ from vitrail.models.backbone import Context, Images, Stage
 from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.norms import make_norm
-from vitrail.models.positions import sincos_2d, token_mask
+from vitrail.models.positions import positions_at, sincos_2d, token_mask
 from vitrail.models.rotary import Rotary, RotaryContext, Rotation, rotate
 from vitrail.models.vit import Attended, AttentionPool, KeyMask, PatchEmbed, Sizes, Tokens, ViT, attend
-from vitrail.settings import Pair
+from vitrail.settings import Pair, pair
 from vitrail.settings.modern import ModernConfig
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -199,12 +199,17 @@ class ModernViT(ViT):
 
     config: ModernConfig
     stems = ("patch_embed.proj",)
-    no_decay = ViT.no_decay | {"rope.freqs"}
+    no_decay = ViT.no_decay | {"rope.freqs", "rope.cls"}
 
     def __init__(self, config: ModernConfig | None = None, **fields: Any) -> None:
         super().__init__(ModernConfig() if config is None else config, **fields)
         cfg = self.config
         self.rope = None if cfg.rope == "none" else Rotary(cfg)
+        self.pos_grid = self.grid if cfg.pos_grid is None else pair(cfg.pos_grid)
+        if self.pos_grid != self.grid:
+            rows = self.placed_tokens + self.pos_grid[0] * self.pos_grid[1]
+            self.pos_embed = nn.Parameter(torch.zeros(1, rows, cfg.embed_dim))
+            self.reset_parameters({"pos_embed"})
         if cfg.pool == "map":
             ratio = cfg.mlp_ratio if cfg.pool_mlp_ratio is None else cfg.pool_mlp_ratio
             shape = dataclasses.replace(cfg, num_heads=cfg.pool_heads or cfg.num_heads, mlp_ratio=ratio, kv_heads=None)
@@ -274,7 +279,10 @@ class ModernViT(ViT):
 
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
         """Return the absolute positions at this grid; sine-cosine ones are computed, not resized."""
-        if self.config.pos_embed != "sincos2d" or grid == self.grid:
-            return super().positions(grid)
-        prefix = self.get_buffer("pos_embed")[:, : self.placed_tokens]
-        return torch.cat([prefix, sincos_2d(grid, self.config.embed_dim).to(prefix)[None]], dim=1)
+        cfg, prefix = self.config, self.placed_tokens
+        if cfg.pos_embed == "sincos2d" and grid != self.grid:
+            rows = self.get_buffer("pos_embed")[:, :prefix]
+            return torch.cat([rows, sincos_2d(grid, cfg.embed_dim).to(rows)[None]], dim=1)
+        assert self.pos_embed is not None
+        ways: dict[str, Any] = {"how": cfg.pos_resize, "square": cfg.pos_square, "cache": self._positions}
+        return positions_at(grid, self.pos_embed, trained=self.pos_grid, prefix=prefix, **ways)

@@ -14,6 +14,7 @@ from vitrail.weights.libraries.timm.baseline import baseline_config
 from vitrail.weights.libraries.timm.cait import CAIT_LAYOUT, cait_config, cait_plan
 from vitrail.weights.libraries.timm.card import config_transform, labels
 from vitrail.weights.libraries.timm.modern import MODERN_LAYOUTS, modern_config, modern_plan
+from vitrail.weights.libraries.timm.naflex import NAFLEX_LAYOUTS
 from vitrail.weights.libraries.timm.swin import SWIN_LAYOUT, swin_config, swin_plan
 from vitrail.weights.libraries.timm.vit import EVA_LAYOUT, VIT_LAYOUT, config_fields, plan, timm_config, timm_state
 from vitrail.weights.library import Library, Writer
@@ -50,6 +51,7 @@ TIMM = Library(
         SWIN_LAYOUT,
         CAIT_LAYOUT,
         *MODERN_LAYOUTS,
+        *NAFLEX_LAYOUTS,
     ),
     fields=config_fields,
     config_transform=config_transform,

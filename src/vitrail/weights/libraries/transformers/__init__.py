@@ -12,6 +12,7 @@ from vitrail.weights.libraries.transformers.cvt import CVT_LAYOUT, cvt_plan
 from vitrail.weights.libraries.transformers.modern import MODERN_LAYOUTS, modern_plan
 from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, VIT_LAYOUT
 from vitrail.weights.libraries.transformers.swin import OLD_SWIN_LAYOUT, SWIN_LAYOUT, swin_plan
+from vitrail.weights.libraries.transformers.towers import TOWER_LAYOUTS
 from vitrail.weights.libraries.transformers.write import plan
 from vitrail.weights.library import Library, Writer
 
@@ -21,12 +22,16 @@ TRANSFORMERS = Library(
         SWIN_LAYOUT,
         OLD_SWIN_LAYOUT,
         CVT_LAYOUT,
+        *TOWER_LAYOUTS,
         *MODERN_LAYOUTS,
     ),
     fields=config_fields,
     config_assumptions=config_assumptions,
     processor_transform=processor_transform,
-    default_transforms=(DefaultTransform("siglip", "SigLIP", HALF, 1.0, "squash", "bicubic"),),  # its SiglipImageProcessor
+    default_transforms=(
+        DefaultTransform("siglip", "SigLIP", HALF, 1.0, "squash", "bicubic"),  # its SiglipImageProcessor
+        DefaultTransform("radio", "C-RADIO, which normalises by itself", ((0.0,) * 3, (1.0,) * 3), 1.0, "squash", "bicubic"),
+    ),
     labels=labels,
     writer=Writer(
         "hf",
