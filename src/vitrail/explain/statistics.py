@@ -371,5 +371,5 @@ def position_similarity(model: ViT) -> Float[Tensor, "gh gw gh gw"] | None:
     """Return the cosine similarity between the position embeddings of patches; None for a model without."""
     if model.pos_embed is None:
         return None
-    rows = F.normalize(model.pos_embed.detach()[0, model.placed_tokens :].cpu().float(), dim=1)
+    rows = F.normalize(model.positions(model.grid).detach()[0, model.placed_tokens :].cpu().float(), dim=1)
     return (rows @ rows.T).unflatten(1, model.grid).unflatten(0, model.grid)

@@ -193,7 +193,23 @@ def _block(model: ViT) -> int:
     scale = 0 if cfg.init_values is None else 2 * dim
     dropout = 2 * dim if cfg.proj_drop_rate else 0
     inner = cfg.num_heads * (cfg.head_dim or dim // cfg.num_heads)
-    return 4 * dim + (6 if cfg.qk_norm else 4) * inner + mlp + scale + dropout + model.extra_activations
+    return 4 * dim + (6 if cfg.qk_norm else 4) * inner + mlp + scale + dropout + extra_activations(cfg)
+
+
+def extra_activations(cfg: ViTConfig) -> int:
+    """Return the elements per token that a block keeps beside those of a plain ViT's."""
+    return EXTRA_ACTIVATIONS.get(type(cfg), lambda cfg: 0)(cfg)
+
+
+def _of_modern(cfg: ModernConfig) -> int:
+    """Count turned queries and keys beside a fused projection's, inputs of the norms inside, and RMSNorm's."""
+    inner, hidden = cfg.num_heads * cfg.head_width, round(cfg.embed_dim * cfg.mlp_ratio)
+    turned = cfg.rope != "none" and cfg.qkv == "fused"
+    return 2 * inner * turned + inner * cfg.scale_attn_inner + hidden * cfg.scale_mlp + 2 * cfg.embed_dim * (cfg.norm == "rms")
+
+
+EXTRA_ACTIVATIONS: dict[type[Any], Callable[[Any], int]] = {ModernConfig: _of_modern}
+"""By config: elements per token of a block that a plain ViT's does not keep."""
 
 
 def _last(model: ViT) -> int:
@@ -222,7 +238,7 @@ def peak_elements(model: ViT, *, depth: int) -> int:
     if depth:
         heads = cfg.num_heads * (cfg.head_dim or dim // cfg.num_heads)
         attention, mlp = (6 if cfg.qk_norm else 4) * heads, (4 if cfg.mlp == "swiglu" else 2) * hidden
-        inner = 3 * dim + max(attention + model.extra_activations, mlp)
+        inner = 3 * dim + max(attention + extra_activations(cfg), mlp)
         moments.append(_image(model) + inner * _tokens(model))
     return max(moments)
 

@@ -27,10 +27,10 @@ from vitrail.models.backbone import Context, Images, Stage
 from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.norms import make_norm
-from vitrail.models.positions import sincos_2d, token_mask
+from vitrail.models.positions import positions_at, sincos_2d, token_mask
 from vitrail.models.rotary import Rotary, RotaryContext, Rotation, rotate
 from vitrail.models.vit import Attended, AttentionPool, KeyMask, PatchEmbed, Sizes, Tokens, ViT, attend
-from vitrail.settings import Pair
+from vitrail.settings import Pair, pair
 from vitrail.settings.modern import ModernConfig
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -207,12 +207,17 @@ class ModernViT(ViT):
         super().__init__(ModernConfig() if config is None else config, **fields)
         cfg = self.config
         self.rope = None if cfg.rope == "none" else Rotary(cfg)
+        self.pos_grid = self.grid if cfg.pos_grid is None else pair(cfg.pos_grid)
+        if self.pos_grid != self.grid:
+            rows = self.placed_tokens + self.pos_grid[0] * self.pos_grid[1]
+            self.pos_embed = nn.Parameter(torch.zeros(1, rows, cfg.embed_dim))
+            self.reset_parameters({"pos_embed"})
         if cfg.pool == "map":
             ratio = cfg.mlp_ratio if cfg.pool_mlp_ratio is None else cfg.pool_mlp_ratio
             shape = dataclasses.replace(cfg, num_heads=cfg.pool_heads or cfg.num_heads, mlp_ratio=ratio, **_NO_ROPE)
             self.attn_pool = AttentionPool(shape) if cfg.pool_block else LatentPool(cfg)  # type: ignore[assignment]
             self.reset_parameters({name for name in self.state_dict() if name.startswith("attn_pool.")})
-        self.no_decay = (ViT.no_decay | {"rope.freqs"}) & dict(self.named_parameters()).keys()
+        self.no_decay = (ViT.no_decay | {"rope.freqs", "rope.cls"}) & dict(self.named_parameters()).keys()
 
     def make_patch_embed(self) -> PatchEmbed:
         return NormedPatchEmbed(self.config) if self.config.embed_norm else PatchEmbed(self.config)
@@ -237,14 +242,6 @@ class ModernViT(ViT):
                 nn.init.constant_(module.get_parameter(name), self.config.init_values or 0.0)
             if "latent" in names:
                 nn.init.trunc_normal_(module.get_parameter("latent"), std=0.02)
-
-    @property
-    def extra_activations(self) -> int:
-        """See ViT.extra_activations: turned queries and keys beside a fused projection's, inputs of the norms inside, RMSNorm's."""
-        cfg, inner = self.config, self.config.num_heads * self.config.head_width
-        turned, hidden = cfg.rope != "none" and cfg.qkv == "fused", round(cfg.embed_dim * cfg.mlp_ratio)
-        inside = inner * cfg.scale_attn_inner + hidden * cfg.scale_mlp
-        return 2 * inner * turned + inside + 2 * cfg.embed_dim * (cfg.norm == "rms")
 
     def stages(self) -> list[Stage]:
         """Return the stages of ViT; learned frequencies belong to the stem."""
@@ -285,7 +282,10 @@ class ModernViT(ViT):
 
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
         """Return the absolute positions at this grid; sine-cosine ones are computed, not resized."""
-        if self.config.pos_embed != "sincos2d" or grid == self.grid:
-            return super().positions(grid)
-        prefix = self.get_buffer("pos_embed")[:, : self.placed_tokens]
-        return torch.cat([prefix, sincos_2d(grid, self.config.embed_dim).to(prefix)[None]], dim=1)
+        cfg, prefix = self.config, self.placed_tokens
+        if cfg.pos_embed == "sincos2d" and grid != self.grid:
+            rows = self.get_buffer("pos_embed")[:, :prefix]
+            return torch.cat([rows, sincos_2d(grid, cfg.embed_dim).to(rows)[None]], dim=1)
+        assert self.pos_embed is not None
+        ways: dict[str, Any] = {"how": cfg.pos_resize, "square": cfg.pos_square, "cache": self._positions}
+        return positions_at(grid, self.pos_embed, trained=self.pos_grid, prefix=prefix, **ways)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -52,32 +54,57 @@ def sincos_2d(grid: Pair, dim: int) -> Float[Tensor, "L D"]:
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
 
 
-def resize_positions(pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair, prefix: int) -> Float[Tensor, "1 _ D"]:
-    """Resize position embeddings to another grid: bicubic, antialiased; prefix rows stay. The input if old is new."""
+RESIZES: dict[str, dict[str, Any]] = {  # by ModernConfig.pos_resize
+    "bicubic": {"mode": "bicubic", "antialias": True},
+    "bilinear": {"mode": "bilinear", "antialias": True},
+    "cubic": {"mode": "bicubic"},
+    "linear": {"mode": "bilinear"},
+    "linear-corners": {"mode": "bilinear", "align_corners": True},
+}
+"""Arguments of torch's `interpolate`."""
+
+
+def resize_positions(
+    pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair, prefix: int, how: str = "bicubic", square: bool = False
+) -> Float[Tensor, "1 _ D"]:
+    """Resize position embeddings to another grid: bicubic, antialiased; prefix rows stay. The input if old is new.
+
+    `how` is another row of RESIZES. With `square` the new grid is the upper left part of a square of its longer side.
+    """
     if old == new:
         return pos_embed
     head, rows = pos_embed[:, :prefix], pos_embed[:, prefix:]
     image = rows.reshape(1, *old, -1).permute(0, 3, 1, 2).float()  # (1, D, gh, gw)
-    if new[1] == 1:  # torch 2.14 repeats the first row where the new width is 1: turned, it does not
-        image = F.interpolate(image.transpose(2, 3), size=(1, new[0]), mode="bicubic", antialias=True).transpose(2, 3)
+    (height, width), arguments = (max(new), max(new)) if square else new, RESIZES[how]
+    if width == 1:  # torch 2.14 repeats the first row where the new width is 1: turned, it does not
+        image = F.interpolate(image.transpose(2, 3), size=(1, height), **arguments).transpose(2, 3)
     else:
-        image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
+        image = F.interpolate(image, size=(height, width), **arguments)
+    image = image[:, :, : new[0], : new[1]]
     return torch.cat([head, image.flatten(2).transpose(1, 2).to(rows.dtype)], dim=1)
 
 
 def positions_at(
-    grid: Pair, pos_embed: Float[Tensor, "1 _ D"], *, trained: Pair, prefix: int, cache: dict[Pair, tuple[Tensor, Tensor]]
+    grid: Pair,
+    pos_embed: Float[Tensor, "1 _ D"],
+    *,
+    trained: Pair,
+    prefix: int,
+    cache: dict[Pair, tuple[Tensor, Tensor]],
+    how: str = "bicubic",
+    square: bool = False,
 ) -> Float[Tensor, "1 _ D"]:
     """Return `resize_positions` from the trained grid to another one, cached while gradients are off."""
+    ways: dict[str, Any] = {"old": trained, "new": grid, "prefix": prefix, "how": how, "square": square}
     if grid == trained or (torch.is_grad_enabled() and pos_embed.requires_grad) or torch.compiler.is_compiling():
-        return resize_positions(pos_embed, old=trained, new=grid, prefix=prefix)
+        return resize_positions(pos_embed, **ways)
     of, resized = cache.get(grid, (None, None))
     # compared by value: a fused optimizer changes weights without a trace in their version counter
     fresh = of is not None and (of.dtype, of.device) == (pos_embed.dtype, pos_embed.device) and torch.equal(of, pos_embed)
     if resized is None or not fresh:
         with torch.inference_mode(False), torch.no_grad():
             of = pos_embed.detach().clone()
-            resized = resize_positions(of, old=trained, new=grid, prefix=prefix)
+            resized = resize_positions(of, **ways)
         cache[grid] = of, resized
     return resized
 

@@ -73,11 +73,16 @@ class Rotary(nn.Module):
         self.cfg, self.quarter = cfg, cfg.head_width // 4
         if cfg.rope == "mixed":
             self.freqs = nn.Parameter(torch.empty(2, cfg.depth, cfg.num_heads, 2 * self.quarter))
+        if cfg.rope_class:
+            self.cls = nn.Parameter(torch.empty(1, 2 * self.quarter))
         self._fixed: dict[tuple[Pair, int, torch.device], Rotation] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the learned frequencies: a random pair of directions, at right angles, for each head (Heo et al. 2024)."""
+        """Initialise the class token's angles, and for the frequencies a random pair of directions, at right angles, for each
+        head (Heo et al. 2024)."""
+        if self.cfg.rope_class:
+            nn.init.trunc_normal_(self.cls, std=(2 * self.quarter) ** -0.5)
         if self.cfg.rope == "mixed":
             turn = torch.rand(*self.freqs.shape[1:3], 1, device=self.freqs.device) * 2 * math.pi
             directions = torch.cat([turn, turn + math.pi / 2], dim=2).repeat_interleave(self.quarter, dim=2)  # (k, h, f)
@@ -97,7 +102,8 @@ class Rotary(nn.Module):
         """
         cfg, key = self.cfg, (grid, prefix, device)
         moved = self.training and any(value is not None for value in (cfg.rope_shift, cfg.rope_jitter, cfg.rope_rescale))
-        if moved or sides is not None or cfg.rope == "mixed" or torch.compiler.is_compiling():
+        learned = cfg.rope == "mixed" or cfg.rope_class
+        if moved or learned or sides is not None or torch.compiler.is_compiling():
             return self.rotation(grid, prefix=prefix, device=device, sides=sides, moved=moved)
         if key not in self._fixed:
             with torch.inference_mode(False):  # what is kept must do for a call that learns, too
@@ -113,6 +119,8 @@ class Rotary(nn.Module):
         """Compute sine and cosine of the angles, in the layout of the channels."""
         coordinates = self.coordinates(grid, device=device, sides=sides)
         angles = F.pad(self.angles(self.move(coordinates) if moved else coordinates), (0, 0, prefix, 0))  # (b, k, h, N, f)
+        if self.cfg.rope_class:
+            angles = torch.cat([self.cls.float().expand(*angles.shape[:3], 1, -1), angles[..., 1:, :]], dim=-2)
         half = self.cfg.rope_layout == "half"
         cos, sin = (torch.cat([v, v], -1) if half else v.repeat_interleave(2, -1) for v in (angles.cos(), angles.sin()))
         return Rotation(cos, sin)

@@ -293,8 +293,6 @@ class ViT(Backbone):
     no_decay = frozenset({"cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent"})
     global_attention = True
     pos_embed: Tensor | None
-    extra_activations: int = 0
-    """Elements per token that a block keeps for the backward pass beside those of a plain ViT's."""
 
     def __init__(self, config: ViTConfig | None = None, **fields: Any) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vitrail.settings.model import ModelSection
-from vitrail.settings.values import Pair, nearest
+from vitrail.settings.values import Pair, nearest, pair
 from vitrail.settings.vit import ViTConfig
 
 MODERN_CUSTOM = "modern_custom"
@@ -27,6 +27,13 @@ class ModernConfig(ViTConfig):
     """Register tokens (Darcet et al. 2024)."""
     pos_embed: Literal["learn", "sincos2d", "none"] = "none"
     """Absolute position embedding, beside the rotary one: learned, fixed 2-D sine-cosine, or none."""
+    pos_grid: int | Pair | None = None
+    """Patch grid of the learned positions, whatever img_size is; null is the grid of img_size."""
+    pos_resize: Literal["bicubic", "bilinear", "cubic", "linear", "linear-corners"] = "bicubic"
+    """Resizing of the positions to another grid: bicubic or bilinear with antialiasing (SigLIP 2's NaFlex is "bilinear"); the
+    same without, "cubic" and "linear" (C-RADIO); and with the corners kept, "linear-corners" (C-RADIOv3-B and -H)."""
+    pos_square: bool = False
+    """Keep the aspect ratio of the positions: those of any image are the upper left part of a square's of its longer side."""
     norm: Literal["layer", "rms"] = "layer"
     """Every norm: LayerNorm, or RMSNorm (Zhang & Sennrich 2019)."""
     norm_position: Literal["pre", "post", "res-post"] = "pre"
@@ -76,6 +83,8 @@ class ModernConfig(ViTConfig):
     rope_ref_grid: int | Pair | None = None
     """Patch grid that rows and columns are scaled to, with "grid": positions of any image are spread over this one's; null
     counts them as they are."""
+    rope_class: bool = False
+    """Learned angles for the class token, which is not turned otherwise (MLCD)."""
     rope_shift: float | None = None
     """Training: shift of the coordinates, uniform in ± this, along each axis."""
     rope_jitter: float | None = None
@@ -91,6 +100,14 @@ class ModernConfig(ViTConfig):
             raise ValueError('rope "mixed" has rope_layout "interleaved"; set it')
         if self.rope_ref_grid is not None and self.rope != "grid":
             raise ValueError(f'rope_ref_grid {self.rope_ref_grid} scales rope "grid", not "{self.rope}"; leave it out')
+        if self.rope_class and (self.rope in ("none", "mixed") or not self.class_token):
+            raise ValueError(
+                f'rope_class true needs a class token and rope "grid" or "centred", not "{self.rope}"; leave it out'
+            )
+        if self.pos_grid is not None and self.pos_embed != "learn":
+            raise ValueError(f'pos_grid {self.pos_grid} needs pos_embed "learn", not "{self.pos_embed}"; leave it out')
+        if min(pair(self.pos_grid or 1)) < 1:
+            raise ValueError(f"pos_grid {self.pos_grid} must be at least 1 patch")
         if self.rope_temperature <= 0:
             raise ValueError(f"rope_temperature {self.rope_temperature} must be above 0")
         for name in ("rope_jitter", "rope_rescale"):
@@ -147,6 +164,14 @@ _PE_CORE: _Row = {**_PE, "rope_offset": 1.0, "pool": "map", "pool_include_prefix
 _PE_DENSE: _Row = {**_PE, "rope_offset": 1.0, "rope_ref_grid": 32, "pool": "avg", "final_norm": False}
 _PE_G: _Row = {"patch_size": 14, "mlp_ratio": 8960 / 1536, "class_token": False, "rope_offset": 0.0, "rope_ref_grid": 32}
 _PE_G |= {"img_size": 448}
+_NAFLEX: _Row = {**_LEARNED, "key_bias": True, "rope": "none", "class_token": False, "pos_grid": 16, "img_size": 384}
+_NAFLEX_GAP: _Row = {**_NAFLEX, **_MEAN, "init_values": 1e-5, "reg_tokens": 4}
+_NAFLEX_MAP: _Row = {**_NAFLEX, "init_values": 1e-5, "reg_tokens": 1, "pool": "map"}
+_NAFLEX_SIGLIP: _Row = {**_NAFLEX, "pool": "map", "mlp": "gelu_tanh", "pos_resize": "bilinear"}
+_SO150M2: _Row = {"mlp_ratio": 34 / 13, "qkv_bias": False, "reg_tokens": 1}
+_RADIO: _Row = {**_NAFLEX, "class_token": True, "no_embed_class": True, "final_norm": False, "pos_grid": 128}
+_RADIO |= {"pos_resize": "linear", "pos_square": True, "reg_tokens": 7, "img_size": 512}
+_CORNERS: _Row = {"pos_resize": "linear-corners"}
 _ROPE: _Row = {**_PLAIN, **_COUNTED, "rope_axes": "xy", "rope_temperature": 100.0, "init_values": 1e-5, "key_bias": True}
 _MIXED: _Row = {"rope": "mixed", "rope_temperature": 10.0}
 _BESIDE: _Row = {"pos_embed": "learn", "no_embed_class": True}
@@ -243,6 +268,20 @@ _TIMM: dict[str, _Row] = {
     "vit_huge_patch16_sapiens2": _shape(1280, 32, 16, _SAPIENS2, kv_heads=8),
     "vit_giant_patch16_sapiens2": _shape(1536, 40, 24, _SAPIENS2, kv_heads=12),
     "vit_5b_patch16_sapiens2": _shape(2432, 56, 32, _SAPIENS2, kv_heads=16),
+    "naflexvit_base_patch16_gap": _shape(768, 12, 12, _NAFLEX_GAP),
+    "naflexvit_base_patch16_par_gap": _shape(768, 12, 12, _NAFLEX_GAP, pos_square=True),
+    "naflexvit_base_patch16_parfac_gap": _shape(768, 12, 12, _NAFLEX_GAP, pos_square=True, pos_resize="linear"),
+    "naflexvit_base_patch16_map": _shape(768, 12, 12, _NAFLEX_MAP),
+    "naflexvit_so150m2_patch16_reg1_gap": _shape(832, 21, 13, _NAFLEX_GAP, _SO150M2),
+    "naflexvit_so150m2_patch16_reg1_map": _shape(832, 21, 13, _NAFLEX_MAP, _SO150M2),
+    "naflexvit_base_patch16_siglip": _shape(768, 12, 12, _NAFLEX_SIGLIP),
+    "naflexvit_so400m_patch16_siglip": _shape(1152, 27, 16, _NAFLEX_SIGLIP, mlp_ratio=3.7362),
+    "naflexvit_base_patch16_radio_v3": _shape(768, 12, 12, _RADIO, _CORNERS, init_values=1e-5),
+    "naflexvit_large_patch16_radio_v3": _shape(1024, 24, 16, _RADIO, init_values=1e-5),
+    "naflexvit_huge_patch16_radio_v3": _shape(1280, 32, 16, _RADIO, _CORNERS),
+    "naflexvit_giant_patch16_radio_v3": _shape(1536, 40, 24, _RADIO),
+    "naflexvit_so400m_patch16_radio_v4": _shape(1152, 27, 16, _RADIO, mlp_ratio=4304 / 1152, reg_tokens=9),
+    "naflexvit_huge_patch16_radio_v4": _shape(1280, 32, 16, _RADIO, reg_tokens=9),
     "aimv2_large_patch14": MODERN_SIZES["aimv2_l14"],
     "aimv2_huge_patch14": MODERN_SIZES["aimv2_h14"],
     "aimv2_1b_patch14": MODERN_SIZES["aimv2_1b14"],
@@ -260,7 +299,7 @@ _ROWS: dict[str, _Row] = {
     **_TIMM,
     **{f"dinov3_vit{m}": MODERN_SIZES[f"dinov3_{ours}"] for m, ours in _HUB.items()},
 }
-_PREFIXES = ("dinov3_", "eva_", "eva02_", "pe_", "vit_pe_", "aimv2_", "rope_", "modern_")
+_PREFIXES = ("naflexvit_", "dinov3_", "eva_", "eva02_", "pe_", "vit_pe_", "aimv2_", "rope_", "modern_")
 
 
 def parse_modern_name(name: str) -> dict[str, Any] | None:

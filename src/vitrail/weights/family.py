@@ -118,14 +118,16 @@ def find_layout(
 
     `config` is the config.json beside the file; `overrides` are fields that the caller states.
     """
-    actual = {re.sub(WRAPPERS, "", name) for name in tensors}
+    actual = {re.sub(WRAPPERS, "", name): value for name, value in tensors.items()}
     for layout in layouts:
         if not layout.claims(config, overrides) or any(re.search(layout.lacks, name) for name in actual):
             continue
         for bare in dict.fromkeys(("", layout.encoder)):
             shown = [one.removeprefix(bare) for name in layout.shows for one in layout.names(name)]
             for prefix in sorted((one.removesuffix(shown[0]) for one in actual if one.endswith(shown[0])), key=len):
-                if prefix[-1:] in ("", ".") and all(f"{prefix}{one}" in actual for one in shown):
+                if prefix[-1:] not in ("", ".") or not all({f"{prefix}{one}", one} & actual.keys() for one in shown):
+                    continue  # a head stands without the prefix
+                if layout.fits(lambda name, before=prefix: tuple(actual[f"{before}{name}"].shape)):  # type: ignore[misc]
                     return layout, prefix
     return None
 

@@ -132,6 +132,8 @@ class FamilyLayout:
     """Pattern of names in the file that are computed or of no use: they are left out of the receipt."""
     lacks: str = r"(?!)"
     """Pattern of names in the file that models of another family or version have: with one of them it is not this layout."""
+    fits: Callable[[Callable[[str], tuple[int, ...]]], bool] = lambda shape: True
+    """Return whether shapes, by the library's names, are the layout's, where another layout has the same names."""
     claims: Callable[[Config, Mapping[str, Any]], bool] = lambda config, overrides: True
     """False unless config.json, or fields that the caller states, say that tensors which others have too are the family's."""
     fields: Callable[[Config], Mapping[str, Any]] = lambda config: {}

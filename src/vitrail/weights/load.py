@@ -50,6 +50,8 @@ from vitrail.weights.vit import Channels, load_vit
 
 GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 """Activation by class of timm, torch and open_clip."""
+POSITIONS = tuple(f"pos_embed_{one}" for one in ("interp_mode", "antialias", "align_corners", "ar_preserving"))
+"""Attributes of timm's NaFlexVit by which its positions are resized."""
 
 
 @printable_errors()
@@ -334,7 +336,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     if config := next((config for config in configs if hasattr(config, "to_dict")), None):  # transformers
         return dict(config.to_dict())
 
-    def first(kind: type, *names: str) -> Any:
+    def first(kind: Any, *names: str) -> Any:
         values = (getattr(part, name, None) for part in parts for name in names)
         return next((value for value in values if isinstance(value, kind)), None)
 
@@ -350,6 +352,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         "num_heads": first(int, "num_heads", "heads"),
         "global_pool": first(str, "global_pool"),
         "pool_include_prefix": first(bool, "pool_include_prefix"),
+        **{name: first((str, bool), name) for name in POSITIONS},
         "norm_eps": next((part.eps for part in parts if isinstance(part, nn.LayerNorm)), None),
         "block_windows": windows or None,
         "act_layer": "gelu_tanh"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from vitrail.weights.library import Question
 HIDDEN = (  # fields that no tensor shows: the caller's answer, what config.json states, or the default
     *("norm_position", "norm_eps", "pool", "pool_include_prefix", "pool_heads", "rope_axes", "rope_layout"),
     *("rope_temperature", "rope_offset", "rope_ref_grid", "rope_shift", "rope_jitter", "rope_rescale"),
+    *("pos_resize", "pos_square"),
 )
 ROPES: dict[str, dict[str, Any]] = {  # what goes with the answer to the question after rotary positions
     "none": {"norm_eps": 1e-6},
@@ -42,6 +43,7 @@ def infer(file: FamilyFile) -> ModernConfig:
         dim = fields["embed_dim"]
         answers = [dim // width for width in (64, 128, 96, 32, 16) if dim % width == 0][:2] or [1]
         questions.append(Question("num_heads", f"width {dim}; heads are most often of 64", tuple(answers)))
+    questions += _resizing(file, fields, known)
     if questions:
         raise ValueError("the tensors do not tell " + "; nor ".join(map(str, questions)))
     fields |= _positions(file, fields, file.stated.get("img_size"), file.overrides.get("img_size"))
@@ -93,6 +95,7 @@ def _shape(file: FamilyFile) -> dict[str, Any]:
         "final_norm": "norm.weight" in file or "fc_norm.weight" in file,
         "fc_norm": "fc_norm.weight" in file,
         "class_token": "cls_token" in file,
+        "rope_class": "rope.cls" in file,
         "reg_tokens": file.shape("reg_token")[1] if "reg_token" in file else 0,
         "pos_embed": "learn" if "pos_embed" in file else "sincos2d" if file.stated.get("pos_embed") == "sincos2d" else "none",
         "pool_block": not pooled or "attn_pool.q.weight" in file,
@@ -112,6 +115,8 @@ def _heads(file: FamilyFile, fields: Mapping[str, Any], known: int | None) -> di
             over = "all"
         else:
             number = inner // width
+    if fields["rope_class"]:
+        number = inner // (2 * file.shape("rope.cls")[1])
     if number is None and "rope.periods" in file:
         number = inner // (4 * file.shape("rope.periods")[0])
     if number is None:
@@ -128,17 +133,47 @@ def _heads(file: FamilyFile, fields: Mapping[str, Any], known: int | None) -> di
     return heads
 
 
+def _stored_grid(file: FamilyFile) -> Pair | None:
+    """Return the patch grid of positions that are stored as a grid, or as rows and columns; None for a list of them."""
+    shapes = [file.checkpoint.shapes[key] for key in file.sources("pos_embed") or ()]
+    if [len(shape) for shape in shapes] == [4]:
+        return shapes[0][1], shapes[0][2]
+    return (shapes[0][1], shapes[1][1]) if len(shapes) == 2 and file.layout.name == "timm" else None
+
+
+def _resizing(file: FamilyFile, fields: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Question]:
+    """Ask what no tensor of a NaFlex model shows."""
+    if _stored_grid(file) is None:
+        return
+    radio, pooled = fields["class_token"] and not fields["final_norm"], "attn_pool.latent" in file
+    if "pos_resize" not in known:
+        why = "C-RADIOv3-B's and -H's keep the corners" if radio else "SigLIP 2's are bilinear, others bicubic"
+        yield Question("pos_resize", why, ("linear", "linear-corners") if radio else ("bicubic", "bilinear"))
+    if "pos_square" not in known:
+        yield Question("pos_square", "par models, and C-RADIO, keep the aspect ratio of positions", (False, True))
+    if "mlp" not in known and pooled and fields["init_values"] is None:
+        yield Question("mlp", "SigLIP 2's is GELU's tanh form", ("gelu_tanh", "gelu"))
+
+
 def _positions(file: FamilyFile, fields: Mapping[str, Any], stated: Any, asked: Any) -> dict[str, Any]:
-    """Return the image size of the file's positions: the stated one, the one that is asked for, or a square, if it fits."""
+    """Return the image size of the file's positions: the stated one, the one that is asked for, or a square, if it fits.
+
+    Where the layout says how they are resized, their grid is fixed, and the image size is any.
+    """
     patch = pair(fields["patch_size"])
     if "pos_embed" not in file:
         return {"img_size": stated or asked or 224}
-    rows, tokens = file.shape("pos_embed")[1], int(fields["class_token"])
+    rows, tokens, grid = file.shape("pos_embed")[1], int(fields["class_token"]), _stored_grid(file)
+    if grid is not None:
+        size = (grid[0] * patch[0], grid[1] * patch[1])
+        return {"img_size": stated or asked or size, "pos_grid": grid, "no_embed_class": tokens > 0}
+    fixed = "pos_resize" in {**file.stated, **file.overrides}
     for placed in dict.fromkeys((tokens, 0)):
         side = math.isqrt(rows - placed)
-        for size in (stated, asked, (side * patch[0], side * patch[1])):
+        for size in ((side * patch[0], side * patch[1]),) if fixed else (stated, asked, (side * patch[0], side * patch[1])):
             if size is not None and math.prod(at // part for at, part in zip(pair(size), patch, strict=True)) == rows - placed:
-                return {"img_size": size, "no_embed_class": tokens > placed}
+                place = {"img_size": size, "no_embed_class": tokens > placed}
+                return place | ({"img_size": stated or asked or size, "pos_grid": side} if fixed else {})
     raise ValueError(f"the position embedding has {rows} rows, which make no square; give img_size=(height, width) of the file")
 
 
@@ -153,7 +188,8 @@ def resize(name: str, value: Tensor, stored: ModernConfig, config: ModernConfig)
     if name == "pos_embed" and (old := _grid(stored)) != (new := _grid(config)):
         placed = stored.class_token and not stored.no_embed_class
         note = " -> ".join(f"{height}x{width}" for height, width in (old, new))
-        return resize_positions(value, old=old, new=new, prefix=int(placed)), note
+        how: dict[str, Any] = {"how": config.pos_resize, "square": config.pos_square}
+        return resize_positions(value, old=old, new=new, prefix=int(placed), **how), note
     return value, ""
 
 
@@ -166,7 +202,7 @@ def computed(name: str, config: ModernConfig) -> Tensor | None:
 
 
 def _grid(config: ModernConfig) -> Pair:
-    return grid_of(pair(config.img_size), pair(config.patch_size))
+    return grid_of(pair(config.img_size), pair(config.patch_size)) if config.pos_grid is None else pair(config.pos_grid)
 
 
 MODERN = FamilyReader(infer, resize, computed)

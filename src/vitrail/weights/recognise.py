@@ -23,7 +23,7 @@ LAYOUTS = tuple(layout for library in LIBRARIES.values() for layout in library.l
 WRAPPERS = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 ENCODER = (
     r"(blocks|layers?|encoder|[Tt]ransformer|\w*embed|conv|stem|bn|ln_|norm|pre_layer|post_layer|cls|class|pos|reg|attn|rope"
-    r"|rotary|freq|.*(relative_position|rel_pos))"
+    r"|vit_merger|rotary|freq|.*(relative_position|rel_pos))"
 )
 AVERAGED = r"(teacher|ema(?![a-z])|target)"  # not MoCo's momentum encoder: its own code takes the other one
 

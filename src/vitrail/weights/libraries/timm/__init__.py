@@ -17,6 +17,7 @@ from vitrail.weights.libraries.timm.beit import BEIT_LAYOUTS, beit_config, beit_
 from vitrail.weights.libraries.timm.cait import CAIT_LAYOUT, cait_config, cait_plan
 from vitrail.weights.libraries.timm.card import config_transform, labels
 from vitrail.weights.libraries.timm.modern import MODERN_LAYOUTS, modern_config, modern_plan
+from vitrail.weights.libraries.timm.naflex import NAFLEX_LAYOUTS
 from vitrail.weights.libraries.timm.swin import SWIN_LAYOUT, swin_config, swin_plan
 from vitrail.weights.libraries.timm.swin_v2 import SWIN_V2_LAYOUT, swin_v2_config, swin_v2_plan
 from vitrail.weights.libraries.timm.vit import EVA_LAYOUT, VIT_LAYOUT, config_fields, plan, timm_config, timm_state
@@ -66,6 +67,7 @@ TIMM = Library(
         CAIT_LAYOUT,
         *BEIT_LAYOUTS,
         *MODERN_LAYOUTS,
+        *NAFLEX_LAYOUTS,
     ),
     fields=config_fields,
     config_transform=config_transform,

@@ -16,6 +16,7 @@ from vitrail.weights.libraries.transformers.modern import MODERN_LAYOUTS, modern
 from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, VIT_LAYOUT
 from vitrail.weights.libraries.transformers.swin import OLD_SWIN_LAYOUT, SWIN_LAYOUT, swin_plan
 from vitrail.weights.libraries.transformers.swin_v2 import SWIN_V2_LAYOUT, swin_v2_plan
+from vitrail.weights.libraries.transformers.towers import TOWER_LAYOUTS
 from vitrail.weights.libraries.transformers.write import plan
 from vitrail.weights.library import Library, Writer
 
@@ -27,12 +28,16 @@ TRANSFORMERS = Library(
         SWIN_V2_LAYOUT,
         CVT_LAYOUT,
         *BEIT_LAYOUTS,
+        *TOWER_LAYOUTS,
         *MODERN_LAYOUTS,
     ),
     fields=config_fields,
     config_assumptions=config_assumptions,
     processor_transform=processor_transform,
-    default_transforms=(DefaultTransform("siglip", "SigLIP", HALF, 1.0, "squash", "bicubic"),),  # its SiglipImageProcessor
+    default_transforms=(
+        DefaultTransform("siglip", "SigLIP", HALF, 1.0, "squash", "bicubic"),  # its SiglipImageProcessor
+        DefaultTransform("radio", "C-RADIO, which normalises by itself", ((0.0,) * 3, (1.0,) * 3), 1.0, "squash", "bicubic"),
+    ),
     labels=labels,
     writer=Writer(
         "hf",

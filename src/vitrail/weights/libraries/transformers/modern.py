@@ -102,9 +102,9 @@ def dinov3_fields(config: Config) -> dict[str, Any]:
     """Return the fields of ModernConfig in the config.json of a DINOv3."""
     config = vision_config(config)
     fields = {
-        **_same(config, num_attention_heads="num_heads", layer_norm_eps="norm_eps", image_size="img_size"),
-        **_same(config, pos_embed_shift="rope_shift", pos_embed_jitter="rope_jitter", pos_embed_rescale="rope_rescale"),
-        **_act(config, gated=bool(config.get("use_gated_mlp"))),
+        **same_fields(config, num_attention_heads="num_heads", layer_norm_eps="norm_eps", image_size="img_size"),
+        **same_fields(config, pos_embed_shift="rope_shift", pos_embed_jitter="rope_jitter", pos_embed_rescale="rope_rescale"),
+        **activation_field(config, gated=bool(config.get("use_gated_mlp"))),
     }
     theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or 100.0
     return {**fields, "rope": "centred", "rope_layout": "half", "rope_axes": "yx", "rope_temperature": float(theta)}
@@ -113,14 +113,17 @@ def dinov3_fields(config: Config) -> dict[str, Any]:
 def aimv2_fields(config: Config) -> dict[str, Any]:
     """Return the fields of ModernConfig in the config.json of an AIMv2."""
     config = vision_config(config)
-    fields = _same(config, num_attention_heads="num_heads", rms_norm_eps="norm_eps", image_size="img_size")
-    return {"norm_eps": 1e-5, **fields, "rope": "none", "pos_embed": "sincos2d", **_act(config, gated=True)}
+    fields = same_fields(config, num_attention_heads="num_heads", rms_norm_eps="norm_eps", image_size="img_size")
+    return {"norm_eps": 1e-5, **fields, "rope": "none", "pos_embed": "sincos2d", **activation_field(config, gated=True)}
 
 
 def pixtral_fields(config: Config) -> dict[str, Any]:
     """Return the fields of ModernConfig in the config.json of a Pixtral."""
     config = vision_config(config)
-    fields = {**_same(config, num_attention_heads="num_heads", image_size="img_size"), **_act(config, gated=True)}
+    fields = {
+        **same_fields(config, num_attention_heads="num_heads", image_size="img_size"),
+        **activation_field(config, gated=True),
+    }
     theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or 1e4
     return {**fields, "rope": "alternating", "rope_layout": "half", "rope_temperature": float(theta), "norm_eps": 1e-5}
 
@@ -128,16 +131,17 @@ def pixtral_fields(config: Config) -> dict[str, Any]:
 def internvl_fields(config: Config) -> dict[str, Any]:
     """Return the fields of ModernConfig in the config.json of an InternVL."""
     config = vision_config(config)
-    fields = _same(config, num_attention_heads="num_heads", layer_norm_eps="norm_eps", image_size="img_size")
+    fields = same_fields(config, num_attention_heads="num_heads", layer_norm_eps="norm_eps", image_size="img_size")
     pool = {"pool": "avg" if config["use_mean_pooling"] else "cls"} if "use_mean_pooling" in config else {}
-    return {"norm_eps": 1e-6, **fields, **pool, "rope": "none", **_act(config, gated=False)}
+    return {"norm_eps": 1e-6, **fields, **pool, "rope": "none", **activation_field(config, gated=False)}
 
 
-def _same(config: Config, **names: str) -> dict[str, Any]:
+def same_fields(config: Config, **names: str) -> dict[str, Any]:
+    """Return the fields of ours that a config.json has under other names."""
     return {ours: from_list(config[theirs]) for theirs, ours in names.items() if config.get(theirs) is not None}
 
 
-def _act(config: Config, *, gated: bool) -> dict[str, Any]:
+def activation_field(config: Config, *, gated: bool) -> dict[str, Any]:
     """Return the activation. Raises ValueError for one that the MLP does not have."""
     name = config.get("hidden_act")
     if name is None or (gated and name == "silu"):
