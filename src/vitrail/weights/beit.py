@@ -59,14 +59,14 @@ def grid_of_table(rows: int, img_size: Pair, patch: int) -> Pair:
 def resize(name: str, value: Tensor, stored: BeitConfig, config: BeitConfig) -> tuple[Tensor, str]:
     """Resize patches, and relative and absolute positions to another grid."""
     old, new = (grid_of(pair(one.img_size), pair(one.patch_size)) for one in (stored, config))
-    grids, note = {"old": old, "new": new}, f"{old[0]}x{old[1]} -> {new[0]}x{new[1]} patches"
+    note = f"{old[0]}x{old[1]} -> {new[0]}x{new[1]} patches"
     if name == "patch_embed.proj.weight" and stored.patch_size != config.patch_size:
         return resize_patch(value, to=pair(config.patch_size)), f"patch {stored.patch_size} -> {config.patch_size}"
     if old == new:
         return value, ""
     if name.endswith("relative_position_bias_table"):
-        return resize_table(value, **grids), note
-    return (resize_positions(value, **grids, prefix=1), note) if name == "pos_embed" else (value, "")
+        return resize_table(value, old=old, new=new), note
+    return (resize_positions(value, old=old, new=new, prefix=1), note) if name == "pos_embed" else (value, "")
 
 
 BEIT = FamilyReader(infer, resize)
