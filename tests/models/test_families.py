@@ -109,6 +109,24 @@ def test_timm_s_names_are_ours() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("deit3_s16", "deit3_small_patch16_224"),
+        ("deit3_h14", "deit3_huge_patch14_224"),
+        ("flexivit_s", "flexivit_small"),
+        ("beit_b16", "beit_base_patch16_224"),
+    ],
+)
+def test_names_of_other_papers_build_timm_s_models(ours: str, theirs: str) -> None:
+    with torch.device("meta"):
+        peer, models = timm.create_model(theirs), [vitrail.create_model(name) for name in (ours, theirs)]
+    shapes = {name: value.shape for name, value in peer.state_dict().items()}
+    for model in models:
+        assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+        assert (model.config.img_size,) * 2 == peer.patch_embed.img_size
+
+
 OF_ONE_BLOCK: dict[str, dict[str, Any]] = {
     "swin_t": {"depths": (1, 1, 1), "num_heads": (1, 1, 1), "embed_dim": 8},
     "swinv2_t": {"depths": (1, 1, 1), "num_heads": (1, 1, 1), "embed_dim": 8},

@@ -33,7 +33,7 @@ from vitrail.settings.swin_v2 import (
     swin_v2_name,
 )
 from vitrail.settings.values import OTHER_SPELLINGS, nearest, pair
-from vitrail.settings.vit import CUSTOM, PATCHES, SIZES, ModelConfig, ViTConfig, parse_vit_name, vit_name
+from vitrail.settings.vit import CUSTOM, PATCHES, RECIPE_NAMES, SIZES, ModelConfig, ViTConfig, parse_vit_name, vit_name
 
 
 class Words(NamedTuple):
@@ -144,8 +144,9 @@ FAMILIES: dict[str, Family] = {
         noun="a ViT",
         words=_vit_words,
         stored_as="model",
-        names=tuple(f"{size}/{patch}" for size in SIZES for patch in PATCHES),
-        paper="Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929",
+        names=(*(f"{size}/{patch}" for size in SIZES for patch in PATCHES), *RECIPE_NAMES),
+        paper="Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929; DeiT III: Touvron et al. 2022; "
+        "FlexiViT: Beyer et al. 2023",
     ),
     "swin_v2": Family(  # before "swin", which takes every other name that starts with "swin_"
         section=SwinV2ModelConfig,
@@ -155,6 +156,7 @@ FAMILIES: dict[str, Family] = {
         words=_swin_v2_words,
         stored_as="swin_v2",
         names=tuple(SWIN_V2_SIZES),
+        paper="Liu et al. 2022, https://arxiv.org/abs/2111.09883",
     ),
     "swin": Family(
         section=SwinModelConfig,
@@ -203,6 +205,7 @@ FAMILIES: dict[str, Family] = {
         words=_beit_words,
         stored_as="beit",
         names=tuple(BEIT_SIZES),
+        paper="Bao et al. 2022, https://arxiv.org/abs/2106.08254; BEiT v2: Peng et al. 2022; data2vec: Baevski et al. 2022",
     ),
     "baseline": Family(
         section=BaselineModelConfig,

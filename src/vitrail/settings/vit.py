@@ -30,8 +30,14 @@ SIZES = {  #          width  depth  heads  MLP ratio       parameters at 224 px,
     "g": Size(1408, 40, 16, 48 / 11),  #                1_012_611_432  at /14 (Zhai et al. 2022, table 2)
 }
 PATCHES = (4, 8, 14, 16, 32)
+RECIPES: dict[str, dict[str, Any]] = {  # fields that papers of other recipes for the same shape set
+    "deit3": {"no_embed_class": True, "init_values": 1e-6},  # Touvron et al. 2022
+    "flexivit": {"no_embed_class": True, "patch_size": 16, "img_size": 240},  # Beyer et al. 2023, for train.patch_sizes
+}
+RECIPE_NAMES = ("deit3_s16", "deit3_b16", "deit3_l16", "deit3_h14", "flexivit_s", "flexivit_b", "flexivit_l")
 CUSTOM = "custom"
 _LONG_NAMES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
+_LETTERS = {"s": "S", "b": "B", "l": "L", "h": "H"}
 
 
 def parse_vit_name(name: str) -> dict[str, Any] | None:
@@ -39,7 +45,8 @@ def parse_vit_name(name: str) -> dict[str, Any] | None:
 
     "B/16", "Ti/4" and the field's spelling, "vit_base_patch16_224", are names of the same models. A patch may be any whole
     number; `PATCHES` lists the ones in common use. A "+" behind the size asks for the convolutional stem: "S+/16".
-    "custom" is the name of a shape that has none, and decides nothing. Raises ValueError for a size that does not exist.
+    "deit3_s16" or "deit3_small_patch16_224", and "flexivit_s" or "flexivit_small", name the models of those papers. "custom" is
+    the name of a shape that has none, and decides nothing. Raises ValueError for a size that does not exist.
     """
     if name == CUSTOM:
         return {}
@@ -52,6 +59,11 @@ def parse_vit_name(name: str) -> dict[str, Any] | None:
         size, fields = _LONG_NAMES.get(long[1], long[1]), {"patch_size": int(long[2])}
         if long[3]:
             fields["img_size"] = int(long[3])
+    elif other := re.fullmatch(r"(?:(deit3)_([a-z]+?)(?:_patch)?(\d+)(?:_(\d+))?|(flexivit)_([a-z]+))", name):
+        recipe, size = other[1] or other[5], other[2] or other[6]
+        size, fields = _LETTERS.get(size, _LONG_NAMES.get(size, size)), dict(RECIPES[recipe])
+        numbers = {"patch_size": other[3], "img_size": other[4]}
+        fields |= {field: int(number) for field, number in numbers.items() if number}
     else:
         return None
     if size not in SIZES:
@@ -198,5 +210,5 @@ class ModelConfig(ViTConfig, ModelSection):
 
     config_type = ViTConfig
     name: str = "B/16"
-    """Size and patch, "Ti/4" to "g/14", or "S+/16" with a convolutional stem; "swin_t" to "swin_l" for a Swin Transformer;
+    """Size and patch, "Ti/4" to "g/14", or "S+/16" with a convolutional stem; "deit3_s16", "flexivit_s"; "swin_t" to "swin_l";
     "torchvision:resnet50" or "timm:…" for a model of those libraries."""
