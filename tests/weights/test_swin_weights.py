@@ -16,7 +16,7 @@ from vitrail.models.receipt import Receipt
 from vitrail.models.swin import Swin
 from vitrail.models.windows import resize_bias_table
 from vitrail.settings.swin import SwinConfig
-from vitrail.weights import load
+from vitrail.weights import convert, load
 from vitrail.weights.family import LAYOUTS, find_layout
 from vitrail.weights.libraries.microsoft import swin_names
 from vitrail.weights.libraries.transformers.swin import old_swin_names
@@ -121,6 +121,22 @@ def test_another_window_resizes_the_bias() -> None:
     assert set(resized.values()) == {"window 7 -> 8"}
     assert len(resized) == 5
     assert logits_of(ours, images(256)).isfinite().all()
+
+
+@pytest.mark.parametrize("windows", [(7, 14, 7), (4, 7, 2)])
+def test_windows_of_each_stage(windows: tuple[int, ...], tmp_path: Path) -> None:
+    """timm's S3 models have them, and its windows are as small as a map at the size that a model is built for."""
+    theirs = of_timm(window_size=windows)
+    ours = load(theirs.state_dict())
+    sizes = tuple(layer.blocks[0].attn.window_size[0] for layer in theirs.layers)
+    assert (ours.config.window_sizes, ours.config.window_size) == (sizes, max(sizes))
+    torch.testing.assert_close(logits_of(ours, images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
+    convert(ours, "timm", tmp_path / "timm")
+    again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    torch.testing.assert_close(logits_of(again, images()), logits_of(theirs, images()), atol=1e-5, rtol=1e-5)
+    for to in ("torchvision", "hf"):
+        with pytest.raises(ValueError, match="has no window_sizes"):
+            convert(ours, to, tmp_path / to)
 
 
 def test_other_channels_and_classes() -> None:

@@ -41,7 +41,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, cfg: SwinConfig, stage: int) -> None:
         super().__init__()
-        dim, self.num_heads, self.window = cfg.width(stage), cfg.num_heads[stage], cfg.window_size
+        dim, self.num_heads, self.window = cfg.width(stage), cfg.num_heads[stage], cfg.window(stage)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
         self.qkv = Linear(dim, 3 * dim)
         self.attn_drop = nn.Dropout(cfg.attn_drop_rate)

@@ -53,6 +53,12 @@ def parse_swin_name(name: str) -> dict[str, Any] | None:
     return {**SWIN_SIZES[size]._asdict(), **fields}
 
 
+def require_stages(name: str, sides: tuple[int, ...], *, stages: int, least: int) -> None:
+    """Raise ValueError for sides of windows that are not one for each stage, or below `least`; () is valid."""
+    if sides and (len(sides) != stages or min(sides) < least):
+        raise ValueError(f"{name} {sides} must have one number of at least {least} for each of {stages} stages")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SwinConfig:
     """Shape of a Swin Transformer. The defaults are Swin-T."""
@@ -73,6 +79,8 @@ class SwinConfig:
     """Attention heads of each stage; each must divide the stage's width."""
     window_size: int = 7
     """Side of a window, in patches."""
+    window_sizes: tuple[int, ...] = ()
+    """Side of a window in each stage, where they differ; () is `window_size` in all of them."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over the stage's width."""
     drop_rate: float = 0.0
@@ -94,11 +102,19 @@ class SwinConfig:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         if min(*self.depths, *self.num_heads) < 1:
             raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must be at least 1 in every stage")
+        require_stages("window_sizes", self.window_sizes, stages=len(self.depths), least=1)
+        if self.window_sizes and max(self.window_sizes) != self.window_size:
+            which = f"window_size {self.window_size} is not the largest of window_sizes {self.window_sizes}"
+            raise ValueError(f"{which}; set both, or window_sizes to ()")
         if self.num_classes < 0:
             raise ValueError(f"num_classes {self.num_classes} must not be negative; 0 leaves the head out")
         for stage, heads in enumerate(self.num_heads):
             if self.width(stage) % heads:
                 raise ValueError(f"num_heads {heads} does not divide the width {self.width(stage)} of stage {stage}")
+
+    def window(self, stage: int) -> int:
+        """Return the side of a window in a stage."""
+        return self.window_sizes[stage] if self.window_sizes else self.window_size
 
     def width(self, stage: int) -> int:
         """Return the channels of a stage."""
@@ -109,7 +125,8 @@ def swin_name(config: SwinConfig) -> str:
     """Return the name of a size of the paper; "swin_custom" for any other shape, patch or window."""
     shape = SwinSize(config.embed_dim, config.depths, config.num_heads)
     names = [name for name, size in SWIN_SIZES.items() if size == shape]
-    return names[0] if names and (config.patch_size, config.window_size) == (4, 7) else SWIN_CUSTOM
+    usual = (config.patch_size, config.window_size, config.window_sizes) == (4, 7, ())
+    return names[0] if names and usual else SWIN_CUSTOM
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.settings.model import ModelSection
-from vitrail.settings.swin import SwinConfig, SwinSize
+from vitrail.settings.swin import SwinConfig, SwinSize, require_stages
 from vitrail.settings.values import Pair, pair
 
 SWIN_V2_SIZES = {  #          width  depths         heads            parameters at 1000 classes, any window
@@ -75,8 +75,6 @@ class SwinV2Config(SwinConfig):
     """Image side in pixels, or (height, width), of the training images; the model accepts any size."""
     window_size: int = 8
     """Side of a window, in patches."""
-    window_sizes: tuple[int, ...] = ()
-    """Side of a window in each stage, where they differ; () is `window_size` in all of them."""
     pretrained_window_sizes: tuple[int, ...] = ()
     """Side of a window in each stage in pre-training, which relative positions are measured by; () or 0: the stage's own."""
     qkv_bias: bool = True
@@ -84,20 +82,8 @@ class SwinV2Config(SwinConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("window_sizes", 1), ("pretrained_window_sizes", 0)):
-            sides = getattr(self, name)
-            if sides and (len(sides) != len(self.depths) or min(sides) < least):
-                raise ValueError(
-                    f"{name} {sides} must have one number of at least {least} for each of {len(self.depths)} stages"
-                )
-
-        if self.window_sizes and max(self.window_sizes) != self.window_size:
-            which = f"window_size {self.window_size} is not the largest of window_sizes {self.window_sizes}"
-            raise ValueError(f"{which}; set both, or window_sizes to ()")
-
-    def window(self, stage: int) -> int:
-        """Return the side of a window in a stage."""
-        return self.window_sizes[stage] if self.window_sizes else self.window_size
+        pretrained = self.pretrained_window_sizes
+        require_stages("pretrained_window_sizes", pretrained, stages=len(self.depths), least=0)
 
     def pretrained_window(self, stage: int) -> int:
         """Return the side of a window that relative positions of a stage are measured by."""

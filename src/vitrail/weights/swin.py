@@ -14,6 +14,7 @@ def infer(file: FamilyFile) -> SwinConfig:
     stages = file.count("layers.{}.blocks.0.norm1.weight")
     dim, channels, patch, _ = file.shape("patch_embed.proj.weight")
     tables = [file.shape(f"layers.{stage}.blocks.0.attn.relative_position_bias_table") for stage in range(stages)]
+    windows = tuple((round(rows**0.5) + 1) // 2 for rows, _ in tables)
     return SwinConfig(
         img_size=file.stated.get("img_size", 224),
         patch_size=patch,
@@ -22,7 +23,8 @@ def infer(file: FamilyFile) -> SwinConfig:
         embed_dim=dim,
         depths=tuple(file.count(f"layers.{stage}.blocks.{{}}.norm1.weight") for stage in range(stages)),
         num_heads=tuple(heads for _, heads in tables),
-        window_size=max((round(rows**0.5) + 1) // 2 for rows, _ in tables),  # timm's are smaller where a map is
+        window_size=max(windows),
+        window_sizes=windows if len(set(windows)) > 1 else (),  # timm's are smaller where a map is
         mlp_ratio=file.shape("layers.0.blocks.0.mlp.fc1.weight")[0] / dim,
     )
 
@@ -31,10 +33,10 @@ def resize(name: str, value: Tensor, stored: SwinConfig, config: SwinConfig) -> 
     """Resize the relative position bias to windows of another side."""
     if not name.endswith("relative_position_bias_table"):
         return value, ""
-    window = (round(value.shape[0] ** 0.5) + 1) // 2
-    if window == config.window_size:
+    stage = int(name.split(".")[1])
+    if stored.window(stage) == config.window(stage):
         return value, ""
-    return resize_bias_table(value, window=config.window_size), f"window {window} -> {config.window_size}"
+    return resize_bias_table(value, window=config.window(stage)), f"window {stored.window(stage)} -> {config.window(stage)}"
 
 
 SWIN = FamilyReader(infer, resize)

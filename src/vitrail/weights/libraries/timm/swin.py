@@ -27,7 +27,8 @@ def swin_config(cfg: SwinConfig, images: Preprocessing, *, licence: str | None =
         "architecture": "swin_tiny_patch4_window7_224",
         "model_args": {
             "in_chans": cfg.in_channels,
-            **same_names(cfg, "img_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
+            **same_names(cfg, "img_size", "patch_size", "embed_dim", "depths", "num_heads", "mlp_ratio"),
+            "window_size": cfg.window_sizes or cfg.window_size,
         },
         "pretrained_cfg": pretrained_cfg(
             cfg,

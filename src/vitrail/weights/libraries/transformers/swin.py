@@ -68,6 +68,8 @@ OLD_SWIN_LAYOUT = FamilyLayout(
 def swin_plan(model: Swin) -> Export:
     """Export a folder for from_pretrained. Raises Inexpressible for a model without a head, whose class has other names."""
     cfg = model.config
+    if cfg.window_sizes:
+        raise Inexpressible(f"transformers' Swin has no window_sizes {cfg.window_sizes}, only one window for all stages")
     if not cfg.num_classes:
         raise Inexpressible("transformers' SwinForImageClassification has no num_classes 0")
     config = {
