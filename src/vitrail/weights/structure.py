@@ -19,21 +19,12 @@ from typing import Literal, NamedTuple
 from vitrail.weights.libraries.homemade import HEADS
 from vitrail.weights.library import Shapes
 from vitrail.weights.names import FLAT, LINEAR_PATCH, SAME, STACKED, TOKENS, Form, KeyRow, patch_of
+from vitrail.weights.vocabulary import STEM, WORDS, digits_differ, is_attention, is_mask, is_mlp, is_position, natural, words_of
 
 Evidence = Literal["shape", "name", "order"]
 Shape = tuple[int, ...]
 
 BUFFERS = re.compile(r"num_batches_tracked$|position_ids$|(^|\.)(attn_)?mask$")
-ATTENTION = {"msa", "mha", "mhsa", "sa", "self", "selfattn", "multihead", "head", "heads"}
-MLP = {"mlp", "ffn", "ff", "feed", "forward", "feedforward", "ffwd", "fc", "dense", "linear", "expand", "contract"}
-WORDS = {
-    "q": {"q", "query", "queries", "wq"},
-    "k": {"k", "key", "keys", "wk"},
-    "v": {"v", "value", "values", "wv"},
-    "qkv": {"qkv", "in"},
-    "proj": {"o", "out", "output", "proj", "projection", "wo", "unify", "unifyheads", "combine"},
-}
-STEM = {"patch", "patches", "patcher", "embed", "embedding", "input", "projection", "proj"}
 FUSED, SEPARATE = ("qkv", "proj", "fc1", "fc2"), ("q", "k", "v", "proj", "fc1", "fc2")
 NORM_LEAVES = (("weight", "bias"), ("gamma", "beta"), ("scale", "shift"), ("scale", "bias"), ("a_2", "b_2"), ("alpha", "beta"))
 
@@ -161,26 +152,6 @@ def widths(inside: Shapes) -> list[int]:
     return [dim for dim, times in inputs.most_common(3) if times >= 2]
 
 
-def words_of(name: str) -> list[str]:
-    """Return the words and numbers of a name, in lower case: "toQueries.W_q" is to, queries, w, q."""
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
-
-
-def is_attention(words: Iterable[str]) -> bool:
-    """Return True for words of attention."""
-    return any("att" in word or word in ATTENTION for word in words)
-
-
-def is_mlp(words: Iterable[str]) -> bool:
-    """Return True for words of an MLP."""
-    return any(word in MLP for word in words)
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Return a key by which names sort with their numbers as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|\D+", name)]
-
-
 def block_rows(inside: Shapes, dim: int) -> list[tuple[GuessedRow, ...]]:
     """Return the tables of a block, the likeliest first. Raises NoViT for a block that is no plain ViT's."""
     matrices = {
@@ -288,12 +259,6 @@ def spelled(option: Mapping[str, str]) -> int:
         if WORDS["proj"].intersection(words):
             score += 1 if role == "proj" else 0 if not attention else -1
     return score + (natural(option["fc1"]) < natural(option["fc2"]) and digits_differ(option["fc1"], option["fc2"]))
-
-
-def digits_differ(one: str, other: str) -> bool:
-    """Return True for names that differ in their numbers only, or in single letters: norm_a, norm_b."""
-    counters = re.compile(r"\d+|(?<=[._])[a-d](?=[._]|$)")
-    return one != other and counters.sub("#", one) == counters.sub("#", other)
 
 
 def in_both_orders(
@@ -435,19 +400,9 @@ def outer_rows(outside: Shapes, dim: int, *, after: set[str]) -> tuple[list[Gues
     return rows, list(left)
 
 
-def is_position(name: str) -> bool:
-    """Return True for a name of positions."""
-    return any(word.startswith("pos") or word == "pe" for word in words_of(name))
-
-
 def is_grid(rows: int) -> bool:
     """Return whether so many rows are those of a square of patches, with or without one for a class token."""
     return any(math.isqrt(rows - token) ** 2 == rows - token > 1 for token in (0, 1))
-
-
-def is_mask(name: str) -> bool:
-    """Return True for a name of MAE's mask token."""
-    return "mask" in words_of(name)
 
 
 def is_table(shape: Shape, dim: int) -> bool:
