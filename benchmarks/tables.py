@@ -438,9 +438,29 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 
+def families() -> str:
+    """Which library's checkpoints of each family are read, and written: from the tables of the package."""
+    from vitrail.settings import ViTConfig
+    from vitrail.settings.families import FAMILIES
+    from vitrail.weights.libraries import LIBRARIES
+
+    shown = {name: library for name, library in LIBRARIES.items() if name != "vitrail"}
+    cells = []
+    for family in FAMILIES.values():
+        row = []
+        for library in shown.values():
+            plain = family.config is ViTConfig and bool(library.layouts)
+            read = plain or any(layout.family is family.config for layout in library.family_layouts)
+            written = library.writer is not None and family.config in library.writer.plans
+            row.append(", ".join(word for word, holds in (("read", read), ("written", written)) if holds))
+        if any(row):
+            cells.append([family.noun.partition(" ")[2], *row])
+    return f"{_grid(['family', *shown], cells)}\n\nFrom the tables of the package; our own run folders hold every family.\n"
+
+
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table as Markdown; one whose results are not there says how to make them."""
-    made = {}
+    made = {"families": families()}
     for name, (stem, render) in TABLES.items():
         source = results / f"{stem}.json"
         made[name] = (
