@@ -47,7 +47,7 @@ SHOWN = {
     "beit_b16": "2 blocks of width 8, 2 heads",
     "cait_xxs24": "2 blocks of width 8 and 2 for the class, 2 heads",
     "cvt_13": "1-1-2 blocks of widths 4-6-8",
-    "dinov3_s16": "2 blocks of width 16, 2 heads",
+    "dinov3_s16": "width 16, 2 blocks, 2 heads, MLP 64",
 }
 SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *SWIN_V2_SIZES, "swinv2_custom", *BEIT_SIZES, "beit_custom"]
 SIZE_NAMES += [*CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom", "dinov3_7b16", "modern_custom"]

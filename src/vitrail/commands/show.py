@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vitrail import terminal
 from vitrail.commands.models import MEMORY_HELP
-from vitrail.settings import ModelConfig, pair
+from vitrail.settings import ViTConfig, pair
 from vitrail.settings.families import family_of
 from vitrail.terminal import counted, in_bytes
 
@@ -75,7 +75,7 @@ def run(words: list[str]) -> int:
 
 def print_model(cfg: ModelSection, cost: Description, *, batch_size: int, title: str) -> None:
     """Print a ViT's shape and cost."""
-    assert isinstance(cfg, ModelConfig)
+    assert isinstance(cfg, ViTConfig)
     (height, width), (down, across) = pair(cfg.img_size), pair(cfg.patch_size)
     patches = height // down * (width // across)
     hidden = round(cfg.embed_dim * cfg.mlp_ratio)

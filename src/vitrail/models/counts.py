@@ -108,10 +108,13 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
 
 
 def count_modern(config: ModernConfig) -> Counts:
-    """Count a modern ViT: by formula, unless its blocks differ or its stem grows with them."""
-    if config.kv_heads is not None or config.rope == "mixed":
-        return count_pass(build_on_meta(config).eval())
-    return count_vit(config)
+    """Count a modern ViT by formula if that is exact, else by its forward pass."""
+    return count_vit(config) if is_uniform(config) else count_pass(build_on_meta(config).eval())
+
+
+def is_uniform(config: ModernConfig) -> bool:
+    """Return False for a modern ViT whose blocks differ, or whose stem grows with them."""
+    return config.kv_heads is None and config.rope != "mixed"
 
 
 def count_swin(config: SwinConfig) -> Counts:

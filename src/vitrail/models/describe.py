@@ -9,6 +9,7 @@ what a CPU does.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitrail.models.counts import count, count_vit_parts, shallow_vit
+from vitrail.models.counts import count, count_vit_parts, is_uniform, shallow_vit
 from vitrail.models.vit import PLAIN_ATTENTION_MAX_TOKENS, ViT
 from vitrail.settings import ViTConfig, pair
 from vitrail.settings.beit import BeitConfig
@@ -93,7 +94,7 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
     model = shallow_vit(config)
     bare, block = count_vit_parts(model)
-    parameters, weights, flops = count(config)
+    parameters, weights, flops = bare + block * config.depth
     kept = batch_size * kept_elements(model, depth=config.depth)
 
     def peak(*, checkpointing: bool) -> Peak:
@@ -125,9 +126,19 @@ def describe(config: ViTConfig, *, batch_size: int = 1) -> Description:
     )
 
 
+def describe_modern(config: ModernConfig, *, batch_size: int = 1) -> Description:
+    """Count the cost of a modern ViT as `describe` does; where blocks differ, memory is that of blocks like the first."""
+    description = describe(config, batch_size=batch_size)
+    if is_uniform(config):
+        return description
+    parameters, weights, flops = count(config)
+    return dataclasses.replace(description, parameters=parameters, weights_bytes=weights, flops=flops)
+
+
 COUNTED: dict[type[Any], Callable[[Any, int], Description]] = {
-    family: lambda config, batch_size: describe(config, batch_size=batch_size)
-    for family in (ViTConfig, BeitConfig, ModernConfig)
+    ViTConfig: lambda config, batch_size: describe(config, batch_size=batch_size),
+    BeitConfig: lambda config, batch_size: describe(config, batch_size=batch_size),
+    ModernConfig: lambda config, batch_size: describe_modern(config, batch_size=batch_size),
 }
 """Families whose tokens and activations can be counted."""
 
