@@ -46,7 +46,8 @@ def config_fields(config: Config) -> dict[str, Any]:
     if row is None:
         return {}
     args, size = dict(config.get("model_args") or {}), (config.get("pretrained_cfg") or {}).get("input_size")
-    fields = {name: value for name, value in vars(ModernConfig(**row)).items() if name != "img_size"}
+    left = ("img_size", *(() if "pos_grid" in row else ("pos_grid", "pos_resize", "pos_square")))  # the grid is img_size's
+    fields = {name: value for name, value in vars(ModernConfig(**row)).items() if name not in left}
     if size:
         fields["img_size"] = tuple(size[1:])
     for argument, (field, words) in _ARGUMENTS.items():
