@@ -373,4 +373,15 @@ def test_memory_is_that_of_a_vit_and_the_bias() -> None:
     cost = describe_model(BeitConfig(img_size=64, **SHAPE), batch_size=4)
     assert isinstance(cost, Description)
     assert cost.tokens == 17
-    assert cost.parameters == sum(parameter.numel() for parameter in beit().parameters())
+    model, kept = beit(), dict[int, int]()
+    assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model.train()(images(count=4))
+    assert logits.requires_grad
+    assert sum(size for place, size in kept.items() if place not in weights) == pytest.approx(cost.training_bytes, rel=0.15)

@@ -21,7 +21,7 @@ from conftest import ImageFolder
 from vitrail import cli
 from vitrail.models import Swin, build_on_meta
 from vitrail.models.families import BUILDERS
-from vitrail.settings import OptimConfig, Preprocessing
+from vitrail.settings import OptimConfig, Preprocessing, ViTConfig
 from vitrail.settings.beit import BEIT_SIZES
 from vitrail.settings.cait import CAIT_SIZES
 from vitrail.settings.cvt import CVT_SIZES
@@ -44,7 +44,7 @@ SMALL = {
 SHOWN = {
     "swin_t": "2-2 blocks from width 8, window 7",
     "swinv2_t": "2-2 blocks from width 8, window 8",
-    "beit_b16": "2 blocks of width 8, 2 heads",
+    "beit_b16": "width 8, 2 blocks, 2 heads",
     "cait_xxs24": "2 blocks of width 8 and 2 for the class, 2 heads",
     "cvt_13": "1-1-2 blocks of widths 4-6-8",
     "dinov3_s16": "width 16, 2 blocks, 2 heads, MLP 64",
@@ -329,7 +329,7 @@ def test_a_family_from_the_command_line(name: str, typed: Typed, image_folder: I
     assert f"{name}: " in out
     written = (run / "config.yaml").read_text()
     assert "depth" in written
-    assert ("reg_tokens" in written) == (name == "dinov3_s16")
+    assert ("reg_tokens" in written) == issubclass(family_of(name).config, ViTConfig)
     assert family_of(name).stored_as in json.loads((run / "config.json").read_text())["vitrail"]
 
     code, out, err = typed("evaluate", run, "--json")

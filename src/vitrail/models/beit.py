@@ -143,8 +143,8 @@ class Beit(ViT):
         super().__init__(BeitConfig() if config is None else config, **fields)
         cfg = self.config
         self.rel_pos_bias = SharedBias(self.grid, cfg.num_heads) if cfg.relative_bias in ("shared", "both") else None
-        tables = (name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table"))
-        self.no_decay = ViT.no_decay.union(tables)
+        table, names = "relative_position_bias_table", (name for name, _ in self.named_parameters())
+        self.no_decay = frozenset(name for name in names if name in ViT.no_decay or name.endswith(table))
 
     def make_block(self, index: int, drop_path: float) -> nn.Module:
         return BeitBlock(self.config, self.grid, drop_path=drop_path)
