@@ -149,7 +149,7 @@ class Swin(Backbone):
             for stage, (start, depth) in enumerate(zip(starts, cfg.depths, strict=True))
         )
         self.embedding_dim = cfg.width(len(cfg.depths) - 1)
-        self.norm = nn.LayerNorm(self.embedding_dim, eps=cfg.norm_eps)
+        self.norm = nn.LayerNorm(self.embedding_dim, eps=cfg.norm_eps) if cfg.final_norm else nn.Identity()
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.head = Head(self.embedding_dim, cfg.num_classes)
         self.no_decay = frozenset(name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table"))

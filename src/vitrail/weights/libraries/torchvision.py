@@ -122,6 +122,8 @@ def swin_plan(model: Swin) -> Export:
     cfg = model.config
     if cfg.in_channels != 3 or not cfg.num_classes:
         raise Inexpressible(f"torchvision's SwinTransformer has no in_channels {cfg.in_channels} or num_classes 0")
+    if not cfg.final_norm:
+        raise Inexpressible("torchvision's SwinTransformer has no final_norm false")
     args = {
         "patch_size": [cfg.patch_size] * 2,
         "embed_dim": cfg.embed_dim,

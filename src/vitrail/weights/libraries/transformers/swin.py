@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from vitrail.models import Swin
@@ -55,6 +56,31 @@ SHOWS = ("patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight")
 _IGNORED = r"relative_position_index$"
 SWIN_LAYOUT = FamilyLayout(SwinConfig, "transformers", SHOWS, swin_names, encoder="swin.", ignored=_IGNORED)
 OLD_SWIN_LAYOUT = FamilyLayout(SwinConfig, "transformers", SHOWS, old_swin_names, encoder="swin.", ignored=_IGNORED)
+NO_NORM = r"(^|\.)layernorm\.weight$"
+
+
+def donut_names(name: str) -> tuple[str, ...]:
+    """Return the name, or those of query, key and value, in Donut's encoder."""
+    return tuple(re.sub(r"^swin\.", "donut.", one) for one in swin_names(name))
+
+
+def old_donut_names(name: str) -> tuple[str, ...]:
+    """Return the names before version 5."""
+    return tuple(re.sub(r"^swin\.", "donut.", one) for one in old_swin_names(name))
+
+
+_DONUT = functools.partial(
+    FamilyLayout,
+    SwinConfig,
+    "transformers Donut",
+    SHOWS,
+    encoder="donut.",
+    ignored=_IGNORED,
+    lacks=NO_NORM,
+    fields=lambda config: {"final_norm": False},
+    assumes={"final_norm": "Donut's encoder, which has no norm after the last block"},
+)
+DONUT_LAYOUTS = (_DONUT(names=donut_names), _DONUT(names=old_donut_names))
 
 
 def swin_plan(model: Swin) -> Export:
@@ -62,6 +88,8 @@ def swin_plan(model: Swin) -> Export:
     cfg = model.config
     if not cfg.num_classes:
         raise Inexpressible("transformers' SwinForImageClassification has no num_classes 0")
+    if not cfg.final_norm:
+        raise Inexpressible("transformers' SwinForImageClassification has no final_norm false")
     config = {
         "architectures": ["SwinForImageClassification"],
         "model_type": "swin",
