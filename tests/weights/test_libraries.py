@@ -35,7 +35,7 @@ from peers import (
     some_images,
     timm_vit,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.layers.activations import QuickGELU
 from timm.models._hub import save_for_hf
 from torch import Tensor, nn
@@ -152,7 +152,7 @@ def raw_dinov2(*, registers: bool = False, giant: bool = False, chunks: bool = F
 def raw_deit3() -> Peer:
     peer = of_timms("deit3_small_patch16_224")
     state = {re.sub(r"\.ls([12])\.gamma", r".gamma_\1", name): value for name, value in peer.state.items()}
-    return dataclasses.replace(peer, state={"model": state}, model=None)
+    return dataclasses.replace(peer, state={"model": state}, answers={**peer.answers, "pos_embed": "learn"}, model=None)
 
 
 def raw_eva() -> Peer:
@@ -624,11 +624,15 @@ def test_rotary_positions_are_asked_about_and_a_config_names_them(name: str, ans
         assert vitrail.load(model).config.rope != "none"
 
 
-def test_rope_vit_looks_like_deit_iii_which_the_receipt_says() -> None:
+def test_rope_vit_looks_like_deit_iii_which_is_asked_about_unless_a_config_names_it(tmp_path: Path) -> None:
     peer = raw_deit3()
-    receipt = vitrail.load(peer.state, **peer.answers).receipt
-    assert isinstance(receipt, Receipt)
-    assert "DeiT III, not RoPE-ViT, whose rotary positions no tensor shows" in receipt.assumed
+    with pytest.raises(ValueError, match=r"pos_embed \(the pattern of DeiT III, .*: give rope='grid', .*'learn'$") as error:
+        vitrail.load(peer.state, num_heads=HEADS)
+    assert "\n" not in str(error.value)
+    assert vitrail.load(peer.state, num_heads=HEADS, rope="grid").config.rope == "grid"
+    save_file(peer.state["model"], tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "deit3_small_patch16_224"}')
+    assert type(vitrail.load(tmp_path, num_heads=HEADS)) is vitrail.models.ViT
 
 
 def test_norms_behind_the_branches_are_asked_about_and_a_config_refuses_them() -> None:
@@ -644,7 +648,6 @@ NO_TRANSFORMERS = {
     "Yolos": ({"image_size": [SIDE, SIDE]}, "detection_tokens"),
     "VideoMAE": ({}, "48x3x2x4x4, and not of 4 axes|q_bias"),
     "Timesformer": ({}, "time_embeddings"),
-    "Siglip2Vision": ({}, "48x48, and not of 4 axes"),
     "BlipVision": ({}, "self_attn.qkv"),
 }
 

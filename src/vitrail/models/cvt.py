@@ -210,7 +210,7 @@ class Cvt(Backbone):
         count, self.embedding_dim = len(cfg.depths), cfg.embed_dims[-1]
         for stage in range(count):
             self.add_module(f"stage{stage}", CvtStage(cfg, stage))
-        self.norm = nn.LayerNorm(self.embedding_dim, eps=cfg.norm_eps)
+        self.norm = nn.LayerNorm(self.embedding_dim, eps=cfg.norm_eps) if cfg.final_norm else nn.Identity()
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.head: nn.Module = nn.Linear(self.embedding_dim, cfg.num_classes) if cfg.num_classes else nn.Identity()
         self.no_decay = frozenset({f"stage{count - 1}.cls_token"})
@@ -232,7 +232,7 @@ class Cvt(Backbone):
     def reset_head(self, num_classes: int) -> None:
         """See Backbone.reset_head."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        like = self.norm.weight
+        like = self.get_parameter("stage0.patch_embed.proj.weight")
         self.head = nn.Identity()
         if num_classes:
             head = nn.Linear(self.embedding_dim, num_classes, device=like.device, dtype=like.dtype)

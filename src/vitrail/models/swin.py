@@ -167,7 +167,7 @@ class Swin(Backbone):
             for stage, (start, depth) in enumerate(zip(starts, cfg.depths, strict=True))
         )
         self.embedding_dim = cfg.width(len(cfg.depths) - 1)
-        self.norm = nn.LayerNorm(self.embedding_dim, eps=cfg.norm_eps)
+        self.norm = nn.LayerNorm(self.embedding_dim, eps=cfg.norm_eps) if cfg.final_norm else nn.Identity()
         self.head_drop = nn.Dropout(cfg.drop_rate)
         self.head = Head(self.embedding_dim, cfg.num_classes)
         self.no_decay = frozenset(name for name, _ in self.named_parameters() if any(part in name for part in self.undecayed))

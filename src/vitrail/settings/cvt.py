@@ -69,6 +69,8 @@ class CvtConfig:
     """MLP activation: GELU's sigmoid form, which the paper's code and its published weights have, or GELU (transformers)."""
     qkv_bias: bool = True
     """Bias in the projections to query, key and value."""
+    final_norm: bool = True
+    """Norm after the last block; false: transformers' CvtModel has none."""
     norm_eps: float = 1e-5
     """Epsilon of every LayerNorm."""
     drop_rate: float = 0.0

@@ -83,6 +83,8 @@ class SwinConfig:
     """Side of a window in each stage, where they differ; () is `window_size` in all of them."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over the stage's width."""
+    final_norm: bool = True
+    """Norm after the last block; false: Donut's encoder has none."""
     drop_rate: float = 0.0
     """Dropout before the head."""
     attn_drop_rate: float = 0.0

@@ -158,7 +158,7 @@ def _resizing(file: FamilyFile, fields: Mapping[str, Any], known: Mapping[str, A
 def _positions(file: FamilyFile, fields: Mapping[str, Any], stated: Any, asked: Any) -> dict[str, Any]:
     """Return the image size of the file's positions: the stated one, the one that is asked for, or a square, if it fits.
 
-    Where the layout says how they are resized, their grid is fixed, and the image size is any.
+    Where they are not resized as timm's are, which happens at loading, their grid is fixed, and the image size is any.
     """
     patch = pair(fields["patch_size"])
     if "pos_embed" not in file:
@@ -167,7 +167,7 @@ def _positions(file: FamilyFile, fields: Mapping[str, Any], stated: Any, asked: 
     if grid is not None:
         size = (grid[0] * patch[0], grid[1] * patch[1])
         return {"img_size": stated or asked or size, "pos_grid": grid, "no_embed_class": tokens > 0}
-    fixed = "pos_resize" in {**file.stated, **file.overrides}
+    fixed = {**file.stated, **file.overrides}.get("pos_resize", "bicubic") != "bicubic"
     for placed in dict.fromkeys((tokens, 0)):
         side = math.isqrt(rows - placed)
         for size in ((side * patch[0], side * patch[1]),) if fixed else (stated, asked, (side * patch[0], side * patch[1])):

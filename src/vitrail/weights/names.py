@@ -130,5 +130,7 @@ VIT_TABLE = key_table(
 )
 """Our own names, which are timm's."""
 
-VIT_SPELLINGS = ((r"\.gamma_([12])$", r".ls\1.gamma"), (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."))
-"""Other spellings of our names: LayerScale of DeiT III, and DINOv2's blocks in chunks, each under its index of all."""
+CHUNKS = ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),)
+"""Another spelling of our names: DINOv2's blocks in chunks, each under its index of all."""
+VIT_SPELLINGS = ((r"\.gamma_([12])$", r".ls\1.gamma"), *CHUNKS)
+"""The same, with LayerScale as in DeiT III, RoPE-ViT and EVA."""

@@ -23,6 +23,7 @@ def infer(file: FamilyFile) -> SwinConfig:
         embed_dim=dim,
         depths=tuple(file.count(f"layers.{stage}.blocks.{{}}.norm1.weight") for stage in range(stages)),
         num_heads=tuple(heads for _, heads in tables),
+        final_norm=file.stated.get("final_norm", True),
         window_size=max(windows),
         window_sizes=windows if len(set(windows)) > 1 else (),  # timm's are smaller where a map is
         mlp_ratio=file.shape("layers.0.blocks.0.mlp.fc1.weight")[0] / dim,

@@ -20,7 +20,15 @@ from vitrail.weights.libraries.timm.modern import MODERN_LAYOUTS, modern_config,
 from vitrail.weights.libraries.timm.naflex import NAFLEX_LAYOUTS
 from vitrail.weights.libraries.timm.swin import SWIN_LAYOUT, swin_config, swin_plan
 from vitrail.weights.libraries.timm.swin_v2 import SWIN_V2_LAYOUT, swin_v2_config, swin_v2_plan
-from vitrail.weights.libraries.timm.vit import EVA_LAYOUT, VIT_LAYOUT, config_fields, plan, timm_config, timm_state
+from vitrail.weights.libraries.timm.vit import (
+    EVA_LAYOUT,
+    GAMMA_LAYOUT,
+    VIT_LAYOUT,
+    config_fields,
+    plan,
+    timm_config,
+    timm_state,
+)
 from vitrail.weights.library import Library, Writer
 from vitrail.weights.targets import State
 
@@ -60,7 +68,7 @@ RUN_FORMS: dict[type[Any], Callable[[Any, State, Preprocessing, str | None], Run
 """By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
 
 TIMM = Library(
-    layouts=(VIT_LAYOUT, EVA_LAYOUT),
+    layouts=(VIT_LAYOUT, GAMMA_LAYOUT, EVA_LAYOUT),
     family_layouts=(
         SWIN_LAYOUT,
         SWIN_V2_LAYOUT,

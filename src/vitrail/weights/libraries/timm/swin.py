@@ -21,6 +21,8 @@ SWIN_LAYOUT = FamilyLayout(
 
 def swin_config(cfg: SwinConfig, images: Preprocessing, *, licence: str | None = None) -> dict[str, Any]:
     """Return the keys of config.json by which timm opens a Swin Transformer. Raises Inexpressible for another epsilon."""
+    if not cfg.final_norm:
+        raise Inexpressible("timm's SwinTransformer has no final_norm false")
     if cfg.norm_eps != SwinConfig.norm_eps:
         raise Inexpressible(f"timm's SwinTransformer has no norm_eps {cfg.norm_eps:g}")
     return {

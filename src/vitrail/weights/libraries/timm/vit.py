@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -12,7 +14,7 @@ from vitrail.models import ViT
 from vitrail.settings import Preprocessing, ViTConfig
 from vitrail.weights.libraries.timm.card import first_conv, folder, pretrained_cfg
 from vitrail.weights.library import Config, Evidence, Export, Layout, Question, activation, from_list
-from vitrail.weights.names import NO_KEY_BIAS, VIT_SPELLINGS, VIT_TABLE, key_table
+from vitrail.weights.names import CHUNKS, NO_KEY_BIAS, VIT_SPELLINGS, VIT_TABLE, key_table
 from vitrail.weights.targets import (
     ANY,
     GELUS,
@@ -50,12 +52,14 @@ def rotary(why: str, evidence: Evidence) -> Iterator[Question]:
         yield Question("pos_embed", f"{why}: give rope='grid', or if yours has no others", ("learn",))
 
 
-def assumptions(evidence: Evidence) -> Iterator[str]:
-    """Assume DeiT III for the tensors that RoPE-ViT has too, unless a config names the architecture."""
-    fields = evidence.fields
-    deit3 = fields["no_embed_class"] and fields["init_values"] is not None and not fields["reg_tokens"]
-    if deit3 and not evidence.config.get("architecture"):
-        yield "DeiT III, not RoPE-ViT, whose rotary positions no tensor shows"
+def open_fields_of_gammas(evidence: Evidence) -> Iterator[Question]:
+    """Ask as `open_fields`, and whether it is DeiT III or RoPE-ViT, which have LayerScale under the same names."""
+    yield from open_fields(evidence)
+    fields, rows = evidence.fields, evidence.shapes.get("pos_embed", (1, 0))[1]
+    beside = fields["class_token"] and math.isqrt(rows) ** 2 == rows  # the class token has no position
+    if beside and fields["init_values"] is not None and not fields["reg_tokens"] and not evidence.config.get("architecture"):
+        why = "the pattern of DeiT III, and of RoPE-ViT, which adds rotary positions that no tensor shows"
+        yield from rotary(why, evidence)
 
 
 TABLE = (*VIT_TABLE, *key_table([("head.weight", "head.proj.weight")]))  # the last in open_clip, around a tower of timm's
@@ -63,12 +67,12 @@ VIT_LAYOUT = Layout(
     name="timm",
     anchor="patch_embed.proj.weight",
     table=TABLE,
-    spellings=VIT_SPELLINGS,
+    spellings=CHUNKS,
     ignored=r"(mask_token|decoder_|decoder\.|head\.(mlp|last_layer|projection)|predictor)",
     mixed_gelu=True,
     questions=open_fields,
-    assumptions=assumptions,
 )
+GAMMA_LAYOUT = dataclasses.replace(VIT_LAYOUT, spellings=VIT_SPELLINGS, questions=open_fields_of_gammas)
 EVA_LAYOUT = Layout(
     name="timm EVA",  # and BEiT, whose relative positions are rejected
     anchor="patch_embed.proj.weight",

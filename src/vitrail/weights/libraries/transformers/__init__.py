@@ -11,10 +11,10 @@ from vitrail.settings.swin_v2 import SwinV2Config
 from vitrail.weights.eval_transform import HALF, DefaultTransform
 from vitrail.weights.libraries.transformers.beit import BEIT_LAYOUTS, beit_plan
 from vitrail.weights.libraries.transformers.config import config_assumptions, config_fields, labels, processor_transform
-from vitrail.weights.libraries.transformers.cvt import CVT_LAYOUT, cvt_plan
+from vitrail.weights.libraries.transformers.cvt import CVT_ENCODER_LAYOUT, CVT_LAYOUT, cvt_plan
 from vitrail.weights.libraries.transformers.modern import MODERN_LAYOUTS, modern_plan
 from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, VIT_LAYOUT
-from vitrail.weights.libraries.transformers.swin import OLD_SWIN_LAYOUT, SWIN_LAYOUT, swin_plan
+from vitrail.weights.libraries.transformers.swin import DONUT_LAYOUTS, OLD_SWIN_LAYOUT, SWIN_LAYOUT, swin_plan
 from vitrail.weights.libraries.transformers.swin_v2 import SWIN_V2_LAYOUT, swin_v2_plan
 from vitrail.weights.libraries.transformers.towers import TOWER_LAYOUTS
 from vitrail.weights.libraries.transformers.write import plan
@@ -23,9 +23,11 @@ from vitrail.weights.library import Library, Writer
 TRANSFORMERS = Library(
     layouts=(VIT_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, CLIP_LAYOUT),
     family_layouts=(
+        *DONUT_LAYOUTS,
         SWIN_LAYOUT,
         OLD_SWIN_LAYOUT,
         SWIN_V2_LAYOUT,
+        CVT_ENCODER_LAYOUT,
         CVT_LAYOUT,
         *BEIT_LAYOUTS,
         *TOWER_LAYOUTS,

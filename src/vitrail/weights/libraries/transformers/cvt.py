@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -97,6 +98,13 @@ CVT_LAYOUT = FamilyLayout(
         'mlp="quick_gelu"'
     },
 )
+CVT_ENCODER_LAYOUT = dataclasses.replace(
+    CVT_LAYOUT,
+    name="transformers CvtModel",
+    lacks=r"(^|\.)layernorm\.weight$",
+    fields=lambda config: {**cvt_fields(config), "final_norm": False},
+    assumes={**CVT_LAYOUT.assumes, "final_norm": "CvtModel, which has no norm after the last block"},
+)
 
 
 def cvt_plan(model: Cvt) -> Export:
@@ -104,7 +112,7 @@ def cvt_plan(model: Cvt) -> Export:
     cfg, theirs = model.config, "transformers' CvtForImageClassification"
     if not cfg.num_classes:
         raise Inexpressible(f"{theirs} has no num_classes 0")
-    for name, value in (("mlp", "gelu"), ("norm_eps", CvtConfig.norm_eps)):
+    for name, value in (("mlp", "gelu"), ("norm_eps", CvtConfig.norm_eps), ("final_norm", True)):
         if getattr(cfg, name) != value:
             raise Inexpressible(f"{theirs} computes {name} {value}, and this model has {getattr(cfg, name)}")
     for stage, depth in enumerate(cfg.depths):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from vitrail.models import Swin
@@ -63,6 +64,31 @@ OLD_SWIN_LAYOUT = FamilyLayout(
     ignored=_IGNORED,
     lacks=r"\.logit_scale$",  # of version 2, whose other names are the same
 )
+NO_NORM = r"(^|\.)layernorm\.weight$"
+
+
+def donut_names(name: str) -> tuple[str, ...]:
+    """Return the name, or those of query, key and value, in Donut's encoder."""
+    return tuple(re.sub(r"^swin\.", "donut.", one) for one in swin_names(name))
+
+
+def old_donut_names(name: str) -> tuple[str, ...]:
+    """Return the names before version 5."""
+    return tuple(re.sub(r"^swin\.", "donut.", one) for one in old_swin_names(name))
+
+
+_DONUT = functools.partial(
+    FamilyLayout,
+    SwinConfig,
+    "transformers Donut",
+    SHOWS,
+    encoder="donut.",
+    ignored=_IGNORED,
+    lacks=NO_NORM,
+    fields=lambda config: {"final_norm": False},
+    assumes={"final_norm": "Donut's encoder, which has no norm after the last block"},
+)
+DONUT_LAYOUTS = (_DONUT(names=donut_names), _DONUT(names=old_donut_names))
 
 
 def swin_plan(model: Swin) -> Export:
@@ -72,6 +98,8 @@ def swin_plan(model: Swin) -> Export:
         raise Inexpressible(f"transformers' Swin has no window_sizes {cfg.window_sizes}, only one window for all stages")
     if not cfg.num_classes:
         raise Inexpressible("transformers' SwinForImageClassification has no num_classes 0")
+    if not cfg.final_norm:
+        raise Inexpressible("transformers' SwinForImageClassification has no final_norm false")
     config = {
         "architectures": ["SwinForImageClassification"],
         "model_type": "swin",

@@ -261,5 +261,12 @@ TOWER_LAYOUTS = (
         ignored=r"mask_token$",
         fields=sapiens2_fields,
     ),
-    _layout("Qianfan-OCR", ("blocks.0.gamma_1",), QIANFAN, qianfan_fields, forms={"pos_embed": TOKENS}),
+    _layout(
+        "Qianfan-OCR",
+        ("blocks.0.gamma_1", "blocks.0.attn.proj.weight", "blocks.0.norm1.bias"),
+        QIANFAN,
+        qianfan_fields,
+        forms={"pos_embed": TOKENS},
+        lacks=r"[qk]_norm",
+    ),
 )
