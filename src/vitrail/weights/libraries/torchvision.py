@@ -139,9 +139,7 @@ def swin_plan(model: Swin) -> Export:
     """Export a state dict and the arguments of SwinTransformer. Raises Inexpressible for a model that it can't be."""
     cfg = model.config
     if cfg.window_sizes:
-        raise Inexpressible(
-            f"torchvision's SwinTransformer has no window_sizes {cfg.window_sizes}, only one for all stages"
-        )
+        raise Inexpressible(f"torchvision's SwinTransformer has no window_sizes {cfg.window_sizes}, only one for all stages")
     if cfg.in_channels != 3 or not cfg.num_classes:
         raise Inexpressible(f"torchvision's SwinTransformer has no in_channels {cfg.in_channels} or num_classes 0")
     args = swin_arguments(cfg, cfg.window_size)

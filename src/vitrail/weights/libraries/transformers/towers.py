@@ -51,7 +51,7 @@ RADIO: Spelling = {
     r"^blocks\.": "encoder.layer.",
     r"\.attn\.qkv\.": ".attention.{}_proj.",
     r"\.attn\.proj\.": ".attention.o_proj.",
-    r"\.gamma_(.)$": r".layer_scale\1.lambda1",
+    r"\.ls(.)\.gamma$": r".layer_scale\1.lambda1",
     r"\.mlp\.fc1_g\.": ".mlp.gate_proj.",
     r"\.mlp\.fc1_x\.": ".mlp.up_proj.",
 }
@@ -261,5 +261,5 @@ TOWER_LAYOUTS = (
         ignored=r"mask_token$",
         fields=sapiens2_fields,
     ),
-    _layout("Qianfan-OCR", ("blocks.0.gamma_1",), QIANFAN, qianfan_fields, forms={"pos_embed": TOKENS}),
+    _layout("Qianfan-OCR", ("blocks.0.ls1.gamma",), QIANFAN, qianfan_fields, forms={"pos_embed": TOKENS}),
 )
