@@ -12,7 +12,9 @@ from vitrail.models.modern import ModernViT
 from vitrail.settings import Preprocessing
 from vitrail.settings.modern import parse_modern_name
 
-NAMES = ("dinov3_s16", "pe_core_b16", "vit_small_patch16_rope_mixed", "aimv2_l14", "eva02_e14_clip")
+BLOCKS = ("vit_dpwee_patch16_reg1_gap_256", "vit_dwee_patch16_reg1_gap_256", "vit_small_patch16_18x2_224", "test_vit_relpos")
+PUBLISHED = ("dinov3_s16", "pe_core_b16", "vit_small_patch16_rope_mixed", "aimv2_l14", "eva02_e14_clip")
+NAMES = (*PUBLISHED, *BLOCKS, "vit_srelpos_small_patch16_224")
 SHAPE = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": 32, "num_classes": 3, "mlp_ratio": 2.0}
 
 
@@ -50,4 +52,5 @@ def test_maps_are_rows_of_the_attention(name: str) -> None:
 
 
 def test_statistics_of_heads() -> None:
-    assert head_statistics(model_of("dinov3_s16"), images()).images == 2
+    for name in ("dinov3_s16", *BLOCKS):
+        assert head_statistics(model_of(name), images()).images == 2

@@ -135,6 +135,9 @@ OF_ONE_BLOCK: dict[str, dict[str, Any]] = {
     "cvt_13": {"depths": (1, 1, 2), "embed_dims": (8, 8, 8), "num_heads": (1, 1, 1)},
     "dinov3_s16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
     "vit_small_patch16_rope_mixed": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
+    "vit_dpwee_patch16_reg1_gap_256": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
+    "vit_small_patch16_18x2_224": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
+    "vit_srelpos_small_patch16_224": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
 }
 
 
@@ -175,6 +178,9 @@ shapes = {
     "cait_xxs24": {"depth": 3, "embed_dim": 8, "num_heads": 2, "init_values": 0.5},
     "cvt_13": {"depths": (1, 2, 3), "embed_dims": (4, 6, 8), "num_heads": (1, 3, 2)},
     "dinov3_s16": {"depth": 3, "embed_dim": 16, "num_heads": 2, "init_values": 0.5},
+    "vit_pwee_patch16_reg1_gap_256": {"depth": 3, "embed_dim": 16, "num_heads": 2},
+    "vit_small_patch16_18x2_224": {"depth": 3, "embed_dim": 16, "num_heads": 2},
+    "vit_relpos_small_patch16_224": {"depth": 3, "embed_dim": 16, "num_heads": 2},
 }
 
 def results(model, images):
@@ -215,6 +221,9 @@ def test_compiled_blocks_compute_the_same_and_share_a_graph_of_each_kind() -> No
         "cait_xxs24": 2,
         "cvt_13": 3,
         "dinov3_s16": 1,
+        "vit_pwee_patch16_reg1_gap_256": 1,
+        "vit_small_patch16_18x2_224": 1,
+        "vit_relpos_small_patch16_224": 1,
     }  # widths, windows that shift, and blocks for the class
     assert said.stdout.split() == [word for name, count in kinds.items() for word in (name, str(count)) * 2]
 

@@ -130,7 +130,7 @@ class RunningStatistics:
     """Sums over the images so far, each with the same weight."""
 
     def __init__(self, model: ViT) -> None:
-        depth, heads = model.config.depth, model.config.num_heads
+        depth, heads = model.config.depth, model.attention_heads()
         self.model = model
         self.images = 0
         self.distance, self.entropy, self.cls_to_patch, self.patch_to_prefix = torch.zeros(4, depth, heads, dtype=torch.float64)
@@ -236,7 +236,7 @@ class RunningStatistics:
         cfg, sampled = self.model.config, self.features.rows.shape[1]
         if self.note:
             yield self.note
-        if cfg.num_heads == 1:
+        if self.model.attention_heads() == 1:
             yield "one head a layer: there is no other for it to be like"
         if sampled < 4:
             yield f"CKA needs four patch tokens, and there are {sampled}"

@@ -195,6 +195,10 @@ class Backbone(nn.Module):
         """Return the bias that a layer of global attention adds to its scores q kᵀ / √d; None where it adds none."""
         return None
 
+    def attention_heads(self) -> int:
+        """Return the number of attention maps in a block of global attention."""
+        return int(self.config.num_heads)
+
     def context_tensors(self, context: Context) -> tuple[Float[Tensor, "b *_ N d"], ...]:
         """Return the tensors of a context that have a row for each token, such as rotations; b is 1 where images share them."""
         return ()

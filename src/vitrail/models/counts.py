@@ -113,8 +113,9 @@ def count_modern(config: ModernConfig) -> Counts:
 
 
 def is_uniform(config: ModernConfig) -> bool:
-    """Return False for a modern ViT whose blocks differ, or whose stem grows with them."""
-    return config.kv_heads is None and config.rope != "mixed"
+    """Return False for a modern ViT whose blocks differ or are of another kind, or whose stem grows with them."""
+    plain = config.block == "serial" and config.attention == "softmax" and config.relative_bias == "none"
+    return plain and config.kv_heads is None and config.rope != "mixed"
 
 
 def count_swin(config: SwinConfig) -> Counts:

@@ -14,21 +14,20 @@ State-dict keys are timm's, those of its Eva where its classes differ. The passe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vitrail.models.activations import GELUS
 from vitrail.models.backbone import Context, Images, Stage
-from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.norms import make_norm
+from vitrail.models.parallel import make_block
 from vitrail.models.positions import positions_at, sincos_2d, token_mask
-from vitrail.models.rotary import Rotary, RotaryContext, Rotation, rotate
+from vitrail.models.relative_mlp import RelativeMlp, RelativePlaces, places_of
+from vitrail.models.rotary import Rotary, RotaryContext, Rotation
 from vitrail.models.vit import Attended, AttentionPool, KeyMask, PatchEmbed, Sizes, Tokens, ViT, attend
 from vitrail.settings import Pair, pair
 from vitrail.settings.modern import ModernConfig
@@ -46,129 +45,6 @@ class NormedPatchEmbed(PatchEmbed):
 
     def forward(self, images: Images, patch: Pair | None = None) -> Float[Tensor, "B L D"]:
         return self.norm(super().forward(images, patch))  # type: ignore[misc]
-
-
-class RotaryAttention(nn.Module):
-    """Multi-head self-attention whose queries and keys are turned by position: softmax(R q (R k)ᵀ / √d) v."""
-
-    def __init__(self, cfg: ModernConfig, index: int) -> None:
-        super().__init__()
-        dim, width = cfg.embed_dim, cfg.head_width
-        inner = cfg.num_heads * width  # D, unless head_dim says otherwise
-        self.index, self.num_heads, self.kv_heads = index, cfg.num_heads, cfg.kv_heads_of(index)
-        self.turns_halves, self.attn_drop_rate = cfg.rope_layout == "half", cfg.attn_drop_rate
-        self.fused, self.joined_bias = cfg.qkv == "fused", cfg.qkv_bias and not cfg.key_bias
-        if self.fused:
-            self.qkv = Linear(dim, 3 * inner, bias=cfg.qkv_bias and cfg.key_bias)
-            if self.joined_bias:
-                self.q_bias, self.v_bias = nn.Parameter(torch.zeros(inner)), nn.Parameter(torch.zeros(inner))
-        else:
-            self.q_proj = Linear(dim, inner, bias=cfg.qkv_bias)
-            self.k_proj = Linear(dim, self.kv_heads * width, bias=cfg.qkv_bias and cfg.key_bias)
-            self.v_proj = Linear(dim, self.kv_heads * width, bias=cfg.qkv_bias)
-        self.norms_all = cfg.qk_norm_width == "all"
-        q_width, k_width = (inner, self.kv_heads * width) if self.norms_all else (width, width)
-        self.q_norm = make_norm(cfg, q_width) if cfg.qk_norm else nn.Identity()
-        self.k_norm = make_norm(cfg, k_width) if cfg.qk_norm else nn.Identity()
-        self.norm = make_norm(cfg, inner) if cfg.scale_attn_inner else nn.Identity()
-        self.proj = Linear(inner, dim, bias=cfg.proj_bias)
-        self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
-
-    def forward(self, x: Tokens, context: RotaryContext, kept: list[Attended] | None = None) -> Tokens:
-        q, k, v = self.queries_keys_values(x, context)
-        out = attend(q, k, v, context.mask, dropout=self.attn_drop_rate if self.training else 0.0)  # (B, h, N, d)
-        if kept is not None:
-            kept.append(Attended(x, q, k, v, out))
-        return self.proj_drop(self.proj(self.norm(out.transpose(1, 2).flatten(2))))
-
-    def queries_keys_values(self, x: Tokens, context: RotaryContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Return turned queries and keys, and values, each (B, h, N, d): keys and values of a group are repeated."""
-        if not self.fused:
-            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        elif self.joined_bias:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-            q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=2)
-        else:
-            q, k, v = self.qkv(x).chunk(3, dim=2)
-        if self.norms_all:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (
-            part.unflatten(2, (heads, -1)).transpose(1, 2)
-            for part, heads in ((q, self.num_heads), (k, self.kv_heads), (v, self.kv_heads))
-        )
-        if not self.norms_all:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if context.rotation is not None:
-            rotation = context.rotation.of_block(self.index)
-            q, k = (rotate(part, rotation, half=self.turns_halves).to(v.dtype) for part in (q, k))
-        if (group := self.num_heads // self.kv_heads) > 1:
-            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        return q, k, v
-
-
-class ModernMlp(nn.Module):
-    """Two layers around GELU, with a norm of what lies between them if `scale_mlp`."""
-
-    def __init__(self, cfg: ModernConfig) -> None:
-        super().__init__()
-        dim, hidden = cfg.embed_dim, round(cfg.embed_dim * cfg.mlp_ratio)
-        self.split = cfg.gate == "split"
-        if cfg.mlp == "swiglu" and self.split:
-            self.fc1_g = Linear(dim, hidden, bias=cfg.mlp_bias)
-            self.fc1_x = Linear(dim, hidden, bias=cfg.mlp_bias)
-        else:
-            self.fc1 = Linear(dim, 2 * hidden if cfg.mlp == "swiglu" else hidden, bias=cfg.mlp_bias)
-        if cfg.mlp != "swiglu":
-            self.gelu = GELUS[cfg.mlp]
-        self.norm = make_norm(cfg, hidden) if cfg.scale_mlp else nn.Identity()
-        self.fc2 = Linear(hidden, dim, bias=cfg.mlp_bias)
-        self.drop = nn.Dropout(cfg.proj_drop_rate)
-
-    def forward(self, x: Tokens) -> Tokens:
-        return self.drop(self.fc2(self.norm(self.gelu(self.fc1(x)))))
-
-
-class ModernSwiGLU(ModernMlp):
-    """fc2(norm(silu(g) · x)), with g and x from one projection or from one each (Shazeer 2020)."""
-
-    def forward(self, x: Tokens) -> Tokens:
-        gate, value = (self.fc1_g(x), self.fc1_x(x)) if self.split else self.fc1(x).chunk(2, dim=-1)
-        return self.drop(self.fc2(self.norm(F.silu(gate) * value)))
-
-
-class ModernBlock(nn.Module):
-    """One encoder block: attention and MLP, each in `residual`."""
-
-    def __init__(self, cfg: ModernConfig, index: int, *, drop_path: float) -> None:
-        super().__init__()
-        dim, self.position = cfg.embed_dim, cfg.norm_position
-        self.norm1 = make_norm(cfg, dim)
-        self.attn = RotaryAttention(cfg, index)
-        self.init = cfg.init_values
-        scaled = (False, False) if self.init is None else (True, cfg.layer_scale == "both")
-        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), self.init or 0.0)) if one else None for one in scaled)
-        self.drop_path1 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
-        self.norm2 = make_norm(cfg, dim)
-        self.mlp = ModernSwiGLU(cfg) if cfg.mlp == "swiglu" else ModernMlp(cfg)
-        self.drop_path2 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
-
-    def forward(self, x: Tokens, context: RotaryContext, kept: list[Attended] | None = None) -> Tokens:
-        """Apply the block; `kept` collects inputs and output of the attention."""
-        x = self.residual(x, lambda y: self.attn(y, context, kept), self.norm1, self.gamma_1, self.drop_path1)
-        return self.residual(x, self.mlp, self.norm2, self.gamma_2, self.drop_path2)
-
-    def residual(
-        self, x: Tokens, branch: Callable[[Tokens], Tokens], norm: nn.Module, gamma: Tensor | None, drop_path: nn.Module
-    ) -> Tokens:
-        """Add a branch: x + γ f(LN(x)) with norm_position "pre", LN(x + γ f(x)) with "post", x + γ LN(f(x)) with "res-post"."""
-        y = branch(norm(x) if self.position == "pre" else x)
-        y = norm(y) if self.position == "res-post" else y
-        x = x + drop_path(y if gamma is None else gamma * y)
-        return norm(x) if self.position == "post" else x
-
-    def queries_keys_values(self, x: Tokens, context: RotaryContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of the block's attention, each (B, h, N, d)."""
-        return self.attn.queries_keys_values(self.norm1(x) if self.position == "pre" else x, context)
 
 
 class LatentPool(nn.Module):
@@ -212,6 +88,10 @@ class ModernViT(ViT):
             rows = self.placed_tokens + self.pos_grid[0] * self.pos_grid[1]
             self.pos_embed = nn.Parameter(torch.zeros(1, rows, cfg.embed_dim))
             self.reset_parameters({"pos_embed"})
+        self.shared_rel_pos = None
+        if cfg.relative_bias == "shared":
+            self.shared_rel_pos = RelativeMlp(cfg.num_heads, cfg.relative_hidden)
+            self.reset_parameters({name for name in self.state_dict() if name.startswith("shared_rel_pos.")})
         if cfg.pool == "map":
             ratio = cfg.mlp_ratio if cfg.pool_mlp_ratio is None else cfg.pool_mlp_ratio
             shape = dataclasses.replace(cfg, num_heads=cfg.pool_heads or cfg.num_heads, mlp_ratio=ratio, **_NO_ROPE)
@@ -226,7 +106,7 @@ class ModernViT(ViT):
         return make_norm(self.config, self.config.embed_dim)
 
     def make_block(self, index: int, drop_path: float) -> nn.Module:
-        return ModernBlock(self.config, index, drop_path=drop_path)
+        return make_block(self.config, index, drop_path=drop_path)
 
     def reset_parameters(self, only: Collection[str] | None = None) -> None:
         """Initialise all layers, or those with tensors in `only`, as `ViT.reset_parameters` does; biases and norms as new."""
@@ -236,27 +116,46 @@ class ModernViT(ViT):
             names = {name for name, _ in module.named_parameters(recurse=False) if f"{path}.{name}" in only}
             if names and isinstance(module, nn.RMSNorm | Rotary):
                 module.reset_parameters()
-            for name in names & {"q_bias", "v_bias"}:
+            for name in names & {"q_bias", "v_bias", "mlp_bias"}:
                 nn.init.zeros_(module.get_parameter(name))
+            for name in names & {"lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}:
+                nn.init.normal_(module.get_parameter(name), std=0.1)
             for name in names & {"gamma_1", "gamma_2"}:
                 nn.init.constant_(module.get_parameter(name), self.config.init_values or 0.0)
             if "latent" in names:
                 nn.init.trunc_normal_(module.get_parameter("latent"), std=0.02)
 
     def stages(self) -> list[Stage]:
-        """Return the stages of ViT; learned frequencies belong to the stem."""
+        """Return the stages of ViT; learned frequencies and a shared bias belong to the stem."""
         stem, *others = super().stages()
-        return [Stage(stem.name, (*stem.paths, "rope")), *others]
+        return [Stage(stem.name, (*stem.paths, "rope", "shared_rel_pos")), *others]
+
+    def attention_heads(self) -> int:
+        """Return the number of attention maps in a block: a head has two if attention is differential or comes in pairs."""
+        return self.config.num_heads * (2 if self.config.block == "pair" or self.config.attention == "differential" else 1)
 
     # ---- positions
 
     def context(self, grid: Pair, *, patch: Pair, sizes: Sizes, device: torch.device) -> RotaryContext:
         """Return mask and rotation. Positions are those on each image, not on its canvas."""
         mask = None if sizes is None else token_mask(sizes, grid=grid, patch=patch, prefix=self.prefix_tokens)
+        relative = None
+        if self.config.relative_bias != "none":
+            places = places_of(grid, prefix=self.prefix_tokens, device=device)
+            relative = self.with_shared(RelativePlaces.of(places, grid))
         if self.rope is None:
-            return RotaryContext(mask, None)
+            return RotaryContext(mask, None, relative)
         sides = None if sizes is None else (sizes / sizes.new_tensor(patch)).ceil().float()
-        return RotaryContext(mask, self.rope(grid, prefix=self.prefix_tokens, device=device, sides=sides))
+        return RotaryContext(mask, self.rope(grid, prefix=self.prefix_tokens, device=device, sides=sides), relative)
+
+    def with_shared(self, relative: RelativePlaces) -> RelativePlaces:
+        """Add the bias that all blocks share, if there is one."""
+        return relative if self.shared_rel_pos is None else relative._replace(shared=self.shared_rel_pos(relative))
+
+    def score_bias(self, layer: int, context: Context) -> Float[Tensor, "*B h N N"] | None:
+        """See Backbone.score_bias."""
+        bias: Tensor | None = self.blocks[layer].bias(context)  # type: ignore[operator]
+        return bias
 
     def valid_tokens(self, context: Context) -> KeyMask | None:
         """See Backbone.valid_tokens."""
@@ -264,21 +163,27 @@ class ModernViT(ViT):
 
     def context_tensors(self, context: RotaryContext) -> tuple[Tensor, ...]:
         """See Backbone.context_tensors."""
-        return () if context.rotation is None else tuple(context.rotation)
+        places = () if context.relative is None else (context.relative.places,)
+        return (*places, *(() if context.rotation is None else context.rotation))
 
     def make_context(self, mask: Any, tensors: Sequence[Tensor]) -> RotaryContext:
         """See Backbone.make_context."""
-        return RotaryContext(mask, Rotation(*tensors) if tensors else None)
+        relative = None
+        if tensors and self.config.relative_bias != "none":
+            places, *tensors = tensors
+            rows, columns = (max(1, side) for side in places.amax(dim=(0, 1)).tolist())  # of the largest image
+            relative = self.with_shared(RelativePlaces.of(places, (rows, columns)))
+        return RotaryContext(mask, Rotation(*tensors) if tensors else None, relative)
 
     def keep_patches(
         self, x: Tokens, context: Context, patches: Int64[Tensor, "B _L"]
     ) -> tuple[Float[Tensor, "B _ D"], RotaryContext]:
         """Return the prefix tokens and the given patches, in that order, and their context."""
         x, mask = super().keep_patches(x, context.mask, patches)
-        if context.rotation is None:
-            return x, RotaryContext(mask, None)
         prefix = torch.arange(self.prefix_tokens, device=x.device).expand(len(x), -1)
-        return x, RotaryContext(mask, context.rotation.of_tokens(torch.cat([prefix, patches + self.prefix_tokens], dim=1)))
+        chosen = torch.cat([prefix, patches + self.prefix_tokens], dim=1)
+        rotation, relative = (None if one is None else one.of_tokens(chosen) for one in context[1:])
+        return x, RotaryContext(mask, rotation, None if relative is None else self.with_shared(relative))
 
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
         """Return the absolute positions at this grid; sine-cosine ones are computed, not resized."""

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vitrail.models.packing import BlockDiagonal
+from vitrail.models.relative_mlp import RelativePlaces
 from vitrail.settings import Pair, pair
 from vitrail.settings.modern import ModernConfig
 
@@ -47,12 +48,14 @@ class Rotation(NamedTuple):
 
 
 class RotaryContext(NamedTuple):
-    """What the blocks of a model with rotary positions take beside the tokens."""
+    """What the blocks of a modern ViT take beside the tokens."""
 
     mask: Bool[Tensor, "B N"] | BlockDiagonal | None
     """True for valid tokens; several images in one sequence; None: all are valid."""
     rotation: Rotation | None
     """None without rotary positions."""
+    relative: RelativePlaces | None = None
+    """None without relative positions."""
 
 
 def rotate(x: Float[Tensor, "B h N d"], rotation: Rotation, *, half: bool) -> Float[Tensor, "B h N d"]:

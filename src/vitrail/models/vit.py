@@ -155,13 +155,18 @@ def prefers_plain_attention(device: torch.device, dtype: torch.dtype, tokens: in
     return device.type == "cpu" and dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, *, dropout: float) -> Float[Tensor, "B h Q d"]:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, bias: Float[Tensor, "b h Q N"] | None = None, *, dropout: float
+) -> Float[Tensor, "B h Q d"]:
     """Compute attention with the fastest kernel for the device and type; tests hold the kernels to equal outputs."""
-    if isinstance(mask, BlockDiagonal):
+    if isinstance(mask, BlockDiagonal) and bias is None:
         return mask.attend(q, k, v)
-    if prefers_plain_attention(q.device, q.dtype, k.shape[-2]):
-        return F.dropout(attention_weights(q, k, mask), dropout) @ v
-    keys = None if mask is None else mask[:, None, None]
+    if prefers_plain_attention(q.device, q.dtype, k.shape[-2]) and not isinstance(mask, BlockDiagonal):
+        return F.dropout(attention_weights(q, k, mask, bias), dropout) @ v
+    keys = mask.pairs if isinstance(mask, BlockDiagonal) else None if mask is None else mask[:, None, None]
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        keys = bias if keys is None else bias.masked_fill(~keys, float("-inf"))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)
 
 

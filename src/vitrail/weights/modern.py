@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ def infer(file: FamilyFile) -> ModernConfig:
         answers = [dim // width for width in (64, 128, 96, 32, 16) if dim % width == 0][:2] or [1]
         questions.append(Question("num_heads", f"width {dim}; heads are most often of 64", tuple(answers)))
     questions += _resizing(file, fields, known)
+    if fields["relative_bias"] != "none" and fields["init_values"] is None and "norm_position" not in known:
+        why = "without LayerScale, norms stand behind the branches in vit_relpos_*_rpn and before them in others"
+        questions.append(Question("norm_position", why, ("res-post", "pre")))
     if questions:
         raise ValueError("the tensors do not tell " + "; nor ".join(map(str, questions)))
     fields |= _positions(file, fields, file.stated.get("img_size"), file.overrides.get("img_size"))
@@ -59,37 +62,53 @@ def infer(file: FamilyFile) -> ModernConfig:
     return ModernConfig(**config)
 
 
+class _Names(NamedTuple):
+    """Names in the first block."""
+
+    norm: str
+    attn: str
+    mlp: str
+
+
+_SERIAL = _Names("blocks.0.norm1", "blocks.0.attn", "blocks.0.mlp")
+_PAIR = _Names("blocks.0.attns.0.norm", "blocks.0.attns.0.attn", "blocks.0.ffns.0.mlp")
+_PARALLEL = _Names("blocks.0.in_norm", "blocks.0", "blocks.0")
+
+
+def _block(file: FamilyFile) -> tuple[str, _Names]:
+    """Return the kind of block, and its names."""
+    if "blocks.0.in_proj.weight" in file:
+        return "parallel", _PARALLEL
+    return ("pair", _PAIR) if "blocks.0.attns.0.attn.qkv.weight" in file else ("serial", _SERIAL)
+
+
 def _shape(file: FamilyFile) -> dict[str, Any]:
     """Return the fields that tensors show."""
-    first = "blocks.0."
     dim, channels, *patch = file.shape("patch_embed.proj.weight")
-    fused, hidden = f"{first}attn.qkv.weight" in file, file.shape(f"{first}mlp.fc2.weight")[1]
-    split = f"{first}mlp.fc1_g.weight" in file
-    gated = split or file.shape(f"{first}mlp.fc1.weight")[0] == 2 * hidden
-    query, key = ("qkv.bias", "qkv.bias") if fused else ("q_proj.bias", "k_proj.bias")
-    joined = f"{first}attn.q_bias" in file
-    mlp_bias, pooled = f"{first}mlp.fc2.bias" in file, "attn_pool.latent" in file
+    block, (norm, attn, _) = _block(file)
+    first, second = (
+        any(f"blocks.0.{name}" in file for name in names)
+        for names in (("gamma_1", "ls1.gamma", "ls.gamma", "attns.0.ls.gamma"), ("gamma_2", "ls2.gamma"))
+    )
+    pooled = "attn_pool.latent" in file
+    parts = _parallel_parts(file, dim) if block == "parallel" else _serial_parts(file)
     pool_mlp = file.shape("attn_pool.mlp.fc1.weight")[0] if "attn_pool.mlp.fc1.weight" in file else None
+    relative = next((path for path in ("shared_rel_pos", f"{attn}.rel_pos") if f"{path}.mlp.fc1.weight" in file), None)
     return {
+        **parts,
         "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
         "in_channels": channels,
         "num_classes": file.shape("head.weight")[0] if "head.weight" in file else 0,
         "embed_dim": dim,
-        "depth": file.count("blocks.{}.norm1.weight"),
-        "mlp_ratio": hidden / dim,
-        "mlp": "swiglu" if gated else "gelu",
-        "gate": "split" if split else "packed",
-        "scale_mlp": f"{first}mlp.norm.weight" in file,
-        "mlp_bias": mlp_bias,
-        "qkv": "fused" if fused else "split",
-        "qkv_bias": joined or f"{first}attn.{query}" in file,
-        "key_bias": not joined and f"{first}attn.{key}" in file,
-        "proj_bias": f"{first}attn.proj.bias" in file,
-        "qk_norm": f"{first}attn.q_norm.weight" in file,
-        "scale_attn_inner": f"{first}attn.norm.weight" in file,
-        "norm": "layer" if f"{first}norm1.bias" in file else "rms",
-        "init_values": 1e-5 if f"{first}gamma_1" in file else None,
-        "layer_scale": "attention" if f"{first}gamma_1" in file and f"{first}gamma_2" not in file else "both",
+        "depth": file.count(f"blocks.{{}}.{norm.removeprefix('blocks.0.')}.weight"),
+        "block": block,
+        "attention": "differential" if f"{attn}.lambda_q1" in file else "softmax",
+        "relative_bias": "none" if relative is None else "shared" if relative == "shared_rel_pos" else "block",
+        "relative_hidden": 128 if relative is None else file.shape(f"{relative}.mlp.fc1.weight")[0],
+        "qk_norm": f"{attn}.q_norm.weight" in file,
+        "norm": "layer" if f"{norm}.bias" in file else "rms",
+        "init_values": 1e-5 if first else None,
+        "layer_scale": "attention" if first and not second and block == "serial" else "both",
         "pre_norm": "norm_pre.weight" in file,
         "embed_norm": "patch_embed.norm.weight" in file,
         "final_norm": "norm.weight" in file or "fc_norm.weight" in file,
@@ -99,22 +118,64 @@ def _shape(file: FamilyFile) -> dict[str, Any]:
         "reg_tokens": file.shape("reg_token")[1] if "reg_token" in file else 0,
         "pos_embed": "learn" if "pos_embed" in file else "sincos2d" if file.stated.get("pos_embed") == "sincos2d" else "none",
         "pool_block": not pooled or "attn_pool.q.weight" in file,
-        "pool_mlp_ratio": None if pool_mlp is None or pool_mlp == hidden else pool_mlp / dim,
+        "pool_mlp_ratio": None if pool_mlp is None or pool_mlp == parts["mlp_ratio"] * dim else pool_mlp / dim,
+    }
+
+
+def _serial_parts(file: FamilyFile) -> dict[str, Any]:
+    """Return the fields of attention and MLP, where these are layers of their own."""
+    _, (_, attn, mlp) = _block(file)
+    fused, (dim, hidden) = f"{attn}.qkv.weight" in file, file.shape(f"{mlp}.fc2.weight")
+    split = f"{mlp}.fc1_g.weight" in file
+    gated = split or file.shape(f"{mlp}.fc1.weight")[0] == 2 * hidden
+    query, key = ("qkv.bias", "qkv.bias") if fused else ("q_proj.bias", "k_proj.bias")
+    joined = f"{attn}.q_bias" in file
+    return {
+        "mlp_ratio": hidden / dim,
+        "mlp": "swiglu" if gated else "gelu",
+        "gate": "split" if split else "packed",
+        "scale_mlp": f"{mlp}.norm.weight" in file,
+        "mlp_bias": f"{mlp}.fc2.bias" in file,
+        "qkv": "fused" if fused else "split",
+        "qkv_bias": joined or f"{attn}.{query}" in file,
+        "key_bias": not joined and f"{attn}.{key}" in file,
+        "proj_bias": f"{attn}.proj.bias" in file,
+        "scale_attn_inner": f"{attn}.norm.weight" in file,
+    }
+
+
+def _parallel_parts(file: FamilyFile, dim: int) -> dict[str, Any]:
+    """Return the fields of attention and MLP, where both are in one layer."""
+    bias = "blocks.0.in_proj.bias" in file
+    return {
+        "mlp_ratio": (file.shape("blocks.0.in_proj.weight")[0] - 3 * dim) / dim,
+        "mlp": "gelu",
+        "qkv": "fused",
+        "qkv_bias": bias,
+        "key_bias": bias,
+        "proj_bias": "blocks.0.attn_out_proj.bias" in file or "blocks.0.out_proj.bias" in file,
     }
 
 
 def _heads(file: FamilyFile, fields: Mapping[str, Any], known: int | None) -> dict[str, Any]:
     """Return the number of heads, None if nothing tells it, and what follows from it."""
     dim, number, over = fields["embed_dim"], known, "head"
+    _, (_, attn, _) = _block(file)
+    maps = 2 if fields["attention"] == "differential" else 1
+    inner = dim if fields["block"] == "parallel" else file.shape(f"{attn}.proj.weight")[1]
     if fields["rope"] == "mixed":
         number = file.shape("rope.freqs")[2]
-    inner = file.shape("blocks.0.attn.proj.weight")[1]
+    for path in ("shared_rel_pos", f"{attn}.rel_pos"):
+        if f"{path}.mlp.fc2.weight" in file:
+            number = file.shape(f"{path}.mlp.fc2.weight")[0]
+    if maps > 1:
+        number = inner // (maps * file.shape(f"{attn}.lambda_q1")[0])
     if fields["qk_norm"]:
-        (width,) = file.shape("blocks.0.attn.q_norm.weight")
+        (width,) = file.shape(f"{attn}.q_norm.weight")
         if width == inner and known != 1:
             over = "all"
         else:
-            number = inner // width
+            number = inner // (maps * width)
     if fields["rope_class"]:
         number = inner // (2 * file.shape("rope.cls")[1])
     if number is None and "rope.periods" in file:

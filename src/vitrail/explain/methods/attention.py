@@ -72,7 +72,7 @@ def attention_sheet(
         layer_indices = everything if layers == "all" else [require_layer(model, layer, rows=True) for layer in layers]
         if not model.global_attention:
             return _class_attention(scene, layer_indices, heads, query)
-        count = scene.vit.config.num_heads
+        count = scene.vit.attention_heads()
         all_heads = _checked(heads, count)
         token = None if query == "cls" else scene.token(query)
         if query == "cls" and scene.vit.config.class_token:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from vitrail.models.modern import ModernViT
 from vitrail.settings import Preprocessing, pair
 from vitrail.settings.modern import ModernConfig, parse_modern_name
 from vitrail.weights.libraries.timm.card import first_conv, folder, pretrained_cfg
+from vitrail.weights.libraries.timm.modern_vit import register_form, register_names, vit_architecture, vit_args
 from vitrail.weights.library import Config, Export, FamilyLayout, from_list
 from vitrail.weights.targets import Inexpressible, literal, mlp_ratio, preprocessing_of, same_names
 
@@ -35,9 +37,10 @@ _ARGUMENTS: dict[str, tuple[str, Mapping[Any, Any] | None]] = {  # of timm's Eva
 
 
 def is_modern(config: Config, overrides: Mapping[str, Any]) -> bool:
-    """Return whether an architecture, or the caller's `rope`, says that tensors of a plain ViT's names are a modern one's."""
+    """Return whether tensors of a plain ViT's names are a modern one's: an architecture, or an answer of the caller says so."""
     name = str(config.get("architecture") or "")
-    return overrides.get("rope") is not None or (not name.startswith("eva_giant") and _row(name) is not None)
+    answered = overrides.get("rope") is not None or overrides.get("norm_position") not in (None, "pre")
+    return answered or (not name.startswith("eva_giant") and _row(name) is not None)
 
 
 def config_fields(config: Config) -> dict[str, Any]:
@@ -59,7 +62,8 @@ def config_fields(config: Config) -> dict[str, Any]:
         fields[field] = value if words is None else words[value]
     if args.get("use_rot_pos_emb") is False:
         fields["rope"] = "none"
-    return {**fields, "pool_include_prefix": fields["pool"] == "map"}
+    prefix = args.get("pool_include_prefix", fields["pool"] == "map" and fields["rope"] != "none")
+    return {**fields, "pool_include_prefix": prefix}
 
 
 def _row(architecture: str) -> dict[str, Any] | None:
@@ -72,6 +76,42 @@ def _row(architecture: str) -> dict[str, Any] | None:
 
 _PROJ = "patch_embed.proj.weight"
 _NEVER = r"relative_position|rel_pos|storage_tokens|\.ls1\.gamma"
+_EVA = r"relative_position|rel_pos|storage_tokens|rope|\.gamma_1|q_bias|fc1_g|q_proj"
+_QKV = "blocks.0.attn.qkv.weight"
+
+
+def vit_fields(config: Config, **implied: Any) -> dict[str, Any]:
+    """Return `config_fields` of an architecture without rotary positions, which its tensors' names tell."""
+    return {"rope": "none", **implied, **config_fields(config)}
+
+
+_QKV = "blocks.0.attn.qkv.weight"
+_VIT = functools.partial(FamilyLayout, ModernConfig, "timm", ignored=r"mask_token$")
+_VIT_LAYOUTS = (  # timm's VisionTransformer with other blocks, and VisionTransformerRelPos
+    *(
+        _VIT((_PROJ, shown), lacks=r"relative_position", fields=vit_fields)
+        for shown in (
+            "blocks.0.in_proj.weight",
+            "blocks.0.attns.0.attn.qkv.weight",
+            "blocks.0.attn.lambda_q1",
+            "blocks.0.attn.rel_pos.mlp.fc1.weight",
+            "shared_rel_pos.mlp.fc1.weight",
+        )
+    ),
+    _VIT(
+        (_PROJ, _QKV, "blocks.0.attn.norm.weight", "blocks.0.mlp.norm.weight"),
+        lacks=_EVA,
+        fields=functools.partial(vit_fields, norm_eps=1e-5),  # BEiT-3's
+    ),
+    _VIT(
+        (_PROJ, _QKV, "blocks.0.ls1.gamma", "reg_token"),
+        names=register_names,
+        form=register_form,
+        lacks=_EVA + r"|norm1\.bias|cls_token",
+        fields=vit_fields,
+    ),
+    _VIT((_PROJ, _QKV, "blocks.0.ls1.gamma"), lacks=_EVA + r"|norm1\.bias", fields=vit_fields),
+)
 MODERN_LAYOUTS = (
     *(
         FamilyLayout(ModernConfig, "timm", (_PROJ, shown), ignored=r"mask_token$", lacks=_NEVER, fields=config_fields)
@@ -86,6 +126,7 @@ MODERN_LAYOUTS = (
         fields=config_fields,
         claims=is_modern,
     ),
+    *_VIT_LAYOUTS,
 )
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -107,6 +148,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {  # fields of which timm's Eva has these v
     "patch_norm": (False,),
     "head_dim": (None,),
     "rope": ("none", "grid", "centred", "mixed"),
+    "block": ("serial",),
+    "attention": ("softmax",),
+    "relative_bias": ("none",),
 }
 _BY_NORM = {  # architectures by the norm, which is no argument that JSON can hold
     ("layer", 1e-6): "eva02_tiny_patch14_224",
@@ -117,10 +161,15 @@ _BY_NORM = {  # architectures by the norm, which is no argument that JSON can ho
 
 def modern_config(cfg: ModernConfig, images: Preprocessing, *, licence: str | None = None) -> dict[str, Any]:
     """Return the keys of config.json by which timm opens a modern ViT. Raises Inexpressible for what its class lacks."""
-    aimv2 = _is_aimv2(cfg)
+    if _is_aimv2(cfg):
+        architecture, args = "aimv2_large_patch14_224", _aimv2_args(cfg)
+    elif cfg.is_eva:
+        architecture, args = _architecture(cfg), eva_args(cfg)
+    else:
+        architecture, args = vit_architecture(cfg), vit_args(cfg)
     return {
-        "architecture": "aimv2_large_patch14_224" if aimv2 else _architecture(cfg),
-        "model_args": _aimv2_args(cfg) if aimv2 else eva_args(cfg),
+        "architecture": architecture,
+        "model_args": args,
         "pretrained_cfg": pretrained_cfg(cfg, images, licence, fixed_input_size=True, **first_conv(cfg), classifier="head"),
     }
 

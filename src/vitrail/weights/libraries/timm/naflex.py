@@ -32,9 +32,8 @@ _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {  # of NaFlexVitCfg's arguments, wh
 
 
 def naflex_names(name: str) -> tuple[str, ...]:
-    """Return timm's name: embedding, tokens and positions stand in `embeds`, LayerScale in modules of its own."""
-    name = re.sub(r"^patch_embed\.|^(?=cls_token|reg_token|pos_embed)", "embeds.", name)
-    return (re.sub(r"\.gamma_(.)$", r".ls\1.gamma", name),)
+    """Return timm's name: embedding, tokens and positions stand in `embeds`."""
+    return (re.sub(r"^patch_embed\.|^(?=cls_token|reg_token|pos_embed)", "embeds.", name),)
 
 
 def factorised_names(name: str) -> tuple[str, ...]:

@@ -38,8 +38,9 @@ def open_fields(evidence: Evidence) -> Iterator[Question]:
     fields, known = evidence.fields, evidence.known
     behind = fields["fc_norm"] and not fields["class_token"] and not fields["qkv_bias"] and fields["init_values"] is None
     if behind and "fc_norm" not in known and not evidence.config.get("architecture"):
-        why = "the pattern of vit_base_patch16_rpn_224, whose norms stand behind the branches and which is no plain ViT"
-        yield Question("fc_norm", f"{why}; if yours is one", (True,))
+        why = "the pattern of vit_base_patch16_rpn_224, whose norms stand behind the branches"
+        way = 'give norm_position="res-post" and rope="none" for that; if yours stand before them'
+        yield Question("fc_norm", f"{why}: {way}", (True,))
     if fields["pre_norm"] and (not fields["final_norm"] or fields["pool"] == "map"):
         yield from rotary("the pattern of the Perception Encoders, which add rotary positions that no tensor shows", evidence)
     elif not fields["final_norm"] and not fields["class_token"]:

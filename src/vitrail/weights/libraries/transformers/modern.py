@@ -74,7 +74,7 @@ INTERNVL: Spelling = {
     r"\.attn\.(q|k)_norm\.": r".attention.\1_norm.",
     r"\.norm1\.": ".layernorm_before.",
     r"\.norm2\.": ".layernorm_after.",
-    r"\.gamma_(.)$": r".lambda_\1",
+    r"\.ls(.)\.gamma$": r".lambda_\1",
 }
 
 
@@ -170,7 +170,7 @@ AIMV2_LAYOUT = _FAMILY(
 )
 PIXTRAL_LAYOUT = _FAMILY((*_SHOWN, "norm_pre.weight"), names=functools.partial(_names, spelling=PIXTRAL), fields=pixtral_fields)
 INTERNVL_LAYOUT = _FAMILY(
-    (*_SHOWN, "blocks.0.gamma_1"), names=functools.partial(_names, spelling=INTERNVL), fields=internvl_fields
+    (*_SHOWN, "blocks.0.ls1.gamma"), names=functools.partial(_names, spelling=INTERNVL), fields=internvl_fields
 )
 MODERN_LAYOUTS = (DINOV3_LAYOUT, DINOV3_HUB_LAYOUT, AIMV2_LAYOUT, PIXTRAL_LAYOUT, INTERNVL_LAYOUT)
 
@@ -219,6 +219,9 @@ def _require(cfg: ModernConfig, cls: str, values: Mapping[str, tuple[Any, ...]])
         "dist_token": (False,),
         "head": ("linear",),
         "stem": ("patch",),
+        "block": ("serial",),
+        "attention": ("softmax",),
+        "relative_bias": ("none",),
     }
     for name, allowed in {**common, **values}.items():
         if getattr(cfg, name) not in allowed:

@@ -51,7 +51,7 @@ RADIO: Spelling = {
     r"^blocks\.": "encoder.layer.",
     r"\.attn\.qkv\.": ".attention.{}_proj.",
     r"\.attn\.proj\.": ".attention.o_proj.",
-    r"\.gamma_(.)$": r".layer_scale\1.lambda1",
+    r"\.ls(.)\.gamma$": r".layer_scale\1.lambda1",
     r"\.mlp\.fc1_g\.": ".mlp.gate_proj.",
     r"\.mlp\.fc1_x\.": ".mlp.up_proj.",
 }
@@ -263,7 +263,7 @@ TOWER_LAYOUTS = (
     ),
     _layout(
         "Qianfan-OCR",
-        ("blocks.0.gamma_1", "blocks.0.attn.proj.weight", "blocks.0.norm1.bias"),
+        ("blocks.0.ls1.gamma", "blocks.0.attn.proj.weight", "blocks.0.norm1.bias"),
         QIANFAN,
         qianfan_fields,
         forms={"pos_embed": TOKENS},
