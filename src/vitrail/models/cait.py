@@ -266,7 +266,7 @@ class Cait(Backbone):
             if behind is not None:
                 behind.append(x)
         read = torch.cat([self.cls_token.repeat(len(x), 1, 1).to(x.dtype), x], dim=1)  # (B, N, D)
-        cls, x = read[:, :1], read[:, 1:]
+        cls, x = read[:, :1].contiguous(), read[:, 1:]  # as the blocks return it, or a compiled one is compiled twice
         for block in self.blocks_token_only:
             cls = checkpoint(block, x, cls, use_reentrant=False) if recompute else block(x, cls, kept)
         tokens = self.norm(torch.cat([cls, x], dim=1))  # (B, N, D)
