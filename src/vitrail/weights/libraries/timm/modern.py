@@ -106,6 +106,10 @@ _FIXED: dict[str, tuple[Any, ...]] = {  # fields of which timm's Eva has these v
     "patch_norm": (False,),
     "head_dim": (None,),
     "rope": ("none", "grid", "centred", "mixed"),
+    "rope_class": (False,),
+    "pos_grid": (None,),
+    "pos_resize": ("bicubic",),
+    "pos_square": (False,),
 }
 _BY_NORM = {  # architectures by the norm, which is no argument that JSON can hold
     ("layer", 1e-6): "eva02_tiny_patch14_224",

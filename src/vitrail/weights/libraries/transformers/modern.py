@@ -219,6 +219,9 @@ def _require(cfg: ModernConfig, cls: str, values: Mapping[str, tuple[Any, ...]])
         "dist_token": (False,),
         "head": ("linear",),
         "stem": ("patch",),
+        "rope_class": (False,),
+        "pos_grid": (None,),
+        "pos_square": (False,),
     }
     for name, allowed in {**common, **values}.items():
         if getattr(cfg, name) not in allowed:
