@@ -181,7 +181,7 @@ def resizing_of(model: Any) -> dict[str, Any]:
     if not hasattr(model, "embeds"):
         return {}
     names = [f"pos_embed_{name}" for name in ("interp_mode", "antialias", "align_corners")]
-    how = RESIZES[tuple(getattr(model.embeds, name) for name in names)]  # type: ignore[index]
+    how = RESIZES[tuple(getattr(model.embeds, name) for name in names)]
     return {"pos_resize": how, "pos_square": model.embeds.pos_embed_ar_preserving}
 
 

@@ -95,7 +95,7 @@ def _resize(args: Mapping[str, Any], of_name: str | None) -> dict[str, str]:
     key = tuple(old if new is None else new for old, new in zip(default, given, strict=True))
     if key not in RESIZES:
         raise ValueError(f"timm's positions, resized with {key}, are none of {', '.join(RESIZES.values())}; open it with timm")
-    return {"pos_resize": RESIZES[key]}  # type: ignore[index]
+    return {"pos_resize": RESIZES[key]}
 
 
 def factorised_fields(config: Config) -> dict[str, Any]:
