@@ -307,7 +307,7 @@ def test_settings_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
 
 def test_what_no_library_s_class_computes_is_not_written(tmp_path: Path) -> None:
     ours = load(of_timm("naflexvit_base_patch16_siglip"))
-    for library, message in (("timm", "timm's Eva has no "), ("hf", "has no ")):
+    for library, message in (("timm", "timm's .* has no "), ("hf", "has no ")):
         with pytest.raises(Inexpressible, match=message):
             convert(ours, library, tmp_path / library)
     with pytest.raises(Inexpressible, match="timm's SwinTransformer has no final_norm false"):
