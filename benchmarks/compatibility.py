@@ -37,6 +37,7 @@ import vitrail
 from machine import RESULTS, facts
 from vitrail.models.backbone import Backbone
 from vitrail.weights.infer import REASONS
+from vitrail.weights.libraries.timm.naflex import RESIZES
 from vitrail.weights.library import ACTIVATIONS
 
 TOLERANCE = 1e-5
@@ -170,8 +171,18 @@ def one_of_timm(name: str) -> Outcome:
         "num_heads": getattr(getattr(block, "attn", None), "num_heads", None),
         "mlp": kinds.get(type(act).__name__),
         "pool_include_prefix": getattr(model, "pool_include_prefix", None),
+        **resizing_of(model),
     }
     return compare("timm", name, model, images, expected, truth)
+
+
+def resizing_of(model: Any) -> dict[str, Any]:
+    """Return how a NaFlexVit of timm resizes its positions, in our words; {} for another model."""
+    if not hasattr(model, "embeds"):
+        return {}
+    names = [f"pos_embed_{name}" for name in ("interp_mode", "antialias", "align_corners")]
+    how = RESIZES[tuple(getattr(model.embeds, name) for name in names)]
+    return {"pos_resize": how, "pos_square": model.embeds.pos_embed_ar_preserving}
 
 
 def small_timm(name: str) -> Any:
@@ -255,7 +266,15 @@ SMALL = {
     "hidden_size": 192,
     "num_attention_heads": 3,
     "intermediate_size": 384,
+    "num_patches": 16,
+    "max_img_size": 64,
+    "num_key_value_heads_per_layer": [1, 1],
+    "spatial_merge_size": 1,  # patches row by row
 }
+OPTIONAL = ("intermediate_size", "num_patches", "max_img_size", "num_key_value_heads_per_layer", "spatial_merge_size")
+"""Fields that not every config of an image Transformer has."""
+PUBLISHED: dict[str, dict[str, Any]] = {"pixtral": {"hidden_act": "silu"}}
+"""Fields by which the published models of a class differ from its defaults, by model type."""
 NO_IMAGES = {  # image Transformers of the name, but not encoders of one image
     "TimesformerModel": "video",
     "VideoMAEModel": "video",
@@ -293,9 +312,10 @@ def is_encoder(kind: str) -> bool:
 
 def has_shape(config: Any) -> bool:
     """Whether a config is that of an image Transformer: of one resolution, or a pyramid."""
-    one = all(hasattr(config, name) for name in SMALL if name != "intermediate_size")
+    one = all(hasattr(config, name) for name in SMALL if name not in OPTIONAL)
+    flat = all(hasattr(config, name) for name in ("num_patches", "patch_size", "num_hidden_layers"))  # patches of any image
     pyramid = hasattr(config, "depths") and hasattr(config, "num_heads") and hasattr(config, "window_size")
-    return one or pyramid or config.model_type == "cvt"
+    return one or flat or pyramid or config.model_type == "cvt"
 
 
 def one_of_transformers(kind: str, cls: str) -> Outcome | None:
@@ -311,8 +331,10 @@ def one_of_transformers(kind: str, cls: str) -> Outcome | None:
         vision.hidden_size = 128
     for name, value in SMALL.items() if not hasattr(vision, "depths") and vision.model_type != "cvt" else ():
         if hasattr(vision, name):
-            several = isinstance(getattr(vision, name), list | tuple)
+            several = isinstance(getattr(vision, name), list | tuple) and isinstance(value, int)
             setattr(vision, name, [value, value] if several else value)
+    for name, value in PUBLISHED.get(vision.model_type, {}).items():
+        setattr(vision, name, value)
     if hasattr(vision, "mask_ratio"):
         vision.mask_ratio = 0.0
     text = getattr(config, "text_config", None)
@@ -331,10 +353,9 @@ def one_of_transformers(kind: str, cls: str) -> Outcome | None:
         tower = model
         if not cls.endswith("ForImageClassification") and vision is not config:
             tower = model.vision_model
-        masking = {"noise": torch.arange(16.0).expand(2, -1)} if hasattr(vision, "mask_ratio") else {}  # all seen, in order
         with torch.no_grad():
-            expected = parts_of(tower(pixel_values=images, **masking), cls)
-    except Exception:  # patches that are cut beforehand, text or video: compared with nothing, if it loads at all
+            expected = parts_of(tower(**inputs_of(vision, images)), cls)
+    except Exception:  # text or video: compared with nothing, if it loads at all
         expected = None
     if expected == []:
         return None
@@ -349,17 +370,35 @@ def one_of_transformers(kind: str, cls: str) -> Outcome | None:
     )
 
 
+def inputs_of(config: Any, images: Tensor) -> dict[str, Tensor]:
+    """Return the inputs that a class of transformers takes for images."""
+    if hasattr(config, "mask_ratio"):
+        return {"pixel_values": images, "noise": torch.arange(16.0).expand(2, -1)}  # all are seen, in order
+    if not hasattr(config, "num_patches") or hasattr(config, "image_size"):
+        return {"pixel_values": images}
+    side = config.patch_size  # patches are cut beforehand
+    patches = images.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 4, 5, 1)  # (B, gh, gw, P, P, C)
+    shapes = torch.tensor([patches.shape[1:3]] * len(images))
+    flat = patches.flatten(1, 2).flatten(2)
+    if hasattr(config, "spatial_merge_size"):
+        return {"pixel_values": flat.flatten(0, 1), "grid_thw": nn.functional.pad(shapes, (1, 0), value=1)}  # of one frame
+    return {"pixel_values": flat, "pixel_attention_mask": torch.ones(flat.shape[:2]), "spatial_shapes": shapes}
+
+
 def parts_of(theirs: Any, cls: str) -> Parts:
     """What of an output of transformers ours has to equal."""
     logits = getattr(theirs, "logits", None)
     if isinstance(logits, Tensor):
         return [("logits", logits)]
     pooled, tokens = getattr(theirs, "pooler_output", None), getattr(theirs, "last_hidden_state", None)
-    if "CLIP" in cls or "Siglip" in cls:
+    if isinstance(cls_token := getattr(theirs, "cls_token_value", None), Tensor) and isinstance(tokens, Tensor):
+        return [("tokens", torch.cat([cls_token, tokens.flatten(2).mT], dim=1))]  # CvT's map, and its class token
+    if "CLIP" in cls or "Siglip" in cls or "MLCD" in cls:  # whose tokens stand before the last norm
         return [("pooled", pooled)] if isinstance(pooled, Tensor) else []
     if not isinstance(tokens, Tensor):
         return []
-    return [("tokens", tokens.reshape(2, -1, tokens.shape[-1]) if len(tokens) == 1 else tokens)]  # Pixtral packs images
+    packed = tokens.ndim == 2 or len(tokens) == 1  # as Pixtral's are
+    return [("tokens", tokens.reshape(2, -1, tokens.shape[-1]) if packed else tokens)]
 
 
 def main() -> None:

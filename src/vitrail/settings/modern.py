@@ -118,7 +118,7 @@ class ModernConfig(ViTConfig):
             )
         if self.pos_grid is not None and self.pos_embed != "learn":
             raise ValueError(f'pos_grid {self.pos_grid} needs pos_embed "learn", not "{self.pos_embed}"; leave it out')
-        if min(pair(self.pos_grid or 1)) < 1:
+        if self.pos_grid is not None and min(pair(self.pos_grid)) < 1:
             raise ValueError(f"pos_grid {self.pos_grid} must be at least 1 patch")
         if self.rope_temperature <= 0:
             raise ValueError(f"rope_temperature {self.rope_temperature} must be above 0")

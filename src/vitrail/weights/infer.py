@@ -42,6 +42,7 @@ REASONS = (  # patterns of names that a plain ViT does not have, and what they i
     (r"lambda_[qk]\d|sub_norm", "attention is differential"),
     (r"attn\.norm|mlp\.norm|inner_attn_ln|ffn_layernorm", "norms stand inside attention and MLP (sub-LN)"),
     (r"fc1_[gx]|w1\.|w2\.", "its gated MLP keeps gate and value apart"),
+    (r"vit_merger", "tokens are merged between its blocks"),
     (r"attn_pool", "its attention pooling is another one"),
 )
 

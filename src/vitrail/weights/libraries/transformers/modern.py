@@ -204,6 +204,9 @@ def _require(cfg: ModernConfig, cls: str, values: Mapping[str, tuple[Any, ...]])
     """Raise Inexpressible for a field with none of the values that a class of transformers has."""
     common: dict[str, tuple[Any, ...]] = {
         "num_classes": (0,),
+        "pos_grid": (None,),
+        "pos_square": (False,),
+        "rope_class": (False,),
         "norm_position": ("pre",),
         "layer_scale": ("both",),
         "qkv": ("fused",),
