@@ -37,6 +37,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "patch dropout": {"patch_drop_rate": 0.5},
     "no blocks": {"depth": 0},
 }
+BLOCKS = (
+    *("vit_base_patch16_xp_224", "vit_pwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"),
+    *("vit_small_patch16_18x2_224", "vit_dwee_patch16_reg1_gap_256", "vit_relpos_small_patch16_224"),
+)
 MODERN = ("dinov3_s16", "dinov3_splus16", "eva02_s14", "eva02_b16_clip", "pe_spatial_t16", "aimv2_l14", "eva02_e14_clip")
 BLOCKS = [fields for fields in VARIANTS.values() if fields.get("depth") != 0]
 variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
@@ -213,6 +217,14 @@ def test_mistakes_are_one_line() -> None:
         describe(dataclasses.replace(SMALL, img_size=30))
     with pytest.raises(ValueError, match="batch_size 0"):
         describe(SMALL, batch_size=0)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_training_memory_of_other_blocks(name: str) -> None:
+    shape = {field: getattr(SMALL, field) for field in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")}
+    config = ModernConfig(**{**parse_name(name), **shape})
+    images, it = torch.cat([image_for(config)] * 4), describe(config, batch_size=4)
+    assert it.training_bytes == pytest.approx(saved_bytes(ModernViT(config).train(), images), rel=0.12)
 
 
 @pytest.mark.parametrize("name", MODERN)

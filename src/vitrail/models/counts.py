@@ -102,7 +102,8 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
         flops += 0 if head is None else _linears(head, rows=1)
     block = Counts(0, 0, 0)
     for one in cast(Iterable[Block], model.blocks):
-        attention = _attention(queries=tokens, keys=tokens, width=one.attn.proj.in_features)
+        inner = cfg.num_heads * (cfg.head_dim or cfg.embed_dim // cfg.num_heads)
+        attention = _attention(queries=tokens, keys=tokens, width=inner)
         block = _size(one, _linears(one, rows=tokens) + attention)
     return _size(model, flops + block.flops) + block * -1, block
 

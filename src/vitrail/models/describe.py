@@ -10,6 +10,7 @@ what a CPU does.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from vitrail.models.counts import count, count_vit_parts, is_uniform, shallow_vit
+from vitrail.models.positions import grid_of
 from vitrail.models.vit import PLAIN_ATTENTION_MAX_TOKENS, ViT
 from vitrail.settings import ViTConfig, pair
 from vitrail.settings.beit import BeitConfig
@@ -213,10 +215,23 @@ def extra_activations(cfg: ViTConfig) -> int:
 
 
 def _of_modern(cfg: ModernConfig) -> int:
-    """Count turned queries and keys beside a fused projection's, inputs of the norms inside, and RMSNorm's."""
+    """Count turned queries and keys beside a fused projection's, inputs of the norms inside, RMSNorm's, and other blocks'.
+
+    Of a differential attention values are repeated for both maps, the difference and its norm are kept, and so are scores:
+    the fused kernels take no values that are wider than queries.
+    """
     inner, hidden = cfg.num_heads * cfg.head_width, round(cfg.embed_dim * cfg.mlp_ratio)
-    turned = cfg.rope != "none" and cfg.qkv == "fused"
-    return 2 * inner * turned + inner * cfg.scale_attn_inner + hidden * cfg.scale_mlp + 2 * cfg.embed_dim * (cfg.norm == "rms")
+    turned, rms, scale = cfg.rope != "none" and cfg.qkv == "fused", cfg.norm == "rms", cfg.init_values is not None
+    extra = 2 * inner * turned + inner * cfg.scale_attn_inner + hidden * cfg.scale_mlp + 2 * cfg.embed_dim * rms
+    if cfg.block == "pair":  # a second attention and MLP, each with norm and scale
+        return 2 * extra + (4 + 2 * scale) * cfg.embed_dim + (6 if cfg.qk_norm else 4) * inner + 2 * hidden
+    if cfg.attention == "differential":
+        patches = math.prod(grid_of(pair(cfg.img_size), pair(cfg.patch_size)))
+        return extra + 5 * inner + 2 * cfg.num_heads * (cfg.class_token + cfg.reg_tokens + patches)
+    if cfg.block == "parallel":  # one norm and one scale; without biases of queries, the MLP's is added by itself
+        extra -= (2 + rms + scale) * cfg.embed_dim
+        return extra + hidden * (not cfg.qkv_bias) + 4 * inner * (rms and cfg.qk_norm)
+    return extra
 
 
 EXTRA_ACTIVATIONS: dict[type[Any], Callable[[Any], int]] = {ModernConfig: _of_modern}

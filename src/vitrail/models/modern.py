@@ -88,6 +88,7 @@ class ModernViT(ViT):
             rows = self.placed_tokens + self.pos_grid[0] * self.pos_grid[1]
             self.pos_embed = nn.Parameter(torch.zeros(1, rows, cfg.embed_dim))
             self.reset_parameters({"pos_embed"})
+        self.pairwise_context = cfg.relative_bias != "none"
         self.shared_rel_pos = None
         if cfg.relative_bias == "shared":
             self.shared_rel_pos = RelativeMlp(cfg.num_heads, cfg.relative_hidden)
@@ -163,17 +164,11 @@ class ModernViT(ViT):
 
     def context_tensors(self, context: RotaryContext) -> tuple[Tensor, ...]:
         """See Backbone.context_tensors."""
-        places = () if context.relative is None else (context.relative.places,)
-        return (*places, *(() if context.rotation is None else context.rotation))
+        return () if context.rotation is None else tuple(context.rotation)
 
     def make_context(self, mask: Any, tensors: Sequence[Tensor]) -> RotaryContext:
         """See Backbone.make_context."""
-        relative = None
-        if tensors and self.config.relative_bias != "none":
-            places, *tensors = tensors
-            rows, columns = (max(1, side) for side in places.amax(dim=(0, 1)).tolist())  # of the largest image
-            relative = self.with_shared(RelativePlaces.of(places, (rows, columns)))
-        return RotaryContext(mask, Rotation(*tensors) if tensors else None, relative)
+        return RotaryContext(mask, Rotation(*tensors) if tensors else None)
 
     def keep_patches(
         self, x: Tokens, context: Context, patches: Int64[Tensor, "B _L"]

@@ -48,11 +48,6 @@ class BlockDiagonal:
         image, count = self.image, len(self.image)
         return create_block_mask(lambda b, h, q, k: image[q] == image[k], None, None, count, count, device=image.device)
 
-    @functools.cached_property
-    def pairs(self) -> Bool[Tensor, "N N"]:
-        """True for pairs of tokens of one image: the mask in full, for attention with a bias of every pair."""
-        return self.image[:, None] == self.image
-
     def attend(
         self, q: Float[Tensor, "1 h N d"], k: Float[Tensor, "1 h N d"], v: Float[Tensor, "1 h N d"]
     ) -> Float[Tensor, "1 h N d"]:

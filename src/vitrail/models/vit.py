@@ -159,11 +159,12 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, bias: Float[Tensor, "b h Q N"] | None = None, *, dropout: float
 ) -> Float[Tensor, "B h Q d"]:
     """Compute attention with the fastest kernel for the device and type; tests hold the kernels to equal outputs."""
-    if isinstance(mask, BlockDiagonal) and bias is None:
+    if isinstance(mask, BlockDiagonal):
+        assert bias is None, "images with a bias of pairs are not packed"
         return mask.attend(q, k, v)
-    if prefers_plain_attention(q.device, q.dtype, k.shape[-2]) and not isinstance(mask, BlockDiagonal):
+    if prefers_plain_attention(q.device, q.dtype, k.shape[-2]):
         return F.dropout(attention_weights(q, k, mask, bias), dropout) @ v
-    keys = mask.pairs if isinstance(mask, BlockDiagonal) else None if mask is None else mask[:, None, None]
+    keys = None if mask is None else mask[:, None, None]
     if bias is not None:
         bias = bias.to(q.dtype)
         keys = bias if keys is None else bias.masked_fill(~keys, float("-inf"))
