@@ -22,7 +22,7 @@ from torch import Tensor
 
 import machine
 from vitrail.bench.rounds import Summary, interleave, ratios, summary, timed
-from vitrail.models.vit import attention_weights
+from vitrail.models.attention import attention_weights
 
 TOKENS = (50, 197, 257, 577, 1025, 2049, 4097)
 HEADS, HEAD_DIM = 6, 64

@@ -69,9 +69,9 @@ def test_only_the_rows_asked_for_are_computed(monkeypatch: pytest.MonkeyPatch) -
     vit, shapes = model(), []
     weights = vit_module.attention_weights
 
-    def noted(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    def noted(q: Tensor, k: Tensor, *others: Tensor | None) -> Tensor:
         shapes.append((tuple(q.shape), tuple(k.shape)))
-        return weights(q, k, mask)
+        return weights(q, k, *others)
 
     monkeypatch.setattr(vit_module, "attention_weights", noted)
     with torch.no_grad():

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.explain import METHODS, head_statistics
+from vitrail.models.attention import Attended
 from vitrail.models.backbone import View
 from vitrail.models.beit import Beit
 from vitrail.models.describe import Description, describe_model
 from vitrail.models.relative_positions import pair_index, resize_table
-from vitrail.models.vit import Attended
 from vitrail.settings.beit import BEIT_SIZES, BeitConfig, parse_beit_name
 from vitrail.weights.libraries.transformers.beit import BEIT_LAYOUTS
 from vitrail.weights.targets import rename_family

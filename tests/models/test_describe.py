@@ -121,7 +121,7 @@ def test_training_memory_is_what_autograd_keeps(fields: dict[str, Any]) -> None:
 
 
 def test_training_memory_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitrail.models.vit.PLAIN_ATTENTION_MAX_TOKENS", 0)  # fused, as on a GPU
+    monkeypatch.setattr("vitrail.models.attention.PLAIN_ATTENTION_MAX_TOKENS", 0)  # fused, as on a GPU
     images = torch.cat([image_for(SMALL)] * 4)
     real = saved_bytes(ViT(SMALL).train(), images, dtype=torch.bfloat16)
     assert describe(SMALL, batch_size=4).training_bytes_bf16 == pytest.approx(real, rel=0.1)

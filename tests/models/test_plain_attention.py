@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vitrail.models import create_model
 from vitrail.models import vit as vit_module
+from vitrail.models.attention import attention_weights
 from vitrail.models.plain_attention import plain_attention
-from vitrail.models.vit import ViT, attention_weights
+from vitrail.models.vit import ViT
 
 
 def by_autograd(qkv: Tensor, num_heads: int) -> Tensor:

@@ -17,10 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.evaluate.features import embed
 from vitrail.models import ViT
+from vitrail.models import attention as attention_module
 from vitrail.models import vit as vit_module
+from vitrail.models.attention import attend, attention_weights
 from vitrail.models.backbone import View
 from vitrail.models.positions import resize_positions, token_mask
-from vitrail.models.vit import DropPath, attend, attention_weights
+from vitrail.models.vit import DropPath
 from vitrail.settings import OptimConfig
 from vitrail.train.optim import group_table
 
@@ -186,19 +188,19 @@ def test_fused_and_explicit_attention_agree(
     q, k, v = torch.randn(3, 2, 3, 9, 8, generator=torch.Generator().manual_seed(3)).to(dtype)
     mask = torch.arange(9) < torch.tensor([[5], [9]]) if masked else None
     explicit = attention_weights(q, k, mask) @ v
-    monkeypatch.setattr(vit_module, "attention_weights", lambda *_: pytest.fail("not the fused way"))
-    monkeypatch.setattr(vit_module, "PLAIN_ATTENTION_MAX_TOKENS", 0)
+    monkeypatch.setattr(attention_module, "attention_weights", lambda *_: pytest.fail("not the fused way"))
+    monkeypatch.setattr(attention_module, "PLAIN_ATTENTION_MAX_TOKENS", 0)
     torch.testing.assert_close(attend(q, k, v, mask, dropout=0.0), explicit, atol=within, rtol=within)
 
 
 def test_bf16_on_a_cpu_goes_the_plain_way_up_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.randn(1, 1, 4, 8, dtype=torch.bfloat16)
     calls = []
-    monkeypatch.setattr(vit_module, "attention_weights", lambda q, k, mask: calls.append(1) or torch.ones(1, 1, 4, 4).to(q))
+    monkeypatch.setattr(attention_module, "attention_weights", lambda q, *_: calls.append(1) or torch.ones(1, 1, 4, 4).to(q))
     attend(q, q, q, None, dropout=0.0)
     assert calls == [1]
     attend(q.float(), q.float(), q.float(), None, dropout=0.0)
-    monkeypatch.setattr(vit_module, "PLAIN_ATTENTION_MAX_TOKENS", 3)
+    monkeypatch.setattr(attention_module, "PLAIN_ATTENTION_MAX_TOKENS", 3)
     attend(q, q, q, None, dropout=0.0)
     assert calls == [1]
 

@@ -18,8 +18,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vitrail.explain.inputs import Query, Scene, Target
+from vitrail.models.attention import Attended, attention_weights
 from vitrail.models.backbone import Backbone, Context
-from vitrail.models.vit import Attended, Block, attention_weights
+from vitrail.models.vit import Block
 
 CHUNK_BYTES = 64e6
 """Attention weights in memory at a time, in bytes."""

@@ -36,7 +36,7 @@ from vitrail.explain.inputs import (
 from vitrail.explain.layer_statistics import OUTLIER, LayerStatistics, TokenNorms
 from vitrail.explain.passes import ForwardPass, attention_rows, embed, head_reading, query_chunks
 from vitrail.models import ViT
-from vitrail.models.vit import Attended
+from vitrail.models.attention import Attended
 from vitrail.settings import Pair
 
 CKA_TOKENS = 1024

@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from vitrail.models.attention import Attended, KeyMask, Tokens, attention_weights, prefers_plain_attention
 from vitrail.models.backbone import Context, Stage
 from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.positions import token_mask
 from vitrail.models.relative_positions import Bias, Places, bias_of, bias_table, chosen_places, pair_index, resize_matrix
-from vitrail.models.vit import Attended, KeyMask, Mlp, Sizes, Tokens, ViT, attention_weights, prefers_plain_attention
+from vitrail.models.vit import Mlp, Sizes, ViT
 from vitrail.settings import Pair
 from vitrail.settings.beit import BeitConfig
 

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.activations import GELUS
+from vitrail.models.attention import attend, attention_weights
 from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, View
 from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.mlp import Mlp
-from vitrail.models.vit import attend, attention_weights
 from vitrail.settings import Pair, configured
 from vitrail.settings.cvt import CvtConfig
 

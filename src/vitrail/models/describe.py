@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitrail.models.attention import PLAIN_ATTENTION_MAX_TOKENS
 from vitrail.models.counts import count, count_vit_parts, is_uniform, shallow_vit
 from vitrail.models.positions import grid_of
-from vitrail.models.vit import PLAIN_ATTENTION_MAX_TOKENS, ViT
+from vitrail.models.vit import ViT
 from vitrail.settings import ViTConfig, pair
 from vitrail.settings.beit import BeitConfig
 from vitrail.settings.modern import ModernConfig

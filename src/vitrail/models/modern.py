@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vitrail.models.attention import Attended, KeyMask, Tokens, attend
 from vitrail.models.backbone import Context, Images, Stage
 from vitrail.models.linear import Linear
 from vitrail.models.norms import make_norm
@@ -28,7 +29,7 @@ from vitrail.models.parallel import make_block
 from vitrail.models.positions import positions_at, sincos_2d, token_mask
 from vitrail.models.relative_mlp import RelativeMlp, RelativePlaces, places_of
 from vitrail.models.rotary import Rotary, RotaryContext, Rotation
-from vitrail.models.vit import Attended, AttentionPool, KeyMask, PatchEmbed, Sizes, Tokens, ViT, attend
+from vitrail.models.vit import AttentionPool, PatchEmbed, Sizes, ViT
 from vitrail.settings import Pair, pair
 from vitrail.settings.modern import ModernConfig
 

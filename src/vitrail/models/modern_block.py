@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.models.activations import GELUS
+from vitrail.models.attention import Attended, Tokens, attend
 from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.norms import make_norm
 from vitrail.models.relative_mlp import RelativeMlp
 from vitrail.models.rotary import RotaryContext, rotate
-from vitrail.models.vit import Attended, LayerScale, Tokens, attend
+from vitrail.models.vit import LayerScale
 from vitrail.settings.modern import ModernConfig
 
 

@@ -16,37 +16,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.activations import GELUS
+from vitrail.models.attention import Attended, KeyMask, Mask, Tokens, attend, attention_weights, prefers_plain_attention
 from vitrail.models.backbone import Backbone, Context, Features, Images, Logits, Stage, View
 from vitrail.models.conv_stem import conv_stem
 from vitrail.models.dense import begun_grid, block_tokens, tokens_and_maps
 from vitrail.models.drop_path import DropPath as DropPath
 from vitrail.models.linear import Linear
-from vitrail.models.packing import BlockDiagonal
 from vitrail.models.plain_attention import plain_attention
 from vitrail.models.positions import grid_of as grid_of
 from vitrail.models.positions import positions_at, resize_patch, sincos_2d, token_mask
 from vitrail.models.positions import require_resizable as require_resizable
 from vitrail.settings import Pair, ViTConfig, configured, pair
 
-Tokens = Float[Tensor, "B N D"]
-KeyMask = Bool[Tensor, "B N"]  # True where a token may be looked at
-Mask = KeyMask | BlockDiagonal  # or several images in one sequence
 Sizes = Int64[Tensor, "B 2"] | None  # height and width of each image on its canvas
 Patch = int | Pair | None
 Visible = Int64[Tensor, "B _L"] | None  # patches that are kept, in this order
-
-PLAIN_ATTENTION_MAX_TOKENS = 640
-"""Number of tokens up to which matmul + softmax beats the flash kernel on a CPU in bf16 (benchmarks/attention.py)."""
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Images to tokens
@@ -86,20 +79,6 @@ class PatchEmbed(nn.Module):
 # The block and its parts
 
 
-class Attended(NamedTuple):
-    """Inputs and output of one attention: enough for any row of its weights, softmax(q kᵀ / √d), and for their gradient."""
-
-    tokens: Tokens
-    """Input tokens after the norm."""
-    queries: Float[Tensor, "B h Q d"]
-    keys: Float[Tensor, "B h N d"]
-    values: Float[Tensor, "B h N d"]
-    out: Float[Tensor, "B h Q d"]
-    """Output before the projection."""
-    bias: Float[Tensor, "*B h Q N"] | None = None
-    """Bias of the scores (`Backbone.score_bias`)."""
-
-
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q kᵀ / √d) v, with q, k and v from one projection (appendix A)."""
 
@@ -136,39 +115,6 @@ class Attention(nn.Module):
         """Return queries, keys and values, each (B, h, N, d)."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.q_norm(q), self.k_norm(k), v
-
-
-def attention_weights(q: Tensor, k: Tensor, mask: KeyMask | None, added: Tensor | None = None) -> Float[Tensor, "B h Q N"]:
-    """Return softmax(q kᵀ / √d) over the unmasked keys, with a bias (…, h, Q, N) `added` to the scores if there is one."""
-    lead, scale = q.shape[:2], q.shape[-1] ** -0.5
-    if mask is None:
-        bias, beta = q.new_empty(1).expand(1, 1, 1), 0  # beta 0: the bias is not read
-    else:
-        bias, beta = q.new_zeros(mask.shape).masked_fill_(~mask, float("-inf")).repeat_interleave(lead[1], 0)[:, None], 1
-    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=beta, alpha=scale)  # (B h, Q, N)
-    scores = scores.unflatten(0, lead)
-    return (scores if added is None else scores + added).softmax(dim=-1)
-
-
-def prefers_plain_attention(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
-    """Return True where products and softmax beat the fused kernel."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_MAX_TOKENS
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, bias: Float[Tensor, "b h Q N"] | None = None, *, dropout: float
-) -> Float[Tensor, "B h Q d"]:
-    """Compute attention with the fastest kernel for the device and type; tests hold the kernels to equal outputs."""
-    if isinstance(mask, BlockDiagonal):
-        assert bias is None, "images with a bias of pairs are not packed"
-        return mask.attend(q, k, v)
-    if prefers_plain_attention(q.device, q.dtype, k.shape[-2]):
-        return F.dropout(attention_weights(q, k, mask, bias), dropout) @ v
-    keys = None if mask is None else mask[:, None, None]
-    if bias is not None:
-        bias = bias.to(q.dtype)
-        keys = bias if keys is None else bias.masked_fill(~keys, float("-inf"))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)
 
 
 class Mlp(nn.Module):

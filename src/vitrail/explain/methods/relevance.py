@@ -23,7 +23,7 @@ from vitrail.explain.passes import (
     query_chunks,
     query_row,
 )
-from vitrail.models.vit import Attended
+from vitrail.models.attention import Attended
 from vitrail.settings import Pair
 
 
