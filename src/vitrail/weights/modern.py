@@ -135,10 +135,11 @@ def _heads(file: FamilyFile, fields: Mapping[str, Any], known: int | None) -> di
 
 def _stored_grid(file: FamilyFile) -> Pair | None:
     """Return the patch grid of positions that are stored as a grid, or as rows and columns; None for a list of them."""
-    shapes = [file.checkpoint.shapes[key] for key in file.sources("pos_embed") or ()]
+    keys = file.sources("pos_embed") or ()
+    shapes = [file.checkpoint.shapes[key] for key in keys]
     if [len(shape) for shape in shapes] == [4]:
         return shapes[0][1], shapes[0][2]
-    return (shapes[0][1], shapes[1][1]) if len(shapes) == 2 and file.layout.name == "timm" else None
+    return (shapes[0][1], shapes[1][1]) if len(keys) == 2 and keys[0].endswith("pos_embed_y") else None
 
 
 def _resizing(file: FamilyFile, fields: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Question]:
