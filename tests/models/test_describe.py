@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "patch dropout": {"patch_drop_rate": 0.5},
     "no blocks": {"depth": 0},
 }
-BLOCKS = (
+OTHER_BLOCKS = (
     *("vit_base_patch16_xp_224", "vit_pwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"),
     *("vit_small_patch16_18x2_224", "vit_dwee_patch16_reg1_gap_256", "vit_relpos_small_patch16_224"),
 )
@@ -219,7 +219,7 @@ def test_mistakes_are_one_line() -> None:
         describe(SMALL, batch_size=0)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", OTHER_BLOCKS)
 def test_training_memory_of_other_blocks(name: str) -> None:
     shape = {field: getattr(SMALL, field) for field in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")}
     config = ModernConfig(**{**parse_name(name), **shape})
