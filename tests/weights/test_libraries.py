@@ -580,11 +580,7 @@ def test_google_s_files_compute_what_timm_s_loader_makes_of_them(big_vision: boo
 
 NO_TIMM = {
     "vit_base_r50_s16_224": "hybrid",
-    "vit_relpos_base_patch16_224": "relative position biases",
-    "vit_srelpos_small_patch16_224": "relative position biases",
     "samvit_base_patch16": "relative position biases",
-    "vit_dlittle_patch16_reg1_gap_256": "differential",
-    "test_vit4": "RMSNorm",
     "resnet18": "no plain ViT is in",
 }
 NOT_SHOWN = {  # rotary positions leave nothing in a file: a question that only the plain ViT of these tensors can answer
@@ -635,12 +631,11 @@ def test_rope_vit_looks_like_deit_iii_which_is_asked_about_unless_a_config_names
     assert type(vitrail.load(tmp_path, num_heads=HEADS)) is vitrail.models.ViT
 
 
-def test_norms_behind_the_branches_are_asked_about_and_a_config_refuses_them() -> None:
+def test_norms_behind_the_branches_are_asked_about_and_a_config_names_them() -> None:
     model = untrained("vit_base_patch16_rpn_224")
     with pytest.raises(ValueError, match=r"fc_norm \(the pattern of vit_base_patch16_rpn_224, .*\): give fc_norm=True"):
         vitrail.load(model.state_dict())
-    with pytest.raises(ValueError, match=r"^vit_base_patch16_rpn_224 is not a plain ViT: its norms stand behind"):
-        vitrail.load(model)
+    assert vitrail.load(model).config.norm_position == "res-post"
 
 
 NO_TRANSFORMERS = {
@@ -739,7 +734,7 @@ def test_some_of_the_walk(compatibility: ModuleType) -> None:
         "vit_base_patch16_siglip_gap_224": "asked",
         "vit_so150m_patch16_reg4_map_256": "asked",
         "naflexvit_base_patch16_siglip": "asked",
-        "test_vit4": "refused",
+        "test_vit4": "asked",
         "deit_tiny_distilled_patch16_224": "same",
         "ViTForImageClassification": "asked",
         "Dinov2WithRegistersModel": "same",
@@ -755,6 +750,8 @@ def test_some_of_the_walk(compatibility: ModuleType) -> None:
 @pytest.mark.slow
 def test_none_of_timm_s_and_transformers_encoders_computes_something_else(compatibility: ModuleType) -> None:
     outcomes = [*compatibility.walk_timm(), *compatibility.walk_transformers()]
-    assert [one for one in outcomes if one.outcome == "differs"] == []
+    assert [one for one in outcomes if one.outcome in ("differs", "crashed", "not run")] == []
     counts = compatibility.count(outcomes)
-    assert counts["timm"]["same"] + counts["timm"]["asked"] > 0.75 * sum(counts["timm"].values())
+    for library, least in (("timm", 0.85), ("transformers", 0.7)):
+        equal = sum(counts[library][kind] for kind in ("same", "asked", "config"))
+        assert equal > least * sum(counts[library].values())
