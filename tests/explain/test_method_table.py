@@ -42,10 +42,15 @@ def test_the_words_of_options_and_needs_are_complete() -> None:
 
 
 def test_no_other_file_of_the_package_knows_a_method_by_name() -> None:
-    """Names stand in the table, in each method's own file, and in documentation."""
+    """Names stand in the table, in each method's own file, and in documentation.
+
+    In rooms that `explain` is built on, which know nothing of it, "attention" is a field of a model.
+    """
     source = Path(explain.__file__).parents[1]
     names = [f'"{name}"' for name in METHODS]
     for path in source.rglob("*.py"):
+        if path.relative_to(source).parts[0] in ("settings", "models", "weights"):
+            continue
         own = path.parent.name == "methods" or path.relative_to(source) in (
             Path("explain/table.py"),
             Path("explain/__init__.py"),
