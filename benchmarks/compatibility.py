@@ -193,7 +193,8 @@ def small_timm(name: str) -> Any:
     small: dict[str, Any] = {"depth": 2, "img_size": 4 * patch}
     if "sapiens2" in name:  # its key heads are listed block by block; the first blocks have all
         with torch.device("meta"):
-            small["num_kv_heads"] = (timm.create_model(name).blocks[0].attn.num_heads,) * 2
+            whole: Any = timm.create_model(name)
+        small["num_kv_heads"] = (whole.blocks[0].attn.num_heads,) * 2
     shrink: tuple[dict[str, Any], ...] = (small, {"depth": 2}, {})
     for arguments in (PYRAMID, *shrink) if name.startswith("swin") else shrink:
         torch.manual_seed(0)
@@ -239,7 +240,7 @@ def walk_open_clip(only: str = "") -> Iterator[Outcome]:
         quick = bool(config.get("quick_gelu"))
         if "timm_model_name" in vision or not isinstance(vision["layers"], int) or only not in name:
             continue
-        vision |= {"layers": 2, "width": 4 * vision.get("head_width", 64), "image_size": 4 * vision.get("patch_size", 16)}
+        vision |= {"layers": 2, "image_size": 4 * vision.get("patch_size", 16)}  # of its own width, by which heads are known
         if (shape := json.dumps([vision, quick], sort_keys=True)) not in shapes:
             shapes.add(shape)
             yield one_of_open_clip(name, vision, quick)
@@ -256,7 +257,8 @@ def one_of_open_clip(name: str, vision: Mapping[str, Any], quick: bool) -> Outco
     with torch.no_grad():
         output = model(images)
     expected = [("logits", output[0] if isinstance(output, tuple) else output)]
-    truth = {"num_heads": 4, "head_dim": vision.get("head_width", 64), "mlp": "quick_gelu" if quick else "gelu"}
+    heads = vision.get("width", 768) // vision.get("head_width", 64)
+    truth = {"num_heads": heads, "head_dim": vision.get("head_width", 64), "mlp": "quick_gelu" if quick else "gelu"}
     return compare("open_clip", name, model, images, expected, truth)
 
 
@@ -424,6 +426,10 @@ def main() -> None:
         print(f"{library}: " + ", ".join(f"{number} {kind}" for kind, number in numbers.items()))
     if args.write:
         rows = [dataclasses.asdict(outcome) for outcome in outcomes]
+        if args.library is not None and (RESULTS / "compatibility.json").exists():  # the others' rows stay
+            before = json.loads((RESULTS / "compatibility.json").read_text())
+            rows = [row for row in before["rows"] if row["library"] != args.library] + rows
+            counts = before["counts"] | counts
         result = {"machine": facts("timm", "transformers", "torchvision", "open_clip_torch"), "counts": counts, "rows": rows}
         (RESULTS / "compatibility.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -120,7 +120,7 @@ def test_each_command_is_a_file_and_a_row() -> None:
         ("show B/16 --model.num_layers 3", "did you mean --model.depth\\?"),
         ("show B/16 --model.depth x", 'model.depth "x": it takes a whole number'),
         ("convert", "the following arguments are required: source"),
-        ("convert nowhere there", "the following arguments are required: to"),
+        ("convert nowhere there", "convert needs DST and --to timm"),
         ("convert nowhere there --to timm", "nowhere"),
         ("convert nowhere there --to tim", '"tim" is none of timm, hf, torchvision, npz; did you mean "timm"\\?'),
         ("convert nowhere there.txt --to npz", 'whose suffix is .npz, not ".txt"'),

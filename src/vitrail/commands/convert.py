@@ -34,7 +34,7 @@ def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
     from vitrail.settings import layers
 
-    usage = "SRC DST --to timm|hf|torchvision|npz [--names FILE] [--answers FIELD=VALUE…] [--overwrite] [--model.FIELD VALUE]…"
+    usage = "SRC DST --to timm|hf|torchvision|npz [--names FILE] [--answers …] [--overwrite] [--model.FIELD VALUE]…"
     parser = terminal.make_settings_parser("convert", HELP, usage=f"{usage}\n       vitrail convert SRC --suggest-names FILE")
     parser.add_argument("source", metavar="SRC", help="a run; a Hub id, a file or a folder of any origin")
     parser.add_argument("destination", metavar="DST", nargs="?", help="where it goes: a folder for timm and hf, else a file")

@@ -108,7 +108,7 @@ class FamilyFile:
 
 
 def find_layout(
-    tensors: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
     layouts: tuple[FamilyLayout, ...] = LAYOUTS,
     *,
     config: Mapping[str, Any] = MappingProxyType({}),
@@ -116,9 +116,10 @@ def find_layout(
 ) -> tuple[FamilyLayout, str] | None:
     """Return the layout whose names a file has, and the prefix before them; None if there is none.
 
-    `config` is the config.json beside the file; `overrides` are fields that the caller states.
+    `shapes` are those of the file's tensors, of which none is read. `config` is the config.json beside the file; `overrides`
+    are fields that the caller states.
     """
-    actual = {re.sub(WRAPPERS, "", name): value for name, value in tensors.items()}
+    actual = {re.sub(WRAPPERS, "", name): shape for name, shape in shapes.items()}
     for layout in layouts:
         if not layout.claims(config, overrides) or any(re.search(layout.lacks, name) for name in actual):
             continue
@@ -127,14 +128,14 @@ def find_layout(
             for prefix in sorted((one.removesuffix(shown[0]) for one in actual if one.endswith(shown[0])), key=len):
                 if prefix[-1:] not in ("", ".") or not all({f"{prefix}{one}", one} & actual.keys() for one in shown):
                     continue  # a head stands without the prefix
-                if layout.fits(lambda name, before=prefix: tuple(actual[f"{before}{name}"].shape)):  # type: ignore[misc]
+                if layout.fits(lambda name, before=prefix: actual[f"{before}{name}"]):  # type: ignore[misc]
                     return layout, prefix
     return None
 
 
 def is_of(family: type[Any], checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> bool:
     """Return whether the tensors of a checkpoint are those of a family."""
-    match = find_layout(checkpoint.tensors, config=checkpoint.config, overrides=overrides)
+    match = find_layout(checkpoint.shapes, config=checkpoint.config, overrides=overrides)
     return match is not None and match[0].family is family
 
 
@@ -153,7 +154,7 @@ def load_family(
     model (with `strict=False`, fresh weights fill the gaps), or that don't fit the fields that were asked for.
     """
     if known is None:
-        match = find_layout(checkpoint.tensors, config=checkpoint.config, overrides=changes)
+        match = find_layout(checkpoint.shapes, config=checkpoint.config, overrides=changes)
         assert match is not None, "a reader is chosen by its layout"
         layout, prefix = match
     else:
