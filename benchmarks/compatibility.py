@@ -26,7 +26,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,11 +142,11 @@ TIMM_MODULES = (
 PYRAMID = {"depths": (1, 1, 2, 1), "embed_dim": 16, "num_heads": (1, 2, 2, 4)}
 
 
-def walk_timm(only: str = "") -> Iterator[Outcome]:
+def walk_timm(only: str = "", modules: Sequence[str] = TIMM_MODULES) -> Iterator[Outcome]:
     """Yield the outcome of every architecture of timm's modules of ViTs and their family."""
     import timm
 
-    for module in TIMM_MODULES:
+    for module in modules:
         for name in timm.list_models(module=module):
             if only in name:
                 yield one_of_timm(name)

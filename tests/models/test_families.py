@@ -210,6 +210,7 @@ for name, shape in shapes.items():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_compiled_blocks_compute_the_same_and_share_a_graph_of_each_kind() -> None:
     """In a process of its own: the checks of annotations that tests add are no code that compiles."""
     said = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
