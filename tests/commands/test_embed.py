@@ -313,3 +313,9 @@ def test_models_without_tokens(images: Path, tmp_path: Path) -> None:
         package.embed(model, images / "a.png", tmp_path / "b.npy", pool="cls")
     Image.new("L", (28, 28)).save(tmp_path / "grey.png")
     assert package.embed(model, [tmp_path / "grey.png"], tmp_path / "c.npy", pool="avg", backend="fp32").shape == (96,)
+
+
+def test_random_weights_are_refused_in_one_line(vitrail: Typed, tmp_path: Path) -> None:
+    said = vitrail("embed", tmp_path, "--weights", "B/16", "--out", tmp_path / "f.npy")
+    assert said.code == 2
+    assert "B/16 has random weights, whose features say nothing" in said.err

@@ -116,7 +116,8 @@ def embed(
         raise ValueError(f"{there[0]} exists; name another file, or replace it with --overwrite")
     model = _load(weights, img_size=img_size, device=device)
     preprocessing, where = model.preprocessing, next(model.parameters()).device
-    assert preprocessing is not None
+    if preprocessing is None:
+        raise ValueError(f"{weights} has random weights, whose features say nothing; give a run, a file or a Hub id")
     require_available(backend, where)
     if where.type == "cpu":
         keep_freed_memory()  # each batch takes the memory of the one before
