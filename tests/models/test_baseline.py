@@ -75,7 +75,7 @@ def test_called_as_a_vit_is(name: str, channels: int) -> None:
         model.reset_head(0)
         assert torch.equal(model(images), embedding)
         assert torch.equal(model.embedding(images), embedding)
-    with pytest.raises(ValueError, match=rf"^images have {channels + 1} channels, but the model takes {channels}; convert"):
+    with pytest.raises(ValueError, match=rf"^images have {channels + 1} channels, and the model takes {channels}; convert"):
         model(torch.randn(2, channels + 1, side, side))
 
 

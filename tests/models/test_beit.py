@@ -256,7 +256,7 @@ def test_views_that_beit_does_not_have() -> None:
     model = beit()
     with pytest.raises(ValueError, match="images can't be packed; use a plain ViT"):
         model.packed_logits(images(), [(64, 64), (32, 32)])
-    with pytest.raises(ValueError, match="images have 1 channels, but the model takes 3"):
+    with pytest.raises(ValueError, match="images have 1 channels, and the model takes 3"):
         model(torch.zeros(1, 1, 64, 64))
 
 

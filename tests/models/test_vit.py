@@ -124,7 +124,7 @@ def test_a_size_that_the_patch_does_not_divide(size: tuple[int, int], said: str)
 
 
 def test_other_channels_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"^images have 1 channels, but the model takes 3; convert the images$"):
+    with pytest.raises(ValueError, match=r"^images have 1 channels, and the model takes 3; convert the images$"):
         tiny()(torch.zeros(1, 1, 16, 16))
 
 

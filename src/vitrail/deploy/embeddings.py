@@ -176,7 +176,7 @@ class _Rows(nn.Module):
 
     @property
     def config(self) -> tuple[Any, str]:
-        """What the speed of a backend depends on."""
+        """Key under which a measured backend is remembered: its speed depends on shape and features."""
         return self.model.config, self.features
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B R"]:
@@ -217,7 +217,7 @@ FEATURES: dict[str, Callable[[Features, Backbone], Tensor]] = {
     "avg": _avg,
     "patches": _patches,
 }
-"""What a row holds, by name: the pools, and the patches."""
+"""Functions of the features of a row, by name: the pools, and the patches."""
 
 
 def _backend_of(draft: Draft, rows: _Rows, backend: str, batch_size: int, device: torch.device) -> str:

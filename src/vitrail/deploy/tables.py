@@ -26,7 +26,7 @@ METADATA = "vitrail"
 
 @dataclass(frozen=True)
 class Columns:
-    """What stands beside each embedding."""
+    """Columns beside the embeddings: path, label and error of each image."""
 
     paths: Sequence[str]
     labels: Sequence[str | None]

@@ -49,7 +49,7 @@ class ForwardPass:
     last: Float[Tensor, "B N D"]
     """The tokens where the pass ended."""
     context: Context
-    """What the blocks take beside the tokens."""
+    """Second input of the blocks (`Backbone.valid_tokens`)."""
 
     @property
     def mask(self) -> Tensor | None:
@@ -65,7 +65,7 @@ class ForwardPass:
 
 
 def embed(scene: Scene) -> tuple[Float[Tensor, "B N D"], Context]:
-    """Return the tokens before the first block, and what the blocks take beside them."""
+    """Return the tokens before the first block, and the context of the blocks."""
     return scene.vit.embed(scene.images, pad=False, sizes=scene.sizes, patch_size=scene.patch)
 
 

@@ -25,7 +25,7 @@ from vitrail.settings import Pair, Preprocessing
 Images = Float[Tensor, "B C H W"]
 Logits = Float[Tensor, "B K"]
 Context = Any
-"""What blocks take beside the tokens, as `embed` returns it: masks, rotations. See `Backbone.valid_tokens`."""
+"""Second input of the blocks, as `embed` returns it: mask, rotations, bias. See `Backbone.valid_tokens`."""
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -182,6 +182,12 @@ class Backbone(nn.Module):
     @abstractmethod
     def side_unit(self) -> Pair:
         """Height and width that image sides must be multiples of, in pixels; (1, 1) if every size is valid."""
+
+    def check_channels(self, images: Images) -> None:
+        """Raise ValueError for images with another number of channels than the model takes."""
+        if images.shape[1] != self.config.in_channels:
+            takes = self.config.in_channels
+            raise ValueError(f"images have {images.shape[1]} channels, and the model takes {takes}; convert the images")
 
     def check_patch(self, patch: Pair) -> None:
         """Raise ValueError if `View.patch_size` can't be this patch. A backbone that resizes patches overrides this method."""

@@ -59,10 +59,7 @@ class Baseline(Backbone):
 
     def forward(self, images: Images) -> Float[Tensor, "B K"]:
         """Return logits (B, K), or the embedding without a head. Raises ValueError for a wrong number of channels."""
-        if images.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"images have {images.shape[1]} channels, but the model takes {self.config.in_channels}; convert the images"
-            )
+        self.check_channels(images)
         logits: Tensor = self.net(images)
         return logits
 

@@ -249,9 +249,7 @@ class Cait(Backbone):
     def encode(self, images: Images, view: View, kept: list[Tensor] | None = None) -> Features:
         """Run the forward pass that the calls above share: sharding wraps each of them, so none may call another."""
         cfg, patch = self.config, pair(self.config.patch_size)
-        if images.shape[1] != cfg.in_channels:
-            theirs = images.shape[1]
-            raise ValueError(f"images have {theirs} channels, and the model takes {cfg.in_channels}; convert the images")
+        self.check_channels(images)
         if view.sizes is not None or view.visible is not None or view.patch_size is not None:
             raise ValueError("CaiT sees whole images in patches of its own: no sizes, visible or patch_size; use a ViT")
         if view.pad:

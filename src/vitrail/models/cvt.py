@@ -292,11 +292,7 @@ class Cvt(Backbone):
 
     def encode(self, images: Images, view: View, kept: list[Tensor] | None = None) -> Features:
         """Run the forward pass that the calls above share: sharding wraps each of them, so none may call another."""
-        if images.shape[1] != self.config.in_channels:
-            theirs = images.shape[1]
-            raise ValueError(
-                f"images have {theirs} channels, and the model takes {self.config.in_channels}; convert the images"
-            )
+        self.check_channels(images)
         if view.blocks is not None:
             raise ValueError(f"CvT has a map after each of its {len(self.parts)} stages: use them, and leave View.blocks out")
         if view.sizes is not None or view.visible is not None or view.patch_size is not None:

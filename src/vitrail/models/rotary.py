@@ -48,7 +48,7 @@ class Rotation(NamedTuple):
 
 
 class RotaryContext(NamedTuple):
-    """What the blocks of a modern ViT take beside the tokens."""
+    """Second input of the blocks of a modern ViT."""
 
     mask: Bool[Tensor, "B N"] | BlockDiagonal | None
     """True for valid tokens; several images in one sequence; None: all are valid."""

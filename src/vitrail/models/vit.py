@@ -459,7 +459,7 @@ class ViT(Backbone):
     def embed(
         self, images: Images, *, pad: bool, sizes: Sizes, patch_size: Patch = None, visible: Visible = None
     ) -> tuple[Tokens, Context]:
-        """Return prefix tokens and patches with their positions, and what the blocks take beside them: `context`.
+        """Return prefix tokens and patches with their positions, and the `context` of the blocks.
 
         With `visible`, only those patches, in order; ValueError with patch_drop_rate in training and with stem "conv".
         """
@@ -467,8 +467,7 @@ class ViT(Backbone):
         patch = trained_patch if patch_size is None else pair(patch_size)
         if patch != trained_patch:
             require_resizable(cfg, patch)
-        if (theirs := images.shape[1]) != cfg.in_channels:
-            raise ValueError(f"images have {theirs} channels, but the model takes {cfg.in_channels}; convert the images")
+        self.check_channels(images)
         if pad:
             images = F.pad(images, (0, -images.shape[-1] % patch[1], 0, -images.shape[-2] % patch[0]))
         grid = grid_of((images.shape[-2], images.shape[-1]), patch, or_else="pad=True")
@@ -494,7 +493,7 @@ class ViT(Backbone):
         return self.drop_patches(x, context) if self.training and cfg.patch_drop_rate else (x, context)  # (B, N, D)
 
     def context(self, grid: Pair, *, patch: Pair, sizes: Sizes, device: torch.device) -> Context:
-        """Return what the blocks take beside the tokens: the mask of valid ones (None: all)."""
+        """Return the second input of the blocks: the mask of valid tokens (None: all)."""
         return None if sizes is None else token_mask(sizes, grid=grid, patch=patch, prefix=self.prefix_tokens)
 
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:

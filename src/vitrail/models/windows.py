@@ -35,15 +35,19 @@ class WindowLayout(NamedTuple):
     def cut(self, x: Map) -> Float[Tensor, "B n _w D"]:
         """Cut a map into windows, row by row."""
         (height, width), w = self.grid, self.window
-        x = F.pad(x.unflatten(1, self.grid), (0, 0, 0, self.padded[1] - width, 0, self.padded[0] - height))  # (B, H, W, D)
-        x = x.roll((-self.shift[0], -self.shift[1]), dims=(1, 2))
+        x = x.unflatten(1, self.grid)  # (B, H, W, D)
+        if self.padded != self.grid:  # padding by nothing, and a roll by nothing, would copy the map
+            x = F.pad(x, (0, 0, 0, self.padded[1] - width, 0, self.padded[0] - height))
+        if any(self.shift):
+            x = x.roll((-self.shift[0], -self.shift[1]), dims=(1, 2))
         return x.unflatten(1, (-1, w)).unflatten(3, (-1, w)).transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, n, w w, D)
 
     def join(self, windows: Float[Tensor, "B n _w D"]) -> Map:
         """Join windows to a map: the inverse of `cut`."""
         (height, width), w = self.grid, self.window
         x = windows.unflatten(1, (-1, self.padded[1] // w)).unflatten(3, (w, w)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return x.roll(self.shift, dims=(1, 2))[:, :height, :width].flatten(1, 2)
+        x = x.roll(self.shift, dims=(1, 2)) if any(self.shift) else x
+        return x[:, :height, :width].flatten(1, 2)
 
     def mask(self, device: torch.device) -> Bool[Tensor, "n _w _w"] | None:
         """Attention mask: True for positions that the shift joined from opposite edges of the map; None without shift."""

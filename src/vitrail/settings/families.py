@@ -196,6 +196,8 @@ FAMILIES: dict[str, Family] = {
         words=_modern_words,
         stored_as="modern",
         names=tuple(MODERN_SIZES),
+        paper="DINOv3: Siméoni et al. 2025, https://arxiv.org/abs/2508.10104; EVA-02: Fang et al. 2024; Perception Encoder: "
+        "Bolya et al. 2025; AIMv2: Fini et al. 2025; RoPE-ViT: Heo et al. 2024",
     ),
     "beit": Family(
         section=BeitModelConfig,

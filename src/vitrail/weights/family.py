@@ -133,10 +133,10 @@ def find_layout(
     return None
 
 
-def is_of(family: type[Any], checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> bool:
-    """Return whether the tensors of a checkpoint are those of a family."""
+def recognise_family(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> type[Any] | None:
+    """Return the config class of the family whose tensors a checkpoint has; None for those of a plain ViT, or of none."""
     match = find_layout(checkpoint.shapes, config=checkpoint.config, overrides=overrides)
-    return match is not None and match[0].family is family
+    return None if match is None else match[0].family
 
 
 def load_family(

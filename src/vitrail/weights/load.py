@@ -35,7 +35,7 @@ from vitrail.weights.baseline import published_baseline
 from vitrail.weights.beit import BEIT
 from vitrail.weights.cait import CAIT
 from vitrail.weights.cvt import CVT
-from vitrail.weights.family import FamilyReader, is_of, load_family
+from vitrail.weights.family import FamilyReader, load_family, recognise_family
 from vitrail.weights.modern import MODERN
 from vitrail.weights.names_file import NamesFile, is_names_file, read_names
 from vitrail.weights.pretrained import terms
@@ -119,7 +119,7 @@ class OpenedWeights:
         elif self.checkpoint.names is not None:
             reader = READERS[ViTConfig]
         else:
-            reader = next((one for one in READERS.values() if one.recognise(self.checkpoint, changes)), READERS[ViTConfig])
+            reader = READERS[recognise_family(self.checkpoint, changes) or ViTConfig]
         return reader.load(self.checkpoint, self.config, changes, channels=channels, strict=strict)
 
 
@@ -130,7 +130,7 @@ def is_homemade(weights: OpenedWeights) -> bool:
         return False
     if checkpoint.names is not None:
         return True
-    if any(reader.recognise(checkpoint, {}) for reader in READERS.values()):
+    if recognise_family(checkpoint, {}) is not None:
         return False
     try:
         return not recognise(checkpoint.tensors).layout.published
@@ -192,8 +192,6 @@ class Reader(NamedTuple):
     """Functions that read checkpoints of one family."""
 
     load: Load
-    recognise: Callable[[Checkpoint, Mapping[str, Any]], bool] = lambda checkpoint, changes: False
-    """Return True for this family's tensors, in a checkpoint without a config of ours, given the fields that are changed."""
     published: Callable[[str, Mapping[str, Any]], Backbone] | None = None
     """Weights that a name alone stands for; None: a name has random weights."""
     published_classes: Callable[[str], int] | None = None
@@ -209,10 +207,7 @@ FAMILY_READERS: dict[type[Any], FamilyReader] = {  # by the family's config, who
     BeitConfig: BEIT,
 }
 READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is not here is read by `load_trained`
-    **{
-        family: Reader(functools.partial(load_family, reader), recognise=functools.partial(is_of, family))
-        for family, reader in FAMILY_READERS.items()
-    },
+    **{family: Reader(functools.partial(load_family, reader)) for family, reader in FAMILY_READERS.items()},
     BaselineConfig: Reader(load_trained, published=published_baseline, published_classes=published_classes),
     ViTConfig: Reader(load_vit),
 }

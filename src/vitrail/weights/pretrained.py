@@ -58,7 +58,7 @@ FREE = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0")
 def terms(repo: str) -> str | None:
     """Return a line on the licence of a checkpoint of the table that asks for more than its text; None for any other.
 
-    It is told before a download: who takes the weights accepts the terms.
+    `load` warns with it before a download, by which a user accepts the terms.
     """
     row = next((row for row in rows() if row.id == repo), None)
     if row is None or row.licence in FREE:

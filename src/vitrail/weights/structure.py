@@ -34,7 +34,7 @@ class GuessedRow(NamedTuple):
 
     row: KeyRow
     shape: Shape
-    """Of the first of the file's tensors."""
+    """Shape of the first of the file's tensors."""
     by: Evidence
     """What decides: shapes alone, words in the names, or no more than the order in the file."""
 

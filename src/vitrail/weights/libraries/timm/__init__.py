@@ -33,36 +33,24 @@ from vitrail.weights.library import Library, Writer
 from vitrail.weights.targets import State
 
 RunForm = tuple[dict[str, Any], State, Any]
-RUN_FORMS: dict[type[Any], Callable[[Any, State, Preprocessing, str | None], RunForm]] = {
+RunFormer = Callable[[Any, State, Preprocessing, str | None], RunForm]
+
+
+def _same_tensors(config: Callable[..., dict[str, Any]]) -> RunFormer:
+    """Return the form of a family whose names are timm's, by the function of its config.json."""
+    return lambda model, state, images, licence: (config(model.config, images, licence=licence), state, model.config)
+
+
+RUN_FORMS: dict[type[Any], RunFormer] = {
     ViTConfig: lambda model, state, images, licence: (
         timm_config(model.config, images, licence=licence),
         *timm_state(state, model.config),
     ),
-    SwinConfig: lambda model, state, images, licence: (
-        swin_config(model.config, images, licence=licence),
-        state,
-        model.config,
-    ),
-    CaitConfig: lambda model, state, images, licence: (
-        cait_config(model.config, images, licence=licence),
-        state,
-        model.config,
-    ),
-    ModernConfig: lambda model, state, images, licence: (
-        modern_config(model.config, images, licence=licence),
-        state,
-        model.config,
-    ),
-    SwinV2Config: lambda model, state, images, licence: (
-        swin_v2_config(model.config, images, licence=licence),
-        state,
-        model.config,
-    ),
-    BeitConfig: lambda model, state, images, licence: (
-        beit_config(model.config, images, licence=licence),
-        state,
-        model.config,
-    ),
+    SwinConfig: _same_tensors(swin_config),
+    SwinV2Config: _same_tensors(swin_v2_config),
+    CaitConfig: _same_tensors(cait_config),
+    ModernConfig: _same_tensors(modern_config),
+    BeitConfig: _same_tensors(beit_config),
     BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
 }
 """By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
