@@ -28,7 +28,7 @@ have no effect, and a note names them."""
 
 def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
-    usage = "[DATA] [--method mae] [--recipe R] [--model Ti/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
+    usage = "[DATA] [--method M] [--recipe R] [--model Ti/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
     parser = run_parser("pretrain", HELP, usage=usage, recipe="the method's own")
     parser.add_argument("--method", type=str, metavar="M", help="mae, the masked autoencoder [mae]")
     parsed = terminal.parse_settings(parser, words)

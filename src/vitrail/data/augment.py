@@ -92,10 +92,10 @@ def crop_boxes(sizes: Int64[Tensor, "B 2"], draws: Draws, cfg: AugmentConfig) ->
 
     "resized" draws area share and aspect ratio as Inception's crop does (Szegedy et al. 2015), ten tries and then the
     largest centred crop of an allowed ratio, as torchvision; "pad" shifts the whole image by up to `crop_pad` pixels;
-    "none" is the whole image.
+    "none" and "whole" take all of it.
     """
     height, width = sizes.unbind(1)
-    if cfg.crop == "none":
+    if cfg.crop in ("none", "whole"):
         return torch.stack((torch.zeros_like(height), torch.zeros_like(height), height, width), dim=1).float()
     if cfg.crop == "pad":
         corner = draws.integers("crop_pad", high=2 * cfg.crop_pad + 1, n=2) - cfg.crop_pad

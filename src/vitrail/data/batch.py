@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,6 +92,9 @@ class Batch:
     """Row-major positions of the patches that a masked model sees; None: all."""
     sizes: tuple[Pair, ...] | None = None
     """Height and width of each image in the upper left corner of its canvas, in pixels; None: all fill their canvas."""
+    views: tuple[Float[Tensor, "B _v C _h _w"], ...] | None = None
+    """Views of each image, in groups of one size: global ones, then local ones; `images` are the first of them. None: no
+    views."""
     stands_in: bool = False
     """True for placeholder images that keep a process in step with the others; they are not counted."""
 
@@ -103,5 +107,17 @@ class Batch:
 
     def rows(self, rows: slice) -> Batch:
         """Return a slice of the batch."""
-        tensors: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors, sizes=None if self.sizes is None else self.sizes[rows])
+        tensors = {name: value[rows] for name, value in self.tensors().items()}
+        return replace(self.with_tensors(tensors), sizes=None if self.sizes is None else self.sizes[rows])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name; those of the views are "views.0", "views.1"."""
+        named = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return named | {f"views.{number}": value for number, value in enumerate(self.views or ())}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Batch:
+        """Return the batch with other tensors, of the names of `tensors`."""
+        fields: dict[str, Any] = {name: value for name, value in tensors.items() if "." not in name}
+        if self.views is not None:
+            fields["views"] = tuple(tensors[f"views.{number}"] for number in range(len(self.views)))
+        return replace(self, **fields)

@@ -73,6 +73,21 @@ def saturation(images: Images, factor: Strengths) -> Images:
     return _blend(grey(images), images, factor)
 
 
+def hue(images: Images, shift: Strengths) -> Images:
+    """Shift the hue by a share of the colour circle, from -0.5 to 0.5, in HSV; images that are not RGB are unchanged."""
+    if images.shape[1] != 3:
+        return images
+    value, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    chroma = value - low
+    red, green, blue = images.split(1, dim=1)
+    sector = torch.where(value == blue, 4 + (red - green) / chroma, (green - blue) / chroma)
+    sector = torch.where(value == green, 2 + (blue - red) / chroma, sector)
+    sector = torch.where(value == red, (green - blue) / chroma, sector)  # the circle has six sectors, and grey has none
+    sector = torch.where(chroma > 0, sector, 0.0) + 6 * shift.view(-1, 1, 1, 1)
+    place = (constant((5.0, 3.0, 1.0), images.device).to(images.dtype) + sector) % 6  # of red, green and blue (B, 3, H, W)
+    return value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
+
+
 def sharpness(images: Images, factor: Strengths) -> Images:
     """Scale the sharpness: factor 0 is the smoothed image, 1 the image, above 1 sharper. Border pixels are unchanged."""
     if min(images.shape[-2:]) < 3:

@@ -127,7 +127,7 @@ class Source(ABC):
         """Load a split, in the channels of `preprocessing`.
 
         With augment None, or augment.crop "pad" or "none", images are the evaluation view: resized to img_size / crop_pct,
-        then cropped at the centre to img_size. With augment.crop "resized" they are whole images.
+        then cropped at the centre to img_size. With augment.crop "resized" or "whole" they are whole images.
         Raises ValueError for a missing split and for channels that can't be converted.
         """
 
@@ -170,7 +170,7 @@ class Source(ABC):
 
 def whole_images(augment: AugmentConfig | None) -> bool:
     """Return True if crops are drawn on the whole image, False if on the evaluation view."""
-    return augment is not None and augment.crop == "resized"
+    return augment is not None and augment.crop in ("resized", "whole")
 
 
 def stable_fraction(key: str) -> float:

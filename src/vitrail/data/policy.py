@@ -1,4 +1,4 @@
-"""Augmentation policies: RandAugment, three-augment and colour jitter."""
+"""Augmentation policies: RandAugment, three-augment, colour jitter, and the colours of views."""
 
 # B batch · C channels · H W image · n operations a sample
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.data import color, geometry
 from vitrail.data.draws import Draws
-from vitrail.settings import Pair, RandAugment
+from vitrail.settings import Pair, RandAugment, ViewsConfig
 
 _COLORS = (
     color.autocontrast,
@@ -96,3 +96,29 @@ def color_jitter_(images: Float[Tensor, "B C H W"], draws: Draws, *, amount: flo
     for i in range(3):
         kinds = order[:, i]
         color.apply_each_(images, kinds=kinds, operations=operations, strengths=factors.gather(1, order)[:, i])
+
+
+def view_colors_(images: Float[Tensor, "B C H W"], draws: Draws, cfg: ViewsConfig, *, blur: Tensor, solarize: Tensor) -> None:
+    """Apply the colours of views in place: jitter in random order, grey, blur, solarisation (SimCLR: Chen et al. 2020; BYOL).
+
+    `blur` and `solarize` (B,) are each view's probabilities.
+    """
+    strength = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue])
+    amounts = strength * (2 * draws.uniform("view_jitter", 4) - 1)  # (B, 4)
+    amounts[:, :3] = (1 + amounts[:, :3]).clamp(min=0)
+    jittered = draws.uniform("view_jittered")[:, 0] < cfg.jitter_prob
+    order = draws.uniform("view_jitter_order", 4).argsort(1)
+    operations = (color.brightness, color.contrast, color.saturation, color.hue)
+    for i in range(4):
+        chosen = amounts.gather(1, order)[:, i]
+        color.apply_each_(images, kinds=torch.where(jittered, order[:, i], -1), operations=operations, strengths=chosen)
+    low, high = cfg.blur_sigma
+    sigma = low + (high - low) * draws.uniform("view_blur_sigma")[:, 0]
+    threshold = torch.full_like(sigma, 128.0)
+    for operation, probability, amount in (
+        (color.grayscale, torch.full_like(sigma, cfg.grey_prob), sigma),
+        (color.gaussian_blur, blur, sigma),
+        (color.solarize, solarize, threshold),
+    ):
+        applied = draws.uniform(f"view_{operation.__name__}")[:, 0] < probability
+        color.apply_each_(images, kinds=applied.long() - 1, operations=(operation,), strengths=amount)

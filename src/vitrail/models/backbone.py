@@ -29,6 +29,19 @@ Context = Any
 Model = TypeVar("Model", bound=nn.Module)
 
 
+class MaskedPatches(NamedTuple):
+    """Patches whose embedding is replaced by a mask token, before positions are added."""
+
+    mask: Bool[Tensor, "B L"]
+    """True for the patches that are masked, row by row, of the grid of `Backbone.stem_tokens`."""
+    token: Float[Tensor, " D"]
+    """Mask token, of the width of `Backbone.stem_tokens`."""
+
+    def put(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Return the patch embeddings with the mask token in its places."""
+        return torch.where(self.mask[..., None], self.token.to(x.dtype), x)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
     """Options of one forward pass. A backbone raises ValueError for an option that it does not support."""
@@ -41,6 +54,8 @@ class View:
     """Patch of this call; None is the model's own."""
     visible: Int64[Tensor, "B L"] | None = None
     """Row-major indices of the visible patches; None: all. Hidden patches are not computed."""
+    masked: MaskedPatches | None = None
+    """Patches that a mask token stands for; None: no patch is masked."""
     blocks: tuple[int, ...] | None = None
     """Blocks whose outputs are the maps of `Features.pyramid`, in this order; negative ones count from the end. None: the
     backbone's own maps."""
@@ -48,8 +63,8 @@ class View:
     @property
     def whole(self) -> bool:
         """True for a pass over whole images with all patches at the model's own size, and its own maps."""
-        unchanged = self.sizes is None and self.patch_size is None and self.visible is None and self.blocks is None
-        return unchanged and not self.pad
+        options = (self.sizes, self.patch_size, self.visible, self.masked, self.blocks)
+        return all(option is None for option in options) and not self.pad
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -182,6 +197,13 @@ class Backbone(nn.Module):
     @abstractmethod
     def side_unit(self) -> Pair:
         """Height and width that image sides must be multiples of, in pixels; (1, 1) if every size is valid."""
+
+    def stem_tokens(self, img_size: Pair) -> tuple[Pair, int]:
+        """Return grid and width of the patch embeddings that `View.masked` replaces, for images of a size.
+
+        Raises ValueError for a backbone without them.
+        """
+        raise ValueError(f"{type(self).__name__} has no patches that a mask token can stand for; use a ViT or a Swin")
 
     def check_channels(self, images: Images) -> None:
         """Raise ValueError for images with another number of channels than the model takes."""

@@ -232,6 +232,10 @@ class Cait(Backbone):
         """See Backbone.embedding."""
         return self.encode(images, View()).pooled
 
+    def stem_tokens(self, img_size: Pair) -> tuple[Pair, int]:
+        """See Backbone.stem_tokens."""
+        return grid_of(img_size, pair(self.config.patch_size)), self.config.embed_dim
+
     def features(self, images: Images, view: View = View()) -> Features:
         """Return the class token as embedding, class token and patches after the last norm, and these patches as a map.
 
@@ -256,6 +260,7 @@ class Cait(Backbone):
             images = F.pad(images, (0, -images.shape[-1] % patch[1], 0, -images.shape[-2] % patch[0]))
         grid = grid_of((images.shape[-2], images.shape[-1]), patch, or_else="pad=True")
         x = self.patch_embed(images)  # (B, L, D)
+        x = x if view.masked is None else view.masked.put(x)
         places = positions_at(grid, self.pos_embed, trained=self.grid, prefix=0, cache=self._positions)
         x = self.pos_drop(x + places.to(x.dtype))
         recompute, behind = self.checkpointing and self.training, block_tokens(view.blocks, cfg.depth)

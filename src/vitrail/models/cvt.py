@@ -295,8 +295,8 @@ class Cvt(Backbone):
         self.check_channels(images)
         if view.blocks is not None:
             raise ValueError(f"CvT has a map after each of its {len(self.parts)} stages: use them, and leave View.blocks out")
-        if view.sizes is not None or view.visible is not None or view.patch_size is not None:
-            raise ValueError("CvT's convolutions see whole maps: no sizes, visible or patch_size; use a ViT")
+        if any(option is not None for option in (view.sizes, view.visible, view.masked, view.patch_size)):
+            raise ValueError("CvT's convolutions see whole maps: no sizes, visible, masked or patch_size; use a ViT")
         pyramid: list[Tensor] = []
         feature_map, read = images, None
         for part in self.parts:

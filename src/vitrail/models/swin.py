@@ -202,6 +202,11 @@ class Swin(Backbone):
         """Always (1, 1): sides that the patch or the window does not divide are padded."""
         return 1, 1
 
+    def stem_tokens(self, img_size: Pair) -> tuple[Pair, int]:
+        """See Backbone.stem_tokens."""
+        patch = self.config.patch_size
+        return (-(-img_size[0] // patch), -(-img_size[1] // patch)), self.config.embed_dim
+
     def stages(self) -> list[Stage]:
         """Return the stem, each block (the first of a stage with the merging before it), and the head with the last norm."""
         stages = [Stage("stem", ("patch_embed",))]
@@ -239,6 +244,7 @@ class Swin(Backbone):
         if view.sizes is not None or view.visible is not None or view.patch_size is not None:
             raise ValueError("Swin's windows see whole maps of its own patches: no sizes, visible or patch_size; use a ViT")
         x, grid = self.patch_embed(images)
+        x = x if view.masked is None else view.masked.put(x)
         pyramid: list[Tensor] = []
         for layer in self.layers:
             if layer.downsample is not None:

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.activations import GELUS
 from vitrail.models.attention import Attended, KeyMask, Mask, Tokens, attend, attention_weights, prefers_plain_attention
-from vitrail.models.backbone import Backbone, Context, Features, Images, Logits, Stage, View
+from vitrail.models.backbone import Backbone, Context, Features, Images, Logits, MaskedPatches, Stage, View
 from vitrail.models.conv_stem import conv_stem
 from vitrail.models.dense import begun_grid, block_tokens, tokens_and_maps
 from vitrail.models.drop_path import DropPath as DropPath
@@ -355,6 +355,12 @@ class ViT(Backbone):
         if patch != pair(self.config.patch_size):
             require_resizable(self.config, patch)
 
+    def stem_tokens(self, img_size: Pair) -> tuple[Pair, int]:
+        """See Backbone.stem_tokens."""
+        if self.config.stem == "conv":
+            raise ValueError('stem "conv" looks beyond each patch, so masked ones would show; use stem "patch"')
+        return grid_of(img_size, pair(self.config.patch_size)), self.config.embed_dim
+
     def stages(self) -> list[Stage]:
         """Return the stem, each block, and the head with the last norm and the pooling."""
         stem = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")
@@ -440,7 +446,8 @@ class ViT(Backbone):
 
     def encode(self, images: Images, view: View, features: list[Tensor] | None = None) -> tuple[Tokens, Context]:
         """Return tokens after the last block, before the norm, and their context; `features` collects those of each block."""
-        x, context = self.embed(images, pad=view.pad, sizes=view.sizes, patch_size=view.patch_size, visible=view.visible)
+        shape: Any = {"pad": view.pad, "sizes": view.sizes, "patch_size": view.patch_size}
+        x, context = self.embed(images, **shape, visible=view.visible, masked=view.masked)
         for block in self.blocks:
             recompute = self.checkpointing and self.training
             x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
@@ -457,7 +464,14 @@ class ViT(Backbone):
         return self.pool(x, context), x
 
     def embed(
-        self, images: Images, *, pad: bool, sizes: Sizes, patch_size: Patch = None, visible: Visible = None
+        self,
+        images: Images,
+        *,
+        pad: bool,
+        sizes: Sizes,
+        patch_size: Patch = None,
+        visible: Visible = None,
+        masked: MaskedPatches | None = None,
     ) -> tuple[Tokens, Context]:
         """Return prefix tokens and patches with their positions, and the `context` of the blocks.
 
@@ -472,6 +486,7 @@ class ViT(Backbone):
             images = F.pad(images, (0, -images.shape[-1] % patch[1], 0, -images.shape[-2] % patch[0]))
         grid = grid_of((images.shape[-2], images.shape[-1]), patch, or_else="pad=True")
         x = self.patch_embed(images) if patch == trained_patch else self.patch_embed(images, patch)  # (B, L, D)
+        x = x if masked is None else masked.put(x)
 
         kinds = (self.cls_token, self.dist_token, self.reg_token)
         tokens = [kind.expand(len(x), -1, -1).to(x.dtype) for kind in kinds if kind is not None]

@@ -5,13 +5,17 @@ Each part of the code receives its own section and nothing else. A default stand
 
 from vitrail.settings.augment import AugmentConfig, RandAugment
 from vitrail.settings.data import DataConfig, Preprocessing
+from vitrail.settings.dino import DinoConfig
 from vitrail.settings.distill import DistillConfig
+from vitrail.settings.lejepa import LejepaConfig
 from vitrail.settings.mae import MaeConfig
+from vitrail.settings.masked import BeitPretrainConfig, SimmimConfig
 from vitrail.settings.model import SCRATCH, ModelSection
 from vitrail.settings.optim import OptimConfig
 from vitrail.settings.run import Settings
 from vitrail.settings.train import TrainConfig
 from vitrail.settings.values import OTHER_SPELLINGS, Config, Pair, check_names, configured, nearest, pair, tupled
+from vitrail.settings.views import ViewsConfig
 from vitrail.settings.vit import (
     CUSTOM,
     PATCHES,
@@ -31,9 +35,12 @@ __all__ = [
     "SCRATCH",
     "SIZES",
     "AugmentConfig",
+    "BeitPretrainConfig",
     "Config",
     "DataConfig",
+    "DinoConfig",
     "DistillConfig",
+    "LejepaConfig",
     "MaeConfig",
     "ModelConfig",
     "ModelSection",
@@ -42,9 +49,11 @@ __all__ = [
     "Preprocessing",
     "RandAugment",
     "Settings",
+    "SimmimConfig",
     "Size",
     "TrainConfig",
     "ViTConfig",
+    "ViewsConfig",
     "check_names",
     "choices_of_a_model",
     "configured",

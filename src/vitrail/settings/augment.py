@@ -28,8 +28,8 @@ class RandAugment:
 class AugmentConfig:
     """The `augment` section: augmentation, drawn anew for every image and epoch."""
 
-    crop: Literal["resized", "pad", "none"] = "resized"
-    """Random resized crop, a crop of the zero-padded image, or the evaluation view."""
+    crop: Literal["resized", "pad", "none", "whole"] = "resized"
+    """Random resized crop, a crop of the zero-padded image, the evaluation view, or the whole image in the image size."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Random resized crop: minimum and maximum area, as a share of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

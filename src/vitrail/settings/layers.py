@@ -27,14 +27,18 @@ from jsonargparse import ArgumentParser, Namespace
 
 from vitrail.settings.augment import AugmentConfig, RandAugment
 from vitrail.settings.data import DataConfig
+from vitrail.settings.dino import DinoConfig
 from vitrail.settings.distill import DistillConfig
 from vitrail.settings.families import FAMILIES, Family, family_of, parse_name, require_fields
+from vitrail.settings.lejepa import LejepaConfig
 from vitrail.settings.mae import MaeConfig
+from vitrail.settings.masked import BeitPretrainConfig, SimmimConfig
 from vitrail.settings.model import ModelSection
 from vitrail.settings.optim import OptimConfig
 from vitrail.settings.run import Settings
 from vitrail.settings.train import TrainConfig
 from vitrail.settings.values import OTHER_SPELLINGS, nearest
+from vitrail.settings.views import ViewsConfig
 from vitrail.settings.vit import ModelConfig
 
 Layer = Mapping[str, Any]
@@ -46,6 +50,11 @@ SECTIONS: dict[str, type[Any]] = {
     "optim": OptimConfig,
     "distill": DistillConfig,
     "mae": MaeConfig,
+    "simmim": SimmimConfig,
+    "beit": BeitPretrainConfig,
+    "dino": DinoConfig,
+    "lejepa": LejepaConfig,
+    "views": ViewsConfig,
     "train": TrainConfig,
 }
 LENGTHS = ("epochs", "steps", "minutes")

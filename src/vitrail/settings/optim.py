@@ -22,6 +22,8 @@ class OptimConfig:
     """Learning-rate factor per block, from the head down; 0.65 to 0.85 for fine-tuning."""
     freeze: int | Literal["all"] = 0
     """Frozen blocks, counted from the first, along with the embedding; "all" trains only the last norm and the head."""
+    warm_heads: float = 0.0
+    """Share of the run at whose start only modules beside the model learn, such as the decoder and heads of `pretrain`."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas; SGD takes the first as momentum."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -46,6 +48,8 @@ class OptimConfig:
             raise ValueError(f"optim.betas {self.betas} must be at least 0 and below 1")
         if self.freeze != "all" and self.freeze < 0:
             raise ValueError(f"optim.freeze {self.freeze} must not be negative")
+        if not 0 <= self.warm_heads < 1:
+            raise ValueError(f"optim.warm_heads {self.warm_heads} must be at least 0 and below 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"optim.label_smoothing {self.label_smoothing} must be at least 0 and below 1")
         if self.clip_norm is not None and self.clip_norm <= 0:

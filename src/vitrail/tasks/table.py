@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from vitrail.data.dataset import Source, Split
 from vitrail.models.backbone import Backbone
-from vitrail.settings import Preprocessing, Settings
+from vitrail.settings import AugmentConfig, Preprocessing, Settings
+from vitrail.tasks.lejepa import check_lejepa, lejepa_task
 from vitrail.tasks.mae import check_mae, mae_task
 from vitrail.tasks.supervised import check_supervised, supervised_task
 from vitrail.tasks.task import Task
@@ -49,6 +50,9 @@ class TaskSpec:
     """Default recipe for images of one small size; None takes `recipe`."""
     unused: tuple[str, ...] = ()
     """Settings without effect: a section, a field, or a field and one of its values."""
+    canvas: Callable[[Settings], float] | None = None
+    """For a task that draws its own crops: whole images are read at this multiple of the image size. None: the loader draws
+    one crop of each image."""
     pictures: str | None = None
     """Folder in the run for the pictures that the task draws at each evaluation; None if it draws none."""
     next_steps: tuple[str, ...] = ()
@@ -58,9 +62,52 @@ class TaskSpec:
         """Return the classes of the model's head."""
         return source.classes if self.supervised else ()
 
+    def reading(self, settings: Settings, preprocessing: Preprocessing) -> tuple[AugmentConfig, Preprocessing]:
+        """Return the augmentation whose crop the loader draws, and the preprocessing with the size that images are read at."""
+        if self.canvas is None:
+            return settings.augment, preprocessing
+        height, width = (round(side * self.canvas(settings)) for side in preprocessing.img_size)
+        return replace(settings.augment, crop="whole"), replace(preprocessing, img_size=(height, width))
+
     def recipe_for(self, source: Source) -> str | None:
         """Return the default recipe; None takes the one for the data."""
         return self.recipe if source.img_size is None else self.small_recipe or self.recipe
+
+
+METHODS = ("mae", "simmim", "beit", "dino", "lejepa", "views")
+"""Sections of the tasks without labels."""
+OF_LABELS = (
+    "distill",
+    "augment.mixup_alpha",
+    "augment.cutmix_alpha",
+    "augment.mixup_prob",
+    "augment.switch_prob",
+    "optim.loss",
+    "optim.label_smoothing",
+    "data.balance loss",
+    "data.pack",
+    "train.ladder",
+    "train.probe_head",
+    "train.stop_early",
+)
+"""Settings of tasks with labels."""
+
+
+def unused_by(*used: str) -> tuple[str, ...]:
+    """Return the settings that a task without labels does not use: those of labels, and the sections of other methods."""
+    return (*OF_LABELS, *(section for section in METHODS if section not in used))
+
+
+AFTER_PRETRAINING = (
+    "vitrail train DATA --weights {run}",
+    "vitrail probe {run} DATA",
+    "vitrail explain {run} IMAGE.png --method pca",
+)
+
+
+def canvas_of_views(settings: Settings) -> float:
+    """Return the scale at which whole images are read for views."""
+    return settings.views.canvas
 
 
 TASKS: dict[str, TaskSpec] = {
@@ -68,7 +115,7 @@ TASKS: dict[str, TaskSpec] = {
         build=supervised_task,
         supervised=True,
         check=check_supervised,
-        unused=("mae",),
+        unused=METHODS,
         next_steps=("vitrail evaluate {run}", "vitrail predict {run} IMAGE.png", "vitrail explain {run} IMAGE.png"),
     ),
     "mae": TaskSpec(
@@ -77,26 +124,19 @@ TASKS: dict[str, TaskSpec] = {
         check=check_mae,
         recipe="mae-photos",
         small_recipe="mae-small",
-        unused=(
-            "distill",
-            "augment.mixup_alpha",
-            "augment.cutmix_alpha",
-            "augment.mixup_prob",
-            "augment.switch_prob",
-            "optim.loss",
-            "optim.label_smoothing",
-            "data.balance loss",
-            "data.pack",
-            "train.ladder",
-            "train.probe_head",
-            "train.stop_early",
-        ),
+        unused=unused_by("mae"),
         pictures="reconstructions",
-        next_steps=(
-            "vitrail train DATA --weights {run}",
-            "vitrail probe {run} DATA",
-            "vitrail explain {run} IMAGE.png --method pca",
-        ),
+        next_steps=AFTER_PRETRAINING,
+    ),
+    "lejepa": TaskSpec(
+        build=lejepa_task,
+        supervised=False,
+        check=check_lejepa,
+        recipe="lejepa-photos",
+        small_recipe="lejepa-small",
+        unused=unused_by("lejepa", "views"),
+        canvas=canvas_of_views,
+        next_steps=AFTER_PRETRAINING,
     ),
 }
 """Task name, as in `train.task`, to its row."""

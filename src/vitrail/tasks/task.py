@@ -53,6 +53,12 @@ class Task(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Compute "loss", a mean over the batch; the other entries are logged, and are means over the batch too."""
 
+    def before_step(self, *, step: int, epoch: int, progress: float) -> None:
+        """Set what follows a schedule before step `step`, counted from 0; `progress` is the share of the run behind it.
+
+        A recorded step repeats the numbers of its recording: values that `forward` reads belong in tensors, filled in place.
+        """
+
     def leaves_parameters_out(self) -> bool:
         """Return whether some trained parameters get no gradient from the loss; processes then look for them at each step."""
         return False

@@ -139,6 +139,7 @@ def assemble(context: Context, images: Images) -> Loop:
         split=images.train,
         views=images.views,
         preprocessing=images.preprocessing,
+        reading=context.task.reading(context.settings, images.preprocessing)[0],
         device=device,
         train_step=train_step,
         take_step=ReplayedStep(train_step, display.say) if replay else train_step,
@@ -178,7 +179,8 @@ def open_images(context: Context) -> Images:
 def load_images(context: Context, preprocessing: Preprocessing) -> Images:
     """Load training images with augmentation, the others in evaluation view. Raises ValueError without training images."""
     source, settings = context.source, context.settings
-    split = source.load("train", preprocessing=preprocessing, cfg=context.data, augment=settings.augment)
+    augment, canvas = context.task.reading(settings, preprocessing)
+    split = source.load("train", preprocessing=canvas, cfg=context.data, augment=augment)
     if not len(split):
         raise ValueError(f"{source.name} has no training images; lower data.val_fraction {settings.data.val_fraction}")
     others: list[SplitName] = [name for name in source.splits if name != "train"]

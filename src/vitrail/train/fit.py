@@ -185,7 +185,7 @@ def first_batch(context: Context, images: Images, task: Task, size: Pair) -> tup
             images.train,
             batch_size=settings.train.batch_size,
             seed=settings.train.seed,
-            augment=settings.augment,
+            augment=context.task.reading(settings, images.preprocessing)[0],
             balanced=settings.data.balance == "sampler",
             part=Part(context.processes.rank, context.processes.size),
             in_process=True,

@@ -22,7 +22,7 @@ from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.evaluate.metrics import headline_text
 from vitrail.models.backbone import Backbone
-from vitrail.settings import Pair, Preprocessing, Settings
+from vitrail.settings import AugmentConfig, Pair, Preprocessing, Settings
 from vitrail.tasks import Task
 from vitrail.text import printable
 from vitrail.train import checkpoint
@@ -54,6 +54,8 @@ class Loop:
     views: Mapping[str, Split]
     """Validation and test images in evaluation view."""
     preprocessing: Preprocessing
+    reading: AugmentConfig
+    """Augmentation by which training images are read; its crop is drawn by the loader."""
     device: torch.device
     train_step: Step
     """Optimizer step on one batch."""
@@ -111,7 +113,8 @@ class Loop:
             for epoch, batch in self.batches():
                 seed_device(self.device, step_seed(cfg.train.seed, self.step, rank=self.world.rank))
                 lr = self.lr_factor()
-                self.train_step.optimizers.set_lr(lr)
+                self.train_step.optimizers.set_lr(lr, model=0.0 if self.only_heads_learn() else 1.0)
+                self.task.before_step(step=self.step, epoch=epoch, progress=self.pace.progress(self.step))
                 losses = self.take_step(batch)
                 self.task.after_step(self.step)
                 if self.ema is not None:
@@ -167,7 +170,7 @@ class Loop:
             self.split,
             batch_size=cfg.train.batch_size,
             seed=cfg.train.seed,
-            augment=cfg.augment,
+            augment=self.reading,
             start_step=self.step,
             balanced=cfg.data.balance == "sampler",
             part=Part(self.world.rank, self.world.size),
@@ -225,6 +228,11 @@ class Loop:
         warmup = cfg.warmup if cfg.warmup < 1 else cfg.warmup / max(cfg.warmup, self.pace.total or 0)
         middle = self.pace.progress(self.step + 0.5)  # at its ends, the first or the last step would have rate 0
         return lr_factor(middle, schedule=cfg.schedule, warmup=warmup)
+
+    def only_heads_learn(self) -> bool:
+        """Return True in the first steps of a run with `optim.warm_heads`."""
+        share = self.settings.optim.warm_heads
+        return share > 0 and self.pace.progress(self.step) < share
 
     def evaluation_is_due(self) -> bool:
         """Return True every `train.eval_every` epochs."""

@@ -114,10 +114,10 @@ class Optimizers:
 
     parts: tuple[Optimizer, ...]
 
-    def set_lr(self, factor: float) -> None:
-        """Set each group's learning rate to a share of its peak."""
+    def set_lr(self, factor: float, *, model: float = 1.0) -> None:
+        """Set each group's learning rate to a share of its peak; the groups of the model itself get `model` times that."""
         for group in self.groups():
-            rate = group["peak_lr"] * factor
+            rate = group["peak_lr"] * factor * (1.0 if group["companion"] else model)
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
@@ -158,23 +158,25 @@ class Optimizers:
             part.state.clear()
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """Return all parameter groups, each with its `peak_lr`."""
+        """Return all parameter groups, each with its `peak_lr`, and `companion`: False for those of the model."""
         return (group for part in self.parts for group in part.param_groups)
 
 
 def companion_table(companions: Mapping[str, nn.Module], cfg: OptimConfig) -> list[ParameterRow]:
-    """Table of parameter groups of companions, modules trained beside a model: none is frozen, and all have factor 1.
+    """Table of parameter groups of companions, modules beside a model: all that learn have factor 1.
 
-    Norms, biases and tokens are not decayed. Muon is for a model's blocks; companions get AdamW.
+    Those without gradients, such as a teacher's, are frozen. Norms, biases and tokens are not decayed. Muon is for a model's
+    blocks; companions get AdamW.
     """
     kind = "sgd" if cfg.name == "sgd" else "adamw"
     rows = []
     for beside, module in companions.items():
         for name, parameter in module.named_parameters():
-            decayed = parameter.ndim > 1 and not name.endswith("token")
-            rows.append(
-                ParameterRow(f"{beside}.{name}", tuple(parameter.shape), kind, 1.0, cfg.weight_decay if decayed else 0.0)
-            )
+            decayed, shape = parameter.ndim > 1 and not name.endswith("token"), tuple(parameter.shape)
+            if not parameter.requires_grad:
+                rows.append(ParameterRow(f"{beside}.{name}", shape, FROZEN, 0.0, 0.0))
+                continue
+            rows.append(ParameterRow(f"{beside}.{name}", shape, kind, 1.0, cfg.weight_decay if decayed else 0.0))
     return rows
 
 
@@ -188,12 +190,14 @@ def build_optimizers(
     beside = companions or {}
     parameters = dict(model.named_parameters())
     parameters |= {f"{one}.{name}": p for one, module in beside.items() for name, p in module.named_parameters()}
-    groups: dict[str, dict[tuple[float, float], list[Tensor]]] = {}
-    for row in [*group_table(model, cfg), *companion_table(beside, cfg)]:
+    groups: dict[str, dict[tuple[float, float, bool], list[Tensor]]] = {}
+    tables = ((False, group_table(model, cfg)), (True, companion_table(beside, cfg)))
+    for companion, row in ((companion, row) for companion, rows in tables for row in rows):
         if row.optimizer == FROZEN:
             parameters[row.name].requires_grad_(False)
         else:
-            groups.setdefault(row.optimizer, {}).setdefault((row.lr_factor, row.weight_decay), []).append(parameters[row.name])
+            key = (row.lr_factor, row.weight_decay, companion)
+            groups.setdefault(row.optimizer, {}).setdefault(key, []).append(parameters[row.name])
     learned = sum(p.requires_grad for p in parameters.values())
     assert sum(len(members) for kind in groups.values() for members in kind.values()) == learned
 
@@ -201,8 +205,14 @@ def build_optimizers(
     parts = []
     for kind, members in groups.items():
         param_groups = [
-            {"params": params, "lr": peak * factor, "peak_lr": peak * factor, "weight_decay": decay}
-            for (factor, decay), params in members.items()
+            {
+                "params": params,
+                "lr": peak * factor,
+                "peak_lr": peak * factor,
+                "weight_decay": decay,
+                "companion": companion,
+            }
+            for (factor, decay, companion), params in members.items()
         ]
         parts.append(_optimizer(kind, param_groups, cfg))
     return Optimizers(tuple(parts))

@@ -27,6 +27,8 @@ from vitrail.weights.load import OpenedWeights, open_weights
 
 PHOTO_SIZE = 224
 """Default image side in pixels for photographs."""
+WARM_HEADS = 0.1
+"""Share of a pre-training from weights in which only the heads learn."""
 DEFAULT_DATA = "fashion-sample"
 """Default data set: it comes with the package."""
 
@@ -217,6 +219,11 @@ def resolve_fine_tuning(
     if "name" in recipe_layer.get("model", {}):
         raise ValueError(f'recipe "{recipe}" sets another model than that of the weights {start}; use --recipe finetune')
     stack = [{"model": shape}, recipe_layer]
+    if not task.supervised:
+        stack.append({"optim": {"warm_heads": WARM_HEADS}})
+        notes.append(
+            f"only the heads learn in the first {WARM_HEADS:.0%} of the run, as the weights are trained (optim.warm_heads)"
+        )
     if not model.blocks_in_order():
         stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # the default recipe's is not requested
     elif not request.prescribed and task.supervised:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -147,21 +146,20 @@ class ReplayedStep:
 
 def shapes(batch: Batch) -> Key:
     """Return what one recording fits: shape and type of each tensor, the patch size, and the images' sizes."""
-    tensors = {name: (tuple(value.shape), value.dtype) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    tensors = {name: (tuple(value.shape), value.dtype) for name, value in batch.tensors().items()}
     return (*tensors.items(), batch.patch_size, batch.sizes)
 
 
 def clone(batch: Batch) -> Batch:
     """Return a copy of a batch with memory of its own."""
-    tensors: dict[str, Any] = {name: value.clone() for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return dataclasses.replace(batch, **tensors)
+    return batch.with_tensors({name: value.clone() for name, value in batch.tensors().items()})
 
 
 def copy_into(static: Batch, batch: Batch) -> None:
     """Copy a batch to where a recording reads it."""
-    for name, value in vars(batch).items():
-        if isinstance(value, Tensor):
-            getattr(static, name).copy_(value, non_blocking=True)
+    fixed = static.tensors()
+    for name, value in batch.tensors().items():
+        fixed[name].copy_(value, non_blocking=True)
 
 
 def difference(loss: Tensor, expected: Tensor) -> str:

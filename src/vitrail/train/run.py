@@ -72,6 +72,11 @@ def train(
     optim: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | None = None,
     mae: Mapping[str, Any] | None = None,
+    simmim: Mapping[str, Any] | None = None,
+    beit: Mapping[str, Any] | None = None,
+    dino: Mapping[str, Any] | None = None,
+    lejepa: Mapping[str, Any] | None = None,
+    views: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Run:
@@ -85,7 +90,7 @@ def train(
     Processes started by torchrun train together. Raises ValueError, in one line, for invalid arguments.
     """
     sections = {"model": model, "data": data, "augment": augment, "optim": optim, "distill": distill}
-    sections |= {"mae": mae, "train": train}
+    sections |= {"mae": mae, "simmim": simmim, "beit": beit, "dino": dino, "lejepa": lejepa, "views": views, "train": train}
     overrides: dict[str, Any] = {name: section for name, section in sections.items() if section is not None}
     if minutes is not None:
         overrides["train"] = {**(train or {}), "minutes": minutes}
@@ -162,15 +167,21 @@ def pretrain(
     optim: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | None = None,
     mae: Mapping[str, Any] | None = None,
+    simmim: Mapping[str, Any] | None = None,
+    beit: Mapping[str, Any] | None = None,
+    dino: Mapping[str, Any] | None = None,
+    lejepa: Mapping[str, Any] | None = None,
+    views: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Run:
     """Train a backbone without labels, score its embedding, and write the run folder, whose model has no head.
 
     `path` is whatever `train` takes, or a folder of images without classes, loose or in any tree of folders. Labels, where
-    there are some, are for the k-NN score alone. "mae" is the masked autoencoder (He et al. 2022), with the settings of the
-    section `mae`. The other arguments are those of `train`; without `recipe`, the method's own. Raises ValueError, in one
-    line, for an unknown method, for a model that can't learn by it, and as `train` does.
+    there are some, are for the k-NN score alone. Methods are the tasks without labels in `vitrail.tasks.TASKS`, each with
+    the settings of the section of its name; `views` are those of the methods that compare views. The other arguments are
+    those of `train`; without `recipe`, the method's own. Raises ValueError, in one line, for an unknown method, for a model
+    that can't learn by it, and as `train` does.
     """
     methods = [name for name, task in TASKS.items() if not task.supervised]
     if method not in methods:
@@ -189,6 +200,11 @@ def pretrain(
         optim=optim,
         distill=distill,
         mae=mae,
+        simmim=simmim,
+        beit=beit,
+        dino=dino,
+        lejepa=lejepa,
+        views=views,
         train={**(train or {}), "task": method},
         console=console,
     )

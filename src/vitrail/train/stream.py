@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from vitrail.data.batch import Batch
 
@@ -47,6 +46,6 @@ class SideStream:
             return
         current = torch.cuda.current_stream(self.stream.device)
         current.wait_stream(self.stream)
-        for value in vars(batch).values():
-            if isinstance(value, Tensor) and value.is_cuda:
+        for value in batch.tensors().values():
+            if value.is_cuda:
                 value.record_stream(current)

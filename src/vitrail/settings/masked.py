@@ -1,0 +1,45 @@
+"""Settings of the methods with a mask token: SimMIM (Xie et al. 2022) and BEiT (Bao et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimmimConfig:
+    """The `simmim` section: masked pixels by a linear layer (`vitrail pretrain --method simmim`). Defaults are the paper's."""
+
+    mask_ratio: float = 0.6
+    """Share of the image that is masked."""
+    mask_size: int = 32
+    """Side of the masked squares in pixels; a smaller image or a larger patch takes whole patches."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"simmim.mask_ratio {self.mask_ratio} must be above 0 and below 1")
+        if self.mask_size < 1:
+            raise ValueError(f"simmim.mask_size {self.mask_size} must be at least 1 pixel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeitPretrainConfig:
+    """The `beit` section: tokens of masked patches, for `vitrail pretrain --method beit`."""
+
+    mask_ratio: float = 0.4
+    """Share of the patches that is masked, by blocks."""
+    codebook: int = 8192
+    """Number of discrete tokens; at most a quarter of the patches that k-means sees."""
+    tokenizer: str = "pixels"
+    """Codebook: "pixels" is k-means on the patches' pixels; a checkpoint or run, k-means on its patch features."""
+    fit_images: int = 2000
+    """Training images whose patches k-means is fitted to."""
+    normalise: Literal["none", "mean", "std"] = "std"
+    """Of the patches' pixels before k-means: nothing, their mean removed, or their mean and deviation."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"beit.mask_ratio {self.mask_ratio} must be above 0 and below 1")
+        for name in ("codebook", "fit_images"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"beit.{name} {getattr(self, name)} must be at least 2")
