@@ -67,7 +67,8 @@ def test_hue_leaves_other_channels_alone() -> None:
 
 def test_groups_have_global_and_local_views_of_each_image() -> None:
     whole, local = views_of(raw([3, 5, 8]), ViewsConfig(global_crops=2, local_crops=3))
-    assert whole.shape == (3, 2, 3, 16, 16) and local.shape == (3, 3, 3, 8, 8)
+    assert whole.shape == (3, 2, 3, 16, 16)
+    assert local.shape == (3, 3, 3, 8, 8)
     assert not whole[:, 0].equal(whole[:, 1])
 
 
@@ -107,7 +108,8 @@ def test_colors_keep_range_and_shape(channels: int) -> None:
     pixels = torch.rand(40, channels, 9, 9) * 255
     draws = Draws(seed=0, epoch=0, indexes=torch.arange(40))
     view_colors_(pixels, draws, ViewsConfig(), blur=torch.ones(40), solarize=torch.full((40,), 0.5))
-    assert pixels.min() >= 0 and pixels.max() <= 255.01
+    assert pixels.min() >= 0
+    assert pixels.max() <= 255.01
 
 
 def test_probabilities_are_those_of_each_view() -> None:
@@ -115,7 +117,8 @@ def test_probabilities_are_those_of_each_view() -> None:
     cfg = ViewsConfig(global_crops=2, local_crops=1, **PLAIN | {"solarize_probs": (0.0, 1.0, 0.0), "global_scale": (0.5, 1.0)})
     plain = ViewsConfig(global_crops=2, local_crops=1, **PLAIN | {"global_scale": (0.5, 1.0)})
     (whole, local), (whole_plain, local_plain) = views_of(images, cfg, own=(16, 16)), views_of(images, plain, own=(16, 16))
-    assert whole[:, 0].equal(whole_plain[:, 0]) and local.equal(local_plain)
+    assert whole[:, 0].equal(whole_plain[:, 0])
+    assert local.equal(local_plain)
     expected = torch.where(whole_plain[:, 1] >= 128, 255 - whole_plain[:, 1], whole_plain[:, 1])
     torch.testing.assert_close(whole[:, 1], expected, atol=1e-3, rtol=0)
 
