@@ -18,7 +18,7 @@ def test_every_name_in_the_settings_has_a_row() -> None:
     assert TrainConfig().task in TASKS
     described = layers._documents(TrainConfig)["task"]
     assert all(f"{name}, " in described for name in TASKS)
-    with pytest.raises(ValueError, match=r'^train.task "clasify" is none of classify, mae; did you mean "classify"\?$'):
+    with pytest.raises(ValueError, match=r'^train.task "clasify" is none of classify, mae, .*; did you mean "classify"\?$'):
         find_task("clasify")
 
 

@@ -11,7 +11,7 @@ class TrainConfig:
     """The `train` section: task, length, batches, device, evaluation and checkpoints."""
 
     task: str = "classify"
-    """Task: classify, with classes or labels; the others learn without labels (`vitrail pretrain`)."""
+    """Task: classify, with classes or labels; mae, simmim, beit, dino, lejepa, which learn without (`vitrail pretrain`)."""
     epochs: float | None = None
     """Passes over the training images; set at most one of epochs, steps and minutes (none: 100 epochs)."""
     steps: int | None = None
