@@ -174,6 +174,27 @@ def test_two_processes_pretrain_as_one_does(photos: Path, tmp_path: Path) -> Non
     assert "train.shard is for the model alone, and train.task mae also trains a decoder; leave it out" in said
 
 
+VIEWS = ["--views.local_crops", "1", "--views.local_size", "0.5", "--optim.name", "adamw", "--train.eval_every", "1"]
+METHODS = {
+    "dino": ["--dino.prototypes", "40", "--dino.hidden_dim", "16", "--dino.bottleneck_dim", "8", "--dino.ibot_weight", "0.5"],
+    "lejepa": ["--lejepa.projector_dims", "[16]", "--lejepa.projector_out", "8", "--lejepa.directions", "32"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_compare_views_as_one_does(method: str, photos: Path, tmp_path: Path) -> None:
+    """Batch norms, statistics and centres of all rows: 27 images, which two processes share unevenly, in parts for DINO."""
+    words = ["pretrain", str(photos), "--method", method, *TINY, *VIEWS, *METHODS[method], "--train.batch_size", "27"]
+    words += ["--model.patch_size", "8", "--train.steps", "8", *(["--train.accumulate", "3"] if method == "dino" else [])]
+    run([*words, "--out", "one"], processes=1, folder=tmp_path)
+    run([*words, "--out", "two"], processes=2, folder=tmp_path)
+    losses = metrics(tmp_path / "one", "loss")
+    assert len(losses) == 8
+    assert metrics(tmp_path / "two", "loss") == pytest.approx(losses, abs=1e-6)
+    assert metrics(tmp_path / "two", "val_knn_accuracy") == metrics(tmp_path / "one", "val_knn_accuracy")
+
+
 WITH = {
     "memory": ["--train.checkpointing", "true", "--train.patch_sizes", "[8,16]", "--model.patch_size", "8"],
     "tuning": ["--optim.freeze", "1", "--optim.layer_decay", "0.7", "--train.compile", "true"],

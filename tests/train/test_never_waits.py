@@ -14,9 +14,20 @@ from vitrail.data.batch import RawBatch
 from vitrail.data.draws import Draws
 from vitrail.models import create_model
 from vitrail.models.backbone import Backbone
-from vitrail.settings import AugmentConfig, MaeConfig, OptimConfig, Preprocessing, RandAugment
+from vitrail.settings import (
+    AugmentConfig,
+    DinoConfig,
+    LejepaConfig,
+    MaeConfig,
+    OptimConfig,
+    Preprocessing,
+    RandAugment,
+    ViewsConfig,
+)
 from vitrail.tasks import Task
 from vitrail.tasks.classify import Classify, MultiLabel
+from vitrail.tasks.dino import Dino
+from vitrail.tasks.lejepa import Lejepa
 from vitrail.tasks.mae import Mae
 from vitrail.train import optim
 from vitrail.train.history import History
@@ -37,6 +48,12 @@ TASKS: dict[str, Any] = {
     "labels": lambda model, cfg: MultiLabel(model, preprocessing=PREPROCESSING, augment=cfg, loss="bce"),
     "mae": lambda model, cfg: Mae(model, preprocessing=PREPROCESSING, cfg=MaeConfig(), augment=cfg, seed=0),
 }
+VIEWS: dict[str, Any] = {
+    "dino": (Dino, DinoConfig(prototypes=32, hidden_dim=16, bottleneck_dim=8)),
+    "ibot": (Dino, DinoConfig(prototypes=32, hidden_dim=16, bottleneck_dim=8, ibot_weight=1.0)),
+    "lejepa": (Lejepa, LejepaConfig(projector_dims=(16,), projector_out=8, directions=16)),
+}
+"""Tasks on views, which take whole images."""
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +87,10 @@ def steps(task: Task, raw: RawBatch, *, model: Backbone, optimizer: str, ema: bo
         with never_waits() if number else nullcontext():  # constants are copied to the device in the first step
             optimizers.set_lr(0.1 * number)
             batch = task.batch(raw.pixels_to(DEVICE), epoch=1, img_size=SIZE)
-            assert batch.images.device == batch.targets.device == DEVICE
+            assert {value.device for name, value in batch.tensors().items() if name != "indexes"} == {DEVICE}
+            task.before_step(step=number, epoch=1, progress=0.1 * number)
             losses = step(batch)
+            task.after_step(number)
             if mean is not None:
                 mean.update(number)
             history.add(number, 1, batch, losses)
@@ -86,6 +105,17 @@ def test_a_training_step_never_waits_for_the_device(name: str, augment: str) -> 
     task.to(DEVICE).train()
     raw = raw_batch(cfg, labels=name == "labels", turns=augment == "deit")
     steps(task, raw, model=model, optimizer="muon" if name == "classify" else "adamw", ema=name == "classify")
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_nor_does_one_on_views(name: str) -> None:
+    whole = AugmentConfig(crop="whole")
+    raw = raw_batch(whole, labels=False, turns=True)
+    model = create_model("Ti/8", img_size=SIZE, num_classes=0, drop_path_rate=0.1)
+    kind, cfg = VIEWS[name]
+    views, sizes = ViewsConfig(local_crops=2, local_size=0.4), torch.tensor([[90, 120]]).repeat(16, 1)
+    task = kind(model, preprocessing=PREPROCESSING, cfg=cfg, views=views, sizes=sizes, seed=0)
+    steps(task.to(DEVICE).train(), raw, model=model, optimizer="muon", ema=False)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Batch types: raw pixels from the files, and augmented batches for the model."""
 
-# B batch · C channels · H W canvas · K classes · V visible patches
+# B batch · C channels · H W canvas · K classes · V visible patches · L patches
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from vitrail.settings import Pair
@@ -95,6 +95,8 @@ class Batch:
     views: tuple[Float[Tensor, "B _v C _h _w"], ...] | None = None
     """Views of each image, in groups of one size: global ones, then local ones; `images` are the first of them. None: no
     views."""
+    view_masks: Bool[Tensor, "B _v L"] | None = None
+    """True for the masked patches of the global views, row by row; None: no patch is masked."""
     stands_in: bool = False
     """True for placeholder images that keep a process in step with the others; they are not counted."""
 

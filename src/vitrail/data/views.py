@@ -1,6 +1,6 @@
 """Views of images on the device: several crops of each, with colours drawn for each view (multi-crop: Caron et al. 2020)."""
 
-# B batch · C channels · H W canvas · v views of a group · h w view · N images of the split
+# B batch · C channels · H W canvas · v views of a group · h w view · M views of any images · N images of the split
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ def draw_views(
     for first, count, size, scale in groups:
         views = torch.arange(first, first + count).repeat(len(raw))  # (B v)
         rows = torch.arange(len(raw)).repeat_interleave(count)
-        turns = views if raw.turns is None else views + cfg.views * raw.turns[rows]
-        draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes[rows], turns=turns)
+        draws = draws_of_views(raw, views=views, rows=rows, cfg=cfg, seed=seed, epoch=epoch)
         boxes = crop_boxes(own[rows], draws, AugmentConfig(crop="resized", crop_scale=scale))
         to_canvas = (raw.sizes / own).repeat(1, 2)[rows]  # (B v, 4)
         flips = draws.uniform("flip")[:, 0] < cfg.flip
@@ -63,3 +62,11 @@ def draw_views(
         images = normalise(pixels, replace(preprocessing, img_size=size))
         parts.append(images.unflatten(0, (len(raw), count)))  # (B, v, C, h, w)
     return tuple(parts)
+
+
+def draws_of_views(
+    raw: RawBatch, *, views: Int64[Tensor, " M"], rows: Int64[Tensor, " M"], cfg: ViewsConfig, seed: int, epoch: int
+) -> Draws:
+    """Return the random numbers of some views, each given by its number and the row of its image."""
+    turns = views if raw.turns is None else views + cfg.views * raw.turns[rows]
+    return Draws(seed=seed, epoch=epoch, indexes=raw.indexes[rows], turns=turns)

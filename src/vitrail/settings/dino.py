@@ -27,12 +27,12 @@ class DinoConfig:
     """Momentum of the centre of the teacher's outputs; 1 keeps it at zero, without centring."""
     teacher_momentum: float = 0.996
     """Momentum of the teacher's weights at the start; it rises to 1 by a cosine."""
-    freeze_last_epochs: float = 1.0
+    freeze_last_epochs: int = 1
     """Epochs at the start in which the head's last layer does not learn."""
     ibot_weight: float = 0.0
-    """Weight of iBOT's loss on masked patches; 0 leaves it out."""
+    """Weight of iBOT's loss on masked patches, beside 1 for the views; 0 leaves it out."""
     ibot_mask_ratio: tuple[float, float] = (0.1, 0.5)
-    """Minimum and maximum share of masked patches in the global views of iBOT, of half of the images."""
+    """With ibot_weight: minimum and maximum share of masked patches, by blocks, in half of the global views."""
 
     def __post_init__(self) -> None:
         for name in ("prototypes", "hidden_dim", "bottleneck_dim"):

@@ -11,6 +11,7 @@ import torch
 from vitrail.data.dataset import Source, Split
 from vitrail.models.backbone import Backbone
 from vitrail.settings import AugmentConfig, Preprocessing, Settings
+from vitrail.tasks.dino import check_dino, dino_task
 from vitrail.tasks.lejepa import check_lejepa, lejepa_task
 from vitrail.tasks.mae import check_mae, mae_task
 from vitrail.tasks.supervised import check_supervised, supervised_task
@@ -126,6 +127,16 @@ TASKS: dict[str, TaskSpec] = {
         small_recipe="mae-small",
         unused=unused_by("mae"),
         pictures="reconstructions",
+        next_steps=AFTER_PRETRAINING,
+    ),
+    "dino": TaskSpec(
+        build=dino_task,
+        supervised=False,
+        check=check_dino,
+        recipe="dino-photos",
+        small_recipe="dino-small",
+        unused=unused_by("dino", "views"),
+        canvas=canvas_of_views,
         next_steps=AFTER_PRETRAINING,
     ),
     "lejepa": TaskSpec(

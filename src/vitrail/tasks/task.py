@@ -25,8 +25,9 @@ from vitrail.settings import Pair, Preprocessing
 class Task(nn.Module):
     """Training task: the backbone, other modules trained with it, and the loss.
 
-    Submodules beside `model` (a decoder, a projector) are trained and checkpointed with it, but not part of `product()`. A
-    frozen teacher is kept out of the submodules: it is loaded by name when a run starts or resumes.
+    Submodules beside `model` (a decoder, a projector, a teacher that follows the weights) are checkpointed with it, and those
+    with gradients are trained. A frozen teacher is kept out of the submodules: it is loaded by name when a run starts or
+    resumes.
     """
 
     model: Backbone
@@ -76,7 +77,7 @@ class Task(nn.Module):
         autocast_dtype: torch.dtype | None = None,
         among: Among = ALONE,
     ) -> Scores | None:
-        """Compute scores on a split in evaluation view, of `model` (such as a running mean) if given, else of the task's own.
+        """Compute scores on a split in evaluation view, of `model` (such as a running mean) if given, else of the product.
 
         Return None if the task has no score for such a split.
         """
@@ -93,5 +94,5 @@ class Task(nn.Module):
         return self.model
 
     def companions(self) -> dict[str, nn.Module]:
-        """Return the submodules trained beside the model, by name."""
+        """Return the submodules that are checkpointed beside the model, by name."""
         return {name: module for name, module in self.named_children() if module is not self.model}

@@ -65,9 +65,9 @@ class Unsupervised(Task):
         autocast_dtype: torch.dtype | None = None,
         among: Among = ALONE,
     ) -> EmbeddingScores:
-        """Score the pooled embedding: effective rank, and k-NN accuracy for images of two or more classes."""
+        """Score the pooled embedding of the product: effective rank, and k-NN accuracy for images of two or more classes."""
         return evaluate_embedding(
-            self.model if model is None else model,
+            self.product() if model is None else model,
             split,
             known=self.known,
             preprocessing=self.preprocessing,

@@ -121,7 +121,7 @@ def assemble(context: Context, images: Images) -> Loop:
     prepared_s = prepare_task(context, task, images)
     stopped = run_probe_first(context, model, images)
     mean = copy.deepcopy(model) if cfg.ema_decay else None
-    compile_and_shard(context, model, mean)
+    compile_and_shard(context, task, mean)
     optimizers = build_optimizers(model, context.settings.optim, batch_size=cfg.batch_size, companions=task.companions())
     pace = build_pace(context.settings, images.train, prepared_s=context.measured_s + prepared_s)
     if line := check_warmup(context.settings.optim.warmup, pace.total):
@@ -351,14 +351,18 @@ def build_step(context: Context, task: Task, optimizers: Optimizers) -> Step:
     )
 
 
-def compile_and_shard(context: Context, model: Backbone, mean: Backbone | None) -> None:
-    """Compile the blocks, then shard model and running mean, where the settings ask for it; torch requires this order."""
-    cfg = context.settings.train
+def compile_and_shard(context: Context, task: Task, mean: Backbone | None) -> None:
+    """Compile the blocks of the model and of a teacher that is the product, then shard model and running mean.
+
+    Both where the settings ask for it; torch requires this order.
+    """
+    cfg, model = context.settings.train, task.model
     if cfg.compile:
         # all blocks share one graph cache (learning, frozen or scored, of one size or any): the default of 8 is too short
         torch.compiler.config.recompile_limit = 32
-        for part in model.blocks_in_order() or [model]:
-            part.compile()
+        for backbone in dict.fromkeys((model, task.product())):
+            for part in backbone.blocks_in_order() or [backbone]:
+                part.compile()
     if context.sharded:
         for backbone in [model] if mean is None else [model, mean]:
             shard(backbone, context.processes, device=context.device, dtype=context.dtype)

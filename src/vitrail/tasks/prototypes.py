@@ -1,0 +1,98 @@
+"""Head with prototypes of DINO (Caron et al. 2021), and the centre that keeps its teacher from collapsing."""
+
+# K prototypes · F features
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.settings import DinoConfig
+from vitrail.tasks.across import sum_over_processes
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """A tensor itself, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return gradients[0] * factor, None
+
+
+class DinoHead(nn.Module):
+    """Three linear layers with GELU between them, a normalised bottleneck, and prototypes of unit norm without bias.
+
+    `rate` multiplies the gradient of the prototypes: 0 freezes them, also in a recorded step. Weight decay still shortens
+    them then, without effect on the outputs, as only their direction counts.
+    """
+
+    def __init__(self, width: int, cfg: DinoConfig) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, cfg.hidden_dim),
+            nn.GELU(),
+            nn.Linear(cfg.hidden_dim, cfg.hidden_dim),
+            nn.GELU(),
+            nn.Linear(cfg.hidden_dim, cfg.bottleneck_dim),
+        )
+        self.last_layer = nn.Linear(cfg.bottleneck_dim, cfg.prototypes, bias=False)
+        self.register_buffer("rate", torch.ones(()), persistent=False)
+        self.rate: Tensor
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise weights from a truncated N(0, 0.02), and biases with zeros."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Float[Tensor, "*_ F"]) -> Float[Tensor, "*_ K"]:
+        """Return the cosine of the bottleneck with each prototype."""
+        weight: Tensor = _ScaledGradient.apply(self.last_layer.weight, self.rate)
+        return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(weight, dim=-1))
+
+
+class Center(nn.Module):
+    """Running mean of the teacher's outputs over the images of all processes, which it subtracts from them.
+
+    The outputs of a step's parts are summed, and their mean is averaged in after the step: all parts see the same centre.
+    """
+
+    def __init__(self, prototypes: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(prototypes))
+        self.register_buffer("sums", torch.zeros(prototypes + 1), persistent=False)
+        self.mean: Tensor
+        self.sums: Tensor
+
+    def targets(self, outputs: Float[Tensor, "*_ K"], temperature: Tensor) -> Float[Tensor, "*_ K"]:
+        """Return the sharpened distributions softmax((z - c) / τ)."""
+        return F.softmax((outputs.float() - self.mean) / temperature, dim=-1)
+
+    @torch.no_grad()
+    def add(self, outputs: Float[Tensor, "*_ K"], *, counted: bool) -> None:
+        """Add outputs of all processes to the mean of this step; a process whose images only stand in is not `counted`."""
+        rows = outputs.flatten(0, -2).float()
+        sums = torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])
+        self.sums.add_(sum_over_processes(sums if counted else torch.zeros_like(sums)))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move to the mean of the outputs since the last call: c ← m c + (1 - m) mean."""
+        count = self.sums[-1]
+        mean = torch.where(count > 0, self.sums[:-1] / count.clamp(min=1), self.mean)
+        self.mean.lerp_(mean, 1 - self.momentum)
+        self.sums.zero_()
