@@ -111,7 +111,7 @@ def test_a_training_step_never_waits_for_the_device(name: str, augment: str) -> 
 def test_nor_does_one_on_views(name: str) -> None:
     whole = AugmentConfig(crop="whole")
     raw = raw_batch(whole, labels=False, turns=True)
-    model = create_model("Ti/8", img_size=SIZE, num_classes=0, drop_path_rate=0.1)
+    model = create_model("Ti/8", img_size=SIZE, num_classes=0, depth=2, drop_path_rate=0.1)
     kind, cfg = VIEWS[name]
     views, sizes = ViewsConfig(local_crops=2, local_size=0.4), torch.tensor([[90, 120]]).repeat(16, 1)
     task = kind(model, preprocessing=PREPROCESSING, cfg=cfg, views=views, sizes=sizes, seed=0)

@@ -17,9 +17,13 @@ HELP = """Trains a backbone without labels, scores its embedding, and writes a r
   vitrail train PHOTOS --weights RUN              then: fine-tune it on what is labelled
   vitrail pretrain ALBUM --mae.mask_ratio 0.6 --model.depth 8
 
-Method mae (He et al. 2022): most patches are hidden, the others are encoded, and a light decoder predicts the pixels of
-the hidden ones. Each evaluation prints the k-NN accuracy of the embedding where images have classes, else its
-effective rank, and draws originals, visible patches and reconstructions into RUN/reconstructions.
+Methods, each with a section of settings; those on views take any backbone:
+  mae      most patches are hidden, and a light decoder predicts their pixels (He et al. 2022)
+  dino     views: a student learns what its running mean says of other crops (Caron et al. 2021); --dino.ibot_weight
+  lejepa   views: they agree, and projections are normally distributed (Balestriero & LeCun 2025)
+
+Each evaluation prints the k-NN accuracy of the embedding where images have classes, else its effective rank; mae draws
+originals, visible patches and reconstructions into RUN/reconstructions.
 
 DATA is what `vitrail train` takes, or a folder without classes: train, val and test in it are splits, else
 data.val_fraction of the images is held out. Settings come in the order of `vitrail train`; those of heads and labels
@@ -30,7 +34,7 @@ def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
     usage = "[DATA] [--method M] [--recipe R] [--model Ti/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
     parser = run_parser("pretrain", HELP, usage=usage, recipe="the method's own")
-    parser.add_argument("--method", type=str, metavar="M", help="mae, the masked autoencoder [mae]")
+    parser.add_argument("--method", type=str, metavar="M", help="mae, dino or lejepa [mae]")
     parsed = terminal.parse_settings(parser, words)
 
     from vitrail.train.run import pretrain
