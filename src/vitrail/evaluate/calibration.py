@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vitrail.evaluate.metrics import Interval, wilson_interval
+from vitrail.evaluate.intervals import Interval, wilson_interval
 
 BINS = 15
 """Number of bins, as in Guo et al. 2017."""

@@ -14,6 +14,7 @@ PENALTY, FREE_RANKS = 0.01, 5
 """λ and k of RAPS: each class beyond the first k in rank adds λ to its score."""
 STORED = 1000
 """Most order statistics of the scores that are kept."""
+_ROWS = 4096  # at once, against the memory of a thousand classes
 _DIGITS = 1000  # of a logit, that are hashed
 _FACTOR = 2654435761  # 2^32 over the golden ratio (Knuth's multiplicative hash)
 
@@ -56,7 +57,9 @@ def calibration_scores(
     """
     if not len(labels):
         raise ValueError("conformal sets need validation images, and there are none")
-    scores = class_scores(logits, temperature=temperature).gather(1, labels[:, None])[:, 0].sort().values
+    parts = zip(logits.split(_ROWS), labels.split(_ROWS), strict=True)
+    right = [class_scores(part, temperature=temperature).gather(1, chosen[:, None])[:, 0] for part, chosen in parts]
+    scores = torch.cat(right).sort().values
     if len(scores) > STORED:
         scores = scores[torch.linspace(0, len(scores) - 1, STORED).ceil().long()]
     return tuple(scores.tolist())
@@ -80,4 +83,6 @@ def prediction_sets(
 
     A set may be empty: where a model is right more often than `coverage`, sets of its least sure answers are.
     """
-    return class_scores(logits, temperature=temperature) <= threshold(scores, coverage)
+    most = threshold(scores, coverage)
+    parts = [class_scores(part, temperature=temperature) <= most for part in logits.split(_ROWS)]
+    return torch.cat(parts) if parts else torch.zeros(logits.shape, dtype=torch.bool)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitrail.evaluate.metrics import Interval, wilson_interval
+from vitrail.evaluate.intervals import Interval, wilson_interval
 
 
 @dataclass(frozen=True)
