@@ -40,7 +40,7 @@ def run(words: list[str]) -> int:
         "--coverage",
         type=float,
         metavar="C",
-        help="a set of classes for each image; the share C of the sets, such as 0.9, is right",
+        help="a set of classes for each image, of which the share C holds the right one",
     )
     parser.add_argument("--uncalibrated", action="store_true", help="probabilities without the temperature of the model's card")
     terminal.add_device(parser, batch_size=32)

@@ -140,8 +140,9 @@ class Predictor:
     def predict(self, images: Iterable[Picture], *, top: int = 5, coverage: float | None = None) -> list[Prediction]:
         """Return one prediction per image, in order, each with the `top` most probable classes.
 
-        With `coverage`, such as 0.9, each has a set of classes besides; of images like those of training, that share of the sets
-        hold the right class. Raises ValueError for a coverage of a model that was not calibrated for sets.
+        With `coverage`, such as 0.9, each has a set of classes too; for images like those of training, that share of the sets
+        holds the right class. Raises ValueError for a coverage of a model that was not calibrated for sets.
+
         An image is a path, a Pillow image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3). One that cannot be read
         gives a prediction with `error` set, and does not affect the others.
         """
