@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from vitrail import terminal
-from vitrail.text import listed, printable
+from vitrail.text import printable
 
 if TYPE_CHECKING:
     from vitrail.deploy.predict import Prediction
@@ -77,9 +77,6 @@ def run(words: list[str]) -> int:
         print_csv(done, top=min(args.top, len(predictor.classes)))
     else:
         print_predictions(done)
-    if outliers := [prediction.path for prediction in done if prediction.outlier]:
-        many = f"{len(outliers)} of {len(done)} image{'s' * (len(done) > 1)}"
-        terminal.report(f"{many} {'is' if len(outliers) == 1 else 'are'} unlike those of training: {listed(outliers)}")
     bad = [prediction for prediction in done if prediction.error is not None]
     for prediction in bad:
         terminal.report(f"{prediction.path}: {prediction.error}")
