@@ -28,6 +28,7 @@ from vitrail.settings.cvt import CVT_SIZES
 from vitrail.settings.families import FAMILIES, family_of, family_of_config, name_of, parse_name
 from vitrail.settings.swin import SWIN_SIZES, SwinConfig
 from vitrail.settings.swin_v2 import SWIN_V2_SIZES
+from vitrail.settings.vitdet import VITDET_SIZES
 from vitrail.train.optim import group_table
 from vitrail.weights import save_model
 
@@ -40,6 +41,7 @@ SMALL = {
     "cait_xxs24": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2"],
     "cvt_13": ["img_size=32", "embed_dims=[4,6,8]", "depths=[1,1,2]", "num_heads=[1,3,2]"],
     "dinov3_s16": ["img_size=32", "embed_dim=16", "depth=2", "num_heads=2", "patch_size=8", "rope_rescale=2.0"],
+    "sam_b16": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2", "patch_size=8", "window_size=3", "global_blocks=[1]"],
 }
 SHOWN = {
     "swin_t": "2-2 blocks from width 8, window 7",
@@ -48,9 +50,11 @@ SHOWN = {
     "cait_xxs24": "2 blocks of width 8 and 2 for the class, 2 heads",
     "cvt_13": "1-1-2 blocks of widths 4-6-8",
     "dinov3_s16": "width 16, 2 blocks, 2 heads, MLP 64",
+    "sam_b16": "2 blocks of width 8, 2 heads, window 3",
 }
 SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *SWIN_V2_SIZES, "swinv2_custom", *BEIT_SIZES, "beit_custom"]
 SIZE_NAMES += [*CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom", "dinov3_7b16", "modern_custom"]
+SIZE_NAMES += [*VITDET_SIZES, "vitdet_custom"]
 SHORT = ["--train.batch_size=8", "--train.device=cpu", "--train.precision=fp32", "--data.workers=0"]
 
 
@@ -134,6 +138,8 @@ OF_ONE_BLOCK: dict[str, dict[str, Any]] = {
     "cait_xxs24": {"depth": 2, "embed_dim": 8, "num_heads": 2},
     "cvt_13": {"depths": (1, 1, 2), "embed_dims": (8, 8, 8), "num_heads": (1, 1, 1)},
     "dinov3_s16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
+    "sam_b16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8, "window_size": 3, "residual_blocks": (1,)},
+    "sam3_l14": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8, "window_size": 3},
     "vit_small_patch16_rope_mixed": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
     "vit_dpwee_patch16_reg1_gap_256": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
     "vit_small_patch16_18x2_224": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
@@ -178,6 +184,7 @@ shapes = {
     "cait_xxs24": {"depth": 3, "embed_dim": 8, "num_heads": 2, "init_values": 0.5},
     "cvt_13": {"depths": (1, 2, 3), "embed_dims": (4, 6, 8), "num_heads": (1, 3, 2)},
     "dinov3_s16": {"depth": 3, "embed_dim": 16, "num_heads": 2, "init_values": 0.5},
+    "sam_b16": {"depth": 4, "embed_dim": 8, "num_heads": 2, "patch_size": 8, "window_size": 3, "global_blocks": (1, 3)},
     "vit_pwee_patch16_reg1_gap_256": {"depth": 3, "embed_dim": 16, "num_heads": 2},
     "vit_small_patch16_18x2_224": {"depth": 3, "embed_dim": 16, "num_heads": 2},
     "vit_relpos_small_patch16_224": {"depth": 3, "embed_dim": 16, "num_heads": 2},
@@ -222,10 +229,11 @@ def test_compiled_blocks_compute_the_same_and_share_a_graph_of_each_kind() -> No
         "cait_xxs24": 2,
         "cvt_13": 3,
         "dinov3_s16": 1,
+        "sam_b16": 2,
         "vit_pwee_patch16_reg1_gap_256": 1,
         "vit_small_patch16_18x2_224": 1,
         "vit_relpos_small_patch16_224": 1,
-    }  # widths, windows that shift, and blocks for the class
+    }  # widths, windows that shift, blocks for the class, and blocks without windows
     assert said.stdout.split() == [word for name, count in kinds.items() for word in (name, str(count)) * 2]
 
 

@@ -130,6 +130,14 @@ FAMILIES = {
     "beit_b16": {"embed_dim": "8", "depth": "2", "num_heads": "2", "patch_size": "8", "relative_bias": "both"},
     "cait_xxs24": {"embed_dim": "8", "depth": "2", "num_heads": "2", "patch_size": "8"},
     "cvt_13": {"embed_dims": "[4,6,8]", "depths": "[1,1,2]", "num_heads": "[1,3,2]"},
+    "sam_b16": {
+        "embed_dim": "8",
+        "depth": "2",
+        "num_heads": "2",
+        "patch_size": "8",
+        "window_size": "3",
+        "global_blocks": "[1]",
+    },
     "vit_small_patch16_rope_mixed": {"embed_dim": "16", "depth": "2", "num_heads": "2", "patch_size": "8"},
 }
 """A pyramid, merging between its stages, and shifted windows; blocks of two kinds; batch norms; learned rotary positions."""

@@ -98,6 +98,8 @@ def test_a_training_step_never_waits_for_the_device(name: str, augment: str) -> 
         ("cait_xxs24", {"patch_size": 8, "depth": 2}),
         ("cvt_13", {"depths": (1, 1, 2)}),
         ("dinov3_s16", {"depth": 2, "patch_size": 8}),
+        ("sam_b16", {"depth": 2, "patch_size": 8, "window_size": 3}),
+        ("sam3_l14", {"depth": 2, "patch_size": 8, "window_size": 3}),
         ("vit_dpwee_patch16_reg1_gap_256", {"depth": 2, "patch_size": 8}),
         ("vit_relpos_small_patch16_224", {"depth": 2, "patch_size": 8}),
         ("vit_srelpos_small_patch16_224", {"depth": 2, "patch_size": 8}),

@@ -747,9 +747,18 @@ def test_some_of_the_walk(compatibility: ModuleType) -> None:
     }
 
 
-REFUSED = ("vision_transformer_hybrid", "vision_transformer_sam", "swin_transformer_v2_cr")
+REFUSED = ("vision_transformer_hybrid", "swin_transformer_v2_cr")
 """Modules of timm whose models are other networks."""
-MODULES = ("vision_transformer", "vision_transformer_relpos", "deit", "eva", "beit", "cait", "swin_transformer")
+MODULES = (
+    "vision_transformer",
+    "vision_transformer_relpos",
+    "vision_transformer_sam",
+    "deit",
+    "eva",
+    "beit",
+    "cait",
+    "swin_transformer",
+)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from vitrail.models.families import build, build_model, build_on_meta, check_mod
 from vitrail.models.swin import Swin
 from vitrail.models.swin_v2 import SwinV2
 from vitrail.models.vit import Outputs, ViT
+from vitrail.models.vitdet import VitDet
 
 __all__ = [
     "Baseline",
@@ -18,6 +19,7 @@ __all__ = [
     "Swin",
     "SwinV2",
     "ViT",
+    "VitDet",
     "build",
     "build_model",
     "build_on_meta",

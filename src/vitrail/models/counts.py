@@ -11,7 +11,9 @@ compiler.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +26,7 @@ from vitrail.models.cvt import FIRST, LATER, Cvt, CvtBlock, Geometry
 from vitrail.models.families import build_on_meta, check_config
 from vitrail.models.swin import Swin, SwinBlock
 from vitrail.models.vit import Block, ViT
+from vitrail.models.vitdet import VitDet, VitDetBlock
 from vitrail.models.windows import WindowLayout
 from vitrail.settings import Pair, ViTConfig, pair
 from vitrail.settings.beit import BeitConfig
@@ -32,6 +35,7 @@ from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
+from vitrail.settings.vitdet import VitDetConfig
 
 
 class Counts(NamedTuple):
@@ -188,6 +192,33 @@ def _cvt_block(block: CvtBlock, grid: Pair, *, cls: bool) -> int:
     return flops + _attention(queries=positions + cls, keys=keys + cls, width=attn.proj.in_features)
 
 
+def count_vitdet(config: VitDetConfig) -> Counts:
+    """Count a ViTDet by formula: in windows or over the whole image, with a bottleneck or without, blocks of a kind are equal."""
+    kinds = Counter((config.is_global(block), block in config.residual_blocks) for block in range(config.depth))
+    blocks, outside = Counts(0, 0, 0), Counts(0, 0, 0)
+    for (whole, bottleneck), depth in kinds.items():
+        only: dict[str, Any] = {"global_blocks": (0,) * whole, "residual_blocks": (0,) * bottleneck}
+        model = on_meta(functools.partial(VitDet, dataclasses.replace(config, depth=1, **only)))
+        (block,), patches = model.blocks, math.prod(model.grid)
+        assert isinstance(block, VitDetBlock)
+        one, stem = _size(block, _vitdet_block(block, model.grid)), _product(model.patch_embed.proj, rows=patches)
+        neck_and_head = _convolutions(model.neck, rows=patches) + _linears(model.head, rows=1)
+        outside = _size(model, one.flops + stem + neck_and_head) + one * -1  # the same of every kind
+        blocks += one * depth
+    return outside + blocks
+
+
+def _vitdet_block(block: VitDetBlock, grid: Pair) -> int:
+    positions, attn, sides = math.prod(grid), block.attn, (block.window, block.window) if block.window else grid
+    padded = math.prod(WindowLayout.of(grid, window=block.window, shifted=False).padded) if block.window else positions
+    width = attn.proj.in_features
+    flops = _linears(block, rows=positions) + (padded - positions) * _linears(attn, rows=1)
+    flops += _attention(queries=padded, keys=math.prod(sides), width=width)
+    if attn.rel_pos_h is not None:
+        flops += 2 * padded * sum(sides) * width  # q · r and q · c
+    return flops + (0 if block.residual is None else _convolutions(block.residual, rows=positions))
+
+
 def _strided(sides: Pair, geometry: Geometry) -> Pair:
     """Return the sides of a convolution's output."""
     height, width = ((side + 2 * geometry.padding - geometry.kernel) // geometry.stride + 1 for side in sides)
@@ -202,6 +233,7 @@ FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {
     CaitConfig: count_cait,
     CvtConfig: count_cvt,
     ModernConfig: count_modern,
+    VitDetConfig: count_vitdet,
 }
 """Families that are counted by formula."""
 
@@ -219,6 +251,11 @@ def _product(layer: nn.Linear | nn.Conv2d, *, rows: int) -> int:
 def _linears(module: nn.Module, *, rows: int) -> int:
     """Return the operations of all linear layers of a module, each on `rows` rows."""
     return sum(_product(layer, rows=rows) for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def _convolutions(module: nn.Module, *, rows: int) -> int:
+    """Return the operations of all convolutions of a module whose stride is 1, on maps of `rows` positions."""
+    return sum(_product(layer, rows=rows) for layer in module.modules() if isinstance(layer, nn.Conv2d))
 
 
 def _attention(*, queries: int, keys: int, width: int) -> int:

@@ -34,6 +34,13 @@ from vitrail.settings.swin_v2 import (
 )
 from vitrail.settings.values import OTHER_SPELLINGS, nearest, pair
 from vitrail.settings.vit import CUSTOM, PATCHES, RECIPE_NAMES, SIZES, ModelConfig, ViTConfig, parse_vit_name, vit_name
+from vitrail.settings.vitdet import (
+    VITDET_SIZES,
+    VitDetConfig,
+    VitDetModelConfig,
+    parse_vitdet_name,
+    vitdet_name,
+)
 
 
 class Words(NamedTuple):
@@ -131,6 +138,16 @@ def _beit_words(config: BeitConfig) -> Words:
     return Words(size, "BEiT", f"{config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads", ("beit",))
 
 
+def _vitdet_words(config: VitDetConfig) -> Words:
+    name, titles = vitdet_name(config), {"sam": "SAM", "sam3": "SAM 3", "vitdet": "ViTDet"}
+    kind, _, size = name.partition("_")
+    title = titles.get(kind, "ViTDet") if name in VITDET_SIZES else "ViTDet"
+    patch = "x".join(map(str, dict.fromkeys(pair(config.patch_size))))
+    named = f"{title}-{size[0].upper()}/{patch}" if name in VITDET_SIZES else f"{title} with patch {patch}"
+    blocks = f"{config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads, window {config.window_size}"
+    return Words(named, title, blocks, ("vitdet",))
+
+
 def _baseline_words(config: BaselineConfig) -> Words:
     return Words(config.theirs, f"model of {config.library}", f"as in {config.library}", ())
 
@@ -208,6 +225,16 @@ FAMILIES: dict[str, Family] = {
         stored_as="beit",
         names=tuple(BEIT_SIZES),
         paper="Bao et al. 2022, https://arxiv.org/abs/2106.08254; BEiT v2: Peng et al. 2022; data2vec: Baevski et al. 2022",
+    ),
+    "vitdet": Family(
+        section=VitDetModelConfig,
+        parse=parse_vitdet_name,
+        name_of=vitdet_name,
+        noun="a ViTDet",
+        words=_vitdet_words,
+        stored_as="vitdet",
+        names=tuple(VITDET_SIZES),
+        paper="Li et al. 2022, https://arxiv.org/abs/2203.16527; SAM: Kirillov et al. 2023; SAM 3: Carion et al. 2025",
     ),
     "baseline": Family(
         section=BaselineModelConfig,

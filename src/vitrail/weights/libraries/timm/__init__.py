@@ -12,6 +12,7 @@ from vitrail.settings.cait import CaitConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
+from vitrail.settings.vitdet import VitDetConfig
 from vitrail.weights.libraries.timm.baseline import baseline_config
 from vitrail.weights.libraries.timm.beit import BEIT_LAYOUTS, beit_config, beit_plan
 from vitrail.weights.libraries.timm.cait import CAIT_LAYOUT, cait_config, cait_plan
@@ -29,6 +30,7 @@ from vitrail.weights.libraries.timm.vit import (
     timm_config,
     timm_state,
 )
+from vitrail.weights.libraries.timm.vitdet import VITDET_LAYOUT, vitdet_config, vitdet_plan
 from vitrail.weights.library import Library, Writer
 from vitrail.weights.targets import State
 
@@ -51,6 +53,7 @@ RUN_FORMS: dict[type[Any], RunFormer] = {
     CaitConfig: _same_tensors(cait_config),
     ModernConfig: _same_tensors(modern_config),
     BeitConfig: _same_tensors(beit_config),
+    VitDetConfig: _same_tensors(vitdet_config),
     BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
 }
 """By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
@@ -62,6 +65,7 @@ TIMM = Library(
         SWIN_V2_LAYOUT,
         CAIT_LAYOUT,
         *BEIT_LAYOUTS,
+        VITDET_LAYOUT,
         *MODERN_LAYOUTS,
         *NAFLEX_LAYOUTS,
     ),
@@ -76,6 +80,7 @@ TIMM = Library(
             SwinV2Config: swin_v2_plan,
             CaitConfig: cait_plan,
             BeitConfig: beit_plan,
+            VitDetConfig: vitdet_plan,
             ModernConfig: modern_plan,
         },
     ),
