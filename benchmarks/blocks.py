@@ -74,6 +74,10 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
         Branch((NORM, attention("attention", "relative\nposition bias"), GAMMA)),
         Branch((NORM, MLP, GAMMA)),
     ),
+    "vitdet": (
+        Branch((NORM, attention("attention in windows\nor over the image", "offsets of\nrows + columns"))),
+        Branch((NORM, MLP)),
+    ),
     "modern": (
         Branch((Part("LayerNorm\nor RMSNorm", "norm"), attention("attention", "rotary\npositions"), GAMMA)),
         Branch((Part("LayerNorm\nor RMSNorm", "norm"), Part("MLP, GELU\nor SwiGLU", "mlp"), GAMMA)),

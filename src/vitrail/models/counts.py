@@ -193,7 +193,7 @@ def _cvt_block(block: CvtBlock, grid: Pair, *, cls: bool) -> int:
 
 
 def count_vitdet(config: VitDetConfig) -> Counts:
-    """Count a ViTDet by formula: in windows or over the whole image, with a bottleneck or without, blocks of a kind are equal."""
+    """Count a ViTDet by formula: its blocks are in windows or over the whole image, with a bottleneck or without."""
     kinds = Counter((config.is_global(block), block in config.residual_blocks) for block in range(config.depth))
     blocks, outside = Counts(0, 0, 0), Counts(0, 0, 0)
     for (whole, bottleneck), depth in kinds.items():

@@ -199,7 +199,7 @@ class VitDet(Backbone):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise all weights as in ViTDet's code: truncated normal of 0.02, zero biases, bottlenecks that change nothing."""
+        """Initialise all weights as in ViTDet's code: truncated normal of 0.02, zero biases, bottlenecks without effect."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -315,7 +315,7 @@ def _neck(cfg: VitDetConfig) -> nn.Module:
 
 
 def _rotary(cfg: VitDetConfig) -> Rotary:
-    """Return SAM 3's rotations: columns, then rows, in windows counted, and over the whole image stretched from 0 to a window."""
+    """Return SAM 3's rotations: columns, then rows; counted in a window, and over the image scaled to as many."""
     ways: dict[str, Any] = {"rope_layout": "interleaved", "rope_axes": "xy", "rope_temperature": 1e4}
     shape: dict[str, Any] = {"embed_dim": cfg.embed_dim, "num_heads": cfg.num_heads, "depth": cfg.depth}
     return Rotary(ModernConfig(**shape, **ways, rope="grid", rope_ref_grid=cfg.window_size))

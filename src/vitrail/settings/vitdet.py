@@ -1,4 +1,4 @@
-"""Settings of a ViTDet (Li et al. 2022), and of the image encoders of SAM (Kirillov et al. 2023) and SAM 3 (Carion et al. 2025)."""
+"""Settings of a ViTDet (Li et al. 2022), and of the encoders of SAM (Kirillov et al. 2023) and SAM 3 (Carion et al. 2025)."""
 
 from __future__ import annotations
 

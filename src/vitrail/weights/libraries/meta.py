@@ -1,4 +1,4 @@
-"""facebookresearch's repositories: the own names of DINOv2, DINOv3, SAM and ViTDet, and the evaluation of models with timm's."""
+"""facebookresearch's repositories: the own names of DINOv2, DINOv3, SAM and ViTDet; the evaluation of models with timm's."""
 
 from __future__ import annotations
 
