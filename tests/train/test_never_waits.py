@@ -94,6 +94,7 @@ def test_a_training_step_never_waits_for_the_device(name: str, augment: str) -> 
         ("Ti+/8", {}),
         ("swin_t", {}),
         ("swinv2_t", {}),
+        ("swinv2_cr_t", {"window_ratio": 2}),
         ("beit_b16", {"depth": 2, "patch_size": 8}),
         ("cait_xxs24", {"patch_size": 8, "depth": 2}),
         ("cvt_13", {"depths": (1, 1, 2)}),

@@ -24,7 +24,7 @@ from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.cait import Cait, CaitBlock, CaitClassBlock
 from vitrail.models.cvt import FIRST, LATER, Cvt, CvtBlock, Geometry
 from vitrail.models.families import build_on_meta, check_config
-from vitrail.models.swin import Swin, SwinBlock
+from vitrail.models.swin import SwinBackbone, SwinBlock
 from vitrail.models.vit import Block, ViT
 from vitrail.models.vitdet import VitDet, VitDetBlock
 from vitrail.models.windows import WindowLayout
@@ -33,8 +33,9 @@ from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.modern import ModernConfig
-from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin import SwinConfig, SwinShape
 from vitrail.settings.swin_v2 import SwinV2Config
+from vitrail.settings.swin_v2_cr import SwinV2CrConfig
 from vitrail.settings.vitdet import VitDetConfig
 
 
@@ -123,10 +124,10 @@ def is_uniform(config: ModernConfig) -> bool:
     return plain and config.kv_heads is None and config.rope != "mixed"
 
 
-def count_swin(config: SwinConfig) -> Counts:
+def count_swin(config: SwinShape) -> Counts:
     """Count a Swin by formula: a window's part runs on the padded map, the rest on the map."""
     model = build_on_meta(dataclasses.replace(config, depths=(1,) * len(config.depths)))
-    assert isinstance(model, Swin)
+    assert isinstance(model, SwinBackbone)
     grid: Pair = tuple(-(-side // config.patch_size) for side in pair(config.img_size))  # type: ignore[assignment]
     total = _size(model, _product(model.patch_embed.proj, rows=math.prod(grid)) + _linears(model.head, rows=1))
     for layer, depth in zip(model.layers, config.depths, strict=True):
@@ -142,11 +143,24 @@ def count_swin(config: SwinConfig) -> Counts:
 def _swin_block(block: SwinBlock, grid: Pair) -> int:
     positions = math.prod(grid)
     padded = math.prod(WindowLayout.of(grid, window=block.window, shifted=False).padded)
-    qkv = block.attn.qkv
+    qkv, window = block.attn.qkv, pair(block.window)
     flops = _linears(block, rows=positions) + (padded - positions) * _linears(qkv, rows=1)
-    if block.attn.cpb_mlp is not None:  # runs on the offsets in a window
-        flops += ((2 * block.window - 1) ** 2 - positions) * _linears(block.attn.cpb_mlp, rows=1)
-    return flops + _attention(queries=padded, keys=block.window**2, width=qkv.in_features)
+    if block.attn.bias_network is not None:  # runs on the offsets in a window
+        offsets = math.prod(2 * side - 1 for side in window)
+        flops += (offsets - positions) * _linears(block.attn.bias_network, rows=1)
+    return flops + _attention(queries=padded, keys=math.prod(window), width=qkv.in_features)
+
+
+def count_swin_v2_cr(config: SwinV2CrConfig) -> Counts:
+    """Count a Swin V2-CR by formula: its blocks differ by the norms behind some of them."""
+    plain = dataclasses.replace(config, extra_norm_period=0, extra_norm_stage=False, final_norm=False)
+    behind = [
+        2 * config.width(stage)
+        for stage, depth in enumerate(config.depths)
+        for index in range(depth)
+        if config.has_extra_norm(stage, index)
+    ]
+    return count_swin(plain) + Counts(sum(behind), sum(behind) * torch.get_default_dtype().itemsize, 0)
 
 
 def count_cait(config: CaitConfig) -> Counts:
@@ -229,6 +243,7 @@ FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {
     ViTConfig: count_vit,
     SwinConfig: count_swin,
     SwinV2Config: count_swin,
+    SwinV2CrConfig: count_swin_v2_cr,
     BeitConfig: count_vit,
     CaitConfig: count_cait,
     CvtConfig: count_cvt,

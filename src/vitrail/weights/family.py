@@ -6,9 +6,10 @@ A family says in its own file how its shape is read from tensors and how they ar
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -158,7 +159,7 @@ def load_family(
         assert match is not None, "a reader is chosen by its layout"
         layout, prefix = match
     else:
-        layout, prefix = FamilyLayout(type(known), "Vitrail", shows=()), ""
+        layout, prefix = run_layout(known, {re.sub(WRAPPERS, "", key) for key in checkpoint.tensors}), ""
     keys = {re.sub(WRAPPERS, "", key).removeprefix(prefix): key for key in checkpoint.tensors}
     file = FamilyFile(checkpoint, layout, keys, changes)
     stored = known or reader.infer(file)
@@ -170,6 +171,17 @@ def load_family(
     assumed = tuple(text for field, text in layout.assumes.items() if field not in changes)
     attach_card(model, checkpoint, stored, entries, origin=f"{layout.name}, {type(model).__name__}", assumed=assumed)
     return model.eval()
+
+
+def run_layout(config: Any, keys: Set[str]) -> FamilyLayout:
+    """Return the layout of the tensors of a run or of a model of ours, by their keys: our names, or else a library's.
+
+    A run folder that a library opens too has its names.
+    """
+    names = build_on_meta(config).state_dict().keys()
+    ours = FamilyLayout(type(config), "Vitrail", shows=())
+    theirs = [dataclasses.replace(layout, name="Vitrail") for layout in LAYOUTS if layout.family is type(config)]
+    return max((ours, *theirs), key=lambda layout: sum(keys >= {*layout.names(name)} for name in names))  # the first of equals
 
 
 def _adapted(
