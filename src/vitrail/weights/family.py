@@ -154,17 +154,20 @@ def load_family(
     `known` is the config of a model of ours, whose names are ours. Raises ValueError for tensors that are not all of the
     model (with `strict=False`, fresh weights fill the gaps), or that don't fit the fields that were asked for.
     """
+    keys = {re.sub(WRAPPERS, "", key): key for key in checkpoint.tensors}
     if known is None:
         match = find_layout(checkpoint.shapes, config=checkpoint.config, overrides=changes)
         assert match is not None, "a reader is chosen by its layout"
         layout, prefix = match
+        file = FamilyFile(checkpoint, layout, {name.removeprefix(prefix): key for name, key in keys.items()}, changes)
+        stored = reader.infer(file)
     else:
-        layout, prefix = run_layout(known, {re.sub(WRAPPERS, "", key) for key in checkpoint.tensors}), ""
-    keys = {re.sub(WRAPPERS, "", key).removeprefix(prefix): key for key in checkpoint.tensors}
-    file = FamilyFile(checkpoint, layout, keys, changes)
-    stored = known or reader.infer(file)
+        stored = known
     config = configured(stored, {**changes, **reader.implied(stored, changes)})
     model = build_on_meta(config)
+    if known is not None:
+        layout = run_layout(model, keys.keys())
+        file = FamilyFile(checkpoint, layout, keys, changes)
     fresh = build(config).state_dict() if config.num_classes != stored.num_classes or not strict else {}
     state, entries = _adapted(model, file, stored, reader, fresh, channels)
     model.load_state_dict(state, strict=True, assign=True)
@@ -173,14 +176,14 @@ def load_family(
     return model.eval()
 
 
-def run_layout(config: Any, keys: Set[str]) -> FamilyLayout:
+def run_layout(model: Backbone, keys: Set[str]) -> FamilyLayout:
     """Return the layout of the tensors of a run or of a model of ours, by their keys: our names, or else a library's.
 
     A run folder that a library opens too has its names.
     """
-    names = build_on_meta(config).state_dict().keys()
-    ours = FamilyLayout(type(config), "Vitrail", shows=())
-    theirs = [dataclasses.replace(layout, name="Vitrail") for layout in LAYOUTS if layout.family is type(config)]
+    family, names = type(model.config), model.state_dict().keys()
+    ours = FamilyLayout(family, "Vitrail", shows=())
+    theirs = [dataclasses.replace(layout, name="Vitrail") for layout in LAYOUTS if layout.family is family]
     return max((ours, *theirs), key=lambda layout: sum(keys >= {*layout.names(name)} for name in names))  # the first of equals
 
 
