@@ -17,6 +17,7 @@ import transformers
 from torchvision.models import SwinTransformer as TorchvisionSwin
 
 import vitrail
+from cases import some_slow
 from conftest import ImageFolder
 from vitrail import cli
 from vitrail.models import Swin, build_on_meta
@@ -344,7 +345,7 @@ def small(name: str) -> list[str]:
     return ["--model", name, *(f"--model.{field}" for field in SMALL[name])]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", some_slow(SMALL))
 def test_a_family_from_the_command_line(name: str, typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
     photos, run = image_folder({"train": {"dark": 6, "light": 6}, "test": {"dark": 3, "light": 3}}), tmp_path / "run"
     words = [*small(name), *SHORT, "--train.steps=3", "--train.checkpointing=true"]
@@ -376,7 +377,7 @@ def test_a_family_from_the_command_line(name: str, typed: Typed, image_folder: I
     assert 'model.name "B/16" is not the model of the weights' in err
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", some_slow(SMALL))
 def test_a_resumed_run_is_the_same_to_the_last_bit(name: str, typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
     photos = image_folder({"train": {"dark": 8, "light": 8}, "test": {"dark": 2, "light": 2}})
     words = [
