@@ -56,8 +56,8 @@ def print_comparison(done: Comparison) -> None:
     console.print()
     if all(len(group.runs) == 1 for group in done.groups):
         return
-    columns = ("runs", "seeds", "mean", "its interval", "difference", "interval", "than the first")
-    table = terminal.make_table(*columns, words=("than the first",))
+    titles = ("runs", "seeds", "mean", "its interval", "difference", "interval", "than the first")
+    table = terminal.make_table(*titles, words=("than the first",))
     for group in done.groups:
         cells = [group.runs[0], str(len(group.runs)), terminal.percent(group.mean)]
         cells.append(terminal.interval(group.interval) if math.isfinite(group.interval[0]) else "needs 2 seeds")

@@ -92,9 +92,9 @@ class Prediction:
             for pairs in (self.top, self.labels or ())
         )
         fields = {"path": self.path, "label": self.label, "probability": self.probability, "top": top, "error": self.error}
-        optional = {"outlier": self.outlier, "classes": None if self.classes is None else list(self.classes)}
-        fields |= {name: value for name, value in optional.items() if value is not None}
-        return fields if self.labels is None else {**fields, "labels": labels}
+        optional: dict[str, Any] = {"outlier": self.outlier, "classes": None if self.classes is None else list(self.classes)}
+        optional["labels"] = None if self.labels is None else labels
+        return fields | {name: value for name, value in optional.items() if value is not None}
 
 
 class Predictor:
