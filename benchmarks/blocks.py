@@ -58,6 +58,10 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
         Branch((attention("cosine attention in\n(shifted) windows", "log-spaced\ncontinuous bias"), NORM)),
         Branch((MLP, NORM)),
     ),
+    "swin_v2_cr": (
+        Branch((attention("cosine attention in\n(shifted) windows", "log-spaced\ncontinuous bias"), NORM)),
+        Branch((MLP, NORM), then=(Part("LayerNorm\nin some blocks", "norm"),)),
+    ),
     "cait": (
         Branch((NORM, attention("talking-heads\nattention"), GAMMA)),
         Branch((NORM, MLP, GAMMA)),
@@ -73,6 +77,10 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
     "beit": (
         Branch((NORM, attention("attention", "relative\nposition bias"), GAMMA)),
         Branch((NORM, MLP, GAMMA)),
+    ),
+    "vitdet": (
+        Branch((NORM, attention("attention in windows\nor over the image", "offsets of\nrows + columns"))),
+        Branch((NORM, MLP)),
     ),
     "modern": (
         Branch((Part("LayerNorm\nor RMSNorm", "norm"), attention("attention", "rotary\npositions"), GAMMA)),

@@ -162,6 +162,8 @@ def one_of_timm(name: str) -> Outcome:
     with torch.no_grad():
         expected = [("logits", model(images))]
         tokens = model.forward_features(images)
+        if isinstance(tokens, Tensor) and name.startswith("samvit"):
+            tokens = tokens.flatten(2).mT  # a map
         if isinstance(tokens, Tensor) and tokens.ndim == 3 and not hasattr(model, "head_dist"):
             expected.append(("tokens", tokens))
     block = next(iter(getattr(model, "blocks", ())), None)
@@ -172,6 +174,7 @@ def one_of_timm(name: str) -> Outcome:
         "mlp": kinds.get(type(act).__name__),
         "pool_include_prefix": getattr(model, "pool_include_prefix", None),
         **resizing_of(model),
+        **windows_of(model),
     }
     return compare("timm", name, model, images, expected, truth)
 
@@ -183,6 +186,14 @@ def resizing_of(model: Any) -> dict[str, Any]:
     names = [f"pos_embed_{name}" for name in ("interp_mode", "antialias", "align_corners")]
     how = RESIZES[tuple(getattr(model.embeds, name) for name in names)]
     return {"pos_resize": how, "pos_square": model.embeds.pos_embed_ar_preserving}
+
+
+def windows_of(model: Any) -> dict[str, Any]:
+    """Return the blocks of timm's VisionTransformerSAM that attend to the whole image; {} for another model."""
+    sides = [getattr(block, "window_size", None) for block in getattr(model, "blocks", ())]
+    if not all(isinstance(side, int) for side in sides):
+        return {}
+    return {"global_blocks": tuple(at for at, side in enumerate(sides) if side == 0)} if sides else {}
 
 
 def small_timm(name: str) -> Any:
@@ -372,8 +383,20 @@ def one_of_transformers(kind: str, cls: str) -> Outcome | None:
         model,
         images,
         expected,
-        {"num_heads": 3, "mlp": act, "norm_eps": getattr(vision, "layer_norm_eps", None)},
+        {"num_heads": 3, "mlp": act, "norm_eps": getattr(vision, "layer_norm_eps", None), **vitdet_windows(vision)},
     )
+
+
+def vitdet_windows(config: Any) -> dict[str, Any]:
+    """Return window_size and global_blocks of transformers' ViTDet and SAM 3, in our words; {} for another model."""
+    blocks = range(getattr(config, "num_hidden_layers", 0))
+    if config.model_type == "vitdet":
+        chosen = [block for block in blocks if block not in config.window_block_indices]
+    elif config.model_type == "sam3_vit_model":
+        chosen = [block for block in blocks if block in config.global_attn_indexes]
+    else:
+        return {}
+    return {"window_size": config.window_size, "global_blocks": tuple(chosen)}
 
 
 def inputs_of(config: Any, images: Tensor) -> dict[str, Tensor]:
@@ -403,6 +426,8 @@ def parts_of(theirs: Any, cls: str) -> Parts:
         return [("pooled", pooled)] if isinstance(pooled, Tensor) else []
     if not isinstance(tokens, Tensor):
         return []
+    if cls.startswith(("Sam", "VitDet")) and tokens.ndim == 4:
+        tokens = tokens.flatten(2).mT  # a map
     packed = tokens.ndim == 2 or len(tokens) == 1  # as Pixtral's are
     return [("tokens", tokens.reshape(2, -1, tokens.shape[-1]) if packed else tokens)]
 

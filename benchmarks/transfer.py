@@ -30,7 +30,7 @@ import vitrail
 from machine import RESULTS, facts
 from vitrail.data.sources import open_source
 from vitrail.evaluate import Evaluation
-from vitrail.evaluate.metrics import Accuracy, mean_interval
+from vitrail.evaluate.intervals import Accuracy, mean_interval
 from vitrail.settings import DataConfig, Preprocessing
 from vitrail.settings.layers import from_yaml
 from vitrail.train.ladder import BaselineScores, advise

@@ -25,7 +25,7 @@ from command_line import Said, Typed  # noqa: E402
 
 ImageFolder = Callable[..., Path]
 
-hypothesis.settings.register_profile("vitrail", deadline=None)  # a busy machine is no fault of what is tested
+hypothesis.settings.register_profile("vitrail", deadline=None, max_examples=50)  # a busy machine is no fault of what is tested
 hypothesis.settings.load_profile("vitrail")
 
 

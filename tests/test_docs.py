@@ -53,6 +53,12 @@ def pages_with(*languages: str) -> list[Any]:
     return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in PAGES if blocks(page, *languages)]
 
 
+def slow_pages(*fast: str) -> list[Any]:
+    """Return the pages with commands; those that are not `fast` are for the slow tests."""
+    cases = pages_with("sh")
+    return [case if case.id in fast else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow) for case in cases]
+
+
 def tiny_pretrain(path: str | None = None, **settings: Any) -> Any:
     """vitrail.pretrain, with the run made short and model and decoder small."""
     settings["mae"] = {**(settings.get("mae") or {}), "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
@@ -133,7 +139,7 @@ def train_what_is_there(path: str | None = None, **settings: Any) -> Any:
     return tiny_train(path, **settings) if path in (None, "fashion-sample") or Path(path).is_dir() else Parsed()
 
 
-@pytest.mark.parametrize("page", pages_with("sh"))
+@pytest.mark.parametrize("page", slow_pages("README.md", "docs/cli.md"))
 def test_commands_run(page: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for code in blocks(page, "sh"):

@@ -28,6 +28,7 @@ ON_DATA = {
     "pretrain": "vitrail.commands.pretrain",
     "resume": "vitrail.commands.resume",
     "evaluate": "vitrail.commands.evaluate",
+    "compare": "vitrail.commands.compare",
     "predict": "vitrail.commands.predict",
     "embed": "vitrail.commands.embed",
     "explain": "vitrail.commands.explain",

@@ -104,7 +104,7 @@ def tiny_state(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tens
     return {name: value.contiguous() for name, value in model.state_dict().items()}
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=12, deadline=None)
 @hypothesis.given(
     text=ANY_TEXT, key=st.sampled_from(["num_attention_heads", "hidden_act", "architecture", "model_type", "image_size"])
 )
@@ -120,7 +120,7 @@ def test_show_of_a_foreign_config_is_lines(tiny_state: dict[str, torch.Tensor], 
             type_foreign("show", folder, "--img-size", "32")
 
 
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=8, deadline=None)
 @hypothesis.given(text=ANY_TEXT.filter(lambda text: text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)))
 @hypothesis.example(text="\x1b[2J\u2028")
 def test_show_of_foreign_keys_of_weights_is_lines(tiny_state: dict[str, torch.Tensor], text: str) -> None:
@@ -149,7 +149,7 @@ def test_check_of_foreign_names_is_lines(kind: str, name: str) -> None:
             json.loads(said.out)
 
 
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=8, deadline=None)
 @hypothesis.given(label=ANY_TEXT, name=ANY_TEXT.filter(can_be_a_file))
 @hypothesis.example(label="a\x1b[31m\r", name="\udcff.png")
 @hypothesis.example(label="\ud800$\\frac{", name="a\rb")

@@ -41,10 +41,11 @@ def test_models_at_another_size(vitrail: Typed) -> None:
 
 def test_models_builds_one_block_of_a_kind_and_runs_nothing(vitrail: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Depth is a factor, and FLOPs a formula: a forward pass under torch's counter loads its compiler, which takes seconds."""
-    from vitrail.models import Cait, Cvt, Swin, ViT
+    from vitrail.models import Cait, Cvt, ViT, VitDet
+    from vitrail.models.swin import SwinBackbone
 
     built: list[list[int]] = []
-    for family in (ViT, Swin, Cait, Cvt):
+    for family in (ViT, SwinBackbone, Cait, Cvt, VitDet):
         init = family.__init__
 
         def counting(model: torch.nn.Module, config: Any, init: Any = init) -> None:

@@ -64,6 +64,17 @@ def test_predict_writes_names_that_are_no_utf8_to_a_pipe(run: Path, tmp_path: Pa
             assert next(iter(list(csv.reader(io.StringIO(text, newline="")))[1:]))[0].endswith("\\udcff\r\x1b[2J.png")
 
 
+def test_sets_of_a_coverage(vitrail: Typed, run: Path, images: Path) -> None:
+    rows = json.loads(vitrail("predict", run, images, "--json", "--coverage", "0.5").out)
+    assert [row.get("classes") is not None for row in rows] == [True, True, False, True]
+    table = list(csv.reader(io.StringIO(vitrail("predict", run, images, "--csv", "--coverage", "0.5").out)))
+    assert table[0] == ["path", "label", "probability", "set", "outlier", "error"]
+    assert [row[3].split(";") if row[3] else [] for row in table[1:]] == [row.get("classes", []) for row in rows]
+    assert "set" in vitrail("predict", run, images, "--coverage", "0.5").out
+    said = vitrail("predict", run, images, "--coverage", "2")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+
+
 def test_predict_as_json(vitrail: Typed, run: Path, images: Path) -> None:
     said = vitrail("predict", run, images, "--json", "--top", "2")
     rows = json.loads(said.out)
@@ -79,7 +90,8 @@ def test_predict_as_csv(vitrail: Typed, run: Path, images: Path, top: int) -> No
     ranks = min(top, 10)
     assert rows[0][:3] == ["path", "label", "probability"]
     assert rows[0][-1] == "error"
-    assert {len(row) for row in rows} == {2 + 2 * ranks}
+    assert rows[0][-2] == "outlier"
+    assert {len(row) for row in rows} == {3 + 2 * ranks}
     assert [bool(row[-1]) for row in rows[1:]] == [False, False, True, False]
     assert all(sum(map(float, row[2:-1:2])) == pytest.approx(1, abs=1e-5) for row in rows[1:] if top == 50 and not row[-1])
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cases import some_slow
 from command_line import TINY, Typed
 from vitrail.weights import load, save_model
 
@@ -131,7 +132,7 @@ def test_a_class_that_is_never_possible_gives_no_score(vitrail: Typed, run: Path
     assert (said.code, said.err.count("not finite for 2,000 of 2,000 images")) == (2, 1)
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("umask", some_slow([0o077, 0o022, 0o002]))
 def test_files_are_for_whom_the_umask_says(image_folder: ImageFolder, tmp_path: Path, umask: int) -> None:
     photos = image_folder({"train": {"a": 8, "b": 8}, "test": {"a": 2, "b": 2}})
     work = tmp_path / "work"

@@ -55,7 +55,7 @@ def test_every_epoch_has_its_own_order_and_drops_what_is_left_over() -> None:
         assert batch.sizes.tolist() == [[8, 8]] * 5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 100), st.integers(0, 2**31))
 def test_starting_at_a_step_gives_what_comes_from_there(count: int, batch_size: int, start: int, seed: int) -> None:
     split = numbered(count)
@@ -203,7 +203,7 @@ def skewed(counts: list[int]) -> FixedSplit:
     return FixedSplit(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), labels=labels, names=["x"] * len(labels))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any), st.integers(1, 20), st.integers(1, 4), st.integers(0, 99)
 )

@@ -20,6 +20,7 @@ from vitrail.models.baseline import create_baseline
 from vitrail.models.beit import Beit
 from vitrail.models.swin import Swin
 from vitrail.models.swin_v2 import SwinV2
+from vitrail.models.swin_v2_cr import SwinV2Cr
 
 pytestmark = pytest.mark.skipif(not packing_is_available(), reason="this build of torch has no oneDNN")
 
@@ -74,8 +75,8 @@ def test_packed_vit_is_the_vit(form: str) -> None:
     assert fused == {"swiglu": 0, "quick GELU": 0, "attention pooling": 3}.get(form, 2)
 
 
-@pytest.mark.parametrize(("family", "layers"), [(Swin, 18), (SwinV2, 26)])
-def test_packed_swin_is_the_swin(family: type[Swin], layers: int) -> None:
+@pytest.mark.parametrize(("family", "layers"), [(Swin, 18), (SwinV2, 26), (SwinV2Cr, 26)])
+def test_packed_swin_is_the_swin(family: type[Swin] | type[SwinV2Cr], layers: int) -> None:
     model = randomise(family(img_size=32, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=5))
     check(model, torch.randn(2, 3, 32, 32), layers=layers)
 

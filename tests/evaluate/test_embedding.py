@@ -7,7 +7,8 @@ import torch
 
 from vitrail.data.memory import FixedSplit
 from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding, has_classes
-from vitrail.evaluate.metrics import Accuracy, Scores, headline_text, score
+from vitrail.evaluate.intervals import Accuracy
+from vitrail.evaluate.metrics import Scores, headline_text, score
 from vitrail.models import ViT
 from vitrail.settings import Preprocessing
 

@@ -9,8 +9,8 @@ import torch
 from vitrail.evaluate import wilson_interval
 from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.few_shot import Mean, draw_shots, few_shot
+from vitrail.evaluate.intervals import mean_interval
 from vitrail.evaluate.knn import knn
-from vitrail.evaluate.metrics import mean_interval
 from vitrail.evaluate.probe import linear_probe
 
 

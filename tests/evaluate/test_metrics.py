@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from vitrail.evaluate import Evaluation, confusion_matrix, score, topk_correct, wilson_interval
-from vitrail.evaluate.metrics import Accuracy, mean_interval, t_quantile
+from vitrail.evaluate.intervals import Accuracy, mean_interval, t_quantile
 
 
 def case(count: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

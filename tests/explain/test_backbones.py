@@ -29,6 +29,7 @@ from vitrail.explain.inputs import model_name, offers_of, open_scene
 from vitrail.explain.sheets import ExplainConfig, explain, side_by_side
 from vitrail.models.backbone import Backbone, Features, Stage, View
 from vitrail.models.swin import Swin
+from vitrail.models.swin_v2_cr import SwinV2Cr
 from vitrail.models.vit import ViT
 from vitrail.settings import Preprocessing
 
@@ -309,6 +310,14 @@ def test_swin_is_compared_by_the_methods_that_it_can_run() -> None:
     result = compare(swin(), images(), steps=3, draws=2)
     assert list(result.methods) == ["gradcam", "integrated_gradients"]
     assert all(one.maps.maps.shape == (2, 3, 4) for one in result.methods.values())
+
+
+def test_swin_v2_cr_is_explained_as_swin_is() -> None:
+    model = SwinV2Cr(img_size=32, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 1), num_classes=3).eval()
+    assert offers_of(model) == offers_of(swin())
+    assert gradcam(model, images()).maps.shape == gradcam(swin(), images()).maps.shape
+    with pytest.raises(ValueError, match=r"^[^\n]* needs global attention, which SwinV2Cr does not have; use gradcam[^\n]*$"):
+        METHODS["rollout"].run(model, images())
 
 
 def test_sheets_of_swin(tmp_path: Path) -> None:

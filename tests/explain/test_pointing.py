@@ -28,6 +28,7 @@ def pointing() -> Any:
 
 
 @pytest.mark.parametrize(("head", "least"), [("mean of the patches", 0.95), ("class token", 0.6)])
+@pytest.mark.slow
 def test_relevance_finds_what_decides(pointing: Any, head: str, least: float, record_property: Any) -> None:
     """Of a class token it finds less: what the token is full of has no gradient, unless the norms' scales are held."""
     model = pointing.trained(**pointing.HEADS[head])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 import vitrail
+from cases import some_slow
 from vitrail import cli
 from vitrail.models import Baseline, ViT, build_model, check_model, create_baseline, create_model, meta_model
 from vitrail.models.backbone import View
@@ -141,6 +142,7 @@ def test_regularisation_is_what_the_settings_say() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_stochastic_depth_of_every_model_of_torchvision_can_be_turned_off() -> None:
     """Their defaults go up to 0.5: none is left at 0 of the settings, and each can be set."""
     for name in torchvision.models.list_models(module=torchvision.models):
@@ -426,6 +428,7 @@ def test_settings_that_do_nothing_are_said() -> None:
     assert any(line.startswith("train.accumulate 2: the batch norms of torchvision:resnet18 see one") for line in said)
 
 
+@pytest.mark.slow
 def test_what_it_costs() -> None:
     cost = describe_model(BaselineConfig(name="torchvision:resnet50"))
     assert cost.parameters == 25_557_032  # as torchvision's documentation has it
@@ -466,11 +469,13 @@ def quiet() -> Console:
 
 @pytest.mark.parametrize(
     "model",
-    [
-        {"name": "torchvision:resnet18"},
-        {"name": "torchvision:mobilenet_v3_small", "drop_rate": 0.2},
-        {"name": "timm:test_efficientnet", "drop_path_rate": 0.3, "drop_rate": 0.2},
-    ],
+    some_slow(
+        [
+            {"name": "timm:test_efficientnet", "drop_path_rate": 0.3, "drop_rate": 0.2},
+            {"name": "torchvision:resnet18"},
+            {"name": "torchvision:mobilenet_v3_small", "drop_rate": 0.2},
+        ]
+    ),
     ids=lambda model: model["name"],
 )
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
@@ -578,6 +583,7 @@ def test_settings_of_a_vit_are_refused(toys: Path, tmp_path: Path, sections: dic
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_compiled_whole(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are no blocks in common; the backend is left out, which takes a minute."""
     compiled = []

@@ -16,13 +16,17 @@ from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import FAMILIES, parse_name
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
+from vitrail.settings.swin_v2_cr import SwinV2CrConfig
+from vitrail.settings.vitdet import VitDetConfig
 
 VIT = ViTConfig(img_size=32, patch_size=4, in_channels=3, num_classes=10, embed_dim=48, depth=3, num_heads=3)
 SWIN = SwinConfig(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4), window_size=4)
 CAIT = CaitConfig(img_size=32, patch_size=4, num_classes=10, embed_dim=24, depth=3, num_heads=3)
 CVT = CvtConfig(img_size=64, num_classes=10, embed_dims=(8, 12, 16), depths=(1, 2, 3), num_heads=(1, 3, 2))
 SWIN_V2 = SwinV2Config(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4), window_size=4)
-VARIANTS: list[ViTConfig | SwinConfig | CaitConfig | CvtConfig] = [
+VITDET = VitDetConfig(img_size=96, num_classes=10, embed_dim=24, depth=5, num_heads=3, window_size=4, global_blocks=(1, 4))
+SWIN_V2_CR = SwinV2CrConfig(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4))
+VARIANTS: list[Any] = [
     *(
         dataclasses.replace(VIT, **fields)
         for fields in (
@@ -58,15 +62,33 @@ VARIANTS: list[ViTConfig | SwinConfig | CaitConfig | CvtConfig] = [
         dataclasses.replace(SWIN_V2, **fields)
         for fields in ({}, {"img_size": (50, 71), "window_size": 5, "window_sizes": (5, 4, 2)})
     ),
+    *(
+        dataclasses.replace(VITDET, **fields)
+        for fields in (
+            {},
+            {"img_size": (64, 80), "residual_blocks": (1, 3), "neck": "none", "pos_embed": "none", "num_classes": 0},
+            {"window_size": 0, "neck": "norm", "relative": "none"},
+            {"relative": "rotary", "pre_norm": True, "embed_dim": 36, "pos_grid": 3, "pos_resize": "tile", "neck_channels": 8},
+        )
+    ),
+    *(
+        dataclasses.replace(SWIN_V2_CR, **fields)
+        for fields in (
+            {},
+            {"img_size": (50, 71), "window_size": (5, 4), "extra_norm_stage": True},
+            {"extra_norm_period": 2, "final_norm": False, "window_ratio": 3},
+        )
+    ),
 ]
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=str)
-def test_a_formula_gives_what_torch_counts(config: ViTConfig | SwinConfig | CaitConfig | CvtConfig) -> None:
+def test_a_formula_gives_what_torch_counts(config: Any) -> None:
     assert count(config) == count_pass(build_on_meta(config).eval())
 
 
-NAMED = ["Ti/16", "L/14", "swin_t", "swin_b", "swinv2_t", "beit_b16", "cait_xxs24", "cvt_13", "cvt_w24"]
+NAMED = ["Ti/16", "L/14", "swin_t", "swin_b", "swinv2_t", "swinv2_cr_h"]
+NAMED += ["beit_b16", "cait_xxs24", "cvt_13", "cvt_w24", "sam_b16", "sam3_l14"]
 
 
 @pytest.mark.parametrize("name", NAMED)

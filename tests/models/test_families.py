@@ -17,6 +17,7 @@ import transformers
 from torchvision.models import SwinTransformer as TorchvisionSwin
 
 import vitrail
+from cases import some_slow
 from conftest import ImageFolder
 from vitrail import cli
 from vitrail.models import Swin, build_on_meta
@@ -28,6 +29,8 @@ from vitrail.settings.cvt import CVT_SIZES
 from vitrail.settings.families import FAMILIES, family_of, family_of_config, name_of, parse_name
 from vitrail.settings.swin import SWIN_SIZES, SwinConfig
 from vitrail.settings.swin_v2 import SWIN_V2_SIZES
+from vitrail.settings.swin_v2_cr import SWIN_V2_CR_SIZES
+from vitrail.settings.vitdet import VITDET_SIZES
 from vitrail.train.optim import group_table
 from vitrail.weights import save_model
 
@@ -36,21 +39,26 @@ SHAPE: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), 
 SMALL = {
     "swin_t": ["img_size=32", "embed_dim=8", "depths=[2,2]", "num_heads=[2,4]"],
     "swinv2_t": ["img_size=32", "embed_dim=8", "depths=[2,2]", "num_heads=[2,4]"],
+    "swinv2_cr_t": ["img_size=32", "embed_dim=8", "depths=[2,2]", "num_heads=[2,4]", "window_ratio=2"],
     "beit_b16": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2"],
     "cait_xxs24": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2"],
     "cvt_13": ["img_size=32", "embed_dims=[4,6,8]", "depths=[1,1,2]", "num_heads=[1,3,2]"],
     "dinov3_s16": ["img_size=32", "embed_dim=16", "depth=2", "num_heads=2", "patch_size=8", "rope_rescale=2.0"],
+    "sam_b16": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2", "patch_size=8", "window_size=3", "global_blocks=[1]"],
 }
 SHOWN = {
     "swin_t": "2-2 blocks from width 8, window 7",
     "swinv2_t": "2-2 blocks from width 8, window 8",
+    "swinv2_cr_t": "2-2 blocks from width 8, window 4",
     "beit_b16": "width 8, 2 blocks, 2 heads",
     "cait_xxs24": "2 blocks of width 8 and 2 for the class, 2 heads",
     "cvt_13": "1-1-2 blocks of widths 4-6-8",
     "dinov3_s16": "width 16, 2 blocks, 2 heads, MLP 64",
+    "sam_b16": "2 blocks of width 8, 2 heads, window 3",
 }
-SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *SWIN_V2_SIZES, "swinv2_custom", *BEIT_SIZES, "beit_custom"]
-SIZE_NAMES += [*CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom", "dinov3_7b16", "modern_custom"]
+SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *SWIN_V2_SIZES, "swinv2_custom", *SWIN_V2_CR_SIZES, "swinv2_cr_custom"]
+SIZE_NAMES += [*BEIT_SIZES, "beit_custom", *CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom", "dinov3_7b16", "modern_custom"]
+SIZE_NAMES += [*VITDET_SIZES, "vitdet_custom"]
 SHORT = ["--train.batch_size=8", "--train.device=cpu", "--train.precision=fp32", "--data.workers=0"]
 
 
@@ -130,10 +138,13 @@ def test_names_of_other_papers_build_timm_s_models(ours: str, theirs: str) -> No
 OF_ONE_BLOCK: dict[str, dict[str, Any]] = {
     "swin_t": {"depths": (1, 1, 1), "num_heads": (1, 1, 1), "embed_dim": 8},
     "swinv2_t": {"depths": (1, 1, 1), "num_heads": (1, 1, 1), "embed_dim": 8},
+    "swinv2_cr_t": {"depths": (1, 1, 1), "num_heads": (1, 1, 1), "embed_dim": 8},
     "beit_b16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "relative_bias": "both"},
     "cait_xxs24": {"depth": 2, "embed_dim": 8, "num_heads": 2},
     "cvt_13": {"depths": (1, 1, 2), "embed_dims": (8, 8, 8), "num_heads": (1, 1, 1)},
     "dinov3_s16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
+    "sam_b16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8, "window_size": 3, "residual_blocks": (1,)},
+    "sam3_l14": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8, "window_size": 3},
     "vit_small_patch16_rope_mixed": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
     "vit_dpwee_patch16_reg1_gap_256": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
     "vit_small_patch16_18x2_224": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
@@ -174,10 +185,12 @@ import torch, vitrail
 shapes = {
     "swin_t": {"depths": (2, 2), "num_heads": (2, 2), "embed_dim": 8, "window_size": 4},
     "swinv2_t": {"depths": (2, 2), "num_heads": (2, 2), "embed_dim": 8, "window_size": 4},
+    "swinv2_cr_t": {"depths": (2, 2), "num_heads": (2, 2), "embed_dim": 8, "window_size": 4},
     "beit_b16": {"depth": 3, "embed_dim": 8, "num_heads": 2, "relative_bias": "both"},
     "cait_xxs24": {"depth": 3, "embed_dim": 8, "num_heads": 2, "init_values": 0.5},
     "cvt_13": {"depths": (1, 2, 3), "embed_dims": (4, 6, 8), "num_heads": (1, 3, 2)},
     "dinov3_s16": {"depth": 3, "embed_dim": 16, "num_heads": 2, "init_values": 0.5},
+    "sam_b16": {"depth": 4, "embed_dim": 8, "num_heads": 2, "patch_size": 8, "window_size": 3, "global_blocks": (1, 3)},
     "vit_pwee_patch16_reg1_gap_256": {"depth": 3, "embed_dim": 16, "num_heads": 2},
     "vit_small_patch16_18x2_224": {"depth": 3, "embed_dim": 16, "num_heads": 2},
     "vit_relpos_small_patch16_224": {"depth": 3, "embed_dim": 16, "num_heads": 2},
@@ -218,14 +231,16 @@ def test_compiled_blocks_compute_the_same_and_share_a_graph_of_each_kind() -> No
     kinds = {
         "swin_t": 4,
         "swinv2_t": 4,
+        "swinv2_cr_t": 4,
         "beit_b16": 1,
         "cait_xxs24": 2,
         "cvt_13": 3,
         "dinov3_s16": 1,
+        "sam_b16": 2,
         "vit_pwee_patch16_reg1_gap_256": 1,
         "vit_small_patch16_18x2_224": 1,
         "vit_relpos_small_patch16_224": 1,
-    }  # widths, windows that shift, and blocks for the class
+    }  # widths, windows that shift, blocks for the class, and blocks without windows
     assert said.stdout.split() == [word for name, count in kinds.items() for word in (name, str(count)) * 2]
 
 
@@ -330,7 +345,7 @@ def small(name: str) -> list[str]:
     return ["--model", name, *(f"--model.{field}" for field in SMALL[name])]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", some_slow(SMALL))
 def test_a_family_from_the_command_line(name: str, typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
     photos, run = image_folder({"train": {"dark": 6, "light": 6}, "test": {"dark": 3, "light": 3}}), tmp_path / "run"
     words = [*small(name), *SHORT, "--train.steps=3", "--train.checkpointing=true"]
@@ -362,7 +377,7 @@ def test_a_family_from_the_command_line(name: str, typed: Typed, image_folder: I
     assert 'model.name "B/16" is not the model of the weights' in err
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", some_slow(SMALL))
 def test_a_resumed_run_is_the_same_to_the_last_bit(name: str, typed: Typed, image_folder: ImageFolder, tmp_path: Path) -> None:
     photos = image_folder({"train": {"dark": 8, "light": 8}, "test": {"dark": 2, "light": 2}})
     words = [

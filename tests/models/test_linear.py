@@ -106,10 +106,12 @@ def test_the_route_is_for_large_fp32_products_of_a_cpu(monkeypatch: pytest.Monke
         ("Ti/8", 32),
         ("swin_t", 32),
         ("swinv2_t", 32),
+        ("swinv2_cr_t", 32),
         ("beit_b16", 32),
         ("cait_xxs24", 64),
         ("cvt_13", 32),
         ("dinov3_s16", 32),
+        ("sam_b16", 32),
     ],
 )
 def test_models_take_it(name: str, side: int, monkeypatch: pytest.MonkeyPatch) -> None:

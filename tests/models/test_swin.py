@@ -110,24 +110,29 @@ def export_gradients(model: Swin) -> dict[str, Tensor]:
     return export_state(shadow, "torchvision")
 
 
-@given(st.integers(1, 17), st.integers(1, 17), st.sampled_from([1, 2, 3, 4, 7]), st.booleans())
+WINDOWS = st.sampled_from([1, 2, 3, 4, 7])
+
+
+@given(st.integers(1, 17), st.integers(1, 17), WINDOWS, WINDOWS, st.booleans(), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_windows_are_joined_as_they_were_cut(height: int, width: int, window: int, shifted: bool) -> None:
-    layout = WindowLayout.of((height, width), window=window, shifted=shifted)
+def test_windows_are_joined_as_they_were_cut(
+    height: int, width: int, down: int, across: int, shifted: bool, pad_first: bool
+) -> None:
+    layout = WindowLayout.of((height, width), window=(down, across), shifted=shifted)._replace(pad_first=pad_first)
     x = torch.randn(2, height * width, 3)
     cut = layout.cut(x)
-    assert cut.shape[2] == window**2
+    assert cut.shape[2] == down * across
     assert torch.equal(layout.join(cut), x)
     mask = layout.mask(x.device)
     assert (mask is None) == (layout.shift == (0, 0))
     if mask is not None:
-        assert mask.shape == (cut.shape[1], window**2, window**2)
+        assert mask.shape == (cut.shape[1], down * across, down * across)
         assert not mask.diagonal(dim1=1, dim2=2).any()
         ids = torch.arange(layout.padded[0] * layout.padded[1]).float().view(1, -1, 1)
-        whole = WindowLayout(layout.padded, layout.padded, window, layout.shift)
+        whole = WindowLayout(layout.padded, layout.padded, layout.window, layout.shift)
         at = whole.cut(ids)[0, :, :, 0].long()
         y, x_ = at // layout.padded[1], at % layout.padded[1]
-        far = ((y[:, :, None] - y[:, None]).abs() >= window) | ((x_[:, :, None] - x_[:, None]).abs() >= window)
+        far = ((y[:, :, None] - y[:, None]).abs() >= down) | ((x_[:, :, None] - x_[:, None]).abs() >= across)
         assert torch.equal(mask, far), "positions that were no neighbours do not look at each other"
 
 

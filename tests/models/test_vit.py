@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cases import some_slow
 from vitrail.evaluate.features import embed
 from vitrail.models import ViT
 from vitrail.models import attention as attention_module
@@ -350,7 +351,7 @@ def compile_blocks(model: ViT) -> list[fx.GraphModule]:
     return graphs
 
 
-@pytest.mark.parametrize("fields", [{}, DROPPING])
+@pytest.mark.parametrize("fields", some_slow([{}, DROPPING]))
 def test_blocks_share_their_graphs_however_many_there_are(unchecked: ModuleType, fields: dict[str, float]) -> None:
     counts: dict[int, list[int]] = {}
     for depth in (2, 12):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.settings import (
@@ -259,6 +259,7 @@ everything = st.builds(
 )
 
 
+@settings(max_examples=25)
 @given(everything)
 def test_settings_survive_yaml_exactly(whole: Settings) -> None:
     assert from_yaml(to_yaml(whole)) == whole

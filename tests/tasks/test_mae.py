@@ -380,6 +380,7 @@ def waves(count: int, seed: int = 0) -> FixedSplit:
 
 
 @pytest.mark.parametrize("norm_pixels", [True, False])
+@pytest.mark.slow
 def test_training_beats_the_mean(norm_pixels: bool) -> None:
     """A patch's own mean has a loss of the patch's variance: 15/16 or so of normalised pixels; the others' mean has more."""
     split = waves(64)

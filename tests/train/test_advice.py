@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -44,6 +44,7 @@ def test_the_row_for_so_many_images() -> None:
         assert layer["model"] == {"img_size": [224, 224], "drop_path_rate": row.drop_path_rate}
 
 
+@settings(max_examples=25)
 @given(
     images=st.integers(2, 10**6),
     classes=st.integers(2, 100),
@@ -157,6 +158,7 @@ def test_stop_early_ends_at_the_probe(
     assert run.evaluation.top1 == pytest.approx(ladder["probe"]["test"]["accuracy"])
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_at_the_probe(
     weights: Path, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,9 +127,18 @@ def test_two_processes_take_the_same_smaller_model(photos: Path, tmp_path: Path)
 FAMILIES = {
     "swin_t": {"embed_dim": "8", "depths": "[2,2]", "num_heads": "[2,4]", "window_size": "4"},
     "swinv2_t": {"embed_dim": "8", "depths": "[2,2]", "num_heads": "[2,4]", "window_size": "4"},
+    "swinv2_cr_t": {"embed_dim": "8", "depths": "[2,2]", "num_heads": "[2,4]", "window_size": "4"},
     "beit_b16": {"embed_dim": "8", "depth": "2", "num_heads": "2", "patch_size": "8", "relative_bias": "both"},
     "cait_xxs24": {"embed_dim": "8", "depth": "2", "num_heads": "2", "patch_size": "8"},
     "cvt_13": {"embed_dims": "[4,6,8]", "depths": "[1,1,2]", "num_heads": "[1,3,2]"},
+    "sam_b16": {
+        "embed_dim": "8",
+        "depth": "2",
+        "num_heads": "2",
+        "patch_size": "8",
+        "window_size": "3",
+        "global_blocks": "[1]",
+    },
     "vit_small_patch16_rope_mixed": {"embed_dim": "16", "depth": "2", "num_heads": "2", "patch_size": "8"},
 }
 """A pyramid, merging between its stages, and shifted windows; blocks of two kinds; batch norms; learned rotary positions."""

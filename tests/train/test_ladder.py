@@ -13,8 +13,8 @@ from vitrail.data.dataset import Split
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit
 from vitrail.evaluate.features import extract
+from vitrail.evaluate.intervals import Accuracy
 from vitrail.evaluate.knn import knn
-from vitrail.evaluate.metrics import Accuracy
 from vitrail.evaluate.probe import Probe, linear_probe
 from vitrail.models import ViT
 from vitrail.models.baseline import create_baseline

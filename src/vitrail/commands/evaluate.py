@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation
+    from vitrail.evaluate.trust import Trust
 
 USAGE = "evaluate RUN [DATA]"
 SUMMARY = "accuracy with 95 % intervals, per class, and the confusion matrix"
@@ -66,6 +67,27 @@ def print_evaluation(result: Evaluation, *, title: str) -> None:
         overall.add_row("top-5", terminal.percent(result.top5), terminal.interval(result.top5_interval))
     rows = [Scored(each.name, each.count, each.accuracy, each.interval) for each in result.per_class]
     print_tables(title, overall, rows, columns=("class", "accuracy"), lowest="classes of lowest accuracy")
+    if result.trust is not None:
+        print_trust(result.trust)
+
+
+def print_trust(trust: Trust) -> None:
+    """Print calibration, selective prediction, sets and outliers."""
+    table = terminal.make_table("probabilities", "value", "95 % interval")
+    table.add_row("temperature", f"{trust.temperature:.3f}", "")
+    before = "" if trust.temperature == 1 else f" ({terminal.percent(trust.error_before)} without the temperature)"
+    table.add_row("calibration error", f"{terminal.percent(trust.error)}{before}", "")
+    for each in trust.answered:
+        what = f"answered at {terminal.percent(each.target)} precision"
+        table.add_row(what, terminal.percent(each.share), "")
+    for sets in trust.coverages:
+        what = f"sets of {terminal.percent(sets.target)} coverage, {sets.mean_size:.2f} classes"
+        table.add_row(what, terminal.percent(sets.covered.value), terminal.interval(sets.covered.interval))
+    if trust.outliers is not None:
+        table.add_row("unlike training", terminal.percent(trust.outliers.value), terminal.interval(trust.outliers.interval))
+    console = terminal.make_console()
+    console.print(table)
+    console.print()
 
 
 def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:

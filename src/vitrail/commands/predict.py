@@ -36,6 +36,13 @@ def run(words: list[str]) -> int:
     shape.add_argument("--json", action="store_true", help="print a list of objects: path, label, probability, top, error")
     shape.add_argument("--csv", action="store_true", help="print a line an image: path, label, probability, …, error")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="the K most probable classes [1]")
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="C",
+        help="a set of classes for each image, of which the share C holds the right one",
+    )
+    parser.add_argument("--uncalibrated", action="store_true", help="probabilities without the temperature of the model's card")
     terminal.add_device(parser, batch_size=32)
     parser.add_argument(
         "--backend",
@@ -54,13 +61,15 @@ def run(words: list[str]) -> int:
     images = list(find_images(paths))
     if not images:
         raise ValueError("stdin named no image; write one path a line")
-    predictor = Predictor(args.run, device=args.device, batch_size=args.batch_size, backend=args.backend)
+    predictor = Predictor(
+        args.run, device=args.device, batch_size=args.batch_size, backend=args.backend, calibrated=not args.uncalibrated
+    )
     terminal.print_receipt(predictor.model, args.run)
     if mismatch := predictor.range_mismatch(images):
         terminal.report(mismatch)
     if args.verbose and (comparison := predictor.compare(images)):
         terminal.report(comparison)
-    done = list(predictor.predict(images, top=args.top))
+    done = predictor.predict(images, top=args.top, coverage=args.coverage)
 
     if args.json:
         terminal.print_json([prediction.to_dict() for prediction in done])
@@ -98,13 +107,17 @@ def print_predictions(done: Sequence[Prediction]) -> None:
             table.add_row(prediction.path, text, *([_pairs(prediction.top)] if many else []))
         terminal.make_console().print(table)
         return
-    table = terminal.make_table("image", "label", "probability", *(["then"] if many else []), words=("label", "then"))
+    sets, marked = any(each.classes is not None for each in done), any(each.outlier for each in done)
+    more = [*(["then"] if many else []), *(["set"] if sets else []), *(["unlike training"] if marked else [])]
+    table = terminal.make_table("image", "label", "probability", *more, words=("label", "then", "set", "unlike training"))
     for prediction in done:
         if prediction.error is not None or prediction.probability is None:
             table.add_row(prediction.path, failed(prediction), "")
             continue
-        then = _pairs(prediction.top[1:])
-        table.add_row(prediction.path, prediction.label, terminal.percent(prediction.probability), *([then] if many else []))
+        cells = [_pairs(prediction.top[1:])] if many else []
+        cells += [", ".join(prediction.classes or ()) or "none"] if sets else []
+        cells += ["yes" if prediction.outlier else ""] if marked else []
+        table.add_row(prediction.path, prediction.label, terminal.percent(prediction.probability), *cells)
     terminal.make_console().print(table)
 
 
@@ -115,17 +128,22 @@ def _pairs(labels: Iterable[tuple[str, float]]) -> str:
 def print_csv(done: Sequence[Prediction], *, top: int) -> None:
     """Print path,label,probability,label_2,probability_2,…,error; an image without a label has empty fields and its error.
 
-    For a multi-label model, the column `labels` after the path has all labels from 0.5 on, separated by ";".
+    For a multi-label model, the column `labels` after the path has all labels from 0.5 on, separated by ";". With sets, the
+    column `set` has the classes, and with an outlier threshold `outlier` is 1 or 0.
     """
     several = any(prediction.labels is not None for prediction in done)
+    sets, marked = any(each.classes is not None for each in done), any(each.outlier is not None for each in done)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     quoting = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
     ranks = [("label", "probability"), *((f"label_{rank}", f"probability_{rank}") for rank in range(2, top + 1))]
     shown = printable if sys.stdout.isatty() else str  # a file gets the names as they are
-    writer.writerow(["path", *(["labels"] if several else []), *chain.from_iterable(ranks), "error"])
+    more = [*(["set"] if sets else []), *(["outlier"] if marked else [])]
+    writer.writerow(["path", *(["labels"] if several else []), *chain.from_iterable(ranks), *more, "error"])
     for prediction in done:
         pairs = [(label, f"{p:.6f}") for label, p in prediction.top] or [("", "")] * top
         labels = [";".join(label for label, _ in prediction.labels or ())] if several else []
-        cells = [prediction.path, *labels, *chain.from_iterable(pairs), prediction.error or ""]
+        extra = [";".join(prediction.classes or ())] if sets else []
+        extra += ["" if prediction.outlier is None else str(int(prediction.outlier))] if marked else []
+        cells = [prediction.path, *labels, *chain.from_iterable(pairs), *extra, prediction.error or ""]
         row = list(map(shown, cells))
         (quoting if any("\r" in cell for cell in row) else writer).writerow(row)  # csv quotes \n of itself, and \r not

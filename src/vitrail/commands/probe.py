@@ -10,7 +10,7 @@ from vitrail.text import listed
 
 if TYPE_CHECKING:
     from vitrail.evaluate.few_shot import Mean
-    from vitrail.evaluate.metrics import Accuracy
+    from vitrail.evaluate.intervals import Accuracy
     from vitrail.train.ladder import CheckpointProbe
 
 USAGE = "probe WEIGHTS DATA"

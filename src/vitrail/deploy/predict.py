@@ -30,6 +30,9 @@ from vitrail.deploy.backends import BACKENDS, require_available
 from vitrail.deploy.choice import Measured, choose, deviation, error_of, race
 from vitrail.deploy.decoding import View, decoded_batches
 from vitrail.deploy.forms import Forward, fp32
+from vitrail.evaluate.conformal import prediction_sets, threshold
+from vitrail.evaluate.outliers import energy
+from vitrail.models.card import Calibration
 from vitrail.models.device import keep_freed_memory, pick_device
 
 Picture = str | Path | Image.Image | NDArray[Any]
@@ -76,6 +79,11 @@ class Prediction:
     """Reason for a missing label: the image is unreadable, or the model's output is not finite."""
     labels: tuple[tuple[str, float], ...] | None = None
     """Labels with probability 0.5 or above, in descending order, from a multi-label model; None from any other."""
+    outlier: bool | None = None
+    """True for an image unlike those of training, by the energy of its logits; None of a model without the threshold."""
+    classes: tuple[str, ...] | None = None
+    """Set of classes with the coverage that was asked for, in descending order of probability; it may be empty. None where none
+    was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dict for JSON."""
@@ -84,7 +92,9 @@ class Prediction:
             for pairs in (self.top, self.labels or ())
         )
         fields = {"path": self.path, "label": self.label, "probability": self.probability, "top": top, "error": self.error}
-        return fields if self.labels is None else {**fields, "labels": labels}
+        optional: dict[str, Any] = {"outlier": self.outlier, "classes": None if self.classes is None else list(self.classes)}
+        optional["labels"] = None if self.labels is None else labels
+        return fields | {name: value for name, value in optional.items() if value is not None}
 
 
 class Predictor:
@@ -92,11 +102,20 @@ class Predictor:
 
     `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. `backend` is
     a row of `BACKENDS`, or "auto": the fastest one of those that are correct, which the first batch measures (about 2 s, once
-    for a machine and a kind of model). On a CPU these compute in fp32; on a GPU bf16 is among them. Raises ValueError for a
+    for a machine and a kind of model). On a CPU these compute in fp32; on a GPU bf16 is among them. Probabilities have the
+    temperature of the model's card, unless `calibrated` is False. Raises ValueError for a
     checkpoint that `vitrail.load` can't load, a model without a head, and an unavailable device or backend.
     """
 
-    def __init__(self, run: str | Path, *, device: str = "auto", batch_size: int = 32, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        device: str = "auto",
+        batch_size: int = 32,
+        backend: str = "auto",
+        calibrated: bool = True,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
         self.device = pick_device(device)
@@ -112,30 +131,38 @@ class Predictor:
         assert self.model.preprocessing is not None  # whatever loads weights says what happens to images
         self.preprocessing = self.model.preprocessing
         self.multi_label = self.model.multi_label
+        card = self.model.card.calibration
+        self.calibration = card if calibrated and card is not None else Calibration(images=0)
+        """Temperature, conformal scores and outlier threshold in use; neutral where the card has none."""
         self.classes: tuple[str, ...] = self.model.classes or tuple(map(str, range(self.model.config.num_classes)))
         self._forward: Forward | None = None
 
-    def predict(self, images: Iterable[Picture], *, top: int = 5) -> list[Prediction]:
+    def predict(self, images: Iterable[Picture], *, top: int = 5, coverage: float | None = None) -> list[Prediction]:
         """Return one prediction per image, in order, each with the `top` most probable classes.
+
+        With `coverage`, such as 0.9, each has a set of classes too; for images like those of training, that share of the sets
+        holds the right class. Raises ValueError for a coverage of a model that was not calibrated for sets.
 
         An image is a path, a Pillow image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3). One that cannot be read
         gives a prediction with `error` set, and does not affect the others.
         """
-        return list(self.stream(images, top=top))
+        return list(self.stream(images, top=top, coverage=coverage))
 
-    def stream(self, images: Iterable[Picture], *, top: int = 5) -> Iterator[Prediction]:
+    def stream(self, images: Iterable[Picture], *, top: int = 5, coverage: float | None = None) -> Iterator[Prediction]:
         """Yield predictions one by one, as `predict` returns them.
 
         At most two batches of images are in memory at a time: one is decoded while the model computes the other.
         """
         if top < 1:
             raise ValueError(f"top {top} must be at least 1")
+        if coverage is not None:
+            self.check_coverage(coverage)
         with closing(self._decoded(images)) as batches:
             for names, views in batches:
                 readable = [view for view in views if isinstance(view, Tensor)]
-                rows = iter(self.probabilities(torch.stack(readable)) if readable else ())
+                rows = iter(self.logits(torch.stack(readable)).split(1) if readable else ())
                 for name, view in zip(names, views, strict=True):
-                    yield self._unread(name, view) if isinstance(view, str) else self._named(name, next(rows), top)
+                    yield self._unread(name, view) if isinstance(view, str) else self._named(name, next(rows), top, coverage)
                 del views, readable, view  # before the next batch is fetched
 
     @torch.inference_mode()
@@ -145,10 +172,29 @@ class Predictor:
         They sum to one, except in a multi-label model. All probabilities of an image are NaN if the model's output for it is
         not finite.
         """
+        return self._probabilities(self.logits(images))
+
+    @torch.inference_mode()
+    def logits(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Compute the logits, before the temperature, on the CPU, for images in evaluation view.
+
+        All logits of an image are NaN if the model's output for it is not finite.
+        """
         inputs = normalise(images.to(self.device), self.preprocessing)
         logits = self._form(inputs)(inputs)  # (B, K)
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
-        return probabilities.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), math.nan).cpu()
+        return logits.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), math.nan).float().cpu()
+
+    def check_coverage(self, coverage: float) -> None:
+        """Raise ValueError for a coverage outside of 0 to 1, and for a model that was not calibrated for sets."""
+        threshold(self.calibration.conformal_scores, coverage)
+        if not self.calibration.conformal_scores:
+            raise ValueError(
+                f"coverage {coverage:g} needs a model with conformal scores in its card, and this one has none; train it with "
+                "validation images of one class each, or leave the coverage out"
+            )
+
+    def _probabilities(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        return logits.sigmoid() if self.multi_label else (logits / self.calibration.temperature).softmax(dim=-1)
 
     @torch.inference_mode()
     def compare(self, images: Iterable[Picture]) -> Comparison | None:
@@ -191,13 +237,19 @@ class Predictor:
         except BadImage as error:
             return str(error)
 
-    def _named(self, name: str, row: Float[Tensor, " K"], top: int) -> Prediction:
-        if row.isnan().any():
+    def _named(self, name: str, logits: Float[Tensor, "1 K"], top: int, coverage: float | None) -> Prediction:
+        if logits.isnan().any():
             return self._unread(name, NOT_FINITE)
+        row, known = self._probabilities(logits)[0], self.calibration
         values, order = row.topk(min(top, len(row)))
         best = tuple((self.classes[k], p) for k, p in zip(order.tolist(), values.tolist(), strict=True))
         if not self.multi_label:
-            return Prediction(name, *best[0], best)
+            outlier = None if known.outlier_energy is None else bool(energy(logits) > known.outlier_energy)
+            chosen = None
+            if coverage is not None:
+                inside = prediction_sets(logits, known.conformal_scores, coverage=coverage, temperature=known.temperature)[0]
+                chosen = tuple(self.classes[k] for k in row.argsort(descending=True).tolist() if inside[k])
+            return Prediction(name, *best[0], best, outlier=outlier, classes=chosen)
         falling = sorted(zip(row.tolist(), self.classes, strict=True), key=lambda pair: -pair[0])
         return Prediction(name, *best[0], best, labels=tuple((label, p) for p, label in falling if p >= THRESHOLD))
 

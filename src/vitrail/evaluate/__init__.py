@@ -3,7 +3,8 @@
 from vitrail.evaluate.confusion import save_confusion
 from vitrail.evaluate.embedding import EmbeddingScores, evaluate_embedding
 from vitrail.evaluate.evaluate import evaluate, evaluate_labels, save_evaluation
-from vitrail.evaluate.metrics import Evaluation, Scores, confusion_matrix, score, topk_correct, wilson_interval
+from vitrail.evaluate.intervals import wilson_interval
+from vitrail.evaluate.metrics import Evaluation, Scores, confusion_matrix, score, topk_correct
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
 from vitrail.evaluate.run import RunEvaluation, evaluate_run
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.data.draws import permutation
-from vitrail.evaluate.metrics import Interval, mean_interval
+from vitrail.evaluate.intervals import Interval, mean_interval
 
 GROUPS = 10
 """Number of groups of the jackknife."""

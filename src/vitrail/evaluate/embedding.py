@@ -18,8 +18,9 @@ from vitrail.data.subset import Subset
 from vitrail.evaluate.effective_rank import effective_rank, effective_rank_interval
 from vitrail.evaluate.evaluate import ALONE, Among, over_batches, require_finite
 from vitrail.evaluate.features import LabelledEmbeddings
+from vitrail.evaluate.intervals import Accuracy, Interval
 from vitrail.evaluate.knn import knn
-from vitrail.evaluate.metrics import SHARE, Accuracy, Direction, Headline, Interval
+from vitrail.evaluate.metrics import SHARE, Direction, Headline
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing
 

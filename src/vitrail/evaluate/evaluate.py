@@ -1,19 +1,19 @@
 """Evaluation of a model on a split: every image once, preprocessed as in prediction."""
 
-# B batch · C channels · H W image · K classes
+# N images · B batch · C channels · H W image · K classes
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vitrail.data.augment import normalise
@@ -21,8 +21,10 @@ from vitrail.data.batch import RawBatch
 from vitrail.data.batches import WHOLE, Part, eval_batches
 from vitrail.data.dataset import Split
 from vitrail.evaluate.confusion import save_confusion
-from vitrail.evaluate.metrics import Evaluation, Judged, Scores, judge, summarise
+from vitrail.evaluate.metrics import Evaluation, Scores, score
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
+from vitrail.evaluate.trust import measure_trust
+from vitrail.models.card import Calibration
 from vitrail.settings import Preprocessing
 from vitrail.weights.run_folder import write_atomically
 
@@ -43,31 +45,34 @@ class Among:
 ALONE = Among()
 
 
-def evaluate(
+class Answers(NamedTuple):
+    """Logits of a split, on the CPU, in its order; unreadable images are left out."""
+
+    logits: Float[Tensor, "N K"]
+    labels: Int64[Tensor, " N"]
+    indexes: Int64[Tensor, " N"]
+    """Position of each image in the split."""
+
+
+def answer(
     model: nn.Module,
     split: Split,
     *,
     preprocessing: Preprocessing,
-    classes: Sequence[str],
     batch_size: int = 256,
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
     among: Among = ALONE,
-) -> Evaluation:
-    """Evaluate a model, which is on `device`, on a split in evaluation view (`augment=None`).
+) -> Answers:
+    """Compute the logits of a split in evaluation view.
 
-    Each image counts once; an unreadable one is left out. The model runs in eval mode without gradients, and its own mode is
-    restored. Raises ValueError for a split that is empty or not in evaluation view.
+    Raises ValueError for an empty split, for one not in evaluation view, and for logits that are not finite.
     """
-    if split.multi_label:
-        raise ValueError("an image of this split may have several labels, so there is no accuracy; use evaluate_labels")
 
-    def take(logits: Tensor, raw: RawBatch) -> tuple[Judged, Tensor]:
-        judged = judge(logits, raw.labels)
-        nll = judged.nll.masked_fill(~logits.isfinite().all(dim=1), math.nan)  # -inf for another class leaves it finite
-        return Judged(*(value.cpu() for value in judged._replace(nll=nll))), raw.labels.cpu()
+    def take(logits: Tensor, raw: RawBatch) -> Answers:
+        return Answers(logits.float().cpu(), raw.labels.cpu(), raw.indexes.cpu())
 
-    results = over_batches(
+    batches = over_batches(
         take,
         model,
         split,
@@ -77,12 +82,39 @@ def evaluate(
         autocast_dtype=autocast_dtype,
         among=among,
     )
-    judged = [one for part in among.gather(results) for one in part]
-    if not judged:
+    parts = [each for part in among.gather(batches) for each in part]
+    if not parts:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
-    each, labels = zip(*judged, strict=True)
-    require_finite(torch.cat([one.nll for one in each]).isfinite())
-    return summarise(Judged(*map(torch.cat, zip(*each, strict=True))), torch.cat(labels), classes=classes)
+    joined = Answers(*map(torch.cat, zip(*parts, strict=True)))
+    require_finite(joined.logits.isfinite().all(1))
+    order = joined.indexes.argsort()
+    return Answers(*(value[order] for value in joined))
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    calibration: Calibration | None = None,
+    batch_size: int = 256,
+    device: torch.device | str,
+    autocast_dtype: torch.dtype | None = None,
+    among: Among = ALONE,
+) -> Evaluation:
+    """Evaluate a model, which is on `device`, on a split in evaluation view (`augment=None`).
+
+    Each image counts once; an unreadable one is left out. `calibration` is that of the model's card: the figures of
+    `Evaluation.trust` are those of the probabilities that it makes. The model runs in eval mode without gradients, and its own
+    mode is restored. Raises ValueError for a split that is empty or not in evaluation view.
+    """
+    if split.multi_label:
+        raise ValueError("an image of this split may have several labels, so there is no accuracy; use evaluate_labels")
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "autocast_dtype": autocast_dtype, "among": among}
+    logits, labels, _ = answer(model, split, preprocessing=preprocessing, **options)
+    evaluation = score(logits, labels, classes=classes)
+    return dataclasses.replace(evaluation, trust=measure_trust(logits, labels, calibration))
 
 
 def evaluate_labels(

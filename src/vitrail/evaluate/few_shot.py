@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vitrail.data.draws import permutation
 from vitrail.evaluate.features import LabelledEmbeddings
+from vitrail.evaluate.intervals import Interval, mean_interval
 from vitrail.evaluate.knn import knn
-from vitrail.evaluate.metrics import Interval, mean_interval
 from vitrail.evaluate.probe import GRID, linear_probe
 
 

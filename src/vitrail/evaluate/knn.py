@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vitrail.evaluate.features import LabelledEmbeddings
-from vitrail.evaluate.metrics import Accuracy
+from vitrail.evaluate.intervals import Accuracy
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Caron et al. 2021 (DINO), appendix F
 _CELLS = 2**25  # similarities at once: 128 MiB

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -15,33 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-Interval = tuple[float, float]
+from vitrail.evaluate.intervals import Interval, wilson_interval
+from vitrail.evaluate.trust import Trust
+
 TOP = 5
 SHARE = "share of images"
 """Unit of a headline that is printed in per cent."""
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Number of correct predictions out of a number of images."""
-
-    correct: int
-    count: int
-
-    @property
-    def value(self) -> float:
-        """Share of correct predictions; NaN without images."""
-        return self.correct / self.count if self.count else math.nan
-
-    @property
-    def interval(self) -> Interval:
-        """Wilson interval at 95 %."""
-        return wilson_interval(self.correct, self.count)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to a dict for JSON."""
-        value = self.value if self.count else None
-        return {"correct": self.correct, "count": self.count, "accuracy": value, "interval": list(self.interval)}
 
 
 Direction = Literal["higher", "lower"]
@@ -119,6 +97,8 @@ class Evaluation:
     confusion: Int64[Tensor, "K K"]
     """Images of each true class (row) by predicted class (column)."""
     classes: tuple[str, ...]
+    trust: Trust | None = None
+    """Calibration, selective prediction and sets; None where they were not measured."""
 
     @property
     def headline(self) -> Headline:
@@ -157,6 +137,7 @@ class Evaluation:
                 }
                 for each in self.per_class
             ],
+            **({} if self.trust is None else {"trust": self.trust.to_dict()}),
         }
 
 
@@ -218,52 +199,3 @@ def confusion_matrix(predicted: Int64[Tensor, " N"], labels: Int64[Tensor, " N"]
     """Count images of each true class (row) by predicted class (column), on the CPU."""
     cells = (labels * num_classes + predicted).cpu()
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
-
-
-def wilson_interval(correct: int, total: int, *, level: float = 0.95) -> Interval:
-    """Compute the interval of a share (Wilson 1927), which is valid near 0 and 1 too. (0, 1) without images."""
-    if not 0 <= correct <= total:
-        raise ValueError(f"{correct} correct of {total} is no share; correct must be between 0 and the total")
-    if not 0 < level < 1:
-        raise ValueError(f"confidence level {level} must be above 0 and below 1")
-    if total == 0:
-        return 0.0, 1.0
-    return share_interval(correct / total, total, level=level)
-
-
-def share_interval(share: float, cases: float, *, level: float = 0.95) -> Interval:
-    """Compute Wilson's interval of a share of `count` independent cases, which need not be a whole number."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    spread = z * z / cases
-    middle = (share + spread / 2) / (1 + spread)
-    reach = z / (1 + spread) * math.sqrt(share * (1 - share) / cases + spread / (4 * cases))
-    low = 0.0 if share == 0 else max(0.0, middle - reach)  # exactly the end, not 1e-17 beside it
-    return low, 1.0 if share == 1 else min(1.0, middle + reach)
-
-
-def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Compute the interval of a mean by Student's t (1908); infinite bounds for fewer than two values."""
-    if len(values) < 2:
-        return -math.inf, math.inf
-    middle = fmean(values)
-    reach = t_quantile(level, len(values) - 1) * stdev(values, middle) / math.sqrt(len(values))
-    return middle - reach, middle + reach
-
-
-def t_quantile(level: float, freedom: int) -> float:
-    """Compute the t that lies within ± with probability `level`, by bisection (Abramowitz and Stegun, 26.7.3)."""
-
-    def within(angle: float) -> float:
-        cosine, odd = math.cos(angle), freedom % 2
-        term, total = (cosine if odd else 1.0), 0.0
-        for power in range(odd, freedom - 1, 2):
-            total += term
-            term *= cosine * cosine * (power + 1) / (power + 2)
-        total *= math.sin(angle)
-        return 2 / math.pi * (angle + total) if odd else total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < level else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)

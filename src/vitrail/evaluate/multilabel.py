@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitrail.evaluate.metrics import SHARE, Direction, Headline, Interval, share_interval
+from vitrail.evaluate.intervals import Interval, share_interval
+from vitrail.evaluate.metrics import SHARE, Direction, Headline
 
 
 @dataclass(frozen=True)

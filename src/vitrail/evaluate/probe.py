@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vitrail.data.draws import permutation
 from vitrail.evaluate.features import LabelledEmbeddings
-from vitrail.evaluate.metrics import Accuracy
+from vitrail.evaluate.intervals import Accuracy
 
 GRID = tuple(10 ** (power / 2) for power in range(2, -13, -1))
 """Penalties from 10 to 1e-6, from strong to weak: each fit starts from the one before it."""

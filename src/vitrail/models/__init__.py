@@ -7,7 +7,9 @@ from vitrail.models.cvt import Cvt
 from vitrail.models.families import build, build_model, build_on_meta, check_model, create_model, meta_model
 from vitrail.models.swin import Swin
 from vitrail.models.swin_v2 import SwinV2
+from vitrail.models.swin_v2_cr import SwinV2Cr
 from vitrail.models.vit import Outputs, ViT
+from vitrail.models.vitdet import VitDet
 
 __all__ = [
     "Baseline",
@@ -17,7 +19,9 @@ __all__ = [
     "Outputs",
     "Swin",
     "SwinV2",
+    "SwinV2Cr",
     "ViT",
+    "VitDet",
     "build",
     "build_model",
     "build_on_meta",

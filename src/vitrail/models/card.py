@@ -12,6 +12,20 @@ Kind = Literal["classify", "multi-label"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was fitted to a model's logits on images that it was not trained on, one class each."""
+
+    images: int
+    """Number of these images."""
+    temperature: float = 1.0
+    """Divides the logits before the softmax (Guo et al. 2017)."""
+    conformal_scores: tuple[float, ...] = ()
+    """Sorted scores of the right classes, from which sets of any coverage follow (`evaluate.conformal`)."""
+    outlier_energy: float | None = None
+    """Energy of the logits above which an image is unlike those of training (`evaluate.outliers`); None: not fitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """Metadata of a model, copied as one record into run folders, exports, the Hub and other models."""
 
@@ -21,5 +35,7 @@ class Card:
     """Class names, if known."""
     task: Kind = "classify"
     """One class per image ("classify"), or any number of labels, each with its own sigmoid probability ("multi-label")."""
+    calibration: Calibration | None = None
+    """Temperature, conformal scores and outlier threshold of the logits of these classes; None: not calibrated."""
     receipt: Receipt | None = None
     """Status of every tensor of the loaded checkpoint."""

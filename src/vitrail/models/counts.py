@@ -11,7 +11,9 @@ compiler.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
@@ -22,16 +24,19 @@ from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.cait import Cait, CaitBlock, CaitClassBlock
 from vitrail.models.cvt import FIRST, LATER, Cvt, CvtBlock, Geometry
 from vitrail.models.families import build_on_meta, check_config
-from vitrail.models.swin import Swin, SwinBlock
+from vitrail.models.swin import SwinBackbone, SwinBlock
 from vitrail.models.vit import Block, ViT
+from vitrail.models.vitdet import VitDet, VitDetBlock
 from vitrail.models.windows import WindowLayout
 from vitrail.settings import Pair, ViTConfig, pair
 from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.modern import ModernConfig
-from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin import SwinConfig, SwinShape
 from vitrail.settings.swin_v2 import SwinV2Config
+from vitrail.settings.swin_v2_cr import SwinV2CrConfig
+from vitrail.settings.vitdet import VitDetConfig
 
 
 class Counts(NamedTuple):
@@ -119,10 +124,10 @@ def is_uniform(config: ModernConfig) -> bool:
     return plain and config.kv_heads is None and config.rope != "mixed"
 
 
-def count_swin(config: SwinConfig) -> Counts:
+def count_swin(config: SwinShape) -> Counts:
     """Count a Swin by formula: a window's part runs on the padded map, the rest on the map."""
     model = build_on_meta(dataclasses.replace(config, depths=(1,) * len(config.depths)))
-    assert isinstance(model, Swin)
+    assert isinstance(model, SwinBackbone)
     grid: Pair = tuple(-(-side // config.patch_size) for side in pair(config.img_size))  # type: ignore[assignment]
     total = _size(model, _product(model.patch_embed.proj, rows=math.prod(grid)) + _linears(model.head, rows=1))
     for layer, depth in zip(model.layers, config.depths, strict=True):
@@ -138,11 +143,24 @@ def count_swin(config: SwinConfig) -> Counts:
 def _swin_block(block: SwinBlock, grid: Pair) -> int:
     positions = math.prod(grid)
     padded = math.prod(WindowLayout.of(grid, window=block.window, shifted=False).padded)
-    qkv = block.attn.qkv
+    qkv, window = block.attn.qkv, pair(block.window)
     flops = _linears(block, rows=positions) + (padded - positions) * _linears(qkv, rows=1)
-    if block.attn.cpb_mlp is not None:  # runs on the offsets in a window
-        flops += ((2 * block.window - 1) ** 2 - positions) * _linears(block.attn.cpb_mlp, rows=1)
-    return flops + _attention(queries=padded, keys=block.window**2, width=qkv.in_features)
+    if block.attn.bias_network is not None:  # runs on the offsets in a window
+        offsets = math.prod(2 * side - 1 for side in window)
+        flops += (offsets - positions) * _linears(block.attn.bias_network, rows=1)
+    return flops + _attention(queries=padded, keys=math.prod(window), width=qkv.in_features)
+
+
+def count_swin_v2_cr(config: SwinV2CrConfig) -> Counts:
+    """Count a Swin V2-CR by formula: its blocks differ by the norms behind some of them."""
+    plain = dataclasses.replace(config, extra_norm_period=0, extra_norm_stage=False, final_norm=False)
+    behind = [
+        2 * config.width(stage)
+        for stage, depth in enumerate(config.depths)
+        for index in range(depth)
+        if config.has_extra_norm(stage, index)
+    ]
+    return count_swin(plain) + Counts(sum(behind), sum(behind) * torch.get_default_dtype().itemsize, 0)
 
 
 def count_cait(config: CaitConfig) -> Counts:
@@ -188,6 +206,33 @@ def _cvt_block(block: CvtBlock, grid: Pair, *, cls: bool) -> int:
     return flops + _attention(queries=positions + cls, keys=keys + cls, width=attn.proj.in_features)
 
 
+def count_vitdet(config: VitDetConfig) -> Counts:
+    """Count a ViTDet by formula: its blocks are in windows or over the whole image, with a bottleneck or without."""
+    kinds = Counter((config.is_global(block), block in config.residual_blocks) for block in range(config.depth))
+    blocks, outside = Counts(0, 0, 0), Counts(0, 0, 0)
+    for (whole, bottleneck), depth in kinds.items():
+        only: dict[str, Any] = {"global_blocks": (0,) * whole, "residual_blocks": (0,) * bottleneck}
+        model = on_meta(functools.partial(VitDet, dataclasses.replace(config, depth=1, **only)))
+        (block,), patches = model.blocks, math.prod(model.grid)
+        assert isinstance(block, VitDetBlock)
+        one, stem = _size(block, _vitdet_block(block, model.grid)), _product(model.patch_embed.proj, rows=patches)
+        neck_and_head = _convolutions(model.neck, rows=patches) + _linears(model.head, rows=1)
+        outside = _size(model, one.flops + stem + neck_and_head) + one * -1  # the same of every kind
+        blocks += one * depth
+    return outside + blocks
+
+
+def _vitdet_block(block: VitDetBlock, grid: Pair) -> int:
+    positions, attn, sides = math.prod(grid), block.attn, (block.window, block.window) if block.window else grid
+    padded = math.prod(WindowLayout.of(grid, window=block.window, shifted=False).padded) if block.window else positions
+    width = attn.proj.in_features
+    flops = _linears(block, rows=positions) + (padded - positions) * _linears(attn, rows=1)
+    flops += _attention(queries=padded, keys=math.prod(sides), width=width)
+    if attn.rel_pos_h is not None:
+        flops += 2 * padded * sum(sides) * width  # q · r and q · c
+    return flops + (0 if block.residual is None else _convolutions(block.residual, rows=positions))
+
+
 def _strided(sides: Pair, geometry: Geometry) -> Pair:
     """Return the sides of a convolution's output."""
     height, width = ((side + 2 * geometry.padding - geometry.kernel) // geometry.stride + 1 for side in sides)
@@ -198,10 +243,12 @@ FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {
     ViTConfig: count_vit,
     SwinConfig: count_swin,
     SwinV2Config: count_swin,
+    SwinV2CrConfig: count_swin_v2_cr,
     BeitConfig: count_vit,
     CaitConfig: count_cait,
     CvtConfig: count_cvt,
     ModernConfig: count_modern,
+    VitDetConfig: count_vitdet,
 }
 """Families that are counted by formula."""
 
@@ -219,6 +266,11 @@ def _product(layer: nn.Linear | nn.Conv2d, *, rows: int) -> int:
 def _linears(module: nn.Module, *, rows: int) -> int:
     """Return the operations of all linear layers of a module, each on `rows` rows."""
     return sum(_product(layer, rows=rows) for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def _convolutions(module: nn.Module, *, rows: int) -> int:
+    """Return the operations of all convolutions of a module whose stride is 1, on maps of `rows` positions."""
+    return sum(_product(layer, rows=rows) for layer in module.modules() if isinstance(layer, nn.Conv2d))
 
 
 def _attention(*, queries: int, keys: int, width: int) -> int:

@@ -14,7 +14,9 @@ from vitrail.models.cvt import Cvt
 from vitrail.models.modern import ModernViT
 from vitrail.models.swin import Swin
 from vitrail.models.swin_v2 import SwinV2
+from vitrail.models.swin_v2_cr import SwinV2Cr
 from vitrail.models.vit import ViT
+from vitrail.models.vitdet import VitDet
 from vitrail.settings import ModelSection, ViTConfig, configured
 from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.beit import BeitConfig
@@ -24,6 +26,8 @@ from vitrail.settings.families import family_of, parse_name
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
+from vitrail.settings.swin_v2_cr import SwinV2CrConfig
+from vitrail.settings.vitdet import VitDetConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ BUILDERS: dict[type[Any], BackboneBuilder] = {
     CvtConfig: BackboneBuilder(Cvt),
     ModernConfig: BackboneBuilder(ModernViT),
     SwinV2Config: BackboneBuilder(SwinV2),
+    SwinV2CrConfig: BackboneBuilder(SwinV2Cr),
     BeitConfig: BackboneBuilder(Beit),
+    VitDetConfig: BackboneBuilder(VitDet),
     BaselineConfig: BackboneBuilder(build_baseline, check_baseline, create_baseline),  # sizes of published weights
 }
 

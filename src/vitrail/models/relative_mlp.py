@@ -55,6 +55,11 @@ def places_of(grid: Pair, *, prefix: int, device: torch.device) -> Int64[Tensor,
     return F.pad(torch.cartesian_prod(y, x), (0, 0, prefix, 0))[None]
 
 
+def log_spaced(offsets: Float[Tensor, "R 2"]) -> Float[Tensor, "R 2"]:
+    """Return sign(Δ) · log(1 + |Δ|) of offsets."""
+    return offsets.sign() * offsets.abs().log1p()
+
+
 class OffsetMlp(nn.Module):
     """Two layers around ReLU, from an offset to a bias for each head."""
 
@@ -77,6 +82,5 @@ class RelativeMlp(nn.Module):
     def forward(self, relative: RelativePlaces) -> Float[Tensor, "b h N N"]:
         weight, (gh, gw) = self.mlp.fc1.weight, relative.extent
         y, x = (torch.arange(1 - side, side, dtype=torch.float32, device=weight.device) for side in (gh, gw))
-        offsets = torch.cartesian_prod(y, x)
-        table = self.mlp((offsets.sign() * offsets.abs().log1p()).to(weight.dtype))  # (R, h)
+        table = self.mlp(log_spaced(torch.cartesian_prod(y, x)).to(weight.dtype))  # (R, h)
         return F.embedding(relative.rows, F.pad(table, (0, 0, 0, 1))).permute(0, 3, 1, 2)

@@ -27,7 +27,7 @@ from vitrail.models.linear import Linear
 from vitrail.models.mlp import Mlp
 from vitrail.models.windows import Map, WindowLayout, relative_index
 from vitrail.settings import Pair, configured
-from vitrail.settings.swin import SwinConfig
+from vitrail.settings.swin import SwinConfig, SwinShape
 
 # --------------------------------------------------------------------------------------------------------------------
 # The block
@@ -36,8 +36,8 @@ from vitrail.settings.swin import SwinConfig
 class WindowAttention(nn.Module):
     """Self-attention within windows: softmax(q kᵀ / √d + bias of the relative position) v (equation 4)."""
 
-    cpb_mlp: nn.Module | None = None
-    """Network that computes the bias; None for a table."""
+    bias_network: nn.Module | None = None
+    """Network that computes the bias from offsets; None for a table."""
 
     def __init__(self, cfg: SwinConfig, stage: int) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class SwinBlock(nn.Module):
 
     attention_type: Callable[[Any, int], Any] = WindowAttention
 
-    def __init__(self, cfg: SwinConfig, stage: int, *, shifted: bool, drop_path: float) -> None:
+    def __init__(self, cfg: SwinShape, stage: int, *, index: int, drop_path: float) -> None:
         super().__init__()
-        dim, self.shifted = cfg.width(stage), shifted
+        dim, self.shifted = cfg.width(stage), index % 2 == 1
         self.norm1 = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.attn = self.attention_type(cfg, stage)
-        self.window: int = self.attn.window
+        self.window: int | Pair = self.attn.window
         self.drop_path1 = DropPath(drop_path) if cfg.drop_path_rate else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.mlp = Mlp(dim, round(cfg.mlp_ratio * dim), drop=cfg.proj_drop_rate)
@@ -87,7 +87,7 @@ class SwinBlock(nn.Module):
 class PatchMerging(nn.Module):
     """Patch merging: each 2x2 positions become one of twice the width; an odd side is padded with zeros (section 3.1)."""
 
-    def __init__(self, cfg: SwinConfig, dim: int) -> None:
+    def __init__(self, cfg: SwinShape, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=cfg.norm_eps)
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
@@ -106,21 +106,21 @@ def neighbours(x: Map, grid: Pair) -> Float[Tensor, "B _new 4*D"]:
 class SwinStage(nn.Module):
     """Blocks at one resolution, after the patch merging that leads to it."""
 
-    block_type: type[SwinBlock] = SwinBlock
+    block_type: Callable[..., SwinBlock] = SwinBlock
     merging_type: Callable[[Any, int], nn.Module] = PatchMerging
 
-    def __init__(self, cfg: SwinConfig, stage: int, drop_path: list[float]) -> None:
+    def __init__(self, cfg: SwinShape, stage: int, drop_path: list[float]) -> None:
         super().__init__()
         self.downsample = self.merging_type(cfg, cfg.width(stage - 1)) if stage else None
         self.blocks = nn.ModuleList(
-            self.block_type(cfg, stage, shifted=index % 2 == 1, drop_path=rate) for index, rate in enumerate(drop_path)
+            self.block_type(cfg, stage, index=index, drop_path=rate) for index, rate in enumerate(drop_path)
         )
 
 
 class SwinPatchEmbed(nn.Module):
     """Patch embedding of 4x4 pixels with a norm; sides that the patch does not divide are padded with zeros."""
 
-    def __init__(self, cfg: SwinConfig) -> None:
+    def __init__(self, cfg: SwinShape) -> None:
         super().__init__()
         self.patch = cfg.patch_size
         self.proj = nn.Conv2d(cfg.in_channels, cfg.embed_dim, kernel_size=self.patch, stride=self.patch)
@@ -146,17 +146,16 @@ class Head(nn.Module):
 # The model
 
 
-class Swin(Backbone):
-    """Swin Transformer of a SwinConfig, or of its fields by keyword: `Swin(embed_dim=96, window_size=7)`."""
+class SwinBackbone(Backbone):
+    """Swin Transformer of any version: a subclass has its stages, and its settings."""
 
-    config: SwinConfig
-    stage_type = SwinStage
-    undecayed: tuple[str, ...] = ("relative_position_bias_table",)
+    config: SwinShape
+    stage_type: Callable[..., SwinStage] = SwinStage
+    undecayed: tuple[str, ...] = ()
     """Parts of the names of parameters without weight decay."""
 
-    def __init__(self, config: SwinConfig | None = None, **fields: Any) -> None:
+    def __init__(self, cfg: SwinShape) -> None:
         super().__init__()
-        cfg = configured(SwinConfig() if config is None else config, fields)
         self.config = cfg
         self.patch_embed = SwinPatchEmbed(cfg)
         total = sum(cfg.depths)
@@ -256,3 +255,13 @@ class Swin(Backbone):
             x = pyramid[-1].flatten(2).transpose(1, 2)  # (B, L, D): the same memory, behind the map for gradients
         x = self.norm(x)
         return Features(pooled=x.mean(dim=1), tokens=x, grid=grid, pyramid=tuple(pyramid))
+
+
+class Swin(SwinBackbone):
+    """Swin Transformer of a SwinConfig, or of its fields by keyword: `Swin(embed_dim=96, window_size=7)`."""
+
+    config: SwinConfig
+    undecayed: tuple[str, ...] = ("relative_position_bias_table",)
+
+    def __init__(self, config: SwinConfig | None = None, **fields: Any) -> None:
+        super().__init__(configured(SwinConfig() if config is None else config, fields))

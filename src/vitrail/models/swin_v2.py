@@ -14,6 +14,7 @@ code, timm and transformers cut the window down to a smaller map at the image si
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,11 +55,8 @@ class CosineAttention(nn.Module):
         if self.q_bias is not None and self.v_bias is not None:
             q, v = q + self.q_bias, v + self.v_bias
         q, k, v = (each.unflatten(3, (self.num_heads, -1)).transpose(2, 3) for each in (q, k, v))  # (B, n, h, w w, d)
-        scale = self.logit_scale.clamp(max=math.log(100)).exp()  # τ is at least 0.01
-        scores = F.normalize(q, dim=-1) * scale @ F.normalize(k, dim=-1).transpose(-2, -1) + self.bias()  # (B, n, h, w w, w w)
-        if (mask := layout.mask(x.device)) is not None:
-            scores = scores.masked_fill(mask[:, None], float("-inf"))
-        out = self.attn_drop(scores.softmax(dim=-1)) @ v
+        weights = cosine_weights(q, k, self.logit_scale, self.bias(), layout)  # (B, n, h, w w, w w)
+        out = self.attn_drop(weights) @ v
         return self.proj_drop(self.proj(layout.join(out.transpose(2, 3).flatten(3))))
 
     def bias(self) -> Float[Tensor, "h _w _w"]:
@@ -67,6 +65,26 @@ class CosineAttention(nn.Module):
         offsets = log_offsets(self.window, unit=self.pretrained_window, device=weight.device).to(weight.dtype)
         table = 16 * self.cpb_mlp(offsets).sigmoid()  # (offsets, h)
         return table[relative_index(self.window, device=weight.device)].permute(2, 0, 1)
+
+    @property
+    def bias_network(self) -> nn.Module:
+        """Network that computes the bias from offsets."""
+        return self.cpb_mlp
+
+
+def cosine_weights(
+    q: Float[Tensor, "B n h _w d"],
+    k: Float[Tensor, "B n h _w d"],
+    log_scale: Float[Tensor, "h 1 1"],
+    bias: Float[Tensor, "h _w _w"],
+    layout: WindowLayout,
+) -> Float[Tensor, "B n h _w _w"]:
+    """Return attention weights softmax(cos(q, k) / τ + bias) within windows, of log(1 / τ)."""
+    scale = log_scale.clamp(max=math.log(100)).exp()  # τ is at least 0.01
+    scores = F.normalize(q, dim=-1) * scale @ F.normalize(k, dim=-1).transpose(-2, -1) + bias
+    if (mask := layout.mask(q.device)) is not None:
+        scores = scores.masked_fill(mask[:, None], float("-inf"))
+    return scores.softmax(dim=-1)
 
 
 def log_offsets(window: int, *, unit: int, device: torch.device | None = None) -> Float[Tensor, "_offsets 2"]:
@@ -82,12 +100,21 @@ def log_offsets(window: int, *, unit: int, device: torch.device | None = None) -
 class SwinV2Block(SwinBlock):
     """Block with its norms behind attention and MLP, every other one with shifted windows (section 3.2)."""
 
-    attention_type = CosineAttention
+    attention_type: Callable[[Any, int], Any] = CosineAttention
 
     def forward(self, x: Map, grid: Pair) -> Map:
         layout = WindowLayout.of(grid, window=self.window, shifted=self.shifted)
+        return self.branches(x, layout)
+
+    def branches(self, x: Map, layout: WindowLayout) -> Map:
+        """Apply attention in windows of a layout, and the MLP."""
         x = x + self.drop_path1(self.norm1(self.attn(x, layout)))  # ẑ = LN((S)W-MSA(z)) + z
         return x + self.drop_path2(self.norm2(self.mlp(x)))  # z = LN(MLP(ẑ)) + ẑ
+
+    def empty_branches(self) -> None:
+        """Initialise norms such that the branches add nothing."""
+        for norm in (self.norm1, self.norm2):
+            nn.init.zeros_(norm.weight)
 
 
 class PatchMergingV2(nn.Module):
@@ -124,8 +151,7 @@ class SwinV2(Swin):
         super().reset_parameters()
         for module in self.modules():
             if isinstance(module, SwinV2Block):
-                for norm in (module.norm1, module.norm2):
-                    nn.init.zeros_(norm.weight)
+                module.empty_branches()
             elif isinstance(module, CosineAttention):
                 nn.init.constant_(module.logit_scale, math.log(10))
                 for bias in (module.q_bias, module.v_bias):

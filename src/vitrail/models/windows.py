@@ -1,6 +1,6 @@
 """Shifted windows of a feature map: partition, mask and relative position bias (Liu et al. 2021, section 3.2)."""
 
-# B batch · H W feature map · L positions = H W · D width · w side of a window · n windows of an image · h heads
+# B batch · H W feature map · L positions = H W · D width · w positions of a window · n windows of an image · h heads
 
 from __future__ import annotations
 
@@ -22,44 +22,60 @@ class WindowLayout(NamedTuple):
 
     grid: Pair
     padded: Pair
-    window: int
+    window: Pair
     shift: Pair
+    pad_first: bool = True
+    """True to pad the map before it is shifted, as in the paper's code for detection; timm pads it afterwards."""
 
     @classmethod
-    def of(cls, grid: Pair, *, window: int, shifted: bool) -> WindowLayout:
+    def of(cls, grid: Pair, *, window: int | Pair, shifted: bool) -> WindowLayout:
         """Compute the layout: sides are padded to whole windows; a side of one window is not shifted."""
-        padded = tuple(-(-side // window) * window for side in grid)
-        shift = tuple(window // 2 if shifted and side > window else 0 for side in padded)
-        return cls(grid, (padded[0], padded[1]), window, (shift[0], shift[1]))
+        whole = cls.shifted_by(grid, window=pair(window), shift=(0, 0))
+        down, across = (w // 2 if shifted and side > w else 0 for w, side in zip(whole.window, whole.padded, strict=True))
+        return whole._replace(shift=(down, across))
+
+    @classmethod
+    def shifted_by(cls, grid: Pair, *, window: Pair, shift: Pair, pad_first: bool = True) -> WindowLayout:
+        """Compute the layout of a given shift: sides are padded to whole windows."""
+        height, width = (-(-side // w) * w for side, w in zip(grid, window, strict=True))
+        return cls(grid, (height, width), window, shift, pad_first)
 
     def cut(self, x: Map) -> Float[Tensor, "B n _w D"]:
         """Cut a map into windows, row by row."""
-        (height, width), w = self.grid, self.window
+        down, across = self.window
         x = x.unflatten(1, self.grid)  # (B, H, W, D)
-        if self.padded != self.grid:  # padding by nothing, and a roll by nothing, would copy the map
-            x = F.pad(x, (0, 0, 0, self.padded[1] - width, 0, self.padded[0] - height))
-        if any(self.shift):
-            x = x.roll((-self.shift[0], -self.shift[1]), dims=(1, 2))
-        return x.unflatten(1, (-1, w)).unflatten(3, (-1, w)).transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, n, w w, D)
+        x = self._roll(self._pad(x)) if self.pad_first else self._pad(self._roll(x))
+        return x.unflatten(1, (-1, down)).unflatten(3, (-1, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, n, w, D)
 
     def join(self, windows: Float[Tensor, "B n _w D"]) -> Map:
         """Join windows to a map: the inverse of `cut`."""
-        (height, width), w = self.grid, self.window
-        x = windows.unflatten(1, (-1, self.padded[1] // w)).unflatten(3, (w, w)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        x = x.roll(self.shift, dims=(1, 2)) if any(self.shift) else x
-        return x[:, :height, :width].flatten(1, 2)
+        height, width = self.grid
+        x = windows.unflatten(1, (-1, self.padded[1] // self.window[1])).unflatten(3, self.window)
+        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, H, W, D), padded
+        x = self._roll(x, back=True)[:, :height, :width] if self.pad_first else self._roll(x[:, :height, :width], back=True)
+        return x.flatten(1, 2)
+
+    def _pad(self, x: Float[Tensor, "B H W D"]) -> Float[Tensor, "B _H _W D"]:
+        if self.padded == self.grid:  # padding by nothing, and a roll by nothing, would copy the map
+            return x
+        return F.pad(x, (0, 0, 0, self.padded[1] - self.grid[1], 0, self.padded[0] - self.grid[0]))
+
+    def _roll(self, x: Float[Tensor, "B H W D"], *, back: bool = False) -> Float[Tensor, "B H W D"]:
+        if not any(self.shift):
+            return x
+        return x.roll(self.shift if back else (-self.shift[0], -self.shift[1]), dims=(1, 2))
 
     def mask(self, device: torch.device) -> Bool[Tensor, "n _w _w"] | None:
         """Attention mask: True for positions that the shift joined from opposite edges of the map; None without shift."""
         if not any(self.shift):
             return None
         regions = []
-        for side, shift in zip(self.padded, self.shift, strict=True):
+        for side, shift, window in zip(self.padded, self.shift, self.window, strict=True):
             at = torch.arange(side, device=device)
-            regions.append((at >= side - self.window).long() + (at >= side - shift).long() if shift else torch.zeros_like(at))
+            regions.append((at >= side - window).long() + (at >= side - shift).long() if shift else torch.zeros_like(at))
         ids = regions[0][:, None] * 3 + regions[1]  # (H, W), padded
-        w = self.window
-        ids = ids.unflatten(0, (-1, w)).unflatten(2, (-1, w)).transpose(1, 2).flatten(2, 3).flatten(0, 1)  # (n, w w)
+        down, across = self.window
+        ids = ids.unflatten(0, (-1, down)).unflatten(2, (-1, across)).transpose(1, 2).flatten(2, 3).flatten(0, 1)  # (n, w)
         return ids[:, :, None] != ids[:, None, :]
 
 

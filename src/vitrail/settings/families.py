@@ -32,8 +32,23 @@ from vitrail.settings.swin_v2 import (
     parse_swin_v2_name,
     swin_v2_name,
 )
+from vitrail.settings.swin_v2_cr import (
+    SWIN_V2_CR_CUSTOM,
+    SWIN_V2_CR_SIZES,
+    SwinV2CrConfig,
+    SwinV2CrModelConfig,
+    parse_swin_v2_cr_name,
+    swin_v2_cr_name,
+)
 from vitrail.settings.values import OTHER_SPELLINGS, nearest, pair
 from vitrail.settings.vit import CUSTOM, PATCHES, RECIPE_NAMES, SIZES, ModelConfig, ViTConfig, parse_vit_name, vit_name
+from vitrail.settings.vitdet import (
+    VITDET_SIZES,
+    VitDetConfig,
+    VitDetModelConfig,
+    parse_vitdet_name,
+    vitdet_name,
+)
 
 
 class Words(NamedTuple):
@@ -125,10 +140,28 @@ def _swin_v2_words(config: SwinV2Config) -> Words:
     return Words(size, "Swin Transformer V2", f"{blocks} blocks from width {config.embed_dim}, window {windows}", ("swinv2",))
 
 
+def _swin_v2_cr_words(config: SwinV2CrConfig) -> Words:
+    name = swin_v2_cr_name(config)
+    size = "Swin Transformer V2-CR" if name == SWIN_V2_CR_CUSTOM else f"SwinV2-CR-{name.removeprefix('swinv2_cr_').upper()}"
+    blocks, window = "-".join(map(str, config.depths)), "x".join(map(str, dict.fromkeys(config.whole_window())))
+    shape = f"{blocks} blocks from width {config.embed_dim}, window {window}"
+    return Words(size, "Swin Transformer V2-CR", shape, ("swinv2_cr",))
+
+
 def _beit_words(config: BeitConfig) -> Words:
     name = beit_name(config)
     size = f"BEiT with patch {config.patch_size}" if name == BEIT_CUSTOM else f"BEiT-{name[5].upper()}/{config.patch_size}"
     return Words(size, "BEiT", f"{config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads", ("beit",))
+
+
+def _vitdet_words(config: VitDetConfig) -> Words:
+    name, titles = vitdet_name(config), {"sam": "SAM", "sam3": "SAM 3", "vitdet": "ViTDet"}
+    kind, _, size = name.partition("_")
+    title = titles.get(kind, "ViTDet") if name in VITDET_SIZES else "ViTDet"
+    patch = "x".join(map(str, dict.fromkeys(pair(config.patch_size))))
+    named = f"{title}-{size[0].upper()}/{patch}" if name in VITDET_SIZES else f"{title} with patch {patch}"
+    blocks = f"{config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads, window {config.window_size}"
+    return Words(named, title, blocks, ("vitdet",))
 
 
 def _baseline_words(config: BaselineConfig) -> Words:
@@ -157,6 +190,16 @@ FAMILIES: dict[str, Family] = {
         stored_as="swin_v2",
         names=tuple(SWIN_V2_SIZES),
         paper="Liu et al. 2022, https://arxiv.org/abs/2111.09883",
+    ),
+    "swin_v2_cr": Family(
+        section=SwinV2CrModelConfig,
+        parse=parse_swin_v2_cr_name,
+        name_of=swin_v2_cr_name,
+        noun="a Swin Transformer V2-CR",
+        words=_swin_v2_cr_words,
+        stored_as="swin_v2_cr",
+        names=tuple(SWIN_V2_CR_SIZES),
+        paper="Liu et al. 2022, https://arxiv.org/abs/2111.09883, in Christoph Reich's implementation for timm",
     ),
     "swin": Family(
         section=SwinModelConfig,
@@ -208,6 +251,16 @@ FAMILIES: dict[str, Family] = {
         stored_as="beit",
         names=tuple(BEIT_SIZES),
         paper="Bao et al. 2022, https://arxiv.org/abs/2106.08254; BEiT v2: Peng et al. 2022; data2vec: Baevski et al. 2022",
+    ),
+    "vitdet": Family(
+        section=VitDetModelConfig,
+        parse=parse_vitdet_name,
+        name_of=vitdet_name,
+        noun="a ViTDet",
+        words=_vitdet_words,
+        stored_as="vitdet",
+        names=tuple(VITDET_SIZES),
+        paper="Li et al. 2022, https://arxiv.org/abs/2203.16527; SAM: Kirillov et al. 2023; SAM 3: Carion et al. 2025",
     ),
     "baseline": Family(
         section=BaselineModelConfig,

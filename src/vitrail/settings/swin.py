@@ -1,13 +1,14 @@
-"""Settings of a Swin Transformer (Liu et al. 2021)."""
+"""Settings of a Swin Transformer (Liu et al. 2021), and those that its later versions share."""
 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vitrail.settings.model import ModelSection
-from vitrail.settings.values import Pair
+from vitrail.settings.values import Pair, pair
 
 
 class SwinSize(NamedTuple):
@@ -60,8 +61,8 @@ def require_stages(name: str, sides: tuple[int, ...], *, stages: int, least: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinConfig:
-    """Shape of a Swin Transformer. The defaults are Swin-T."""
+class SwinShape:
+    """Shape of a Swin Transformer of any version, without its windows."""
 
     img_size: int | Pair = 224
     """Image side in pixels, or (height, width), of the training images; the model accepts any size."""
@@ -77,10 +78,6 @@ class SwinConfig:
     """Blocks of each stage."""
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     """Attention heads of each stage; each must divide the stage's width."""
-    window_size: int = 7
-    """Side of a window, in patches."""
-    window_sizes: tuple[int, ...] = ()
-    """Side of a window in each stage, where they differ; () is `window_size` in all of them."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over the stage's width."""
     final_norm: bool = True
@@ -99,28 +96,53 @@ class SwinConfig:
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.num_heads) or not self.depths:
             raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must have one number for each stage")
-        for name in ("patch_size", "in_channels", "embed_dim", "window_size"):
+        for name in ("patch_size", "in_channels", "embed_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         if min(*self.depths, *self.num_heads) < 1:
             raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must be at least 1 in every stage")
-        require_stages("window_sizes", self.window_sizes, stages=len(self.depths), least=1)
-        if self.window_sizes and max(self.window_sizes) != self.window_size:
-            which = f"window_size {self.window_size} is not the largest of window_sizes {self.window_sizes}"
-            raise ValueError(f"{which}; set both, or window_sizes to ()")
         if self.num_classes < 0:
             raise ValueError(f"num_classes {self.num_classes} must not be negative; 0 leaves the head out")
         for stage, heads in enumerate(self.num_heads):
             if self.width(stage) % heads:
                 raise ValueError(f"num_heads {heads} does not divide the width {self.width(stage)} of stage {stage}")
 
-    def window(self, stage: int) -> int:
-        """Return the side of a window in a stage."""
-        return self.window_sizes[stage] if self.window_sizes else self.window_size
+    @abstractmethod
+    def window(self, stage: int) -> int | Pair:
+        """Return the side of a window in a stage, or its (height, width)."""
 
     def width(self, stage: int) -> int:
         """Return the channels of a stage."""
         return self.embed_dim * 2**stage
+
+    def map_at(self, stage: int) -> Pair:
+        """Return the height and width of a stage's map at the config's image size."""
+        height, width = pair(self.img_size)
+        step = self.patch_size * 2**stage
+        return -(-height // step), -(-width // step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig(SwinShape):
+    """Shape of a Swin Transformer. The defaults are Swin-T."""
+
+    window_size: int = 7
+    """Side of a window, in patches."""
+    window_sizes: tuple[int, ...] = ()
+    """Side of a window in each stage, where they differ; () is `window_size` in all of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window_size < 1:
+            raise ValueError(f"window_size {self.window_size} must be at least 1")
+        require_stages("window_sizes", self.window_sizes, stages=len(self.depths), least=1)
+        if self.window_sizes and max(self.window_sizes) != self.window_size:
+            which = f"window_size {self.window_size} is not the largest of window_sizes {self.window_sizes}"
+            raise ValueError(f"{which}; set both, or window_sizes to ()")
+
+    def window(self, stage: int) -> int:
+        """Return the side of a window in a stage."""
+        return self.window_sizes[stage] if self.window_sizes else self.window_size
 
 
 def swin_name(config: SwinConfig) -> str:

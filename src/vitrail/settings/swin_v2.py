@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.settings.model import ModelSection
 from vitrail.settings.swin import SwinConfig, SwinSize, require_stages
-from vitrail.settings.values import Pair, pair
+from vitrail.settings.values import Pair
 
 SWIN_V2_SIZES = {  #          width  depths         heads            parameters at 1000 classes, any window
     "swinv2_t": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),  #        28_347_154
@@ -24,7 +24,7 @@ _FORM = re.compile(r"swinv2_([a-z]+)(?:_patch(\d+))?_window(?:(\d+)to)?(\d+)(?:_
 
 
 def parse_swin_v2_name(name: str) -> dict[str, Any] | None:
-    """Return the SwinV2Config fields that a name decides; None for a name that starts with neither "swinv2_" nor "swin_v2_".
+    """Return the SwinV2Config fields that a name decides; None for another family's.
 
     "swinv2_t", torchvision's "swin_v2_t" and timm's "swinv2_tiny_window8_256" are names of the same model. In a name with two
     windows, "swinv2_base_window12to16_192to256", the first one is that of the pre-training. The paper's code cuts the window
@@ -33,7 +33,7 @@ def parse_swin_v2_name(name: str) -> dict[str, Any] | None:
     """
     if name == SWIN_V2_CUSTOM:
         return {}
-    if not name.startswith(("swinv2_", "swin_v2_")):
+    if not name.startswith(("swinv2_", "swin_v2_")) or name.startswith("swinv2_cr_"):
         return None
     fields: dict[str, Any] = {}
     if long := _FORM.fullmatch(name):
@@ -52,13 +52,6 @@ def parse_swin_v2_name(name: str) -> dict[str, Any] | None:
         names = ", ".join(SWIN_V2_SIZES)
         raise ValueError(f'model "{name}" is none of {names}; timm\'s "swinv2_tiny_window8_256" is a name too')
     return {**SWIN_V2_SIZES[size]._asdict(), **fields}
-
-
-def maps_at(config: SwinV2Config) -> list[Pair]:
-    """Return the height and width of each stage's map at the config's image size."""
-    height, width = pair(config.img_size)
-    steps = [config.patch_size * 2**stage for stage in range(len(config.depths))]
-    return [(-(-height // step), -(-width // step)) for step in steps]
 
 
 def windows_at(window: int, *, img_size: int, patch_size: int, stages: int = 4) -> tuple[int, ...]:

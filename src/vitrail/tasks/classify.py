@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,8 +17,10 @@ from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
 from vitrail.data.pack import augment_packed
 from vitrail.evaluate import Scores, evaluate, evaluate_labels
-from vitrail.evaluate.evaluate import ALONE, Among
+from vitrail.evaluate.calibrate import calibrate
+from vitrail.evaluate.evaluate import ALONE, Among, answer
 from vitrail.models.backbone import Backbone
+from vitrail.models.card import Calibration
 from vitrail.settings import AugmentConfig, Pair, Preprocessing
 from vitrail.tasks.losses import Loss, accuracy, call, label_loss
 from vitrail.tasks.task import Task
@@ -34,8 +35,6 @@ class Classify(Task):
 
     teacher_targets: Float[Tensor, "N K"] | None = None
     """Teacher's targets of every training image, mixed like the labels; None without a teacher or with an online one."""
-    score: ClassVar[Callable[..., Scores]] = staticmethod(evaluate)
-    """Evaluation function of a split."""
 
     def __init__(
         self,
@@ -88,7 +87,53 @@ class Classify(Task):
     ) -> Scores:
         """Compute scores with intervals, overall and of each class."""
         scored = self.model if model is None else model
-        return self.score(
+        return evaluate(
+            scored,
+            split,
+            preprocessing=self.preprocessing,
+            classes=scored.classes,
+            calibration=scored.card.calibration,
+            device=device,
+            autocast_dtype=autocast_dtype,
+            among=among,
+        )
+
+    def calibrate(
+        self,
+        split: Split,
+        *,
+        model: Backbone | None = None,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None = None,
+        among: Among = ALONE,
+    ) -> Calibration | None:
+        """Fit temperature, conformal scores and outlier threshold."""
+        options: dict[str, Any] = {"device": device, "autocast_dtype": autocast_dtype, "among": among}
+        answers = answer(self.model if model is None else model, split, preprocessing=self.preprocessing, **options)
+        return calibrate(answers)
+
+
+class MultiLabel(Classify):
+    """Multi-label classification with binary cross-entropy of each label (Wightman et al. 2021)."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return "loss", and the share of (image, label) pairs that are predicted correctly."""
+        logits = call(self.model, batch).float()  # (B, K)
+        right = (logits.detach() > 0) == (batch.targets > 0.5)
+        return {"loss": self.label_loss(logits, batch), "binary_accuracy": right.float().mean()}
+
+    def evaluate(
+        self,
+        split: Split,
+        *,
+        model: Backbone | None = None,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None = None,
+        among: Among = ALONE,
+    ) -> Scores:
+        """Compute average precision and F1 with intervals, overall and of each label."""
+        scored = self.model if model is None else model
+        return evaluate_labels(
             scored,
             split,
             preprocessing=self.preprocessing,
@@ -98,14 +143,14 @@ class Classify(Task):
             among=among,
         )
 
-
-class MultiLabel(Classify):
-    """Multi-label classification with binary cross-entropy of each label (Wightman et al. 2021)."""
-
-    score = staticmethod(evaluate_labels)
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return "loss", and the share of (image, label) pairs that are predicted correctly."""
-        logits = call(self.model, batch).float()  # (B, K)
-        right = (logits.detach() > 0) == (batch.targets > 0.5)
-        return {"loss": self.label_loss(logits, batch), "binary_accuracy": right.float().mean()}
+    def calibrate(
+        self,
+        split: Split,
+        *,
+        model: Backbone | None = None,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None = None,
+        among: Among = ALONE,
+    ) -> Calibration | None:
+        """Fit nothing: temperature, sets and outliers are of one class an image."""
+        return None

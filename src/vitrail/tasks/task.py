@@ -19,6 +19,7 @@ from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.evaluate.evaluate import ALONE, Among
 from vitrail.models.backbone import Backbone
+from vitrail.models.card import Calibration
 from vitrail.settings import Pair, Preprocessing
 
 
@@ -81,6 +82,18 @@ class Task(nn.Module):
 
         Return None if the task has no score for such a split.
         """
+
+    def calibrate(
+        self,
+        split: Split,
+        *,
+        model: Backbone | None = None,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None = None,
+        among: Among = ALONE,
+    ) -> Calibration | None:
+        """Fit what the card says of the model's probabilities to a split that it was not trained on; None: nothing to fit."""
+        return None
 
     def picture(self, split: Split, *, device: torch.device, autocast_dtype: torch.dtype | None = None) -> Image.Image | None:
         """Draw the task's outputs for some images of a split in evaluation view; None if there is nothing to show.

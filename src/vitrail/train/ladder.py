@@ -13,8 +13,8 @@ from torch import nn
 from vitrail.data.dataset import Source, Split
 from vitrail.evaluate.features import LabelledEmbeddings, extract
 from vitrail.evaluate.few_shot import FewShot, few_shot
+from vitrail.evaluate.intervals import Accuracy
 from vitrail.evaluate.knn import knn
-from vitrail.evaluate.metrics import Accuracy
 from vitrail.evaluate.probe import Probe, linear_probe
 from vitrail.evaluate.run import open_data
 from vitrail.models.backbone import Backbone

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from vitrail.data.batches import Part
 from vitrail.data.dataset import Source
 from vitrail.evaluate import Scores, save_evaluation
+from vitrail.evaluate.evaluate import Among
 from vitrail.evaluate.metrics import headline_text
 from vitrail.models import meta_model
 from vitrail.models.backbone import Backbone
@@ -262,6 +264,7 @@ def conclude(loop: Loop, source: Source) -> Run:
     model, processes = loop.trained.eval(), loop.world
     loop.train_step.optimizers.forget()
     processes.broadcast_buffers(model)
+    calibrate_model(loop, model)
     complete = gather_model(model, loop.settings.model, processes)
     if complete is not None:
         save_model(complete, loop.folder, data=loop.settings.data.path)
@@ -295,6 +298,16 @@ def conclude(loop: Loop, source: Source) -> Run:
     processes.barrier()  # the others wait while the first writes
     task = loop.settings.train.task
     return Run(folder=loop.folder, evaluation=scores, split=split_name, seconds=loop.pace.elapsed, steps=loop.step, task=task)
+
+
+def calibrate_model(loop: Loop, model: Backbone) -> None:
+    """Fit the card's calibration to the validation images, where there are some and the task has one."""
+    if not len(loop.views.get("val", ())):
+        return
+    among = Among(Part(loop.world.rank, loop.world.size), gather=loop.world.gather)
+    dtype = loop.train_step.autocast_dtype
+    found = loop.task.calibrate(loop.views["val"], model=model, device=loop.device, autocast_dtype=dtype, among=among)
+    model.card = dataclasses.replace(model.card, calibration=found)
 
 
 def gather_model(model: Backbone, cfg: ModelSection, processes: World) -> Backbone | None:

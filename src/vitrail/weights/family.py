@@ -6,9 +6,10 @@ A family says in its own file how its shape is read from tensors and how they ar
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -153,23 +154,37 @@ def load_family(
     `known` is the config of a model of ours, whose names are ours. Raises ValueError for tensors that are not all of the
     model (with `strict=False`, fresh weights fill the gaps), or that don't fit the fields that were asked for.
     """
+    keys = {re.sub(WRAPPERS, "", key): key for key in checkpoint.tensors}
     if known is None:
         match = find_layout(checkpoint.shapes, config=checkpoint.config, overrides=changes)
         assert match is not None, "a reader is chosen by its layout"
         layout, prefix = match
+        file = FamilyFile(checkpoint, layout, {name.removeprefix(prefix): key for name, key in keys.items()}, changes)
+        stored = reader.infer(file)
     else:
-        layout, prefix = FamilyLayout(type(known), "Vitrail", shows=()), ""
-    keys = {re.sub(WRAPPERS, "", key).removeprefix(prefix): key for key in checkpoint.tensors}
-    file = FamilyFile(checkpoint, layout, keys, changes)
-    stored = known or reader.infer(file)
+        stored = known
     config = configured(stored, {**changes, **reader.implied(stored, changes)})
     model = build_on_meta(config)
+    if known is not None:
+        layout = run_layout(model, keys.keys())
+        file = FamilyFile(checkpoint, layout, keys, changes)
     fresh = build(config).state_dict() if config.num_classes != stored.num_classes or not strict else {}
     state, entries = _adapted(model, file, stored, reader, fresh, channels)
     model.load_state_dict(state, strict=True, assign=True)
     assumed = tuple(text for field, text in layout.assumes.items() if field not in changes)
     attach_card(model, checkpoint, stored, entries, origin=f"{layout.name}, {type(model).__name__}", assumed=assumed)
     return model.eval()
+
+
+def run_layout(model: Backbone, keys: Set[str]) -> FamilyLayout:
+    """Return the layout of the tensors of a run or of a model of ours, by their keys: our names, or else a library's.
+
+    A run folder that a library opens too has its names.
+    """
+    family, names = type(model.config), model.state_dict().keys()
+    ours = FamilyLayout(family, "Vitrail", shows=())
+    theirs = [dataclasses.replace(layout, name="Vitrail") for layout in LAYOUTS if layout.family is family]
+    return max((ours, *theirs), key=lambda layout: sum(keys >= {*layout.names(name)} for name in names))  # the first of equals
 
 
 def _adapted(

@@ -28,6 +28,8 @@ from vitrail.settings.families import Family, check_fields, family_of, name_of, 
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
+from vitrail.settings.swin_v2_cr import SwinV2CrConfig
+from vitrail.settings.vitdet import VitDetConfig
 from vitrail.text import printable_errors
 from vitrail.weights import hub
 from vitrail.weights.arrange import ANSWERS, check_answers
@@ -45,8 +47,10 @@ from vitrail.weights.recognise import recognise
 from vitrail.weights.run_folder import CONFIG, SETTINGS, read_run
 from vitrail.weights.swin import SWIN
 from vitrail.weights.swin_v2 import SWIN_V2
+from vitrail.weights.swin_v2_cr import SWIN_V2_CR
 from vitrail.weights.trained import load_trained
 from vitrail.weights.vit import Channels, load_vit
+from vitrail.weights.vitdet import VITDET
 
 GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 """Activation by class of timm, torch and open_clip."""
@@ -204,7 +208,9 @@ FAMILY_READERS: dict[type[Any], FamilyReader] = {  # by the family's config, who
     CvtConfig: CVT,
     ModernConfig: MODERN,
     SwinV2Config: SWIN_V2,
+    SwinV2CrConfig: SWIN_V2_CR,
     BeitConfig: BEIT,
+    VitDetConfig: VITDET,
 }
 READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is not here is read by `load_trained`
     **{family: Reader(functools.partial(load_family, reader)) for family, reader in FAMILY_READERS.items()},
@@ -340,7 +346,9 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     patches = (getattr(part, "patch_size", None) for part in parts)
     grid, patch = (next((pair_of(value) for value in values if pair_of(value)), None) for values in (grids, patches))
     image_size = (grid[0] * patch[0], grid[1] * patch[1]) if grid and patch else first(int, "image_size")
-    windows = [(part.window_size, part.pretrained_window_size) for part in parts if hasattr(part, "pretrained_window_size")]
+    cosine = [part for part in parts if hasattr(part, "logit_scale") and hasattr(part, "window_size")]  # of Swin v2
+    windows = [(part.window_size, getattr(part, "pretrained_window_size", None)) for part in cosine]
+    sides = [part.window_size for part in parts if hasattr(part, "attn") and isinstance(getattr(part, "window_size", 0.0), int)]
     tanh = any(getattr(part, "approximate", "none") == "tanh" for part in parts)  # torch's GELU
     arguments = {
         "img_size": image_size,
@@ -350,6 +358,8 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         **{name: first((str, bool), name) for name in POSITIONS},
         "norm_eps": next((part.eps for part in parts if isinstance(part, nn.LayerNorm)), None),
         "block_windows": windows or None,
+        "always_partition": first(bool, "always_partition"),
+        "windows_of_blocks": sides or None,
         "act_layer": "gelu_tanh"
         if tanh
         else next((GELUS[k] for k in (type(part).__name__ for part in parts) if k in GELUS), None),

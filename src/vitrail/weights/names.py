@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.settings import ViTConfig, pair
@@ -75,6 +76,16 @@ def _write_pixel_norm(x: Tensor, cfg: ViTConfig) -> list[Tensor]:
     return [x.reshape(cfg.in_channels, *pair(cfg.patch_size)).permute(1, 2, 0).reshape(-1)]
 
 
+def _read_grid(positions: Tensor) -> Tensor:
+    """Reshape positions (1, rows, D) to a square grid (1, side, side, D). Raises ValueError if they make none."""
+    side = math.isqrt(positions.shape[1])
+    if side * side != positions.shape[1]:
+        raise ValueError(
+            f"{positions.shape[1]} positions make no square, as those of this library's class do; it can't be read"
+        )
+    return positions.unflatten(1, (side, side))
+
+
 SAME = Form(lambda parts: parts[0], lambda x, cfg: [x])
 STACKED = Form(torch.cat, lambda x, cfg: list(x.chunk(3)))
 STACKED_PAIR = Form(torch.cat, lambda x, cfg: list(x.chunk(2)))
@@ -83,6 +94,9 @@ TOKEN = Form(TOKENS.read, lambda x, cfg: [x.reshape(-1)])  # written as (D,)
 TRANSPOSED = Form(lambda parts: parts[0].T, lambda x, cfg: [x.T])
 LINEAR_PATCH = Form(_read_linear_patch, lambda x, cfg: [x.permute(0, 2, 3, 1).flatten(1)])
 CHANNELS_FIRST_PATCH = Form(_read_channels_first_patch, lambda x, cfg: [x.flatten(1)])
+GRID = Form(lambda parts: _read_grid(parts[0]), lambda x, cfg: [x.flatten(1, 2)])
+# behind the row of a class token, which nothing reads
+CLASS_AND_GRID = Form(lambda parts: _read_grid(parts[0][:, 1:]), lambda x, cfg: [F.pad(x.flatten(1, 2), (0, 0, 1, 0))])
 FLAT = Form(lambda parts: parts[0].reshape(-1), lambda x, cfg: [x])  # LayerScale, of any number of axes
 PIXEL_NORM = Form(_read_pixel_norm, _write_pixel_norm)
 # Query and value without a bias of the key: zero gives the same attention

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.models.card import Card, Kind
+from vitrail.models.card import Calibration, Card, Kind
 from vitrail.models.receipt import Receipt
 from vitrail.settings import Pair, Preprocessing, tupled
 from vitrail.weights.eval_transform import IMAGENET, EvalTransform, Numbers
@@ -33,11 +33,19 @@ class Given:
     """True where no source states it."""
     multi_label: bool = False
     """True for a head of several labels per image."""
+    calibration: Calibration | None = None
+    """What a run's config.json states of the logits of these classes."""
 
     def card(self, receipt: Receipt) -> Card:
         """Return the card of the model that is loaded from the checkpoint."""
         task: Kind = "multi-label" if self.multi_label else "classify"
-        return Card(preprocessing=self.preprocessing, classes=self.classes, task=task, receipt=receipt)
+        return Card(
+            preprocessing=self.preprocessing,
+            classes=self.classes,
+            task=task,
+            calibration=self.calibration,
+            receipt=receipt,
+        )
 
 
 def preprocessing_for(
@@ -80,6 +88,7 @@ def preprocessing_for(
         source=transform.source,
         guessed=stated is None,
         multi_label=num_classes > 0 and any(label.multi_label for label in labels),
+        calibration=read_calibration(config) if num_classes > 0 else None,
     )
 
 
@@ -105,6 +114,17 @@ def run_transform(config: Config) -> EvalTransform | None:
     return EvalTransform(
         images.mean, images.std, images.crop_pct, images.crop_mode, images.interpolation, "the run's config.json", images.range
     )
+
+
+def read_calibration(config: Config) -> Calibration | None:
+    """Return the calibration in a run's config.json. Raises ValueError for one that can't be read."""
+    ours = config.get("vitrail")
+    if not isinstance(ours, Mapping) or ours.get("calibration") is None:
+        return None
+    try:
+        return Calibration(**tupled(ours["calibration"]))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"config.json's calibration can't be read ({error}); restore it from a copy") from error
 
 
 def class_names(names: Any, num_classes: int) -> tuple[str, ...]:

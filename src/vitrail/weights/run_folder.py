@@ -60,13 +60,14 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     save_tensors(state, draft)
     digest = sha256(draft)
     put(draft, folder / WEIGHTS)
-    preprocessing = dataclasses.asdict(model.preprocessing)
+    preprocessing, calibration = dataclasses.asdict(model.preprocessing), model.card.calibration
     config = {
         "vitrail": {
             family_of_config(cfg).stored_as: dataclasses.asdict(cfg),
             "preprocessing": preprocessing,
             "data": data,
             "sha256": digest,
+            **({} if calibration is None else {"calibration": dataclasses.asdict(calibration)}),
             **origin,
         },
         "num_classes": cfg.num_classes,

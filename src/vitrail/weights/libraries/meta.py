@@ -1,4 +1,4 @@
-"""facebookresearch's repositories: DINOv2's and DINOv3's own names, and the evaluation of models that have timm's names."""
+"""facebookresearch's repositories: the own names of DINOv2, DINOv3, SAM and ViTDet; the evaluation of models with timm's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 from typing import Any
 
 from vitrail.settings.modern import ModernConfig
+from vitrail.settings.vitdet import VitDetConfig
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
 from vitrail.weights.library import Config, FamilyLayout, Layout, Library
-from vitrail.weights.names import VIT_SPELLINGS, VIT_TABLE, Form, key_table
+from vitrail.weights.names import CLASS_AND_GRID, VIT_SPELLINGS, VIT_TABLE, Form, key_table
 
 DINOV2 = Layout(
     name="DINOv2",
@@ -69,9 +70,40 @@ DINOV3, DINOV3_GATED = (
     for gated in (False, True)
 )
 
+
+def sam_names(name: str) -> tuple[str, ...]:
+    """Return the name in SAM's own files, of its image encoder."""
+    return (f"image_encoder.{re.sub(r'[.]mlp[.]fc', '.mlp.lin', name)}",)
+
+
+SAM = FamilyLayout(
+    VitDetConfig,
+    "SAM",
+    shows=("neck.0.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"),
+    names=sam_names,
+    encoder="image_encoder.",
+    fields=lambda config: {"norm_eps": 1e-6},
+)
+
+
+def detectron2_names(name: str) -> tuple[str, ...]:
+    """Return the name in ViTDet's own files, of its backbone."""
+    return (re.sub(r"\.residual\.norm(\d)\.", r".residual.conv\1.norm.", name),)
+
+
+VITDET = FamilyLayout(
+    VitDetConfig,
+    "detectron2's ViTDet",
+    shows=("pos_embed", "blocks.0.attn.rel_pos_h", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"),
+    names=detectron2_names,
+    form=lambda name: CLASS_AND_GRID if name == "pos_embed" else None,
+    fits=lambda shape: len(shape("pos_embed")) == 3,
+    fields=lambda config: {"norm_eps": 1e-6, "pos_resize": "cubic"},
+)
+
 META = Library(
     layouts=(DINOV2,),
-    family_layouts=(DINOV3, DINOV3_GATED),
+    family_layouts=(DINOV3, DINOV3_GATED, SAM, VITDET),
     default_transforms=(
         # dino: eval_linear.py; dinov2: data/transforms.py
         DefaultTransform("dino", "DINO's checkpoints", IMAGENET, 0.875, "center", "bicubic"),

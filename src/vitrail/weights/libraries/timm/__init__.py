@@ -12,6 +12,8 @@ from vitrail.settings.cait import CaitConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
+from vitrail.settings.swin_v2_cr import SwinV2CrConfig
+from vitrail.settings.vitdet import VitDetConfig
 from vitrail.weights.libraries.timm.baseline import baseline_config
 from vitrail.weights.libraries.timm.beit import BEIT_LAYOUTS, beit_config, beit_plan
 from vitrail.weights.libraries.timm.cait import CAIT_LAYOUT, cait_config, cait_plan
@@ -20,6 +22,7 @@ from vitrail.weights.libraries.timm.modern import MODERN_LAYOUTS, modern_config,
 from vitrail.weights.libraries.timm.naflex import NAFLEX_LAYOUTS
 from vitrail.weights.libraries.timm.swin import SWIN_LAYOUT, swin_config, swin_plan
 from vitrail.weights.libraries.timm.swin_v2 import SWIN_V2_LAYOUT, swin_v2_config, swin_v2_plan
+from vitrail.weights.libraries.timm.swin_v2_cr import SWIN_V2_CR_LAYOUTS, swin_v2_cr_config, swin_v2_cr_plan, swin_v2_cr_state
 from vitrail.weights.libraries.timm.vit import (
     EVA_LAYOUT,
     GAMMA_LAYOUT,
@@ -29,6 +32,7 @@ from vitrail.weights.libraries.timm.vit import (
     timm_config,
     timm_state,
 )
+from vitrail.weights.libraries.timm.vitdet import VITDET_LAYOUT, vitdet_config, vitdet_plan
 from vitrail.weights.library import Library, Writer
 from vitrail.weights.targets import State
 
@@ -48,9 +52,15 @@ RUN_FORMS: dict[type[Any], RunFormer] = {
     ),
     SwinConfig: _same_tensors(swin_config),
     SwinV2Config: _same_tensors(swin_v2_config),
+    SwinV2CrConfig: lambda model, state, images, licence: (
+        swin_v2_cr_config(model.config, images, licence=licence),
+        swin_v2_cr_state(state),
+        model.config,
+    ),
     CaitConfig: _same_tensors(cait_config),
     ModernConfig: _same_tensors(modern_config),
     BeitConfig: _same_tensors(beit_config),
+    VitDetConfig: _same_tensors(vitdet_config),
     BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
 }
 """By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
@@ -60,8 +70,10 @@ TIMM = Library(
     family_layouts=(
         SWIN_LAYOUT,
         SWIN_V2_LAYOUT,
+        *SWIN_V2_CR_LAYOUTS,
         CAIT_LAYOUT,
         *BEIT_LAYOUTS,
+        VITDET_LAYOUT,
         *MODERN_LAYOUTS,
         *NAFLEX_LAYOUTS,
     ),
@@ -74,8 +86,10 @@ TIMM = Library(
             ViTConfig: plan,
             SwinConfig: swin_plan,
             SwinV2Config: swin_v2_plan,
+            SwinV2CrConfig: swin_v2_cr_plan,
             CaitConfig: cait_plan,
             BeitConfig: beit_plan,
+            VitDetConfig: vitdet_plan,
             ModernConfig: modern_plan,
         },
     ),

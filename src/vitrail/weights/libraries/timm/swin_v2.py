@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrail.models import SwinV2
 from vitrail.settings import Preprocessing
-from vitrail.settings.swin_v2 import SwinV2Config, maps_at, parse_swin_v2_name
+from vitrail.settings.swin_v2 import SwinV2Config, parse_swin_v2_name
 from vitrail.weights.libraries.timm.card import first_conv, folder, pretrained_cfg
 from vitrail.weights.library import Config, Export, FamilyLayout
 from vitrail.weights.targets import Inexpressible, preprocessing_of, same_names
@@ -29,7 +29,7 @@ def windows(config: Config) -> Mapping[str, Any]:
         return {"window_size": max(square), "window_sizes": tuple(square) if len(set(square)) > 1 else (), **fields}
     try:
         named = parse_swin_v2_name(str(config.get("architecture", "")).partition(".")[0]) or {}
-    except ValueError:  # "swinv2_cr_tiny_224" is another architecture
+    except ValueError:  # of no size of ours
         named = {}
     return {key: value for key, value in named.items() if "window" in key}
 
@@ -48,7 +48,8 @@ def swin_v2_config(cfg: SwinV2Config, images: Preprocessing, *, licence: str | N
     if cfg.norm_eps != SwinV2Config.norm_eps:
         raise Inexpressible(f"timm's SwinTransformerV2 has no norm_eps {cfg.norm_eps:g}")
     sides = [cfg.window(stage) for stage in range(len(cfg.depths))]
-    for stage, (height, width) in enumerate(maps_at(cfg)):
+    for stage in range(len(cfg.depths)):
+        height, width = cfg.map_at(stage)
         if sides[stage] > min(height, width):
             window = f"a window of {sides[stage]} to stage {stage}'s map of {height}x{width}"
             raise Inexpressible(f"timm's SwinTransformerV2 cuts {window}, and this model pads the map")

@@ -8,6 +8,7 @@ from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
+from vitrail.settings.vitdet import VitDetConfig
 from vitrail.weights.eval_transform import HALF, DefaultTransform
 from vitrail.weights.libraries.transformers.beit import BEIT_LAYOUTS, beit_plan
 from vitrail.weights.libraries.transformers.config import config_assumptions, config_fields, labels, processor_transform
@@ -17,6 +18,7 @@ from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAY
 from vitrail.weights.libraries.transformers.swin import DONUT_LAYOUTS, OLD_SWIN_LAYOUT, SWIN_LAYOUT, swin_plan
 from vitrail.weights.libraries.transformers.swin_v2 import SWIN_V2_LAYOUT, swin_v2_plan
 from vitrail.weights.libraries.transformers.towers import TOWER_LAYOUTS
+from vitrail.weights.libraries.transformers.vitdet import VITDET_LAYOUTS, vitdet_plan
 from vitrail.weights.libraries.transformers.write import plan
 from vitrail.weights.library import Library, Writer
 
@@ -30,6 +32,7 @@ TRANSFORMERS = Library(
         CVT_ENCODER_LAYOUT,
         CVT_LAYOUT,
         *BEIT_LAYOUTS,
+        *VITDET_LAYOUTS,
         *TOWER_LAYOUTS,
         *MODERN_LAYOUTS,
     ),
@@ -49,6 +52,7 @@ TRANSFORMERS = Library(
             SwinV2Config: swin_v2_plan,
             CvtConfig: cvt_plan,
             BeitConfig: beit_plan,
+            VitDetConfig: vitdet_plan,
             ModernConfig: modern_plan,
         },
     ),

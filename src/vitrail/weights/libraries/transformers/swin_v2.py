@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.models import SwinV2
 from vitrail.settings import pair
-from vitrail.settings.swin_v2 import SwinV2Config, maps_at, windows_at
+from vitrail.settings.swin_v2 import SwinV2Config, windows_at
 from vitrail.weights.libraries.transformers.names import Spelling
 from vitrail.weights.libraries.transformers.write import image_processor, label_config, sides
 from vitrail.weights.library import Config, Export, FamilyLayout
@@ -77,7 +77,7 @@ def swin_v2_plan(model: SwinV2) -> Export:
     if not cfg.num_classes or not cfg.qkv_bias:
         raise Inexpressible(f"{what} has no {'qkv_bias False' if cfg.num_classes else 'num_classes 0'} in its weights")
     windows = tuple(cfg.window(stage) for stage in range(len(cfg.depths)))
-    theirs = tuple(min(max(windows), *map_) for map_ in maps_at(cfg))
+    theirs = tuple(min(max(windows), *cfg.map_at(stage)) for stage in range(len(cfg.depths)))
     if windows != theirs:
         size = "x".join(map(str, pair(cfg.img_size)))
         raise Inexpressible(f"{what} has windows of {theirs} at {size} px, and this model of {windows}")

@@ -1,0 +1,152 @@
+"""Compare runs on the same images: accuracies, paired differences to the first one, and groups of seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from vitrail.data.dataset import SplitName
+from vitrail.evaluate.evaluate import Answers, answer
+from vitrail.evaluate.intervals import Accuracy, Interval, mean_interval
+from vitrail.evaluate.paired import GroupDifference, Paired, compare_groups, compare_pair
+from vitrail.evaluate.run import SPLITS, check_classes, is_run, open_data
+from vitrail.evaluate.trust import finite, measure_trust
+from vitrail.models.device import autocast_dtype, pick_device
+from vitrail.settings import layers
+from vitrail.weights.load import load
+from vitrail.weights.run_folder import SETTINGS
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run on the images of the comparison."""
+
+    run: str
+    accuracy: Accuracy
+    calibration_error: float
+    """Expected calibration error of its probabilities."""
+    to_first: Paired | None
+    """Difference to the first run; None for the first itself."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same settings but for the seed."""
+
+    runs: tuple[str, ...]
+    mean: float
+    """Mean accuracy."""
+    interval: Interval
+    """Interval of the mean at 95 %, by Student's t over the seeds; infinite for one run."""
+    to_first: GroupDifference | None
+    """Difference to the first group; None for the first itself."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side."""
+
+    data: str
+    split: SplitName
+    images: int
+    runs: tuple[Compared, ...]
+    groups: tuple[Group, ...]
+    """In the order of their first runs."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to a dict for JSON; infinite bounds become None."""
+        numbers: dict[str, Any] = finite(dataclasses.asdict(self))
+        for row, run in zip(numbers["runs"], self.runs, strict=True):
+            row["accuracy"] = run.accuracy.to_dict()
+            row["verdict"] = None if run.to_first is None else run.to_first.verdict
+        for row, group in zip(numbers["groups"], self.groups, strict=True):
+            row["verdict"] = None if group.to_first is None else group.to_first.verdict
+        return numbers
+
+
+def compare_runs(
+    runs: Sequence[str | Path],
+    data: str | None = None,
+    *,
+    split: SplitName | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+) -> Comparison:
+    """Evaluate runs or checkpoints on the same images, and compare each with the first.
+
+    The data are those of the first run unless named. Raises ValueError for fewer than two runs, for other classes than the
+    data's, and for images with several labels or none.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"{len(runs)} run can't be compared; name at least two")
+    answered = [answers_of(run, data or data_of(runs[0]), split=split, batch_size=batch_size, device=device) for run in runs]
+    names = [name for name, _, _ in answered]
+    if len(set(names)) > 1:
+        raise ValueError(f"the runs were evaluated on {' and '.join(sorted(set(map(str, names))))}; name DATA and --split")
+    right, compared = [], list[Compared]()
+    for run, (_, answers, error) in zip(runs, answered, strict=True):
+        right.append(answers.logits.argmax(1) == answers.labels)
+        paired = compare_pair(right[0], right[-1]) if len(right) > 1 else None
+        compared.append(Compared(str(run), Accuracy(int(right[-1].sum()), len(right[-1])), error, paired))
+    name, chosen = names[0]
+    return Comparison(name, chosen, len(right[0]), tuple(compared), group_runs(compared))
+
+
+def data_of(run: str | Path) -> str:
+    """Return the data that a run was trained on. Raises ValueError for a checkpoint that names none."""
+    return str(open_data(run)[0].data.path)
+
+
+def answers_of(
+    run: str | Path, data: str, *, split: SplitName | None, batch_size: int, device: str
+) -> tuple[tuple[str, SplitName], Answers, float]:
+    """Return the data set and split, the answers of a run on it, and its calibration error."""
+    where = pick_device(device)
+    model = load(str(run)).to(where)
+    assert model.preprocessing is not None
+    if not model.config.num_classes:
+        raise ValueError(f"{run} has no classes to be compared; fine-tune it: `vitrail train DATA --weights {run}`")
+    cfg, source = open_data(run, data)
+    check_classes(model, source, exact=is_run(run))
+    if source.multi_label:
+        raise ValueError(f"{source.name} has any number of labels an image, and runs are compared on one class; use evaluate")
+    name = next(each for each in SPLITS if each in source.splits) if split is None else split
+    precision = "auto" if cfg.train.precision == "fp16" and where.type != "cuda" else cfg.train.precision
+    answers = answer(
+        model,
+        source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None),
+        preprocessing=model.preprocessing,
+        batch_size=batch_size,
+        device=where,
+        autocast_dtype=autocast_dtype(precision, where),
+    )
+    return (source.name, name), answers, measure_trust(answers.logits, answers.labels, model.card.calibration).error
+
+
+def group_runs(compared: Sequence[Compared]) -> tuple[Group, ...]:
+    """Group runs by their settings without the seed; a checkpoint that is no run is a group of its own."""
+    members: dict[str, list[Compared]] = {}
+    for run in compared:
+        members.setdefault(settings_without_seed(run.run), []).append(run)
+    groups = list[Group]()
+    first: list[float] = []
+    for runs in members.values():
+        scores = [run.accuracy.value for run in runs]
+        first = first or scores
+        difference = compare_groups(first, scores) if groups else None
+        groups.append(Group(tuple(run.run for run in runs), fmean(scores), mean_interval(scores), difference))
+    return tuple(groups)
+
+
+def settings_without_seed(run: str) -> str:
+    """Return a text that runs have in common whose settings differ in the seed alone."""
+    if not is_run(run):
+        return run
+    layer = layers.read_config(Path(run, SETTINGS))
+    layer.get("train", {}).pop("seed", None)
+    return json.dumps(layer, sort_keys=True, default=str)
