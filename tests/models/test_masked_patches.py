@@ -16,6 +16,14 @@ MODELS = {
         "swin_t",
         {"img_size": 16, "patch_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2},
     ),
+    "vitdet": (
+        "vitdet_b16",
+        {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "window_size": 2, "global_blocks": (1,)},
+    ),
+    "swin_v2_cr": (
+        "swinv2_cr_t",
+        {"img_size": 16, "patch_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2},
+    ),
     "cait": ("cait_xxs24", {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}),
 }
 

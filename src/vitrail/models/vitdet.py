@@ -260,6 +260,10 @@ class VitDet(Backbone):
         """
         return self.encode(images, view)
 
+    def stem_tokens(self, img_size: Pair) -> tuple[Pair, int]:
+        """See Backbone.stem_tokens."""
+        return grid_of(img_size, pair(self.config.patch_size)), self.config.embed_dim
+
     def encode(self, images: Images, view: View) -> Features:
         """Run the forward pass that the calls above share: sharding wraps each of them, so none may call another."""
         patch = pair(self.config.patch_size)
@@ -272,6 +276,7 @@ class VitDet(Backbone):
             images = F.pad(images, (0, -images.shape[-1] % patch[1], 0, -images.shape[-2] % patch[0]))
         grid = grid_of((images.shape[-2], images.shape[-1]), patch, or_else="pad=True")
         x = self.patch_embed(images)  # (B, L, D)
+        x = x if view.masked is None else view.masked.put(x)
         if self.pos_embed is not None:
             x = x + self.positions(grid).to(x.dtype)
         x = self.norm_pre(self.pos_drop(x))
