@@ -32,6 +32,7 @@ from vitrail.settings import Pair, ViTConfig, pair
 from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
+from vitrail.settings.hybrid import HybridConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig, SwinShape
 from vitrail.settings.swin_v2 import SwinV2Config
@@ -98,7 +99,8 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
         if isinstance(layer, nn.Conv2d):
             height, width = -(-height // layer.stride[0]), -(-width // layer.stride[1])
             flops += _product(layer, rows=height * width)
-    flops += _product(model.patch_embed.proj, rows=patches)
+    if isinstance(model.patch_embed.proj, nn.Conv2d):  # MobileCLIP's last convolution gives the tokens
+        flops += _product(model.patch_embed.proj, rows=patches)
     if model.attn_pool is not None:
         keys = tokens if cfg.pool_include_prefix else patches
         flops += _linears(model.attn_pool, rows=1) + (keys - 1) * _linears(model.attn_pool.kv, rows=1)
@@ -111,6 +113,24 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
         attention = _attention(queries=tokens, keys=tokens, width=inner)
         block = _size(one, _linears(one, rows=tokens) + attention)
     return _size(model, flops + block.flops) + block * -1, block
+
+
+def count_hybrid(config: HybridConfig) -> Counts:
+    """Count a hybrid ViT: its CNN by a pass of the feature maps' shapes, the rest by formula."""
+    model = shallow_vit(config)
+    stem_and_head, block = count_vit_parts(model)
+    cnn, flops = model.patch_embed.get_submodule("backbone"), list[int]()
+
+    def count_layer(layer: nn.Module, images: Any, feature_map: torch.Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        flops.append(_product(layer, rows=math.prod(feature_map.shape[2:])))
+
+    for layer in cnn.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(count_layer)
+    with torch.no_grad():
+        cnn(torch.empty(1, config.in_channels, *pair(config.img_size), device="meta"))
+    return stem_and_head + block * config.depth + Counts(0, 0, sum(flops))
 
 
 def count_modern(config: ModernConfig) -> Counts:
@@ -247,6 +267,7 @@ FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {
     BeitConfig: count_vit,
     CaitConfig: count_cait,
     CvtConfig: count_cvt,
+    HybridConfig: count_hybrid,
     ModernConfig: count_modern,
     VitDetConfig: count_vitdet,
 }
