@@ -24,6 +24,7 @@ from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.cait import Cait, CaitBlock, CaitClassBlock
 from vitrail.models.cvt import FIRST, LATER, Cvt, CvtBlock, Geometry
 from vitrail.models.families import build_on_meta, check_config
+from vitrail.models.resnet_stem import Cnn
 from vitrail.models.swin import SwinBackbone, SwinBlock
 from vitrail.models.vit import Block, ViT
 from vitrail.models.vitdet import VitDet, VitDetBlock
@@ -116,21 +117,23 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
 
 
 def count_hybrid(config: HybridConfig) -> Counts:
-    """Count a hybrid ViT: its CNN by a pass of the feature maps' shapes, the rest by formula."""
+    """Count a hybrid ViT by formula: the image's sides are multiples of all strides of its CNN."""
     model = shallow_vit(config)
     stem_and_head, block = count_vit_parts(model)
-    cnn, flops = model.patch_embed.get_submodule("backbone"), list[int]()
-
-    def count_layer(layer: nn.Module, images: Any, feature_map: torch.Tensor) -> None:
-        assert isinstance(layer, nn.Conv2d)
-        flops.append(_product(layer, rows=math.prod(feature_map.shape[2:])))
-
-    for layer in cnn.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(count_layer)
-    with torch.no_grad():
-        cnn(torch.empty(1, config.in_channels, *pair(config.img_size), device="meta"))
-    return stem_and_head + block * config.depth + Counts(0, 0, sum(flops))
+    cnn, size, stride, flops = model.patch_embed.get_submodule("backbone"), pair(config.img_size), 1, 0
+    assert isinstance(cnn, Cnn)
+    for path in cnn.root_paths:
+        for layer in cnn.get_submodule(path).modules():
+            if isinstance(layer, nn.Conv2d):
+                stride *= layer.stride[0]
+                flops += _product(layer, rows=math.prod(side // stride for side in size))
+    for number, stage in enumerate(cnn.stages_in_order()):
+        for path, layer in stage.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                before = path in ("0.conv1", "blocks.0.conv1")  # the next convolution halves the map
+                stride = 4 * 2 ** max(0, number - before)
+                flops += _product(layer, rows=math.prod(side // stride for side in size))
+    return stem_and_head + block * config.depth + Counts(0, 0, flops)
 
 
 def count_modern(config: ModernConfig) -> Counts:

@@ -64,7 +64,7 @@ class Hybrid(ViT):
     def reset_parameters(self, only: Collection[str] | None = None) -> None:
         """Initialise all layers, or those with tensors in `only`, as `ViT.reset_parameters` and `reset_cnn` do."""
         only = set(self.state_dict()) if only is None else only
-        super().reset_parameters(only)
+        super().reset_parameters({name for name in only if not name.startswith(_CNN)})
         reset_cnn(self.patch_embed.backbone, {name.removeprefix(f"{_CNN}.") for name in only})
 
     def check_patch(self, patch: Pair) -> None:
