@@ -27,7 +27,9 @@ CVT = CvtConfig(img_size=64, num_classes=10, embed_dims=(8, 12, 16), depths=(1, 
 SWIN_V2 = SwinV2Config(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4), window_size=4)
 VITDET = VitDetConfig(img_size=96, num_classes=10, embed_dim=24, depth=5, num_heads=3, window_size=4, global_blocks=(1, 4))
 SWIN_V2_CR = SwinV2CrConfig(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4))
-HYBRID = HybridConfig(img_size=64, num_classes=10, cnn_depths=(2, 1), cnn_width=32, patch_size=8, embed_dim=24, depth=2, num_heads=3)
+HYBRID = HybridConfig(
+    img_size=64, num_classes=10, cnn_depths=(2, 1), cnn_width=32, patch_size=8, embed_dim=24, depth=2, num_heads=3
+)
 VARIANTS: list[Any] = [
     *(
         dataclasses.replace(VIT, **fields)

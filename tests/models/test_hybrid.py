@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import pad_same
-from timm_hybrid import KINDS, SHAPE, WIDTH, randomise, timm_hybrid
 from torch import Tensor, nn
 
 import vitrail
+from timm_hybrid import KINDS, SHAPE, WIDTH, randomise, timm_hybrid
 from vitrail.explain import METHODS
 from vitrail.explain.statistics import filter_components, first_convolution
 from vitrail.models.backbone import View
@@ -225,7 +225,10 @@ def test_padded_images_and_packed_ones() -> None:
 @pytest.mark.parametrize(
     ("view", "says"),
     [
-        (View(visible=torch.zeros(2, 1, dtype=torch.long)), "a hybrid's CNN looks beyond each patch, so hidden ones would show"),
+        (
+            View(visible=torch.zeros(2, 1, dtype=torch.long)),
+            "a hybrid's CNN looks beyond each patch, so hidden ones would show",
+        ),
         (View(sizes=torch.full((2, 2), 32)), "a hybrid's CNN sees whole canvases, so images on them would change; pack images"),
         (View(patch_size=16), "with a CNN before its patches cuts its own patches of 8x8 and no others, not 16x16"),
     ],

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from google_reference import forward, random_weights
 from timm.models._hub import save_for_hf
-from timm_hybrid import DIM, KINDS, SHAPE, WIDTH, randomise, timm_hybrid
 from torch import Tensor, nn
 
 import vitrail
+from timm_hybrid import DIM, KINDS, SHAPE, WIDTH, randomise, timm_hybrid
 from vitrail.models.hybrid import Hybrid
 from vitrail.models.receipt import Receipt
 from vitrail.settings import Preprocessing
@@ -119,7 +119,9 @@ def test_heads_that_nothing_shows_are_asked_for() -> None:
     with pytest.raises(ValueError, match=r"the position embedding has 97 rows, which make no square; give img_size="):
         load(timm_hybrid("bit", img_size=(64, 96)).state_dict(), num_heads=3)
     state.pop("patch_embed.backbone.stages.0.blocks.1.norm2.bias")
-    with pytest.raises(ValueError, match=r"has no patch_embed\..*norm2\.bias, so it is not all of a hybrid ViT; give a whole one"):
+    with pytest.raises(
+        ValueError, match=r"has no patch_embed\..*norm2\.bias, so it is not all of a hybrid ViT; give a whole one"
+    ):
         load(state, num_heads=3)
 
 
@@ -153,7 +155,10 @@ def test_written_for_timm(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"cnn_depths": (2, 1), "patch_size": 8}, r'no hybrid of cnn "bit" with cnn_depths \(2, 1\), only \(\) or \(2, 2, 2, 2\)'),
+        (
+            {"cnn_depths": (2, 1), "patch_size": 8},
+            r'no hybrid of cnn "bit" with cnn_depths \(2, 1\), only \(\) or \(2, 2, 2, 2\)',
+        ),
         ({"cnn_width": 32}, "timm's hybrids have no cnn_width 32, only 64"),
         ({"cnn_eps": "google"}, 'have no cnn_eps "google", only "timm"; load it with cnn_eps="timm", which computes nearly'),
         ({"cnn": "patches", "cnn_depths": (), "embed_dim": 24}, "timm's hybrids have no embed_dim 24, only 768"),

@@ -56,6 +56,7 @@ class Hybrid(ViT):
 
     def __init__(self, config: HybridConfig | None = None, **fields: Any) -> None:
         super().__init__(HybridConfig() if config is None else config, **fields)
+        self.no_decay = ViT.no_decay & dict(self.named_parameters()).keys()
         self.stems = (f"{_CNN}.{self.patch_embed.backbone.first_conv}",)
 
     def make_patch_embed(self) -> HybridEmbed:

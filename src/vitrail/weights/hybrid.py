@@ -30,7 +30,9 @@ def infer(file: FamilyFile) -> HybridConfig:
         question = Question("num_heads", f"width {dim}; heads are most often of 64", tuple(answers))
         raise ValueError(f"the tensors do not tell {question}")
     fields |= _positions(file, fields, file.stated.get("img_size"), file.overrides.get("img_size"))
-    stated = {name: known[name] for name in ("mlp", "norm_eps", "cnn_eps", "pool", "pool_include_prefix") if name in known}
+    stated: dict[str, Any] = {
+        name: known[name] for name in ("mlp", "norm_eps", "cnn_eps", "pool", "pool_include_prefix") if name in known
+    }
     fields |= {"pool": _pool(file, fields), **stated, "num_heads": heads}
     return HybridConfig(**fields)
 
