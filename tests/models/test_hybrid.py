@@ -56,11 +56,15 @@ def test_sizes_have_timm_s_parameters(name: str) -> None:
         "vit_base_resnet50d": 110_965_064,
         "vit_base_mci": 86_724_328,
     }
+    assert count(HybridConfig(**HYBRID_SIZES[name]._asdict())).parameters == published[name]
+
+
+@pytest.mark.parametrize("name", ["R+Ti/16", "R26+S/32", "vit_small_resnet50d_s16", "vit_base_mci"])
+def test_tensors_are_timm_s(name: str) -> None:
     long = {ours: theirs for theirs, ours in TIMM_NAMES.items()}.get(name, name)
     with torch.device("meta"):
         model = vitrail.create_model(name, depth=1)
         theirs = timm.create_model(f"{long}_224", depth=1, num_classes=1000)
-    assert count(HybridConfig(**HYBRID_SIZES[name]._asdict())).parameters == published[name]
     assert {key: value.shape for key, value in model.state_dict().items()} == {
         key: value.shape for key, value in theirs.state_dict().items()
     }
@@ -94,14 +98,14 @@ def test_same_outputs_as_timm(kind: str, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("kind", ["bit", "resnet-d", "patches"])
 def test_gradients_and_statistics_are_timm_s(kind: str) -> None:
-    ours, theirs = hybrid(kind), timm_hybrid(kind)
+    """In double precision: where a ReLU or a maximum decides between nearly equal values, single precision tosses a coin."""
+    ours, theirs = hybrid(kind).double(), timm_hybrid(kind).double()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     for model in (ours, theirs):
-        model.train()(images(count=4)).square().sum().backward()
+        model.train()(images(count=4).double()).square().sum().backward()
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
-        other, size = expected[name].grad, expected[name].grad.abs().max().item()
-        torch.testing.assert_close(parameter.grad, other, atol=1e-5 * max(1.0, size), rtol=1e-4)
+        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-7, rtol=1e-7)
     for name, buffer in ours.named_buffers():
         torch.testing.assert_close(buffer, theirs.get_buffer(name), atol=1e-5, rtol=1e-5)
 

@@ -313,7 +313,8 @@ def reset_cnn(cnn: Cnn, only: set[str]) -> None:
         if not any(f"{path}.{name}" in only for name, _ in module.named_parameters(recurse=False)):
             continue
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            fan_out = module.weight[:, 0].numel()
+            nn.init.trunc_normal_(module.weight, std=(2 / fan_out) ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
