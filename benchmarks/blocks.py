@@ -82,6 +82,16 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
         Branch((NORM, attention("attention in windows\nor over the image", "offsets of\nrows + columns"))),
         Branch((NORM, MLP)),
     ),
+    "hybrid": (
+        Branch(
+            (
+                Part("1x1 convolution\nGroupNorm, ReLU", "convolution"),
+                Part("3x3 convolution\nGroupNorm, ReLU", "convolution"),
+                Part("1x1 convolution\nGroupNorm", "convolution"),
+            ),
+            then=(Part("ReLU", "mlp"),),
+        ),
+    ),
     "modern": (
         Branch((Part("LayerNorm\nor RMSNorm", "norm"), attention("attention", "rotary\npositions"), GAMMA)),
         Branch((Part("LayerNorm\nor RMSNorm", "norm"), Part("MLP, GELU\nor SwiGLU", "mlp"), GAMMA)),

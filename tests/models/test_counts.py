@@ -14,6 +14,7 @@ from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import FAMILIES, parse_name
+from vitrail.settings.hybrid import HybridConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
 from vitrail.settings.swin_v2_cr import SwinV2CrConfig
@@ -26,6 +27,9 @@ CVT = CvtConfig(img_size=64, num_classes=10, embed_dims=(8, 12, 16), depths=(1, 
 SWIN_V2 = SwinV2Config(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4), window_size=4)
 VITDET = VitDetConfig(img_size=96, num_classes=10, embed_dim=24, depth=5, num_heads=3, window_size=4, global_blocks=(1, 4))
 SWIN_V2_CR = SwinV2CrConfig(img_size=64, num_classes=10, embed_dim=24, depths=(2, 1, 3), num_heads=(2, 3, 4))
+HYBRID = HybridConfig(
+    img_size=64, num_classes=10, cnn_depths=(2, 1), cnn_width=32, patch_size=8, embed_dim=24, depth=2, num_heads=3
+)
 VARIANTS: list[Any] = [
     *(
         dataclasses.replace(VIT, **fields)
@@ -59,6 +63,16 @@ VARIANTS: list[Any] = [
         for fields in ({}, {"img_size": (50, 71)}, {"kv_stride": 1, "num_classes": 0, "in_channels": 1, "mlp_ratio": 2.5})
     ),
     *(
+        dataclasses.replace(HYBRID, **fields)
+        for fields in (
+            {},
+            {"img_size": (64, 96), "patch_size": (16, 8), "in_channels": 1},
+            {"cnn_depths": (), "patch_size": 4, "pool": "map"},
+            {"cnn": "resnet-d", "cnn_depths": (1, 2, 1), "patch_size": 32, "num_classes": 0},
+            {"cnn": "patches", "cnn_depths": (), "patch_size": 16},
+        )
+    ),
+    *(
         dataclasses.replace(SWIN_V2, **fields)
         for fields in ({}, {"img_size": (50, 71), "window_size": 5, "window_sizes": (5, 4, 2)})
     ),
@@ -89,6 +103,7 @@ def test_a_formula_gives_what_torch_counts(config: Any) -> None:
 
 NAMED = ["Ti/16", "L/14", "swin_t", "swin_b", "swinv2_t", "swinv2_cr_h"]
 NAMED += ["beit_b16", "cait_xxs24", "cvt_13", "cvt_w24", "sam_b16", "sam3_l14"]
+NAMED += ["R50+B/16", "vit_small_resnet26d"]
 
 
 @pytest.mark.parametrize("name", NAMED)

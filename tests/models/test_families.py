@@ -27,6 +27,7 @@ from vitrail.settings.beit import BEIT_SIZES
 from vitrail.settings.cait import CAIT_SIZES
 from vitrail.settings.cvt import CVT_SIZES
 from vitrail.settings.families import FAMILIES, family_of, family_of_config, name_of, parse_name
+from vitrail.settings.hybrid import HYBRID_SIZES
 from vitrail.settings.swin import SWIN_SIZES, SwinConfig
 from vitrail.settings.swin_v2 import SWIN_V2_SIZES
 from vitrail.settings.swin_v2_cr import SWIN_V2_CR_SIZES
@@ -43,6 +44,7 @@ SMALL = {
     "beit_b16": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2"],
     "cait_xxs24": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2"],
     "cvt_13": ["img_size=32", "embed_dims=[4,6,8]", "depths=[1,1,2]", "num_heads=[1,3,2]"],
+    "R50+B/16": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2", "cnn_depths=[1,1]", "cnn_width=32", "patch_size=8"],
     "dinov3_s16": ["img_size=32", "embed_dim=16", "depth=2", "num_heads=2", "patch_size=8", "rope_rescale=2.0"],
     "sam_b16": ["img_size=32", "embed_dim=8", "depth=2", "num_heads=2", "patch_size=8", "window_size=3", "global_blocks=[1]"],
 }
@@ -53,12 +55,14 @@ SHOWN = {
     "beit_b16": "width 8, 2 blocks, 2 heads",
     "cait_xxs24": "2 blocks of width 8 and 2 for the class, 2 heads",
     "cvt_13": "1-1-2 blocks of widths 4-6-8",
+    "R50+B/16": "a ResNet with GroupNorm of 1-1 blocks, then 2 blocks of width 8, 2 heads",
     "dinov3_s16": "width 16, 2 blocks, 2 heads, MLP 64",
     "sam_b16": "2 blocks of width 8, 2 heads, window 3",
 }
 SIZE_NAMES = [*SWIN_SIZES, "swin_custom", *SWIN_V2_SIZES, "swinv2_custom", *SWIN_V2_CR_SIZES, "swinv2_cr_custom"]
 SIZE_NAMES += [*BEIT_SIZES, "beit_custom", *CAIT_SIZES, "cait_custom", *CVT_SIZES, "cvt_custom", "dinov3_7b16", "modern_custom"]
 SIZE_NAMES += [*VITDET_SIZES, "vitdet_custom"]
+SIZE_NAMES += [*HYBRID_SIZES, "hybrid_custom"]
 SHORT = ["--train.batch_size=8", "--train.device=cpu", "--train.precision=fp32", "--data.workers=0"]
 
 
@@ -142,6 +146,9 @@ OF_ONE_BLOCK: dict[str, dict[str, Any]] = {
     "beit_b16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "relative_bias": "both"},
     "cait_xxs24": {"depth": 2, "embed_dim": 8, "num_heads": 2},
     "cvt_13": {"depths": (1, 1, 2), "embed_dims": (8, 8, 8), "num_heads": (1, 1, 1)},
+    "R50+B/16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "cnn_depths": (1, 1), "cnn_width": 32, "patch_size": 8},
+    "vit_base_resnet26d": {"depth": 2, "embed_dim": 8, "num_heads": 2, "cnn_depths": (1, 1), "cnn_width": 8, "patch_size": 8},
+    "vit_base_mci": {"depth": 2, "embed_dim": 8, "num_heads": 2},
     "dinov3_s16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
     "sam_b16": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8, "window_size": 3, "residual_blocks": (1,)},
     "sam3_l14": {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8, "window_size": 3},
@@ -189,6 +196,8 @@ shapes = {
     "beit_b16": {"depth": 3, "embed_dim": 8, "num_heads": 2, "relative_bias": "both"},
     "cait_xxs24": {"depth": 3, "embed_dim": 8, "num_heads": 2, "init_values": 0.5},
     "cvt_13": {"depths": (1, 2, 3), "embed_dims": (4, 6, 8), "num_heads": (1, 3, 2)},
+    "R50+B/16": {"depth": 3, "embed_dim": 16, "num_heads": 2, "cnn_depths": (1, 1), "cnn_width": 32, "patch_size": 8},
+    "vit_base_resnet26d": {"depth": 3, "embed_dim": 16, "num_heads": 2, "cnn_depths": (1, 1), "cnn_width": 8, "patch_size": 8},
     "dinov3_s16": {"depth": 3, "embed_dim": 16, "num_heads": 2, "init_values": 0.5},
     "sam_b16": {"depth": 4, "embed_dim": 8, "num_heads": 2, "patch_size": 8, "window_size": 3, "global_blocks": (1, 3)},
     "vit_pwee_patch16_reg1_gap_256": {"depth": 3, "embed_dim": 16, "num_heads": 2},
@@ -235,6 +244,8 @@ def test_compiled_blocks_compute_the_same_and_share_a_graph_of_each_kind() -> No
         "beit_b16": 1,
         "cait_xxs24": 2,
         "cvt_13": 3,
+        "R50+B/16": 3,
+        "vit_base_resnet26d": 3,
         "dinov3_s16": 1,
         "sam_b16": 2,
         "vit_pwee_patch16_reg1_gap_256": 1,

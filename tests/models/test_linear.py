@@ -110,6 +110,7 @@ def test_the_route_is_for_large_fp32_products_of_a_cpu(monkeypatch: pytest.Monke
         ("beit_b16", 32),
         ("cait_xxs24", 64),
         ("cvt_13", 32),
+        ("R26+S/32", 32),
         ("dinov3_s16", 32),
         ("sam_b16", 32),
     ],

@@ -139,6 +139,7 @@ FAMILIES = {
         "window_size": "3",
         "global_blocks": "[1]",
     },
+    "R50+B/16": {"embed_dim": "8", "depth": "2", "num_heads": "2", "cnn_depths": "[1,1]", "cnn_width": "32", "patch_size": "8"},
     "vit_small_patch16_rope_mixed": {"embed_dim": "16", "depth": "2", "num_heads": "2", "patch_size": "8"},
 }
 """A pyramid, merging between its stages, and shifted windows; blocks of two kinds; batch norms; learned rotary positions."""

@@ -128,6 +128,8 @@ def test_nor_does_one_on_views(name: str) -> None:
         ("beit_b16", {"depth": 2, "patch_size": 8}),
         ("cait_xxs24", {"patch_size": 8, "depth": 2}),
         ("cvt_13", {"depths": (1, 1, 2)}),
+        ("R50+B/16", {"depth": 2, "cnn_depths": (1, 1), "patch_size": 8}),
+        ("vit_base_resnet26d", {"depth": 2, "cnn_depths": (1, 1), "patch_size": 8}),
         ("dinov3_s16", {"depth": 2, "patch_size": 8}),
         ("sam_b16", {"depth": 2, "patch_size": 8, "window_size": 3}),
         ("sam3_l14", {"depth": 2, "patch_size": 8, "window_size": 3}),

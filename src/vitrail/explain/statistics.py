@@ -248,8 +248,9 @@ class RunningStatistics:
             yield f"median and percentile of norms are of {self.norms.rows.shape[1]:,} patch tokens, drawn from {self.tokens:,}"
         if len(self.grids) > 1:
             yield "images had several sizes: " + ", ".join(f"{down}x{across} patches" for down, across in self.grids)
-        if cfg.stem == "conv":
-            yield "convolutional stem: the filters are its first convolution's, 3x3 pixels and no patches"
+        if (first := first_convolution(self.model)) is not self.model.patch_embed.proj:
+            height, width = first.kernel_size
+            yield f"convolutional stem: the filters are its first convolution's, {height}x{width} pixels and no patches"
         if cfg.pos_embed == "none":
             yield "no position embedding"
 
@@ -354,10 +355,9 @@ def token_norms(norms: Float[Tensor, "stages n"], largest: Float[Tensor, " stage
 def filter_components(model: ViT, *, count: int = COMPONENTS) -> tuple[Float[Tensor, "k C fh fw"], Float[Tensor, " k"]]:
     """Return principal components of the D patch filters, and the share of their variance that each explains.
 
-    With the convolutional stem, of its first convolution: what the projection behind it sees are no pixels.
+    With a convolutional stem, of its first convolution: what the projection behind it sees are no pixels.
     """
-    first = next((layer for layer in model.patch_embed.stem.modules() if isinstance(layer, nn.Conv2d)), model.patch_embed.proj)
-    weight = first.weight.detach().cpu().double()  # (D, C, fh, fw)
+    weight = first_convolution(model).weight.detach().cpu().double()  # (D, C, fh, fw)
     flat = weight.flatten(1)
     _, values, components = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
     kept = min(count, int((values > 1e-6 * weight.abs().max()).sum()))
@@ -365,6 +365,12 @@ def filter_components(model: ViT, *, count: int = COMPONENTS) -> tuple[Float[Ten
     components = components * components.gather(1, components.abs().argmax(dim=1, keepdim=True)).sign()
     shares = values[:kept].square() / values.square().sum()
     return components.unflatten(1, weight.shape[1:]).float(), shares.float()
+
+
+def first_convolution(model: ViT) -> nn.Conv2d:
+    """Return the convolution that takes the images."""
+    layers = [layer for layer in model.patch_embed.modules() if isinstance(layer, nn.Conv2d)]
+    return next((layer for layer in layers if layer is not model.patch_embed.proj), model.patch_embed.proj)
 
 
 def position_similarity(model: ViT) -> Float[Tensor, "gh gw gh gw"] | None:

@@ -5,6 +5,7 @@ from vitrail.models.beit import Beit
 from vitrail.models.cait import Cait
 from vitrail.models.cvt import Cvt
 from vitrail.models.families import build, build_model, build_on_meta, check_model, create_model, meta_model
+from vitrail.models.hybrid import Hybrid
 from vitrail.models.swin import Swin
 from vitrail.models.swin_v2 import SwinV2
 from vitrail.models.swin_v2_cr import SwinV2Cr
@@ -16,6 +17,7 @@ __all__ = [
     "Beit",
     "Cait",
     "Cvt",
+    "Hybrid",
     "Outputs",
     "Swin",
     "SwinV2",

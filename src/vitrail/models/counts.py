@@ -24,6 +24,7 @@ from vitrail.models.backbone import Backbone, on_meta
 from vitrail.models.cait import Cait, CaitBlock, CaitClassBlock
 from vitrail.models.cvt import FIRST, LATER, Cvt, CvtBlock, Geometry
 from vitrail.models.families import build_on_meta, check_config
+from vitrail.models.resnet_stem import Cnn
 from vitrail.models.swin import SwinBackbone, SwinBlock
 from vitrail.models.vit import Block, ViT
 from vitrail.models.vitdet import VitDet, VitDetBlock
@@ -32,6 +33,7 @@ from vitrail.settings import Pair, ViTConfig, pair
 from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
+from vitrail.settings.hybrid import HybridConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig, SwinShape
 from vitrail.settings.swin_v2 import SwinV2Config
@@ -98,7 +100,8 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
         if isinstance(layer, nn.Conv2d):
             height, width = -(-height // layer.stride[0]), -(-width // layer.stride[1])
             flops += _product(layer, rows=height * width)
-    flops += _product(model.patch_embed.proj, rows=patches)
+    if isinstance(model.patch_embed.proj, nn.Conv2d):  # MobileCLIP's last convolution gives the tokens
+        flops += _product(model.patch_embed.proj, rows=patches)
     if model.attn_pool is not None:
         keys = tokens if cfg.pool_include_prefix else patches
         flops += _linears(model.attn_pool, rows=1) + (keys - 1) * _linears(model.attn_pool.kv, rows=1)
@@ -111,6 +114,26 @@ def count_vit_parts(model: ViT) -> tuple[Counts, Counts]:
         attention = _attention(queries=tokens, keys=tokens, width=inner)
         block = _size(one, _linears(one, rows=tokens) + attention)
     return _size(model, flops + block.flops) + block * -1, block
+
+
+def count_hybrid(config: HybridConfig) -> Counts:
+    """Count a hybrid ViT by formula: the image's sides are multiples of all strides of its CNN."""
+    model = shallow_vit(config)
+    stem_and_head, block = count_vit_parts(model)
+    cnn, size, stride, flops = model.patch_embed.get_submodule("backbone"), pair(config.img_size), 1, 0
+    assert isinstance(cnn, Cnn)
+    for path in cnn.root_paths:
+        for layer in cnn.get_submodule(path).modules():
+            if isinstance(layer, nn.Conv2d):
+                stride *= layer.stride[0]
+                flops += _product(layer, rows=math.prod(side // stride for side in size))
+    for number, stage in enumerate(cnn.stages_in_order()):
+        for path, layer in stage.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                before = path in ("0.conv1", "blocks.0.conv1")  # the next convolution halves the map
+                stride = 4 * 2 ** max(0, number - before)
+                flops += _product(layer, rows=math.prod(side // stride for side in size))
+    return stem_and_head + block * config.depth + Counts(0, 0, flops)
 
 
 def count_modern(config: ModernConfig) -> Counts:
@@ -247,6 +270,7 @@ FORMULAS: dict[type[Any], Callable[[Any], Counts]] = {
     BeitConfig: count_vit,
     CaitConfig: count_cait,
     CvtConfig: count_cvt,
+    HybridConfig: count_hybrid,
     ModernConfig: count_modern,
     VitDetConfig: count_vitdet,
 }

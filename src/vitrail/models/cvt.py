@@ -13,15 +13,11 @@ as there, and not by the width of a head.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.activations import GELUS
 from vitrail.models.attention import attend, attention_weights
@@ -29,6 +25,7 @@ from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, V
 from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.mlp import Mlp
+from vitrail.models.recompute import recomputed
 from vitrail.settings import Pair, configured
 from vitrail.settings.cvt import CvtConfig
 
@@ -133,32 +130,6 @@ class CvtBlock(nn.Module):
         """Apply the block; `kept` collects the first token's attention weights, (B, h, N)."""
         x = x + self.drop_path(self.attn(self.norm1(x), grid, kept))  # z' = MSA(LN(z)) + z
         return x + self.drop_path(self.mlp(self.norm2(x)))  # z = MLP(LN(z')) + z'
-
-    def recomputed(self, x: Tokens, grid: Pair) -> Tokens:
-        """Apply the block without keeping its activations; only the first of both passes moves the batch norms' statistics."""
-        contexts = functools.partial(_contexts, self)
-        out: Tensor = checkpoint(self, x, grid, use_reentrant=False, context_fn=contexts)
-        return out
-
-
-def _contexts(block: CvtBlock) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), held_statistics(block)
-
-
-@contextmanager
-def held_statistics(module: nn.Module) -> Iterator[None]:
-    """Context in which batch norms write their running statistics into copies, and keep their own."""
-    norms = [one for one in module.modules() if isinstance(one, nn.BatchNorm2d)]
-    kept = [dict(norm.named_buffers()) for norm in norms]
-    for norm, buffers in zip(norms, kept, strict=True):
-        for name, buffer in buffers.items():
-            setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -306,7 +277,7 @@ class Cvt(Backbone):
             for block in part.blocks:
                 read = x
                 if self.checkpointing and self.training:
-                    x = block.recomputed(x, grid)  # type: ignore[operator]
+                    x = recomputed(block, x, grid)
                 else:
                     x = block(x, grid) if part.cls_token is None else block(x, grid, kept)
             feature_map = map_and_class(x, grid)[0]  # (B, D, H, W)

@@ -11,6 +11,7 @@ from vitrail.models.baseline import build_baseline, check_baseline, create_basel
 from vitrail.models.beit import Beit
 from vitrail.models.cait import Cait
 from vitrail.models.cvt import Cvt
+from vitrail.models.hybrid import Hybrid
 from vitrail.models.modern import ModernViT
 from vitrail.models.swin import Swin
 from vitrail.models.swin_v2 import SwinV2
@@ -23,6 +24,7 @@ from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import family_of, parse_name
+from vitrail.settings.hybrid import HybridConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
@@ -52,6 +54,7 @@ BUILDERS: dict[type[Any], BackboneBuilder] = {
     SwinV2CrConfig: BackboneBuilder(SwinV2Cr),
     BeitConfig: BackboneBuilder(Beit),
     VitDetConfig: BackboneBuilder(VitDet),
+    HybridConfig: BackboneBuilder(Hybrid),
     BaselineConfig: BackboneBuilder(build_baseline, check_baseline, create_baseline),  # sizes of published weights
 }
 

@@ -316,7 +316,7 @@ class ViT(Backbone):
         """Replace the head with a new one of `num_classes` outputs; 0 removes it, and the logits are the embedding."""
         if num_classes < 0:
             raise ValueError(f"num_classes {num_classes} must not be negative; 0 leaves the head out")
-        weight: Tensor = self.patch_embed.proj.weight
+        weight = next(self.patch_embed.parameters())
 
         def linear() -> nn.Module:
             if not num_classes:
@@ -479,8 +479,7 @@ class ViT(Backbone):
         """
         cfg, trained_patch = self.config, pair(self.config.patch_size)
         patch = trained_patch if patch_size is None else pair(patch_size)
-        if patch != trained_patch:
-            require_resizable(cfg, patch)
+        self.check_patch(patch)
         self.check_channels(images)
         if pad:
             images = F.pad(images, (0, -images.shape[-1] % patch[1], 0, -images.shape[-2] % patch[0]))

@@ -14,6 +14,14 @@ from vitrail.settings.baseline import BaselineConfig, BaselineModelConfig, parse
 from vitrail.settings.beit import BEIT_CUSTOM, BEIT_SIZES, BeitConfig, BeitModelConfig, beit_name, parse_beit_name
 from vitrail.settings.cait import CAIT_CUSTOM, CAIT_SIZES, CaitConfig, CaitModelConfig, cait_name, parse_cait_name
 from vitrail.settings.cvt import CVT_CUSTOM, CVT_SIZES, CvtConfig, CvtModelConfig, cvt_name, parse_cvt_name
+from vitrail.settings.hybrid import (
+    HYBRID_CUSTOM,
+    HYBRID_SIZES,
+    HybridConfig,
+    HybridModelConfig,
+    hybrid_name,
+    parse_hybrid_name,
+)
 from vitrail.settings.model import ModelSection
 from vitrail.settings.modern import (
     MODERN_CUSTOM,
@@ -164,6 +172,15 @@ def _vitdet_words(config: VitDetConfig) -> Words:
     return Words(named, title, blocks, ("vitdet",))
 
 
+def _hybrid_words(config: HybridConfig) -> Words:
+    name = hybrid_name(config)
+    size = "Hybrid ViT" if name == HYBRID_CUSTOM else name.replace("+", "+ViT-")
+    cnn = {"bit": "a ResNet with GroupNorm", "resnet-d": "a ResNet-D", "patches": "three convolutions"}[config.cnn]
+    stages = f" of {'-'.join(map(str, config.cnn_depths))} blocks" if config.cnn_depths else ""
+    shape = f"{cnn}{stages}, then {config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads"
+    return Words(size, "Hybrid Vision Transformer", shape, ("vision-transformer", "hybrid"))
+
+
 def _baseline_words(config: BaselineConfig) -> Words:
     return Words(config.theirs, f"model of {config.library}", f"as in {config.library}", ())
 
@@ -261,6 +278,17 @@ FAMILIES: dict[str, Family] = {
         stored_as="vitdet",
         names=tuple(VITDET_SIZES),
         paper="Li et al. 2022, https://arxiv.org/abs/2203.16527; SAM: Kirillov et al. 2023; SAM 3: Carion et al. 2025",
+    ),
+    "hybrid": Family(
+        section=HybridModelConfig,
+        parse=parse_hybrid_name,
+        name_of=hybrid_name,
+        noun="a hybrid ViT",
+        words=_hybrid_words,
+        stored_as="hybrid",
+        names=tuple(HYBRID_SIZES),
+        paper="Dosovitskiy et al. 2021, section 3.1, https://arxiv.org/abs/2010.11929; AugReg: Steiner et al. 2022; "
+        "MobileCLIP: Vasu et al. 2024",
     ),
     "baseline": Family(
         section=BaselineModelConfig,

@@ -25,6 +25,7 @@ from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import Family, check_fields, family_of, name_of, parse_name, require_fields
+from vitrail.settings.hybrid import HybridConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
@@ -38,6 +39,7 @@ from vitrail.weights.beit import BEIT
 from vitrail.weights.cait import CAIT
 from vitrail.weights.cvt import CVT
 from vitrail.weights.family import FamilyReader, load_family, recognise_family
+from vitrail.weights.hybrid import HYBRID
 from vitrail.weights.modern import MODERN
 from vitrail.weights.names_file import NamesFile, is_names_file, read_names
 from vitrail.weights.pretrained import terms
@@ -211,6 +213,7 @@ FAMILY_READERS: dict[type[Any], FamilyReader] = {  # by the family's config, who
     SwinV2CrConfig: SWIN_V2_CR,
     BeitConfig: BEIT,
     VitDetConfig: VITDET,
+    HybridConfig: HYBRID,
 }
 READERS: dict[type[Any], Reader] = {  # by the family's config; a family that is not here is read by `load_trained`
     **{family: Reader(functools.partial(load_family, reader)) for family, reader in FAMILY_READERS.items()},
@@ -344,8 +347,12 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     pretrained_cfg = first(dict, "pretrained_cfg") or {}
     grids = (getattr(part, "grid_size", None) for part in parts)  # timm's PatchEmbed, open_clip's towers
     patches = (getattr(part, "patch_size", None) for part in parts)
-    grid, patch = (next((pair_of(value) for value in values if pair_of(value)), None) for values in (grids, patches))
-    image_size = (grid[0] * patch[0], grid[1] * patch[1]) if grid and patch else first(int, "image_size")
+    strides = (getattr(part, "feature_ratio", None) for part in parts)  # of the CNN before timm's HybridEmbed
+    grid, patch, stride = (
+        next((pair_of(value) for value in values if pair_of(value)), None) for values in (grids, patches, strides)
+    )
+    height, width = stride or (1, 1)
+    image_size = (grid[0] * patch[0] * height, grid[1] * patch[1] * width) if grid and patch else first(int, "image_size")
     cosine = [part for part in parts if hasattr(part, "logit_scale") and hasattr(part, "window_size")]  # of Swin v2
     windows = [(part.window_size, getattr(part, "pretrained_window_size", None)) for part in cosine]
     sides = [part.window_size for part in parts if hasattr(part, "attn") and isinstance(getattr(part, "window_size", 0.0), int)]

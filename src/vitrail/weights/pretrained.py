@@ -77,7 +77,7 @@ def rows() -> tuple[PretrainedRow, ...]:
 
 def _row(entry: dict[str, Any], sizes: dict[str, Size], sources: dict[str, FigureSource]) -> PretrainedRow:
     size, _, patch = entry["size"].partition("/")
-    if not patch:
+    if size not in sizes:  # of another family
         patch = family_of(entry["size"]).config(**parse_name(entry["size"])).patch_size
     top1 = entry.get("top1")
     return PretrainedRow(

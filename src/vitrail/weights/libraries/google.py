@@ -4,18 +4,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitrail.models import ViT
+from vitrail.models import Hybrid, ViT
 from vitrail.settings import ViTConfig, pair
+from vitrail.settings.hybrid import HybridConfig
 from vitrail.weights.eval_transform import HALF, DefaultTransform
-from vitrail.weights.library import Export, Layout, Library, Writer
-from vitrail.weights.names import SAME, TRANSPOSED, Form, KeyLine, key_table
-from vitrail.weights.targets import ANY, Class, check, cpu_state, rename, with_zeros
+from vitrail.weights.library import Export, FamilyLayout, Layout, Library, Writer
+from vitrail.weights.names import FLAT, SAME, TRANSPOSED, Form, KeyLine, KeyRow, key_table
+from vitrail.weights.targets import ANY, Class, Inexpressible, check, cpu_state, rename, rename_family, with_zeros
 
 
 def head_shape(cfg: ViTConfig) -> torch.Size:
@@ -108,6 +110,63 @@ BIG_VISION = Layout(
 )
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# Hybrids
+
+_ROWS = {row.ours: row for row in VISION_TRANSFORMER.table}
+_CNN = (  # names in the network before the patches
+    (r"(?:stem\.)?(conv|norm)", r"\1_root"),
+    (r"stages\.(\d+)\.blocks\.(\d+)\.(conv\d|norm\d)", r"block<\1>/unit<\2>/\3"),
+    (r"stages\.(\d+)\.blocks\.(\d+)\.downsample\.(conv|norm)", r"block<\1>/unit<\2>/\3_proj"),
+)
+_LEAVES = {"conv.weight": "kernel", "norm.weight": "scale", "norm.bias": "bias"}
+
+
+def hybrid_names(name: str) -> tuple[str, ...]:
+    """Return Google's names of a hybrid's tensor; the name itself for one that their hybrids do not have."""
+    if (theirs := _cnn_name(name)) is not None:
+        return (theirs,)
+    number, row = _row(name)
+    return (name,) if row is None else tuple(theirs.replace("#", number) for theirs in row.theirs)
+
+
+def hybrid_form(name: str) -> Form | None:
+    """Return the conversion of a hybrid's tensor."""
+    if (theirs := _cnn_name(name)) is not None:
+        return CONV if theirs.endswith("kernel") else FLAT  # norms of the first files have four axes
+    row = _row(name)[1]
+    return None if row is None else row.form
+
+
+def _row(name: str) -> tuple[str, KeyRow | None]:
+    """Return the block and the row of a tensor of the Transformer."""
+    number = re.match(r"blocks\.(\d+)\.", name)
+    if number is None:
+        return "", _ROWS.get(name)
+    return number[1], _ROWS.get(f"blocks.#.{name[number.end() :]}")
+
+
+def _cnn_name(name: str) -> str | None:
+    """Return Google's name of a tensor of the network before the patches; None for another."""
+    path, _, leaf = name.removeprefix("patch_embed.backbone.").rpartition(".")
+    for pattern, theirs in _CNN:
+        if name.startswith("patch_embed.backbone.") and re.fullmatch(pattern, path):
+            short = re.sub(r"<(\d+)>", lambda match: str(int(match[1]) + 1), re.sub(pattern, theirs, path))  # counted from 1
+            kind = "conv" if "conv" in short else "norm"
+            return f"{short.replace('norm', 'gn')}/{_LEAVES[f'{kind}.{leaf}']}"
+    return None
+
+
+HYBRID_LAYOUT = FamilyLayout(
+    HybridConfig,
+    "Google vision_transformer",
+    shows=("patch_embed.backbone.stem.conv.weight", "blocks.0.attn.qkv.weight"),
+    names=hybrid_names,
+    form=hybrid_form,
+    fields=lambda config: {"mlp": "gelu_tanh", "cnn_eps": "google"},
+)
+
+
 def unstack(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Split big_vision's scanned blocks, which are one array with an axis for the depth, into one block each (views)."""
     scanned = [name for name in tensors if "/encoderblock/" in name]
@@ -134,6 +193,17 @@ def plan(model: ViT) -> Export:
     target = BIG_VISION_VIT if not cfg.class_token else BIG_VISION_TOKEN if cfg.no_embed_class else VIT
     check(cfg, target)
     layout, prefix = (VISION_TRANSFORMER, "") if target is VIT else (BIG_VISION, "params/")
+    notes, arguments = _notes(cfg)
+    return Export(
+        "npz",
+        _opens(arguments),
+        tensors=rename(with_zeros(cpu_state(model), cfg), cfg, layout, prefix),
+        notes=tuple(notes),
+    )
+
+
+def _notes(cfg: ViTConfig) -> tuple[list[str], list[str]]:
+    """Return what an .npz lacks, and the arguments of `load` that give it."""
     notes, arguments = ["an .npz has no place for preprocessing and class names"], [""]
     if cfg.mlp == "gelu":
         notes.append('this model has the exact GELU, and flax computes its tanh form: load it with mlp="gelu"')
@@ -141,16 +211,33 @@ def plan(model: ViT) -> Export:
     if len({side // patch for side, patch in zip(pair(cfg.img_size), pair(cfg.patch_size), strict=True)}) > 1:
         notes.append(f"the layout holds no grid that is not square: load it with img_size={cfg.img_size}")
         arguments.append(f"img_size={cfg.img_size}")
-    return Export(
-        "npz",
-        f'vitrail.load("PATH"{", ".join(arguments)})',
-        tensors=rename(with_zeros(cpu_state(model), cfg), cfg, layout, prefix),
-        notes=tuple(notes),
-    )
+    return notes, arguments
+
+
+def _opens(arguments: list[str]) -> str:
+    return f'vitrail.load("PATH"{", ".join(arguments)})'
+
+
+HYBRID = Class("Google's hybrid", {"mlp": ("gelu", "gelu_tanh"), "head": ANY})
+
+
+def hybrid_plan(model: Hybrid) -> Export:
+    """Export an .npz of vision_transformer. Raises Inexpressible for another CNN than its ResNet."""
+    cfg = model.config
+    check(cfg, HYBRID)
+    if cfg.cnn != "bit":
+        raise Inexpressible(f'{HYBRID.name} has no cnn "{cfg.cnn}", only "bit"')
+    tensors = rename_family(model, HYBRID_LAYOUT)
+    notes, arguments = _notes(cfg)
+    if cfg.cnn_eps == "timm":
+        notes.append("this model has timm's epsilons in its CNN, and not those of Google's code: load it with cnn_eps=\"timm\"")
+        arguments.append('cnn_eps="timm"')
+    return Export("npz", _opens(arguments), tensors=tensors, notes=tuple(notes))
 
 
 GOOGLE = Library(
     layouts=(VISION_TRANSFORMER, BIG_VISION),
+    family_layouts=(HYBRID_LAYOUT,),
     unstack=unstack,
     default_transforms=(
         # big_vision: configs/vit_i1k.py and its kin, resize_small(256)|central_crop(224)|value_range(-1, 1)
@@ -158,5 +245,5 @@ GOOGLE = Library(
         # google-research/vision_transformer: vit_jax/input_pipeline.py resizes to the crop's size
         DefaultTransform("google", "Google's checkpoints", HALF, 1.0, "squash", "bilinear"),
     ),
-    writer=Writer("npz", {ViTConfig: plan}, suffixes=(".npz",)),
+    writer=Writer("npz", {ViTConfig: plan, HybridConfig: hybrid_plan}, suffixes=(".npz",)),
 )

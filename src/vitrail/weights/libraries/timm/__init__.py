@@ -9,6 +9,7 @@ from vitrail.settings import Preprocessing, ViTConfig
 from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
+from vitrail.settings.hybrid import HybridConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
@@ -18,6 +19,7 @@ from vitrail.weights.libraries.timm.baseline import baseline_config
 from vitrail.weights.libraries.timm.beit import BEIT_LAYOUTS, beit_config, beit_plan
 from vitrail.weights.libraries.timm.cait import CAIT_LAYOUT, cait_config, cait_plan
 from vitrail.weights.libraries.timm.card import config_transform, labels
+from vitrail.weights.libraries.timm.hybrid import HYBRID_LAYOUTS, hybrid_config, hybrid_plan
 from vitrail.weights.libraries.timm.modern import MODERN_LAYOUTS, modern_config, modern_plan
 from vitrail.weights.libraries.timm.naflex import NAFLEX_LAYOUTS
 from vitrail.weights.libraries.timm.swin import SWIN_LAYOUT, swin_config, swin_plan
@@ -61,6 +63,10 @@ RUN_FORMS: dict[type[Any], RunFormer] = {
     ModernConfig: _same_tensors(modern_config),
     BeitConfig: _same_tensors(beit_config),
     VitDetConfig: _same_tensors(vitdet_config),
+    HybridConfig: lambda model, state, images, licence: (
+        hybrid_config(model, images, licence=licence),
+        *timm_state(state, model.config),
+    ),
     BaselineConfig: lambda model, state, images, licence: (baseline_config(model, images), state, model.config),
 }
 """By a family's config: keys of a run's config.json for timm, tensors and config in its form. May raise Inexpressible."""
@@ -74,6 +80,7 @@ TIMM = Library(
         CAIT_LAYOUT,
         *BEIT_LAYOUTS,
         VITDET_LAYOUT,
+        *HYBRID_LAYOUTS,
         *MODERN_LAYOUTS,
         *NAFLEX_LAYOUTS,
     ),
@@ -90,6 +97,7 @@ TIMM = Library(
             CaitConfig: cait_plan,
             BeitConfig: beit_plan,
             VitDetConfig: vitdet_plan,
+            HybridConfig: hybrid_plan,
             ModernConfig: modern_plan,
         },
     ),
