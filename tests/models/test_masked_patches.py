@@ -79,3 +79,10 @@ def test_others_refuse() -> None:
         )
     with pytest.raises(ValueError, match="beyond each patch"):
         create_model("Ti+/16", img_size=32, num_classes=0).stem_tokens((32, 32))
+    hybrid = create_model("R+Ti/16", img_size=32, num_classes=0, depth=1)
+    with pytest.raises(ValueError, match="use a plain ViT"):
+        hybrid.stem_tokens((32, 32))
+    with pytest.raises(ValueError, match="use a plain ViT"):
+        hybrid.features(
+            torch.zeros(1, 3, 32, 32), View(masked=MaskedPatches(torch.zeros(1, 4, dtype=torch.bool), torch.zeros(192)))
+        )

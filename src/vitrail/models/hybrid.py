@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.models.attention import Tokens
-from vitrail.models.backbone import Context, Images, Stage
+from vitrail.models.backbone import Context, Images, MaskedPatches, Stage
 from vitrail.models.resnet_stem import build_cnn, reset_cnn
 from vitrail.models.vit import Patch, PatchEmbed, Sizes, Visible, ViT
 from vitrail.settings import Pair, ViTConfig, pair
@@ -83,11 +83,22 @@ class Hybrid(ViT):
         parts = [Stage(f"{_CNN}.{path}", (f"{_CNN}.{path}",), cnn.get_submodule(path)) for path in cnn.stage_paths]
         return [stem, *parts, first._replace(paths=("patch_embed.proj", *tokens.paths[1:], *first.paths)), *others]
 
+    def stem_tokens(self, img_size: Pair) -> tuple[Pair, int]:
+        """See Backbone.stem_tokens."""
+        raise ValueError("a hybrid's CNN looks beyond each patch, so masked ones would show; use a plain ViT")
+
     def embed(
-        self, images: Images, *, pad: bool, sizes: Sizes = None, patch_size: Patch = None, visible: Visible = None
+        self,
+        images: Images,
+        *,
+        pad: bool,
+        sizes: Sizes = None,
+        patch_size: Patch = None,
+        visible: Visible = None,
+        masked: MaskedPatches | None = None,
     ) -> tuple[Tokens, Context]:
         """Return tokens and context as `ViT.embed` does. Raises ValueError, beside, for hidden patches and for `sizes`."""
-        if visible is not None:
+        if visible is not None or masked is not None:
             raise ValueError("a hybrid's CNN looks beyond each patch, so hidden ones would show; use a plain ViT")
         if sizes is not None:
             raise ValueError(
