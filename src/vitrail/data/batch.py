@@ -1,6 +1,6 @@
 """Batch types: raw pixels from the files, and augmented batches for the model."""
 
-# B batch · C channels · H W canvas · K classes · V visible patches · L patches
+# B batch · C channels · H W canvas · K classes · V visible patches · M masked patches · L patches
 
 from __future__ import annotations
 
@@ -90,6 +90,10 @@ class Batch:
     """Precomputed teacher targets, mixed as `targets` are; None without a teacher."""
     visible: Int64[Tensor, "B V"] | None = None
     """Row-major positions of the patches that a masked model sees; None: all."""
+    masked: Int64[Tensor, "B M"] | None = None
+    """Row-major positions of the patches that a mask token stands for; None: no patch is masked."""
+    tokens: Int64[Tensor, "B M"] | None = None
+    """Discrete token of each masked patch; None for a task without them."""
     sizes: tuple[Pair, ...] | None = None
     """Height and width of each image in the upper left corner of its canvas, in pixels; None: all fill their canvas."""
     views: tuple[Float[Tensor, "B _v C _h _w"], ...] | None = None

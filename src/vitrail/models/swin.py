@@ -253,8 +253,8 @@ class SwinBackbone(Backbone):
                 x = checkpoint(block, x, grid, use_reentrant=False) if recompute else block(x, grid)
             pyramid.append(x.transpose(1, 2).unflatten(2, grid))  # (B, D, H, W)
             x = pyramid[-1].flatten(2).transpose(1, 2)  # (B, L, D): the same memory, behind the map for gradients
-        x = self.norm(x)
-        return Features(pooled=x.mean(dim=1), tokens=x, grid=grid, pyramid=tuple(pyramid))
+        x, side = self.norm(x), self.config.patch_size * 2 ** (len(pyramid) - 1)
+        return Features(pooled=x.mean(dim=1), tokens=x, grid=grid, pyramid=tuple(pyramid), stride=(side, side))
 
 
 class Swin(SwinBackbone):

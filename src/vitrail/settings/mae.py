@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+Masking = Literal["random", "block", "grid"]
+"""Where hidden patches are: anywhere, in blocks, or all but a regular grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +16,8 @@ class MaeConfig:
 
     mask_ratio: float = 0.75
     """Share of the patches that is hidden from the encoder."""
+    masking: Masking = "random"
+    """Hidden patches: random ones, random blocks (BEiT), or all but a regular grid."""
     decoder_dim: int = 512
     """Width of the decoder."""
     decoder_depth: int = 8

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+PIXELS = "pixels"
+"""Tokenizer that needs no model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimmimConfig:
@@ -13,7 +16,7 @@ class SimmimConfig:
     mask_ratio: float = 0.6
     """Share of the image that is masked."""
     mask_size: int = 32
-    """Side of the masked squares in pixels; a smaller image or a larger patch takes whole patches."""
+    """Side of the masked squares in pixels, rounded down so that they are whole patches and divide the image."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
@@ -29,11 +32,11 @@ class BeitPretrainConfig:
     mask_ratio: float = 0.4
     """Share of the patches that is masked, by blocks."""
     codebook: int = 8192
-    """Number of discrete tokens; at most a quarter of the patches that k-means sees."""
-    tokenizer: str = "pixels"
-    """Codebook: "pixels" is k-means on the patches' pixels; a checkpoint or run, k-means on its patch features."""
+    """Number of discrete tokens; at most a quarter of the patches of fit_images."""
+    tokenizer: str = PIXELS
+    """Codebook: "pixels" is k-means on the patches' pixels; a checkpoint or run, k-means on its patch features, by cosine."""
     fit_images: int = 2000
-    """Training images whose patches k-means is fitted to."""
+    """Training images whose patches k-means is fitted to, of all patches 32 for each token at most."""
     normalise: Literal["none", "mean", "std"] = "std"
     """Of the patches' pixels before k-means: nothing, their mean removed, or their mean and deviation."""
 

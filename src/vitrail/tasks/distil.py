@@ -46,11 +46,11 @@ class Distil(Classify):
         self.cfg, self.device, self.autocast_dtype = cfg, device, autocast_dtype
         self._teacher = (teacher,)  # in a tuple it is no submodule
 
-    def preparation(self, images: int) -> str:
+    def preparation(self, images: int, *, resumed: bool = False) -> str:
         """See Task.preparation: with `distill.once` the teacher's targets are computed before training."""
         return f"computing the teacher's targets of {images:,} images once (distill.once)" if self.cfg.once else ""
 
-    def prepare(self, view: Split, *, among: Among = ALONE) -> None:
+    def prepare(self, view: Split, *, among: Among = ALONE, resumed: bool = False) -> None:
         """Compute the teacher's targets of every training image; each process computes its part."""
         self.teacher_targets = compute_teacher_targets(
             self.cfg,

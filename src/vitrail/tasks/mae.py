@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.data.augment import normalise
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
 from vitrail.data.draws import Draws
@@ -25,33 +24,12 @@ from vitrail.models.positions import grid_of, sincos_2d
 from vitrail.models.vit import Block
 from vitrail.settings import AugmentConfig, Pair, Preprocessing, Settings, ViTConfig, pair
 from vitrail.settings.mae import MaeConfig
-from vitrail.tasks.unsupervised import Unsupervised
+from vitrail.tasks.masks import draw_mask, mask_at, places_of
+from vitrail.tasks.patches import Images, from_patches, patch_statistics, pixels_of, to_patches
+from vitrail.tasks.reconstruct import pictured_images, reconstruction_sheet
+from vitrail.tasks.unsupervised import Unsupervised, leaves_out
 
-PICTURED = 8
-"""Maximum number of images of a split that a picture shows."""
-Images = Float[Tensor, "B C H W"]
 Visible = Int64[Tensor, "B V"]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Pixels
-
-
-def to_patches(images: Images, patch: Pair) -> Float[Tensor, "B L X"]:
-    """Cut images into patches, row by row; the pixels of a patch are row by row too, the channels of a pixel side by side."""
-    x = images.unflatten(2, (-1, patch[0])).unflatten(4, (-1, patch[1]))  # (B, C, gh, P, gw, P)
-    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, L, X)
-
-
-def from_patches(patches: Float[Tensor, "B L X"], *, patch: Pair, grid: Pair) -> Images:
-    """Join patches to images: the inverse of `to_patches`."""
-    x = patches.unflatten(1, grid).unflatten(3, (*patch, -1))  # (B, gh, gw, P, P, C)
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C, H, W)
-
-
-def patch_statistics(patches: Float[Tensor, "B L X"]) -> tuple[Float[Tensor, "B L 1"], Float[Tensor, "B L 1"]]:
-    """Return mean and standard deviation of each patch: √(unbiased variance + 1e-6), as in the published code."""
-    return patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()
 
 
 def masked_loss(predicted: Float[Tensor, "B L X"], targets: Float[Tensor, "B L X"], hidden: Bool[Tensor, "B L"]) -> Tensor:
@@ -163,8 +141,8 @@ class Mae(Unsupervised):
         patches = grid[0] * grid[1]
         _require_patches(patches)
         kept = min(max(1, int(patches * (1 - self.cfg.mask_ratio))), patches - 1)
-        order = draws.uniform("mae_mask", patches).argsort(dim=1, stable=True)  # (B, L)
-        return order[:, :kept].sort(dim=1).values
+        hidden = draw_mask(draws, masking=self.cfg.masking, grid=grid, count=patches - kept, stream="mae_mask")
+        return places_of(~hidden)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return "loss": mean squared error of the hidden patches' pixels."""
@@ -185,24 +163,20 @@ class Mae(Unsupervised):
 
     def leaves_parameters_out(self) -> bool:
         """See Task.leaves_parameters_out: the loss does not use modules after the tokens, such as attention pooling."""
-        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with in_eval_mode(self.model):
             tokens = _one_patch_features(self.model, self.preprocessing).tokens
         assert tokens is not None
-        gradients = torch.autograd.grad(tokens.float().sum(), learning, allow_unused=True) if learning else ()
-        return any(gradient is None for gradient in gradients)
+        return leaves_out(self.model, tokens)
 
     # ---- pictures
 
     def picture(self, split: Split, *, device: torch.device, autocast_dtype: torch.dtype | None = None) -> Image.Image | None:
         """Draw original, visible patches and reconstruction of some images of a split in evaluation view, one row each."""
-        chosen = torch.linspace(0, len(split) - 1, min(PICTURED, len(split))).round().long()
-        raw, failures = split.read(chosen)
-        split.record(failures)
-        if not len(raw):
+        chosen = pictured_images(split, self.preprocessing, device)
+        if chosen is None:
             return None
-        images = normalise(raw.images.to(device), self.preprocessing)
-        draws = Draws(seed=self.seed, epoch=0, indexes=raw.indexes.to(device))
+        images, indexes = chosen
+        draws = Draws(seed=self.seed, epoch=0, indexes=indexes)
         visible = self.draw_visible(draws, grid_of(self.preprocessing.img_size, self.patch))
         with autocast(device, autocast_dtype):
             return reconstruct(self, images, visible)
@@ -210,7 +184,7 @@ class Mae(Unsupervised):
 
 def hidden_patches(visible: Visible, patches: int) -> Bool[Tensor, "B L"]:
     """Mask that is True for the patches that are not visible."""
-    return torch.ones(len(visible), patches, dtype=torch.bool, device=visible.device).scatter(1, visible, False)
+    return ~mask_at(visible, patches)
 
 
 def _require_patches(patches: int) -> None:
@@ -279,16 +253,13 @@ def check_mae(settings: Settings, model: Backbone) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 # Pictures
 
-_GAP_PX, _SIDE_PX, _HIDDEN = 4, 96, 128
-
 
 @torch.no_grad()
 def reconstruct(task: Mae, images: Images, visible: Visible | None = None) -> Image.Image:
     """Draw original, visible patches and reconstruction of each image, one row each. Images are normalised.
 
     Without `visible`, the patches are drawn by the task's seed and the image's position. With `norm_pixels`, predictions get
-    the mean and standard deviation of the original patch. Images of 1 or 3 channels have their colours; of others, the mean
-    of all channels is shown.
+    the mean and standard deviation of the original patch.
     """
     grid = grid_of((images.shape[2], images.shape[3]), task.patch)
     if visible is None:
@@ -300,31 +271,6 @@ def reconstruct(task: Mae, images: Images, visible: Visible | None = None) -> Im
     if task.cfg.norm_pixels:
         mean, std = patch_statistics(patches)
         predicted = predicted * std + mean
-    hidden = hidden_patches(visible, patches.shape[1])[:, :, None]
-    whole = _to_bytes(images.float(), task.preprocessing)
-    rebuilt = _to_bytes(from_patches(torch.where(hidden, predicted, patches), patch=task.patch, grid=grid), task.preprocessing)
-    cover = from_patches(hidden.expand_as(patches).float(), patch=task.patch, grid=grid)[:, :1] > 0
-    masked = torch.where(cover, torch.full_like(whole, _HIDDEN), whole)
-    return _sheet([whole, masked, rebuilt])
-
-
-def _to_bytes(images: Images, preprocessing: Preprocessing) -> Tensor:
-    """Convert normalised images to pixels 0 … 255 (B, 1 or 3, H, W)."""
-    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-    pixels = (images * std + mean).clamp(0, 1) * 255
-    return (pixels if pixels.shape[1] in (1, 3) else pixels.mean(dim=1, keepdim=True)).round().byte()
-
-
-def _sheet(columns: list[Tensor]) -> Image.Image:
-    """Arrange columns of images (B, c, H, W) on white; small ones are enlarged by a whole factor."""
-    count, channels, height, width = columns[0].shape
-    factor = max(1, _SIDE_PX // max(height, width))
-    tall, wide = height * factor + _GAP_PX, width * factor + _GAP_PX
-    mode = "L" if channels == 1 else "RGB"
-    sheet = Image.new(mode, (len(columns) * wide + _GAP_PX, count * tall + _GAP_PX), "white")
-    for place, column in enumerate(columns):
-        for row, pixels in enumerate(column.cpu().permute(0, 2, 3, 1).numpy()):
-            tile = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-            tile = tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-            sheet.paste(tile, (_GAP_PX + place * wide, _GAP_PX + row * tall))
-    return sheet
+    hidden = pixels_of(hidden_patches(visible, patches.shape[1]), patch=task.patch, grid=grid)
+    rebuilt = from_patches(predicted, patch=task.patch, grid=grid)
+    return reconstruction_sheet(images, rebuilt, hidden, preprocessing=task.preprocessing)

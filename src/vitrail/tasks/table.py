@@ -11,9 +11,11 @@ import torch
 from vitrail.data.dataset import Source, Split
 from vitrail.models.backbone import Backbone
 from vitrail.settings import AugmentConfig, Preprocessing, Settings
+from vitrail.tasks.beit import beit_task, check_beit
 from vitrail.tasks.dino import check_dino, dino_task
 from vitrail.tasks.lejepa import check_lejepa, lejepa_task
 from vitrail.tasks.mae import check_mae, mae_task
+from vitrail.tasks.simmim import check_simmim, simmim_task
 from vitrail.tasks.supervised import check_supervised, supervised_task
 from vitrail.tasks.task import Task
 
@@ -127,6 +129,25 @@ TASKS: dict[str, TaskSpec] = {
         small_recipe="mae-small",
         unused=unused_by("mae"),
         pictures="reconstructions",
+        next_steps=AFTER_PRETRAINING,
+    ),
+    "simmim": TaskSpec(
+        build=simmim_task,
+        supervised=False,
+        check=check_simmim,
+        recipe="simmim-photos",
+        small_recipe="simmim-small",
+        unused=unused_by("simmim"),
+        pictures="reconstructions",
+        next_steps=AFTER_PRETRAINING,
+    ),
+    "beit": TaskSpec(
+        build=beit_task,
+        supervised=False,
+        check=check_beit,
+        recipe="beit-photos",
+        small_recipe="beit-small",
+        unused=unused_by("beit"),
         next_steps=AFTER_PRETRAINING,
     ),
     "dino": TaskSpec(

@@ -40,12 +40,19 @@ class Task(nn.Module):
         super().__init__()
         self.model, self.preprocessing = model, preprocessing
 
-    def preparation(self, images: int) -> str:
+    def preparation(self, images: int, *, resumed: bool = False) -> str:
         """Return a line on what `prepare` will compute for this number of training images; "" if nothing."""
         return ""
 
-    def prepare(self, view: Split, *, among: Among = ALONE) -> None:
-        """Compute what is needed before the first step, from the training images in evaluation view."""
+    def prepare(self, view: Split, *, among: Among = ALONE, resumed: bool = False) -> None:
+        """Compute what is needed before the first step, from the training images in evaluation view.
+
+        Of a run that is `resumed`, companions are restored after this call: what they hold need not be computed.
+        """
+
+    def prepared(self) -> str:
+        """Return a line on what `prepare` has computed; "" if there is nothing to say."""
+        return ""
 
     @abstractmethod
     def batch(self, raw: RawBatch, *, epoch: int, img_size: Pair, patch_size: int | None = None) -> Batch:

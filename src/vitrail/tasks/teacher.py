@@ -75,19 +75,27 @@ def load_teacher(
     net = load(name)
     require_count(name, net.config.num_classes, num_classes)
     require_names(name, net.classes, classes)
-    sees, channels = net.preprocessing, preprocessing.in_channels
+    sees = require_preprocessing("distill.teacher", name, net.preprocessing, student=preprocessing, way_out=WAY)
+    return Teacher(net, preprocessing=sees, student=preprocessing).to(device)
+
+
+def require_preprocessing(
+    setting: str, name: str, sees: Preprocessing | None, *, student: Preprocessing, way_out: str
+) -> Preprocessing:
+    """Return the preprocessing of a frozen model. Raises ValueError if the student's images can't be converted to it."""
+    channels = student.in_channels
     if sees is None:
-        raise ValueError(f'distill.teacher "{name}" does not say what happens to its images; {WAY}')
-    if sees.range not in (None, preprocessing.range):
+        raise ValueError(f'{setting} "{name}" does not say what happens to its images; {way_out}')
+    if sees.range not in (None, student.range):
         raise ValueError(
-            f'distill.teacher "{name}" was trained with data.range {list(sees.range or ())}, and this run has '
-            f"{list(preprocessing.range or ())}; give that"
+            f'{setting} "{name}" was trained with data.range {list(sees.range or ())}, and this run has '
+            f"{list(student.range or ())}; give that"
         )
     if sees.in_channels != channels and {sees.in_channels, channels} != {1, 3}:
         raise ValueError(
-            f'distill.teacher "{name}" takes images of {sees.in_channels} channels, and these have {channels}; {WAY}'
+            f'{setting} "{name}" takes images of {sees.in_channels} channels, and these have {channels}; {way_out}'
         )
-    return Teacher(net, preprocessing=sees, student=preprocessing).to(device)
+    return sees
 
 
 def require_count(name: str, theirs: int, ours: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
@@ -37,11 +38,11 @@ class Unsupervised(Task):
         self.augment, self.seed, self.neighbours = replace(augment, mixup_alpha=0.0, cutmix_alpha=0.0), seed, neighbours
         self.known = None if known is None or not has_classes(known) else known_images(known, seed=seed)
 
-    def preparation(self, images: int) -> str:
+    def preparation(self, images: int, *, resumed: bool = False) -> str:
         """See Task.preparation: reads the training images of the k-NN score."""
         return "reading training images in evaluation view, for the k-NN score" if self.neighbours else ""
 
-    def prepare(self, view: Split, *, among: Among = ALONE) -> None:
+    def prepare(self, view: Split, *, among: Among = ALONE, resumed: bool = False) -> None:
         """Keep the training images among which k-NN looks for neighbours."""
         self.known = known_images(view, seed=self.seed)
 
@@ -75,3 +76,10 @@ class Unsupervised(Task):
             autocast_dtype=autocast_dtype,
             among=among,
         )
+
+
+def leaves_out(model: nn.Module, output: Tensor) -> bool:
+    """Return whether some trained parameters of a model get no gradient from an output."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(output.float().sum(), learning, allow_unused=True) if learning else ()
+    return any(gradient is None for gradient in gradients)

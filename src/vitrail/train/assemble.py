@@ -295,14 +295,17 @@ def refuse_shard(task: str, beside: str) -> NoReturn:
 
 def prepare_task(context: Context, task: Task, images: Images) -> float:
     """Run the task's preparation before the first step. Return its duration in seconds."""
-    line, processes = task.preparation(len(images.train)), context.processes
+    resumed, processes = context.resumed, context.processes
+    line = task.preparation(len(images.train), resumed=resumed)
     if not line:
         return 0.0
     context.display.say(line)
     start, view = time.perf_counter(), load_training_view(context, images.preprocessing)
     if tuple(view.names) != tuple(images.train.names):
         raise ValueError(f"the images of {context.source.name} changed while they were read; start again")
-    task.prepare(view, among=Among(Part(processes.rank, processes.size), gather=processes.gather))
+    task.prepare(view, among=Among(Part(processes.rank, processes.size), gather=processes.gather), resumed=resumed)
+    if line := task.prepared():
+        context.display.say(line)
     return processes.max(time.perf_counter() - start)[0]
 
 

@@ -8,7 +8,17 @@ from typing import Any
 from torch import nn
 
 from vitrail.models.backbone import Backbone
-from vitrail.settings import SCRATCH, AugmentConfig, DistillConfig, OptimConfig, Settings, TrainConfig, pair
+from vitrail.settings import (
+    SCRATCH,
+    AugmentConfig,
+    BeitPretrainConfig,
+    DistillConfig,
+    OptimConfig,
+    Settings,
+    TrainConfig,
+    pair,
+)
+from vitrail.settings.masked import PIXELS
 from vitrail.tasks import TASKS
 from vitrail.train.sizes import list_sizes
 
@@ -32,6 +42,7 @@ def find_unused(
         **ladder_conditions(settings, typed, multi_label=multi_label),
         **loss_conditions(settings, typed, multi_label=multi_label),
         **distill_conditions(settings, model),
+        **beit_conditions(settings.beit),
     }
     by_task = list_unused_by_task(settings, typed)
     conditions = {text: is_unused for text, is_unused in conditions.items() if not text.startswith(tuple(by_task))}
@@ -146,6 +157,14 @@ def distill_conditions(settings: Settings, model: Backbone) -> dict[str, bool]:
         "model.dist_token learns from distill.teacher; without one it is a second class token": len(model.heads) > 1
         and cfg.teacher is None
         and random,
+    }
+
+
+def beit_conditions(cfg: BeitPretrainConfig) -> dict[str, bool]:
+    """Conditions for the codebook of BEiT's pre-training."""
+    return {
+        f'beit.normalise is for beit.tokenizer "{PIXELS}"': cfg.tokenizer != PIXELS
+        and cfg.normalise != BeitPretrainConfig().normalise
     }
 
 

@@ -17,6 +17,7 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, bf16_is_faster, pick_device
 from vitrail.settings import SCRATCH, DataConfig, Preprocessing, Settings, layers, nearest, pair
 from vitrail.settings.families import family_of, family_of_config, name_of, parse_name
+from vitrail.settings.masked import PIXELS
 from vitrail.settings.smaller import apply_smaller, read_smaller
 from vitrail.tasks import TASKS, TaskSpec
 from vitrail.train import advice
@@ -346,10 +347,14 @@ def resolve_auto(settings: Settings, source: Source, pretrained: Preprocessing |
     teacher = settings.distill.teacher
     if teacher is not None and Path(teacher).exists():
         teacher = str(Path(teacher).resolve())
+    tokenizer = settings.beit.tokenizer
+    if tokenizer != PIXELS and Path(tokenizer).exists():
+        tokenizer = str(Path(tokenizer).resolve())
     return dataclasses.replace(
         settings,
         data=dataclasses.replace(settings.data, **data),
         optim=optim,
+        beit=dataclasses.replace(settings.beit, tokenizer=tokenizer),
         distill=dataclasses.replace(settings.distill, teacher=teacher),
         train=dataclasses.replace(settings.train, precision=precision),  # type: ignore[arg-type]
     )
