@@ -178,6 +178,7 @@ def test_tokens_of_a_run(tmp_path: Path) -> None:
     """The tokenizer is a run of another patch and grey images; it is no part of what is trained or saved."""
     net = create_model("Ti/4", img_size=12, patch_size=6, in_channels=1, embed_dim=24, depth=1, num_heads=3, num_classes=0)
     net.preprocessing = Preprocessing(img_size=(12, 12), in_channels=1, mean=(0.4,), std=(0.3,))
+    (tmp_path / "net").mkdir()
     save_model(net, tmp_path / "net", data="here")
     cfg = {"model": {"name": "Ti/4", **SHAPE, "num_classes": 0, "in_channels": 3}, "beit": {"tokenizer": str(tmp_path / "net")}}
     settings = layers.build([cfg, {"beit": {"codebook": 5, "fit_images": 9}, "augment": {"crop": "none"}}])

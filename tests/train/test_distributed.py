@@ -205,6 +205,28 @@ def test_two_processes_compare_views_as_one_does(method: str, photos: Path, tmp_
     assert metrics(tmp_path / "two", "val_knn_accuracy") == metrics(tmp_path / "one", "val_knn_accuracy")
 
 
+MASKED = {"simmim": ("--simmim.mask_size", "8"), "beit": ("--beit.codebook", "8", "--model.pool", "map")}
+"""Methods with a mask token, the second with a codebook that both processes fit, and with weights that have no gradient."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", MASKED)
+def test_two_processes_predict_masked_patches_as_one_does(method: str, photos: Path, tmp_path: Path) -> None:
+    words = ["pretrain", str(photos), "--method", method, "--recipe", f"{method}-photos", *TINY, "--model.patch_size", "8"]
+    words += [*MASKED[method], "--optim.name", "adamw", "--train.steps", "8", "--train.accumulate", "2"]
+    run([*words, "--out", "one"], processes=1, folder=tmp_path)
+    run([*words, "--out", "two"], processes=2, folder=tmp_path)
+    losses = metrics(tmp_path / "one", "loss")
+    assert len(losses) == 8
+    assert metrics(tmp_path / "two", "loss") == pytest.approx(losses, abs=1e-6)
+    assert farthest(tmp_path / "one", tmp_path / "two") < 2e-4
+    if method == "beit":
+        one, two = (
+            load_file(tmp_path / way / "checkpoints" / "step_00000008" / "companions.safetensors") for way in ("one", "two")
+        )
+        assert torch.equal(one["codebook.centers"], two["codebook.centers"])
+
+
 WITH = {
     "memory": ["--train.checkpointing", "true", "--train.patch_sizes", "[8,16]", "--model.patch_size", "8"],
     "tuning": ["--optim.freeze", "1", "--optim.layer_decay", "0.7", "--train.compile", "true"],

@@ -16,19 +16,23 @@ from vitrail.models import create_model
 from vitrail.models.backbone import Backbone
 from vitrail.settings import (
     AugmentConfig,
+    BeitPretrainConfig,
     DinoConfig,
     LejepaConfig,
     MaeConfig,
     OptimConfig,
     Preprocessing,
     RandAugment,
+    SimmimConfig,
     ViewsConfig,
 )
 from vitrail.tasks import Task
+from vitrail.tasks.beit import BeitPretraining
 from vitrail.tasks.classify import Classify, MultiLabel
 from vitrail.tasks.dino import Dino
 from vitrail.tasks.lejepa import Lejepa
 from vitrail.tasks.mae import Mae
+from vitrail.tasks.simmim import Simmim
 from vitrail.train import optim
 from vitrail.train.history import History
 from vitrail.train.step import Ema, Step
@@ -47,6 +51,12 @@ TASKS: dict[str, Any] = {
     "classify": lambda model, cfg: Classify(model, preprocessing=PREPROCESSING, augment=cfg, label_smoothing=0.1),
     "labels": lambda model, cfg: MultiLabel(model, preprocessing=PREPROCESSING, augment=cfg, loss="bce"),
     "mae": lambda model, cfg: Mae(model, preprocessing=PREPROCESSING, cfg=MaeConfig(), augment=cfg, seed=0),
+}
+WITH_MASK_TOKEN: dict[str, Any] = {
+    "simmim": lambda model, cfg: Simmim(model, preprocessing=PREPROCESSING, cfg=SimmimConfig(), augment=cfg, seed=0),
+    "beit": lambda model, cfg: BeitPretraining(
+        model, preprocessing=PREPROCESSING, cfg=BeitPretrainConfig(), codes=64, augment=cfg, seed=0, device=DEVICE
+    ),
 }
 VIEWS: dict[str, Any] = {
     "dino": (Dino, DinoConfig(prototypes=32, hidden_dim=16, bottleneck_dim=8)),
@@ -143,6 +153,14 @@ def test_nor_does_that_of_another_backbone(name: str, fields: dict[str, Any]) ->
     model = create_model(name, img_size=SIZE, num_classes=5, **fields)
     task = TASKS["classify"](model, cfg).to(DEVICE).train()
     steps(task, raw_batch(cfg, labels=False, turns=False), model=model, optimizer="sgd", ema=False)
+
+
+@pytest.mark.parametrize("name", WITH_MASK_TOKEN)
+def test_nor_does_one_with_a_mask_token(name: str) -> None:
+    cfg = AUGMENTS["deit"]
+    model = create_model("Ti/8", img_size=SIZE, num_classes=0, depth=2)
+    task = WITH_MASK_TOKEN[name](model, cfg).to(DEVICE).train()
+    steps(task, raw_batch(cfg, labels=False, turns=True), model=model, optimizer="adamw", ema=False)
 
 
 def test_nor_does_one_of_images_of_many_sizes() -> None:

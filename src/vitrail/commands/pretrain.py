@@ -19,11 +19,13 @@ HELP = """Trains a backbone without labels, scores its embedding, and writes a r
 
 Methods, each with a section of settings; those on views take any backbone:
   mae      most patches are hidden, and a light decoder predicts their pixels (He et al. 2022)
+  simmim   masked squares become a mask token, one layer predicts their pixels; also for a Swin (Xie et al. 2022)
+  beit     masked blocks: their discrete tokens are predicted, of a k-means codebook (Bao et al. 2022)
   dino     views: a student learns what its running mean says of other crops (Caron et al. 2021); --dino.ibot_weight
   lejepa   views: they agree, and projections are normally distributed (Balestriero & LeCun 2025)
 
-Each evaluation prints the k-NN accuracy of the embedding where images have classes, else its effective rank; mae draws
-originals, visible patches and reconstructions into RUN/reconstructions.
+Each evaluation prints the k-NN accuracy of the embedding where images have classes, else its effective rank; mae and
+simmim draw originals, visible patches and reconstructions into RUN/reconstructions.
 
 DATA is what `vitrail train` takes, or a folder without classes: train, val and test in it are splits, else
 data.val_fraction of the images is held out. Settings come in the order of `vitrail train`; those of heads and labels
@@ -34,7 +36,7 @@ def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
     usage = "[DATA] [--method M] [--recipe R] [--model Ti/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
     parser = run_parser("pretrain", HELP, usage=usage, recipe="the method's own")
-    parser.add_argument("--method", type=str, metavar="M", help="mae, dino or lejepa [mae]")
+    parser.add_argument("--method", type=str, metavar="M", help="mae, simmim, beit, dino or lejepa [mae]")
     parsed = terminal.parse_settings(parser, words)
 
     from vitrail.train.run import pretrain
