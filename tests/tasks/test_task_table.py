@@ -30,7 +30,7 @@ def test_what_a_row_leaves_unused_are_settings() -> None:
             assert key in known or key in layers.SECTIONS, entry
 
 
-@pytest.mark.parametrize("name", [name for name in layers.recipes() if name.startswith("mae")])
+@pytest.mark.parametrize("name", [name for name in layers.recipes() if name.startswith("mae") and name != "mae-finetune"])
 def test_recipes_of_the_masked_autoencoder_build(name: str) -> None:
     task, layer = TASKS["mae"], layers.read_recipe(name)
     cfg = layers.build(
