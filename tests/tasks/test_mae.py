@@ -232,6 +232,17 @@ def test_the_share_of_hidden_patches_is_exact(grid: Pair, ratio: float, seed: in
     assert (hidden_patches(visible, patches).sum(dim=1) == patches - visible.shape[1]).all()
 
 
+@pytest.mark.parametrize("masking", ["block", "grid"])
+def test_other_masks_hide_as_many(masking: str) -> None:
+    ours = task(size=(32, 32), cfg=replace(SMALL, masking=masking))
+    batch = ours.batch(raw([0, 1, 2], size=(32, 32)), epoch=0, img_size=(32, 32))
+    assert batch.visible.shape == (3, 16)
+    seen = (~hidden_patches(batch.visible, 64)).unflatten(1, (8, 8))
+    cells = seen.unflatten(1, (4, 2)).unflatten(3, (4, 2)).sum(dim=(2, 4))
+    assert bool((cells == 1).all()) == (masking == "grid")
+    ours(batch)["loss"].backward()
+
+
 def test_every_patch_is_hidden_as_often() -> None:
     ours = task(depth=0)
     visible = ours.draw_visible(Draws(seed=0, epoch=0, indexes=torch.arange(8000)), (4, 4))
