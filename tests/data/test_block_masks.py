@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,3 +40,22 @@ def test_blocks_hold_together() -> None:
     pairs = (mask[:, :, 1:] & mask[:, :, :-1]).sum() / mask[:, :, :-1].sum()
     assert pairs > 0.6
     assert mask.any(0).all(), "any patch may be masked"
+
+
+def test_a_block_has_the_papers_shapes() -> None:
+    """Of 24 patches in a block of 24 at least there is one, if rounding lets it: 3 x 8, 4 x 6 and the same turned."""
+    draws = Draws(seed=0, epoch=0, indexes=torch.arange(2000))
+    mask = draw_block_masks(draws, torch.full((2000,), 24), grid=(14, 14), least=24).unflatten(1, (14, 14))
+    tall, wide = mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)
+    shapes = dict.fromkeys(((3, 8), (4, 6), (6, 4), (8, 3)), 0)
+    for shape in zip(tall.tolist(), wide.tolist(), strict=True):
+        if shape[0] * shape[1] == 24:
+            shapes[shape] += 1
+    assert min(shapes.values()) > 100
+    assert abs(shapes[4, 6] - shapes[6, 4]) < 5 * math.sqrt(2000 * 0.15)
+
+
+def test_nearly_all_patches_and_none() -> None:
+    counts = torch.tensor([195, 0, 196, 1])
+    mask = masks(torch.arange(4), counts, (14, 14))
+    assert mask.sum(1).equal(counts)

@@ -54,17 +54,6 @@ def test_blocks_are_few_rectangles() -> None:
     assert edges(blocks) < 45 < 150 < edges(single)
 
 
-def test_the_first_block_has_the_papers_shape() -> None:
-    """With 16 patches to mask there is one block of 16, whose rows and columns have a ratio between 0.3 and 1 / 0.3."""
-    mask = draw("block", (14, 14), 16.5 / 196, images=300).unflatten(1, (14, 14))
-    tall, wide = mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)
-    whole = tall * wide == 16  # the others are rounded to fewer and end with rows of a second one
-    assert whole.sum() > 50
-    ratios = tall[whole] / wide[whole]
-    assert 0.3 * 0.8 < ratios.min() < 0.5
-    assert 2 < ratios.max() < 1 / 0.3 * 1.25
-
-
 def test_blocks_prefer_no_corner() -> None:
     share = draw("block", (12, 12), 0.4, images=3000).float().mean(dim=0).unflatten(0, (12, 12))
     for turned in (share.flip(0), share.flip(1), share.T):

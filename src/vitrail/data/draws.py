@@ -62,6 +62,10 @@ class Draws:
         samples = indexes if turns is None else indexes + (turns << _SAMPLES)
         self._keys = _mix(samples * _GAMMA + _hash("sample", seed, epoch))  # (B,)
 
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._keys)
+
     def on(self, device: torch.device) -> Draws:
         """Return the same numbers, computed on another device."""
         draws = copy.copy(self)

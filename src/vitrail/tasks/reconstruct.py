@@ -22,13 +22,13 @@ Images = Float[Tensor, "B C H W"]
 def pictured_images(
     split: Split, preprocessing: Preprocessing, device: torch.device
 ) -> tuple[Images, Int64[Tensor, " B"]] | None:
-    """Read the normalised images of a picture, spread over the split, and their indexes; None if none can be read."""
+    """Read the normalised images of a picture, spread over the split; return them and their indexes, or None without any."""
     chosen = torch.linspace(0, len(split) - 1, min(PICTURED, len(split))).round().long()
     raw, failures = split.read(chosen)
     split.record(failures)
     if not len(raw):
         return None
-    return normalise(raw.images.to(device), preprocessing), raw.indexes.to(device)
+    return normalise(raw.images.to(device), preprocessing), raw.indexes.cpu()
 
 
 def reconstruction_sheet(

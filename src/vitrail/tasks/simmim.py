@@ -110,7 +110,9 @@ class Simmim(MaskedModelling):
         if chosen is None:
             return None
         images, indexes = chosen
-        masked = places_of(self.draw_mask(Draws(seed=self.seed, epoch=0, indexes=indexes), self.preprocessing.img_size))
+        masked = places_of(self.draw_mask(Draws(seed=self.seed, epoch=0, indexes=indexes), self.preprocessing.img_size)).to(
+            device
+        )
         with in_eval_mode(self), autocast(device, autocast_dtype):
             predicted = self.predict(images, masked)
         return reconstruction_sheet(images, predicted, self.masked_pixels(images, masked), preprocessing=self.preprocessing)
