@@ -104,7 +104,7 @@ def test_the_command_trains_and_says_what_is_next(tmp_path: Path, vitrail: Typed
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--method", "maee"], r'method "maee" is none of mae; did you mean "mae"\?'),
+        (["--method", "maee"], r'method "maee" is none of mae, .*lejepa; did you mean "mae"\?'),
         (["--methd", "mae"], r"--methd is not an option of vitrail pretrain; did you mean --method\?"),
         (["--mae.mask_ratio", "1.5"], "mae.mask_ratio 1.5 must be above 0 and below 1"),
         (["--mae.mask_ration", "0.5"], r"did you mean --mae.mask_ratio\?"),
