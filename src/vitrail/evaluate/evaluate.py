@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,9 +129,14 @@ def require_finite(finite: Bool[Tensor, " N"]) -> None:
         )
 
 
-def save_evaluation(scores: Scores, folder: Path, *, data: str, split: str) -> tuple[Path, ...]:
-    """Write evaluation.json and, with one class per image, confusion.png and confusion.csv. Return their paths."""
-    numbers = {"data": data, "split": split, **scores.to_dict()}
+def save_evaluation(
+    scores: Scores, folder: Path, *, data: str, split: str, stopped: Mapping[str, Any] | None = None
+) -> tuple[Path, ...]:
+    """Write evaluation.json and, with one class per image, confusion.png and confusion.csv. Return their paths.
+
+    `stopped` says why and where a run ended before its time, and is left out of one that did not.
+    """
+    numbers = {"data": data, "split": split, **scores.to_dict(), **({} if stopped is None else {"stopped": dict(stopped)})}
     path = folder / "evaluation.json"
     pictures = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
     with write_atomically(path) as draft:

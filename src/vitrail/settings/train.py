@@ -61,7 +61,9 @@ class TrainConfig:
     keep: int = 2
     """Number of checkpoints kept."""
     keep_best: bool = False
-    """Also save, and keep, the checkpoint with the best evaluation."""
+    """Also save, and keep, the checkpoint with the best evaluation; without labels, guard.stop does so too."""
+    compare: bool = True
+    """Without labels: score starting weights and pre-trained ones at the end, by k-NN and a linear probe where there are labels."""
     shard: bool = False
     """With several processes: shard weights and optimizer state (FSDP2) instead of copying them to each (DDP)."""
 

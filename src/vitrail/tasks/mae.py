@@ -25,6 +25,7 @@ from vitrail.models.positions import grid_of, sincos_2d
 from vitrail.models.vit import Block
 from vitrail.settings import AugmentConfig, Pair, Preprocessing, Settings, ViTConfig, pair
 from vitrail.settings.mae import MaeConfig
+from vitrail.tasks.task import CollapseCause
 from vitrail.tasks.unsupervised import Unsupervised
 
 PICTURED = 8
@@ -191,6 +192,13 @@ class Mae(Unsupervised):
         assert tokens is not None
         gradients = torch.autograd.grad(tokens.float().sum(), learning, allow_unused=True) if learning else ()
         return any(gradient is None for gradient in gradients)
+
+    def collapse_advice(self, cause: CollapseCause) -> str:
+        """See Task.collapse_advice: without a rate that is too high, constant predictions come from constant targets."""
+        if cause == "accuracy fell":
+            return f"lower optim.lr, or mae.mask_ratio, which is {self.cfg.mask_ratio:g}"
+        pixels = "" if self.cfg.norm_pixels else ", or set mae.norm_pixels true"
+        return f"lower optim.lr, or lengthen optim.warmup{pixels}"
 
     # ---- pictures
 
