@@ -2,8 +2,8 @@
 
     python benchmarks/pretraining_guard.py --seeds 10
 
-Planted: LeJEPA without SIGReg, at a rate at which the embedding follows the projections. Healthy: LeJEPA and MAE as they are. Each
-run takes 40 steps of a tiny model on the embedded sample, a few seconds of one core.
+Planted: LeJEPA without SIGReg, at a rate at which the embedding follows the projections. Healthy: LeJEPA and MAE as they are.
+Each run takes 40 steps of a tiny model on the embedded sample, a few seconds of one core.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ def test_the_papers_formula_in_any_blocks(count: int, width: int, seed: int, row
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_ROWS", rows)
         value, (low, high) = uniformity(embeddings)
-    pairs = torch.pdist(F.normalize(embeddings.double(), dim=1)).square()  # their code: torch.pdist(x).pow(2).mul(-2).exp().mean().log()
+    pairs = torch.pdist(
+        F.normalize(embeddings.double(), dim=1)
+    ).square()  # their code: torch.pdist(x).pow(2).mul(-2).exp().mean().log()
     assert value == pytest.approx(float(pairs.mul(-2).exp().mean().log()), abs=1e-9)
     assert -8 <= low <= value + 1e-9 <= high + 2e-9 <= 3e-9
     assert uniformity(embeddings * 3).value == pytest.approx(value, abs=1e-5)

@@ -75,7 +75,9 @@ def test_a_rank_that_stays_above_its_share_never_stops(start: float, shares: lis
 
 
 @settings(max_examples=50)
-@given(ranks=st.lists(st.floats(1, 100), min_size=1, max_size=10), right=st.lists(st.integers(0, IMAGES), min_size=10, max_size=10))
+@given(
+    ranks=st.lists(st.floats(1, 100), min_size=1, max_size=10), right=st.lists(st.integers(0, IMAGES), min_size=10, max_size=10)
+)
 def test_zero_turns_a_rule_off(ranks: list[float], right: list[int]) -> None:
     cfg = GuardConfig(min_rank=0, rank_drop=0, knn_drop=0)
     assert watch(ranks, right, cfg)[1] is None
@@ -99,10 +101,12 @@ def test_a_message_has_figures_advice_and_the_way_out() -> None:
     _, collapse = watch([20, 9, 8])
     assert collapse is not None
     assert collapse.message("raise x.y", model_step=0) == (
-        "stopped at step 2: the embedding collapsed, for its effective rank is 8.0, below 50% of the 20.0 of the starting weights "
-        "(guard.rank_drop); raise x.y; the model is that of the best evaluation, at step 0"
+        "stopped at step 2: the embedding collapsed, for its effective rank is 8.0, below 50% of the 20.0 of the starting "
+        "weights (guard.rank_drop); raise x.y; the model is that of the best evaluation, at step 0"
     )
-    assert collapse.message("raise x.y", model_step=None).endswith("the model has its last weights, as no checkpoint has a score")
+    assert collapse.message("raise x.y", model_step=None).endswith(
+        "the model has its last weights, as no checkpoint has a score"
+    )
     assert collapse.to_dict()["reason"] == "collapse"
 
 

@@ -36,9 +36,7 @@ class PairedDifference:
         return {"value": self.value, "interval": list(self.interval), "verdict": self.verdict}
 
 
-def paired_difference(
-    before: Bool[Tensor, " N"], after: Bool[Tensor, " N"], *, level: float = 0.95
-) -> PairedDifference:
+def paired_difference(before: Bool[Tensor, " N"], after: Bool[Tensor, " N"], *, level: float = 0.95) -> PairedDifference:
     """Compare two models by which images each classifies correctly.
 
     With b images that only `after` gets right and c that only `before` does, the difference is (b - c) / N. Its interval is

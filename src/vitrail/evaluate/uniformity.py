@@ -35,8 +35,9 @@ class Uniformity(NamedTuple):
 def uniformity(embeddings: Float[Tensor, "N E"], *, level: float = 0.95) -> Uniformity:
     """Compute log E exp(-2 ‖x - y‖²) over pairs of different images, x and y of length 1 (Wang & Isola 2020, equation 4).
 
-    Directions that are uniform on a sphere of many dimensions have about -4, one direction for all images has 0; an embedding of
-    zero length stays at the origin. The interval is a jackknife over ten random groups of images (Tukey 1958), with Student's t.
+    Directions that are uniform on a sphere of many dimensions have about -4, one direction for all images has 0; an embedding
+    of zero length stays at the origin. The interval is a jackknife over ten random groups of images (Tukey 1958), with
+    Student's t.
     Raises ValueError for fewer than two images and for embeddings that are not finite.
     """
     if len(embeddings) < 2:
@@ -46,7 +47,9 @@ def uniformity(embeddings: Float[Tensor, "N E"], *, level: float = 0.95) -> Unif
     order = permutation(len(embeddings), seed=0, epoch=0)[:MOST_IMAGES]
     points, group = F.normalize(embeddings[order].double(), dim=1), torch.arange(len(order)) % GROUPS
     lengths = points.square().sum(1)
-    sums = torch.zeros(GROUPS, GROUPS, dtype=torch.float64)  # potentials of the pairs of two groups, without an image and itself
+    sums = torch.zeros(
+        GROUPS, GROUPS, dtype=torch.float64
+    )  # potentials of the pairs of two groups, without an image and itself
     for first, rows in enumerate(points.split(_ROWS)):
         apart = lengths[first * _ROWS :][: len(rows), None] + lengths - 2 * rows @ points.T  # ‖x - y‖²
         potentials = (-2 * apart.clamp(min=0)).exp()

@@ -63,7 +63,7 @@ class TrainConfig:
     keep_best: bool = False
     """Also save, and keep, the checkpoint with the best evaluation; without labels, guard.stop does so too."""
     compare: bool = True
-    """Without labels: score starting weights and pre-trained ones at the end, by k-NN and a linear probe where there are labels."""
+    """Without labels: compare the starting weights with those at the end, by k-NN and linear probe where images have classes."""
     shard: bool = False
     """With several processes: shard weights and optimizer state (FSDP2) instead of copying them to each (DDP)."""
 

@@ -22,7 +22,6 @@ from vitrail.evaluate.evaluate import ALONE, Among
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Pair, Preprocessing
 
-
 CollapseCause = Literal["low rank", "rank fell", "accuracy fell"]
 """Causes for which training without labels is stopped: see `settings.GuardConfig`."""
 

@@ -109,7 +109,8 @@ class Comparison:
         words = {
             "beats": f"pre-training paid: the linear probe beats that of {self.start_weights}",
             "is worse": f"pre-training did harm: the linear probe is worse than that of {self.start_weights}",
-            "no difference shown": f"pre-training has not paid yet: no difference shown to the linear probe of {self.start_weights}",
+            "no difference shown": "pre-training has not paid yet: no difference shown to the linear probe of "
+            f"{self.start_weights}",
         }
         also = "" if probe == knn else f"; by k-NN: {knn}"
         return words[probe] + also
@@ -171,9 +172,7 @@ def score_frozen(
     def embed(split: Split) -> LabelledEmbeddings:
         among = Among(Part(world.rank, world.size), gather=world.gather)
         few = draw_images(split, MOST_IMAGES)
-        return embed_split(
-            model, few, preprocessing, batch_size=256, device=device, autocast_dtype=autocast_dtype, among=among
-        )
+        return embed_split(model, few, preprocessing, batch_size=256, device=device, autocast_dtype=autocast_dtype, among=among)
 
     world.broadcast_buffers(model)
     test = embed(held_out)

@@ -246,7 +246,12 @@ class Loop:
     def evaluation_is_due(self) -> bool:
         """Return True every `train.eval_every` epochs, once for each step; without labels also before the first step."""
         cfg = self.settings.train
-        if self.evaluate is None or not cfg.eval_every or self.evaluated == self.step or (self.step == 0 and self.watch is None):
+        if (
+            self.evaluate is None
+            or not cfg.eval_every
+            or self.evaluated == self.step
+            or (self.step == 0 and self.watch is None)
+        ):
             return False
         interval = cfg.eval_every * steps_per_epoch(self.split, batch_size=cfg.batch_size)
         return self.step % max(1, round(interval)) == 0

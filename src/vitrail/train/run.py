@@ -334,7 +334,7 @@ def conclude(loop: Loop, source: Source) -> Run:
 
 
 def take_best(loop: Loop, collapse: Collapse) -> int | None:
-    """Print what ended the run, and load the best-scored checkpoint. Return its step; None without one, the model then stays."""
+    """Print what ended the run, and load the best-scored checkpoint. Return its step; None without one: the model stays."""
     best = loop.world.run_on_first(lambda: checkpoint.find_best(loop.folder / "checkpoints"))
     if best is not None:
         loop.load_weights(*best)
@@ -351,7 +351,9 @@ def compare(loop: Loop, model: Backbone, source: Source) -> Comparison | None:
         return None
     end = compare_by(task, model, loop.views[name], source, loop.device, loop.train_step.autocast_dtype, processes)
     cfg = loop.settings.model
-    return Comparison(start, end, split=name, start_weights="random weights" if cfg.weights in (None, SCRATCH) else str(cfg.weights))
+    return Comparison(
+        start, end, split=name, start_weights="random weights" if cfg.weights in (None, SCRATCH) else str(cfg.weights)
+    )
 
 
 def gather_model(model: Backbone, cfg: ModelSection, processes: World) -> Backbone | None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from vitrail.data.batches import Part
 from vitrail.data.dataset import Split
 from vitrail.data.draws import permutation
 from vitrail.data.subset import Subset
 from vitrail.evaluate import EmbeddingScores
 from vitrail.evaluate.embedding import evaluate_embedding
 from vitrail.evaluate.evaluate import Among
-from vitrail.data.batches import Part
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing
 from vitrail.train.curves import write_curves
