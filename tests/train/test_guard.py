@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
+from typing import Any, get_args
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitrail.data.memory import FixedSplit
 from vitrail.evaluate import EmbeddingScores
 from vitrail.evaluate.metrics import Accuracy
-from vitrail.settings import GuardConfig
+from vitrail.models import ViT
+from vitrail.settings import GuardConfig, Preprocessing, layers
+from vitrail.tasks import TASKS
+from vitrail.tasks.task import CollapseCause
 from vitrail.train.guard import Check, Collapse, Guard
 
 CFG = GuardConfig(patience=2, knn_patience=3, min_rank=0.02, rank_drop=0.5, knn_drop=0.1)
@@ -113,6 +120,29 @@ def test_a_message_has_figures_advice_and_the_way_out() -> None:
 def test_a_check_takes_the_figures_of_the_scores() -> None:
     scores = EmbeddingScores(40, Accuracy(30, 40), 12.0, (11.0, 13.0), width=64)
     assert Check.of(scores, step=3, progress=0.25) == Check(3, 0.25, 12.0, 40, 30, 40)
+
+
+def test_every_task_without_labels_says_what_to_change() -> None:
+    zeros = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.25,))
+    model = ViT(img_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2, num_classes=0)
+    settings = layers.build(
+        [{"lejepa": {"sigreg_weight": 0.0, "projector_dims": [8]}, "dino": {"prototypes": 8, "center_momentum": 1.0}}]
+    )
+    split = FixedSplit(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), labels=torch.zeros(4, dtype=torch.long), names=list("abcd"))
+    for name, row in TASKS.items():
+        if row.supervised:
+            continue
+        options: dict[str, Any] = {"classes": (), "device": torch.device("cpu"), "autocast_dtype": None}
+        task = row.build(settings, model, split=split, preprocessing=zeros, **options)
+        for cause in get_args(CollapseCause):
+            advice = task.collapse_advice(cause)
+            assert "optim.lr" in advice
+            for setting in re.findall(r"\b[a-z]+\.[a-z_]+\b", advice):
+                assert setting in layers.key_types(), (name, setting)
+        first = task.collapse_advice("rank fell")
+        assert first.startswith(
+            {"lejepa": "raise lejepa.sigreg_weight, which is 0", "dino": "set dino.center_momentum below 1"}.get(name, "")
+        )
 
 
 @pytest.mark.parametrize(

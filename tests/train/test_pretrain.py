@@ -29,7 +29,7 @@ from vitrail.train.run import Run
 
 TINY = {"name": "Ti/7", "embed_dim": 12, "num_heads": 2, "depth": 2, "pool": "avg", "class_token": False}
 DECODER = {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
-LENGTH = {"steps": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}
+LENGTH = {"steps": 3, "batch_size": 16, "device": "cpu", "precision": "fp32", "compare": False}
 
 
 def pretrain(path: str | Path = "mnist", *, out: Path, **over: Any) -> Run:

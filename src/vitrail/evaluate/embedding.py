@@ -46,11 +46,6 @@ class EmbeddingScores:
     """Uniformity on the sphere (Wang & Isola 2020); None for one image."""
 
     @property
-    def rank_share(self) -> float:
-        """Effective rank as a share of its maximum, the smaller one of the embeddings' width and the number of images."""
-        return self.effective_rank / max(1, min(self.width or self.count, self.count))
-
-    @property
     def headline(self) -> Headline:
         """k-NN accuracy, or without labels the effective rank."""
         if self.knn is not None:

@@ -134,10 +134,13 @@ def save_evaluation(
 ) -> tuple[Path, ...]:
     """Write evaluation.json and, with one class per image, confusion.png and confusion.csv. Return their paths.
 
-    `stopped` says why and where a run ended before its time, and is left out of one that did not.
+    `stopped` says why and where a run ended before its time; without it, the entry of a file that is replaced stays.
     """
-    numbers = {"data": data, "split": split, **scores.to_dict(), **({} if stopped is None else {"stopped": dict(stopped)})}
     path = folder / "evaluation.json"
+    if stopped is None and path.exists():
+        with contextlib.suppress(ValueError):
+            stopped = json.loads(path.read_text(encoding="utf-8")).get("stopped")
+    numbers = {"data": data, "split": split, **scores.to_dict(), **({} if stopped is None else {"stopped": dict(stopped)})}
     pictures = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
     with write_atomically(path) as draft:
         draft.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")

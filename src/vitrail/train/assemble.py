@@ -28,7 +28,7 @@ from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.settings import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings, TrainConfig
 from vitrail.tasks import TASKS, Task, TaskSpec
 from vitrail.tasks.unsupervised import Unsupervised
-from vitrail.train.before_after import FrozenScores, score_frozen, write_start
+from vitrail.train.before_after import held_out_split, score_frozen, write_start
 from vitrail.train.distributed import SINGLE_PROCESS, World, local_device, require_shardable, shard
 from vitrail.train.folder import write_skipped, write_text_atomically
 from vitrail.train.guard import Guard
@@ -354,37 +354,17 @@ def score_start(context: Context, task: Task, images: Images) -> None:
         context.display.say("note: there are no held-out images, so what pre-training is worth is not measured (train.compare)")
         return
     context.display.say("scoring the starting weights, to compare with at the end (train.compare false leaves it out)")
-    scores = compare_by(task, task.model, images.views[name], context.source, context.device, context.dtype, context.processes)
+    scores = score_frozen(
+        task,
+        task.product(),
+        images.views[name],
+        num_classes=len(context.source.classes),
+        device=context.device,
+        autocast_dtype=context.dtype,
+        world=context.processes,
+    )
     if context.processes.first:
         write_start(context.folder, scores)
-
-
-def held_out_split(views: Mapping[str, Split]) -> str | None:
-    """Return the name of the split that a run is scored on, test before val; None without held-out images."""
-    return next((name for name in ("test", "val") if len(views.get(name, ()))), None)
-
-
-def compare_by(
-    task: Unsupervised,
-    model: Backbone,
-    held_out: Split,
-    source: Source,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    processes: World,
-) -> FrozenScores:
-    """Score a model's frozen features by the training images that the task keeps for k-NN."""
-    return score_frozen(
-        model,
-        held_out,
-        known=task.known,
-        preprocessing=task.preprocessing,
-        num_classes=len(source.classes),
-        device=device,
-        autocast_dtype=dtype,
-        world=processes,
-        seed=task.seed,
-    )
 
 
 def build_watch(context: Context, images: Images) -> Watch:

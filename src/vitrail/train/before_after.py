@@ -23,7 +23,7 @@ from vitrail.evaluate.paired import PairedDifference, paired_difference
 from vitrail.evaluate.probe import GRID, linear_probe
 from vitrail.evaluate.uniformity import uniformity
 from vitrail.models.backbone import Backbone
-from vitrail.settings import Preprocessing
+from vitrail.tasks.unsupervised import Unsupervised
 from vitrail.train.distributed import World
 from vitrail.train.folder import COMPARISON, write_text_atomically
 from vitrail.train.watch import draw_images
@@ -152,33 +152,43 @@ def _percent(accuracy: Accuracy) -> str:
 # Measuring
 
 
+def held_out_split(views: Mapping[str, Split]) -> str | None:
+    """Return the name of the split that a run is scored on, test before val; None without held-out images."""
+    return next((name for name in ("test", "val") if len(views.get(name, ()))), None)
+
+
 def score_frozen(
+    task: Unsupervised,
     model: Backbone,
     held_out: Split,
     *,
-    known: Split | None,
-    preprocessing: Preprocessing,
     num_classes: int,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
     world: World,
-    seed: int = 0,
 ) -> FrozenScores:
-    """Score a model's frozen features on at most `MOST_IMAGES` of a split, by as many training images; both in evaluation view.
+    """Score a model's frozen features on at most `MOST_IMAGES` of a split in evaluation view.
 
-    Without `known`, or without two classes in both, there are no accuracies. All processes embed, and get the same scores.
+    k-NN and probe learn from as many of the training images that the task keeps for k-NN; without these, or without two classes
+    in both, there are no accuracies. All processes embed, and get the same scores.
     """
 
     def embed(split: Split) -> LabelledEmbeddings:
-        among = Among(Part(world.rank, world.size), gather=world.gather)
-        few = draw_images(split, MOST_IMAGES)
-        return embed_split(model, few, preprocessing, batch_size=256, device=device, autocast_dtype=autocast_dtype, among=among)
+        return embed_split(
+            model,
+            draw_images(split, MOST_IMAGES),
+            task.preprocessing,
+            batch_size=256,
+            device=device,
+            autocast_dtype=autocast_dtype,
+            among=Among(Part(world.rank, world.size), gather=world.gather),
+        )
 
     world.broadcast_buffers(model)
-    test = embed(held_out)
-    labelled = known is not None and has_classes(known) and has_classes(held_out)
-    train = embed(known) if labelled and known is not None else None
-    return world.run_on_first(lambda: fit_frozen(train, test, num_classes=num_classes, device=device, seed=seed))
+    test, train = embed(held_out), None
+    if task.known is not None and has_classes(task.known) and has_classes(held_out):
+        train = embed(task.known)
+    return world.run_on_first(lambda: fit_frozen(train, test, num_classes=num_classes, device=device, seed=task.seed))
 
 
 def fit_frozen(
@@ -187,7 +197,7 @@ def fit_frozen(
     """Fit k-NN and a linear probe to embedded training images, and score them and the rank on held-out ones."""
     right = {}
     if train is not None:
-        probe = linear_probe(train, num_classes=num_classes, grid=GRID[::2], seed=seed, device=device)
+        probe = linear_probe(train, num_classes=num_classes, grid=GRID[::3], seed=seed, device=device)
         right["probe"] = probe.logits(test.embeddings).argmax(dim=1) == test.labels
         right["knn"] = predict_knn(train, test.embeddings, device=device) == test.labels
     spread = uniformity(test.embeddings) if len(test) > 1 else None

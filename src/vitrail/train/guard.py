@@ -60,9 +60,9 @@ class Guard:
     """Checks of a run, and the decision on collapse. It is a function of the checks, so that a resumed run decides alike.
 
     A rank is low below `min_rank` of its maximum, and fallen below `rank_drop` of the first check's: collapse is `patience`
-    checks in a row, unless k-NN accuracy is shown to be above the first check's. That accuracy is low where it is `knn_drop` below the
-    first check's, and more than its 95 % interval: collapse is `knn_patience` checks in a row. The first check is that of the
-    starting weights, which is no collapse.
+    checks in a row, unless k-NN accuracy is shown to be above the first check's. That accuracy is low where it is `knn_drop`
+    below the first check's, and more than its 95 % interval: collapse is `knn_patience` checks in a row. The first check is
+    that of the starting weights, which is no collapse.
     """
 
     cfg: GuardConfig

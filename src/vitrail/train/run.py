@@ -24,13 +24,11 @@ from vitrail.train import checkpoint
 from vitrail.train.assemble import (
     Context,
     assemble,
-    compare_by,
     divide_resources,
-    held_out_split,
     open_images,
     score_model,
 )
-from vitrail.train.before_after import Comparison, read_start, write_comparison
+from vitrail.train.before_after import Comparison, held_out_split, read_start, score_frozen, write_comparison
 from vitrail.train.distributed import World, full_tensor, is_sharded, local_device, world
 from vitrail.train.fit import fit_to_machine
 from vitrail.train.folder import (
@@ -349,7 +347,15 @@ def compare(loop: Loop, model: Backbone, source: Source) -> Comparison | None:
     start = processes.run_on_first(lambda: read_start(loop.folder))
     if start is None or name is None or not isinstance(task, Unsupervised):
         return None
-    end = compare_by(task, model, loop.views[name], source, loop.device, loop.train_step.autocast_dtype, processes)
+    end = score_frozen(
+        task,
+        model,
+        loop.views[name],
+        num_classes=len(source.classes),
+        device=loop.device,
+        autocast_dtype=loop.train_step.autocast_dtype,
+        world=processes,
+    )
     cfg = loop.settings.model
     return Comparison(
         start, end, split=name, start_weights="random weights" if cfg.weights in (None, SCRATCH) else str(cfg.weights)
