@@ -117,6 +117,7 @@ class Loop:
             if self.observe(interrupt):  # the starting weights, or what a signal interrupted
                 self.save()
             if self.collapse:
+                self.leave(interrupt)
                 return
             for epoch, batch in self.batches():
                 seed_device(self.device, step_seed(cfg.train.seed, self.step, rank=self.world.rank))
@@ -142,8 +143,7 @@ class Loop:
                     self.log(epoch, lr=lr, images_per_s=images_per_s)
                 if last:
                     self.save()
-                    if signal_number := self.world.max(interrupt.number)[0]:  # while it was written
-                        self.interrupt(signal_number, saved=True)
+                    self.leave(interrupt)
                     return
                 interval_over = now - saved >= 60 * cfg.train.checkpoint_every
                 signal_number, save_is_due = self.world.max(interrupt.number, interval_over)
@@ -153,7 +153,13 @@ class Loop:
                     self.save()
                     saved = time.perf_counter()
                 if self.collapse:
+                    self.leave(interrupt)
                     return
+
+    def leave(self, interrupt: Interrupt) -> None:
+        """Raise Interrupted for a signal that came while the last checkpoint was written."""
+        if signal_number := self.world.max(interrupt.number)[0]:
+            self.interrupt(signal_number, saved=True)
 
     def interrupt(self, number: float, *, saved: bool = False) -> NoReturn:
         """Save a checkpoint unless `saved`, and raise Interrupted for a signal."""
