@@ -26,6 +26,7 @@ TINY = {
     "train.steps": 3,
     "train.batch_size": 16,
     "train.precision": "fp32",
+    "train.compare": "false",
 }
 TYPED = tuple(f"--{key}={value}" for key, value in TINY.items())
 

@@ -46,12 +46,17 @@ def test_classes_are_two_at_least() -> None:
     assert not has_classes(split([-1, -1], "a"))
     assert not has_classes(split([], "a"))
     one = evaluate_embedding(model(), split([0], "a"), preprocessing=VIEW, device=CPU)
-    assert (one.count, one.knn, one.effective_rank) == (1, None, 1.0)
+    assert (one.count, one.knn, one.effective_rank, one.uniformity) == (1, None, 1.0, None)
+    two = evaluate_embedding(model(), split([0, 0], "a"), preprocessing=VIEW, device=CPU)
+    assert two.width == 16
+    assert two.uniformity is not None
+    assert two.figures()["uniformity"] == two.to_dict()["uniformity"] == two.uniformity.value
 
 
 def test_a_headline_is_printed_in_its_unit() -> None:
     scores = EmbeddingScores(40, Accuracy(30, 40), 12.345, (11.0, 13.5))
     assert isinstance(scores, Scores)
+    assert scores.figures() == {"knn_accuracy": 0.75, "effective_rank": 12.345}
     assert headline_text(scores, decimals=1) == ("knn accuracy", "75.0%", "59.8%", "85.8%")
     without = EmbeddingScores(40, None, 12.345, (11.0, 13.5))
     assert headline_text(without, decimals=1) == ("effective rank", "12.3", "11.0", "13.5")

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import vitrail
 from conftest import ImageFolder
 from vitrail.evaluate import EmbeddingScores
+from vitrail.settings import layers
 from vitrail.train import checkpoint
 from vitrail.train import run as run_module
 from vitrail.train.loop import Loop
@@ -29,7 +30,7 @@ from vitrail.train.run import Run
 
 TINY = {"name": "Ti/7", "embed_dim": 12, "num_heads": 2, "depth": 2, "pool": "avg", "class_token": False}
 DECODER = {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
-LENGTH = {"steps": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}
+LENGTH = {"steps": 3, "batch_size": 16, "device": "cpu", "precision": "fp32", "compare": False}
 
 
 def pretrain(path: str | Path = "mnist", *, out: Path, **over: Any) -> Run:
@@ -191,6 +192,19 @@ def test_weights_are_where_pretraining_starts(tmp_path: Path) -> None:
     assert set(before) - set(after) == {"head.weight", "head.bias"}
     assert all(torch.allclose(after[name], before[name], atol=1e-4) for name in after)
     assert "k-NN and a linear probe" not in heard.getvalue()
+    assert "only the heads learn in the first 10%" in heard.getvalue()
+    assert "of that for random weights" not in heard.getvalue(), "a rate that is given stays as it is"
+    gentle = vitrail.pretrain(
+        "mnist",
+        weights=start.folder,
+        out=tmp_path / "gentle",
+        mae=DECODER,
+        train=LENGTH,
+        console=Console(file=heard, width=200),
+    )
+    given, recipe = layers.read_config(gentle.folder / "config.yaml"), layers.read_recipe("mae-small")
+    assert given["optim"]["lr"] == pytest.approx(0.1 * recipe["optim"]["lr"])
+    assert "learning rate 0.005, 0.1 of that for random weights" in heard.getvalue()
 
 
 # --------------------------------------------------------------------------------------------------------------------

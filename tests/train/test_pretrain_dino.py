@@ -31,7 +31,7 @@ SWIN: dict[str, Any] = {
     "name": "swin_t", "img_size": 28, "patch_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 7
 }  # fmt: skip
 HEAD: dict[str, Any] = {"prototypes": 24, "hidden_dim": 16, "bottleneck_dim": 8, "teacher_momentum": 0.9}
-LENGTH = {"steps": 12, "batch_size": 16, "device": "cpu", "precision": "fp32"}
+LENGTH = {"steps": 12, "batch_size": 16, "device": "cpu", "precision": "fp32", "compare": False}
 
 
 def pretrain(out: Path, **over: Any) -> Run:

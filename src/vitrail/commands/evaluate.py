@@ -24,7 +24,7 @@ def run(words: list[str]) -> int:
     parser = terminal.make_parser(
         "evaluate",
         "Measures a run: accuracy with 95 % intervals, each class, and what is taken for what.\n"
-        "Of a model without classes: the k-NN accuracy of its embedding, or without labels its effective rank.",
+        "Of a model without classes: the k-NN accuracy of its embedding, else its effective rank; and uniformity.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or a checkpoint, and DATA")
     parser.add_argument("data", metavar="DATA", nargs="?", help="a folder, or the name of a set [what the run was trained on]")
@@ -100,12 +100,15 @@ def print_labels(result: MultiLabelEvaluation, *, title: str) -> None:
 
 
 def print_embedding(result: EmbeddingScores, *, title: str) -> None:
-    """Print k-NN accuracy where images have classes, and effective rank."""
+    """Print k-NN accuracy where images have classes, effective rank and uniformity."""
     table = terminal.make_table("embedding", "score", "95 % interval")
     if result.knn is not None:
         table.add_row("k-NN accuracy", terminal.percent(result.knn.value), terminal.interval(result.knn.interval))
     low, high = result.effective_rank_interval
     table.add_row("effective rank, dimensions", f"{result.effective_rank:.1f}", f"{low:.1f} to {high:.1f}")
+    if result.uniformity is not None:
+        value, (low, high) = result.uniformity
+        table.add_row("uniformity, lower is more even", f"{value:.2f}", f"{low:.2f} to {high:.2f}")
     print_tables(title, table)
 
 

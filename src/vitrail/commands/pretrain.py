@@ -25,7 +25,9 @@ Methods, each with a section of settings; those on views take any backbone:
   lejepa   views: they agree, and projections are normally distributed (Balestriero & LeCun 2025)
 
 Each evaluation prints the k-NN accuracy of the embedding where images have classes, else its effective rank; mae and
-simmim draw originals, visible patches and reconstructions into RUN/reconstructions.
+simmim draw originals, visible patches and reconstructions into RUN/reconstructions. RUN/curves.png and RUN/pca.png show
+whether it works; a run whose embedding collapses is stopped (--guard.stop false), with what to change. At the end the
+weights are compared with those that training started from (--train.compare false).
 
 DATA is what `vitrail train` takes, or a folder without classes: train, val and test in it are splits, else
 data.val_fraction of the images is held out. Settings come in the order of `vitrail train`; those of heads and labels

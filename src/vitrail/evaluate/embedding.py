@@ -1,4 +1,4 @@
-"""Scores of frozen embeddings, without a head: k-NN accuracy, if images have classes, and effective rank."""
+"""Scores of frozen embeddings, without a head: k-NN accuracy, if images have classes, effective rank and uniformity."""
 
 # N images · B batch · C channels · H W image · E embedding
 
@@ -21,6 +21,7 @@ from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.intervals import Accuracy, Interval
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import SHARE, Direction, Headline
+from vitrail.evaluate.uniformity import Uniformity, uniformity
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing
 
@@ -30,7 +31,7 @@ KNOWN_IMAGES = 5000
 
 @dataclass(frozen=True)
 class EmbeddingScores:
-    """Quality of frozen embeddings. Both scores are better when higher."""
+    """Quality of frozen embeddings. k-NN accuracy and rank are better when higher, uniformity when lower."""
 
     count: int
     """Number of images."""
@@ -40,6 +41,10 @@ class EmbeddingScores:
     """Dimensions that the embeddings use, from 1 to their width."""
     effective_rank_interval: Interval
     """Interval at 95 %, by a jackknife."""
+    width: int = 0
+    """Dimensions of an embedding; 0 where it is not known."""
+    uniformity: Uniformity | None = None
+    """Uniformity on the sphere (Wang & Isola 2020); None for one image."""
 
     @property
     def headline(self) -> Headline:
@@ -61,7 +66,8 @@ class EmbeddingScores:
     def figures(self) -> dict[str, float]:
         """Return scores by name, for the log."""
         accuracy = {} if self.knn is None else {"knn_accuracy": self.knn.value}
-        return {**accuracy, "effective_rank": self.effective_rank}
+        spread = {} if self.uniformity is None else {"uniformity": self.uniformity.value}
+        return {**accuracy, "effective_rank": self.effective_rank, **spread}
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dict for JSON."""
@@ -72,6 +78,9 @@ class EmbeddingScores:
             "knn": None if self.knn is None else self.knn.to_dict(),
             "effective_rank": self.effective_rank,
             "effective_rank_interval": list(self.effective_rank_interval),
+            "width": self.width,
+            "uniformity": None if self.uniformity is None else self.uniformity.value,
+            "uniformity_interval": None if self.uniformity is None else list(self.uniformity.interval),
         }
 
 
@@ -93,7 +102,7 @@ def evaluate_embedding(
     """
 
     def embed(images: Split) -> LabelledEmbeddings:
-        return _embed(
+        return embed_split(
             model, images, preprocessing, batch_size=batch_size, device=device, autocast_dtype=autocast_dtype, among=among
         )
 
@@ -105,8 +114,14 @@ def evaluate_embedding(
             accuracy = knn(features, device=device)
         else:
             accuracy = knn(embed(known), features, device=device)
-    interval = effective_rank_interval(features.embeddings)
-    return EmbeddingScores(len(features), accuracy, effective_rank(features.embeddings), interval)
+    return EmbeddingScores(
+        len(features),
+        accuracy,
+        effective_rank(features.embeddings),
+        effective_rank_interval(features.embeddings),
+        width=features.embeddings.shape[1],
+        uniformity=uniformity(features.embeddings) if len(features) > 1 else None,
+    )
 
 
 def has_classes(split: Split) -> bool:
@@ -132,7 +147,7 @@ class _Pooled(nn.Module):
         return self.model.embedding(images)
 
 
-def _embed(
+def embed_split(
     model: Backbone,
     split: Split,
     preprocessing: Preprocessing,

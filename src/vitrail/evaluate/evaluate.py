@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -161,10 +161,18 @@ def require_finite(finite: Bool[Tensor, " N"]) -> None:
         )
 
 
-def save_evaluation(scores: Scores, folder: Path, *, data: str, split: str) -> tuple[Path, ...]:
-    """Write evaluation.json and, with one class per image, confusion.png and confusion.csv. Return their paths."""
-    numbers = {"data": data, "split": split, **scores.to_dict()}
+def save_evaluation(
+    scores: Scores, folder: Path, *, data: str, split: str, stopped: Mapping[str, Any] | None = None
+) -> tuple[Path, ...]:
+    """Write evaluation.json and, with one class per image, confusion.png and confusion.csv. Return their paths.
+
+    `stopped` says why and where a run ended before its time; without it, the entry of a file that is replaced stays.
+    """
     path = folder / "evaluation.json"
+    if stopped is None and path.exists():
+        with contextlib.suppress(ValueError):
+            stopped = json.loads(path.read_text(encoding="utf-8")).get("stopped")
+    numbers = {"data": data, "split": split, **scores.to_dict(), **({} if stopped is None else {"stopped": dict(stopped)})}
     pictures = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
     with write_atomically(path) as draft:
         draft.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")

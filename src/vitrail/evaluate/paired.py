@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -43,6 +44,10 @@ class Paired:
         if self.p_value >= SIGNIFICANT:
             return "no difference shown"
         return "better" if self.difference > 0 else "worse"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to a dict for JSON."""
+        return {**asdict(self), "interval": list(self.interval), "verdict": self.verdict}
 
 
 def compare_pair(first: Bool[Tensor, " N"], second: Bool[Tensor, " M"], *, seed: int = 0) -> Paired:

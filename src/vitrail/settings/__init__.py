@@ -7,6 +7,7 @@ from vitrail.settings.augment import AugmentConfig, RandAugment
 from vitrail.settings.data import DataConfig, Preprocessing
 from vitrail.settings.dino import DinoConfig
 from vitrail.settings.distill import DistillConfig
+from vitrail.settings.guard import GuardConfig
 from vitrail.settings.lejepa import LejepaConfig
 from vitrail.settings.mae import MaeConfig
 from vitrail.settings.masked import BeitPretrainConfig, SimmimConfig
@@ -40,6 +41,7 @@ __all__ = [
     "DataConfig",
     "DinoConfig",
     "DistillConfig",
+    "GuardConfig",
     "LejepaConfig",
     "MaeConfig",
     "ModelConfig",

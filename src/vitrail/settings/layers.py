@@ -30,6 +30,7 @@ from vitrail.settings.data import DataConfig
 from vitrail.settings.dino import DinoConfig
 from vitrail.settings.distill import DistillConfig
 from vitrail.settings.families import FAMILIES, Family, family_of, parse_name, require_fields
+from vitrail.settings.guard import GuardConfig
 from vitrail.settings.lejepa import LejepaConfig
 from vitrail.settings.mae import MaeConfig
 from vitrail.settings.masked import BeitPretrainConfig, SimmimConfig
@@ -55,6 +56,7 @@ SECTIONS: dict[str, type[Any]] = {
     "dino": DinoConfig,
     "lejepa": LejepaConfig,
     "views": ViewsConfig,
+    "guard": GuardConfig,
     "train": TrainConfig,
 }
 LENGTHS = ("epochs", "steps", "minutes")

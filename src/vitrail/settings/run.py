@@ -8,6 +8,7 @@ from vitrail.settings.augment import AugmentConfig
 from vitrail.settings.data import DataConfig
 from vitrail.settings.dino import DinoConfig
 from vitrail.settings.distill import DistillConfig
+from vitrail.settings.guard import GuardConfig
 from vitrail.settings.lejepa import LejepaConfig
 from vitrail.settings.mae import MaeConfig
 from vitrail.settings.masked import BeitPretrainConfig, SimmimConfig
@@ -33,4 +34,5 @@ class Settings:
     dino: DinoConfig = field(default_factory=DinoConfig)
     lejepa: LejepaConfig = field(default_factory=LejepaConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

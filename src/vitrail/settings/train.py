@@ -61,7 +61,9 @@ class TrainConfig:
     keep: int = 2
     """Number of checkpoints kept."""
     keep_best: bool = False
-    """Also save, and keep, the checkpoint with the best evaluation."""
+    """Also save, and keep, the checkpoint with the best evaluation; without labels, guard.stop does so too."""
+    compare: bool = True
+    """Without labels: compare the starting weights with those at the end; by k-NN and linear probe where there are classes."""
     shard: bool = False
     """With several processes: shard weights and optimizer state (FSDP2) instead of copying them to each (DDP)."""
 

@@ -24,6 +24,7 @@ from vitrail.evaluate.evaluate import in_eval_mode
 from vitrail.models.backbone import Backbone, MaskedPatches, View
 from vitrail.settings import DinoConfig, Pair, Preprocessing, Settings, ViewsConfig, pair
 from vitrail.tasks.prototypes import Center, DinoHead
+from vitrail.tasks.task import CollapseCause
 from vitrail.tasks.views import MultiView, check_views, embed_views, embedding_width
 
 MASKED_VIEWS = 0.5
@@ -217,6 +218,16 @@ class Dino(MultiView):
         self.teacher.eval()
         self.teacher_head.eval()
         return self
+
+    def collapse_advice(self, cause: CollapseCause) -> str:
+        """See Task.collapse_advice: centring works against one prototype for all, a low temperature against all alike."""
+        cfg = self.cfg
+        if cause == "accuracy fell":
+            return f"lower optim.lr, or raise dino.teacher_momentum, which starts at {cfg.teacher_momentum:g}"
+        centre = f"set dino.center_momentum below 1; it is {cfg.center_momentum:g}"
+        if cfg.center_momentum < 1:
+            centre = f"lower dino.center_momentum, which is {cfg.center_momentum:g}, or dino.teacher_temperature"
+        return f"{centre}; else lower optim.lr, or raise dino.freeze_last_epochs"
 
     def product(self) -> Backbone:
         """Return the teacher's backbone, which is better than the student's all along (section 5.2)."""

@@ -17,6 +17,7 @@ from vitrail.evaluate.embedding import has_classes
 from vitrail.models.backbone import Backbone
 from vitrail.settings import LejepaConfig, Preprocessing, Settings, ViewsConfig
 from vitrail.tasks.across import BatchNorm, sum_over_processes
+from vitrail.tasks.task import CollapseCause
 from vitrail.tasks.views import MultiView, check_views, embed_views, embedding_width
 
 RANGE = 3.0
@@ -114,6 +115,12 @@ class Lejepa(MultiView):
         close, normal = invariance(projections.float()), self.sigreg(projections)
         share = self.cfg.sigreg_weight
         return {"loss": share * normal + (1 - share) * close, "invariance": close, "sigreg": normal}
+
+    def collapse_advice(self, cause: CollapseCause) -> str:
+        """See Task.collapse_advice: SIGReg is what holds the rank, and strong views alone may cost accuracy."""
+        if cause == "accuracy fell":
+            return "lower optim.lr, or weaken the views: raise views.local_scale and lower the blur and colour of `views`"
+        return f"raise lejepa.sigreg_weight, which is {self.cfg.sigreg_weight:g}, or train.batch_size; else lower optim.lr"
 
 
 def lejepa_task(

@@ -27,6 +27,7 @@ from vitrail.settings.mae import MaeConfig
 from vitrail.tasks.masks import draw_mask, mask_at, places_of
 from vitrail.tasks.patches import Images, from_patches, patch_statistics, pixels_of, to_patches
 from vitrail.tasks.reconstruct import pictured_images, reconstruction_sheet
+from vitrail.tasks.task import CollapseCause
 from vitrail.tasks.unsupervised import Unsupervised, leaves_out
 
 Visible = Int64[Tensor, "B V"]
@@ -167,6 +168,13 @@ class Mae(Unsupervised):
             tokens = _one_patch_features(self.model, self.preprocessing).tokens
         assert tokens is not None
         return leaves_out(self.model, tokens)
+
+    def collapse_advice(self, cause: CollapseCause) -> str:
+        """See Task.collapse_advice: without a rate that is too high, constant predictions come from constant targets."""
+        if cause == "accuracy fell":
+            return f"lower optim.lr, or mae.mask_ratio, which is {self.cfg.mask_ratio:g}"
+        pixels = "" if self.cfg.norm_pixels else ", or set mae.norm_pixels true"
+        return f"lower optim.lr, or lengthen optim.warmup{pixels}"
 
     # ---- pictures
 

@@ -79,6 +79,8 @@ class TaskSpec:
 
 METHODS = ("mae", "simmim", "beit", "dino", "lejepa", "views")
 """Sections of the tasks without labels."""
+WITHOUT_LABELS = ("guard", "train.compare")
+"""Settings of all tasks without labels."""
 OF_LABELS = (
     "distill",
     "augment.mixup_alpha",
@@ -118,7 +120,7 @@ TASKS: dict[str, TaskSpec] = {
         build=supervised_task,
         supervised=True,
         check=check_supervised,
-        unused=METHODS,
+        unused=(*METHODS, *WITHOUT_LABELS),
         next_steps=("vitrail evaluate {run}", "vitrail predict {run} IMAGE.png", "vitrail explain {run} IMAGE.png"),
     ),
     "mae": TaskSpec(

@@ -9,6 +9,7 @@ name.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -21,6 +22,9 @@ from vitrail.evaluate.evaluate import ALONE, Among
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Calibration
 from vitrail.settings import Pair, Preprocessing
+
+CollapseCause = Literal["low rank", "rank fell", "accuracy fell"]
+"""Causes for which training without labels is stopped: see `settings.GuardConfig`."""
 
 
 class Task(nn.Module):
@@ -108,6 +112,10 @@ class Task(nn.Module):
         Random draws of a picture are keyed, and do not affect training.
         """
         return None
+
+    def collapse_advice(self, cause: CollapseCause) -> str:
+        """Return what to change after a collapse, as one clause with the settings and their values."""
+        return "lower optim.lr, or lengthen optim.warmup"
 
     def product(self) -> Backbone:
         """Return the model to save, export and serve."""

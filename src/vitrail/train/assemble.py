@@ -27,8 +27,11 @@ from vitrail.models.card import Kind
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.settings import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings, TrainConfig
 from vitrail.tasks import TASKS, Task, TaskSpec
+from vitrail.tasks.unsupervised import Unsupervised
+from vitrail.train.before_after import held_out_split, score_frozen, write_start
 from vitrail.train.distributed import SINGLE_PROCESS, World, local_device, require_shardable, shard
 from vitrail.train.folder import write_skipped, write_text_atomically
+from vitrail.train.guard import Guard
 from vitrail.train.ladder import apply_probe, has_linear_head, run_baselines
 from vitrail.train.loop import Loop
 from vitrail.train.notes import check_warmup
@@ -38,6 +41,7 @@ from vitrail.train.plan import Plan, resolve_preprocessing
 from vitrail.train.progress import Display, Metrics
 from vitrail.train.replay import ReplayedStep
 from vitrail.train.step import Ema, Step, loss_scaler
+from vitrail.train.watch import Watch
 
 DEFAULT_EPOCHS = 100.0
 
@@ -109,8 +113,9 @@ def assemble(context: Context, images: Images) -> Loop:
     1. the model, with random or pretrained weights, and its card;
     2. the task around it, and its preparation before the first step;
     3. k-NN and a linear probe of pretrained weights;
-    4. running mean, compiled blocks, sharded weights;
-    5. optimizers, and the length of the run.
+    4. scores of the starting weights of a task without labels, to compare with at the end;
+    5. running mean, compiled blocks, sharded weights;
+    6. optimizers, and the length of the run.
     """
     cfg, display, processes, device = context.settings.train, context.display, context.processes, context.device
     keep_memory(cfg)
@@ -120,6 +125,7 @@ def assemble(context: Context, images: Images) -> Loop:
     task = build_task(context, model, images)
     prepared_s = prepare_task(context, task, images)
     stopped = run_probe_first(context, model, images)
+    score_start(context, task, images)
     mean = copy.deepcopy(model) if cfg.ema_decay else None
     compile_and_shard(context, task, mean)
     optimizers = build_optimizers(model, context.settings.optim, batch_size=cfg.batch_size, companions=task.companions())
@@ -152,6 +158,7 @@ def assemble(context: Context, images: Images) -> Loop:
         stopped_at_probe=stopped,
         fingerprint=images.fingerprint,
         pictures=context.task.pictures,
+        watch=None if context.task.supervised else build_watch(context, images),
     )
 
 
@@ -339,6 +346,43 @@ def run_probe_first(context: Context, model: Backbone, images: Images) -> bool:
     elif cfg.probe_head:
         display.say("the head is not one linear layer, so it can't start as the probe; it starts from random weights")
     return stop
+
+
+def score_start(context: Context, task: Task, images: Images) -> None:
+    """Score the starting weights of a run without labels, and write them to the run folder; a resumed run has them there."""
+    if context.resumed or not context.settings.train.compare or not isinstance(task, Unsupervised):
+        return
+    name = held_out_split(images.views)
+    if name is None:
+        context.display.say("note: there are no held-out images, so what pre-training is worth is not measured (train.compare)")
+        return
+    context.display.say("scoring the starting weights, to compare with at the end (train.compare false leaves it out)")
+    scores = score_frozen(
+        task,
+        task.product(),
+        images.views[name],
+        num_classes=len(context.source.classes),
+        device=context.device,
+        autocast_dtype=context.dtype,
+        world=context.processes,
+    )
+    if context.processes.first:
+        write_start(context.folder, scores)
+
+
+def build_watch(context: Context, images: Images) -> Watch:
+    """Build the guard and the pictures of a run without labels, on the validation images, or without any on training images."""
+    settings, val = context.settings, images.views.get("val", ())
+    return Watch(
+        folder=context.folder,
+        guard=Guard(settings.guard),
+        images=images.views["val"] if len(val) else load_training_view(context, images.preprocessing),
+        preprocessing=images.preprocessing,
+        device=context.device,
+        autocast_dtype=context.dtype,
+        world=context.processes,
+        keeps_best=settings.train.keep_best or settings.guard.stop,
+    )
 
 
 def build_step(context: Context, task: Task, optimizers: Optimizers) -> Step:

@@ -184,6 +184,15 @@ def prune(folder: Path, *, step: int, keep: int) -> None:
                 discard(path)
 
 
+def find_best(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the intact checkpoint with the highest score, the newest of equals, and its state; None where none has a score."""
+    scored = [(score, step_of(path), path) for path in list_complete(folder) if (score := read_score(path)) is not None]
+    for _, _, path in sorted(scored, reverse=True):
+        with contextlib.suppress(ValueError):  # a damaged one
+            return path, read_state(path)
+    return None
+
+
 def read_score(path: Path) -> float | None:
     """Return the score of a checkpoint; None where it has none, or can't be read."""
     try:

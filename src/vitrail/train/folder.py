@@ -23,7 +23,13 @@ from vitrail.weights.run_folder import SETTINGS, sha256, write_atomically
 
 CALL = "call.json"
 """The request of a run; `resume="auto"` compares it with its own."""
-FIRST_FILES = frozenset({CALL, LOCK, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json"})
+COMPARISON = "pretraining.json"
+"""Scores of the weights that training without labels started from and, at its end, of those that it led to."""
+CURVES = "curves.png"
+"""Loss, learning rate and scores of a run without labels."""
+PATCH_COLORS, PATCH_COLUMNS = "pca.png", "pca"
+"""Principal components of patches at each evaluation, and the folder of the picture's columns."""
+FIRST_FILES = frozenset({CALL, LOCK, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json", COMPARISON, CURVES, PATCH_COLORS})
 """Files that a run writes before its first checkpoint."""
 RESULT_FILES = ("model.safetensors", "evaluation.json")
 KEEP_FOLDER_FILES = ("model.safetensors", "bad_batch.txt")
@@ -127,7 +133,7 @@ def clear(folder: Path) -> None:
 def unexpected_files(folder: Path) -> list[str]:
     """Return the names of all files in a folder but the first files of a run and drafts."""
     pictures = {task.pictures for task in TASKS.values() if task.pictures}
-    expected = FIRST_FILES | {f"{name}.part" for name in FIRST_FILES} | {"checkpoints", "tensorboard"} | pictures
+    expected = FIRST_FILES | {f"{name}.part" for name in FIRST_FILES} | {"checkpoints", "tensorboard", PATCH_COLUMNS} | pictures
     drafts = re.compile(r"step_\d+\.part")
     names = [path.name for path in folder.iterdir() if path.name not in expected]
     return names + [path.name for path in folder.glob("checkpoints/*") if not drafts.fullmatch(path.name)]

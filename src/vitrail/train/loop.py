@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import torch
@@ -19,7 +16,7 @@ from torch import Tensor
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.batches import LoaderLost, Part, steps_per_epoch, train_batches
 from vitrail.data.dataset import Split
-from vitrail.evaluate import Scores
+from vitrail.evaluate import EmbeddingScores, Scores
 from vitrail.evaluate.metrics import headline_text
 from vitrail.models.backbone import Backbone
 from vitrail.settings import AugmentConfig, Pair, Preprocessing, Settings
@@ -27,7 +24,9 @@ from vitrail.tasks import Task
 from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train.distributed import SINGLE_PROCESS, PeerFailed, World, local_shard
+from vitrail.train.guard import Collapse
 from vitrail.train.history import History
+from vitrail.train.interrupt import Interrupt, Interrupted
 from vitrail.train.notes import check_warmup
 from vitrail.train.optim import REFERENCE_BATCH, lr_factor
 from vitrail.train.pace import Pace
@@ -35,12 +34,13 @@ from vitrail.train.progress import Display, Metrics, Rate
 from vitrail.train.sizes import patch_at, side_unit, size_at
 from vitrail.train.step import Ema, Step
 from vitrail.train.stream import SideStream
+from vitrail.train.watch import Watch
 from vitrail.weights.run_folder import SETTINGS, sha256, write_atomically
 
-PATIENCE_S = 1.0
-"""Seconds after which a second Ctrl-C counts as a new one."""
 LOG_EVERY_S = 1.0
 """Seconds between two lines of metrics.jsonl, and between two readings of the losses, which wait for the device."""
+Evaluator = Callable[[Backbone, Callable[[], None]], Scores | None]
+"""Function that scores a model, and calls its second argument between two batches."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Loop:
     """The same step, or its replay from a recording."""
     ema: Ema | None
     pace: Pace
-    evaluate: Callable[[Backbone, Callable[[], None]], Scores | None] | None
+    evaluate: Evaluator | None
     """Score a model on the validation images, with a callback between two batches; None without validation images."""
     metrics: Metrics | None
     """None in all processes but the first."""
@@ -75,11 +75,13 @@ class Loop:
     """True where the model is the linear probe of its frozen features, and is not trained."""
     pictures: str | None = None
     """Folder inside the run folder for the task's picture at each evaluation; None for a task without pictures."""
+    watch: Watch | None = None
+    """Guard against collapse, curves and colours of patches; None for a task with labels."""
     history: History = field(default_factory=History)
     """Losses of the last steps."""
     step: int = 0
-    evaluated: int = 0
-    """Step of the last evaluation."""
+    evaluated: int = -1
+    """Step of the last evaluation; -1 before the first."""
     score: float | None = None
     """Headline score of the last evaluation; with its sign changed where lower values are better."""
     best: float | None = None
@@ -95,21 +97,28 @@ class Loop:
         """Model that is evaluated and saved: the running mean if there is one."""
         return self.task.product() if self.ema is None else self.ema.backbone
 
+    @property
+    def collapse(self) -> Collapse | None:
+        """Collapse of the embedding that ended the run; None for a run without."""
+        return None if self.watch is None else self.watch.collapse
+
     def run(self) -> None:
-        """Train to the end.
+        """Train to the end, or to a collapse.
 
         Raises Interrupted on a signal, after saving a checkpoint, ValueError for a non-finite loss, and LoaderLost.
         """
         cfg = self.settings
-        if self.pace.finished(self.step):  # resumed from its last checkpoint
+        if self.pace.finished(self.step) or self.collapse:  # resumed from its last checkpoint
             return
         start, saved = time.perf_counter() - self.pace.elapsed, time.perf_counter()
         rate, logged = Rate(), 0.0
         self.task.train()
         with self.display, Interrupt() as interrupt, self.save_if_loader_lost():
-            missed = self.step > 0 and self.evaluation_is_due() and self.evaluated != self.step  # a signal interrupted it
-            if missed and self.validate(interrupt) and cfg.train.keep_best:
+            if self.observe(interrupt):  # the starting weights, or what a signal interrupted
                 self.save()
+            if self.collapse:
+                self.leave(interrupt)
+                return
             for epoch, batch in self.batches():
                 seed_device(self.device, step_seed(cfg.train.seed, self.step, rank=self.world.rank))
                 lr = self.lr_factor()
@@ -134,17 +143,23 @@ class Loop:
                     self.log(epoch, lr=lr, images_per_s=images_per_s)
                 if last:
                     self.save()
-                    if signal_number := self.world.max(interrupt.number)[0]:  # while it was written
-                        self.interrupt(signal_number, saved=True)
+                    self.leave(interrupt)
                     return
                 interval_over = now - saved >= 60 * cfg.train.checkpoint_every
                 signal_number, save_is_due = self.world.max(interrupt.number, interval_over)
                 if signal_number:
                     self.interrupt(signal_number)
-                best = self.evaluation_is_due() and self.validate(interrupt)
-                if save_is_due or (best and cfg.train.keep_best):
+                if self.observe(interrupt) or save_is_due:
                     self.save()
                     saved = time.perf_counter()
+                if self.collapse:
+                    self.leave(interrupt)
+                    return
+
+    def leave(self, interrupt: Interrupt) -> None:
+        """Raise Interrupted for a signal that came while the last checkpoint was written."""
+        if signal_number := self.world.max(interrupt.number)[0]:
+            self.interrupt(signal_number, saved=True)
 
     def interrupt(self, number: float, *, saved: bool = False) -> NoReturn:
         """Save a checkpoint unless `saved`, and raise Interrupted for a signal."""
@@ -235,9 +250,14 @@ class Loop:
         return share > 0 and self.pace.progress(self.step) < share
 
     def evaluation_is_due(self) -> bool:
-        """Return True every `train.eval_every` epochs."""
+        """Return True every `train.eval_every` epochs, once for each step; without labels also before the first step."""
         cfg = self.settings.train
-        if self.evaluate is None or not cfg.eval_every:
+        if (
+            self.evaluate is None
+            or not cfg.eval_every
+            or self.evaluated == self.step
+            or (self.step == 0 and self.watch is None)
+        ):
             return False
         interval = cfg.eval_every * steps_per_epoch(self.split, batch_size=cfg.batch_size)
         return self.step % max(1, round(interval)) == 0
@@ -293,23 +313,28 @@ class Loop:
         if self.metrics is not None:
             self.metrics.write(self.step, values)
 
+    def observe(self, interrupt: Interrupt) -> bool:
+        """Evaluate, and check for a collapse, where it is due. Return True for a checkpoint to save: the best, or the last."""
+        best = self.evaluation_is_due() and self.validate(interrupt)
+        if self.watch is None:
+            return best and self.settings.train.keep_best
+        if self.watch.is_due(self.step, self.pace.progress(self.step)):
+            scores = self.evaluate_now(self.watch.check, interrupt)
+            assert isinstance(scores, EmbeddingScores)
+            self.write(self.watch.add(scores, step=self.step, progress=self.pace.progress(self.step)))
+            if self.evaluate is None or not self.settings.train.eval_every:  # checks are all the scores that there are
+                best = self.judge(scores)
+            if self.collapse:
+                self.draw(self.watch.images)
+        return (best and self.watch.keeps_best) or self.collapse is not None
+
     def validate(self, interrupt: Interrupt) -> bool:
         """Score the trained model on the validation images. Return True for the best score so far.
 
         A signal interrupts the run at this step, and a resumed run evaluates first.
         """
         assert self.evaluate is not None
-        self.check_losses()
-
-        def watch() -> None:
-            if signal_number := self.world.max(interrupt.number)[0]:
-                raise Interrupted(number=int(signal_number))
-
-        try:
-            scores = self.evaluate(self.trained, watch)
-        except Interrupted as stop:
-            self.interrupt(stop.number)
-        self.task.train()
+        scores = self.evaluate_now(self.evaluate, interrupt)
         if scores is None:
             self.evaluated = self.step
             return False
@@ -317,13 +342,34 @@ class Loop:
         name, shown, low, high = headline_text(scores, decimals=1)
         self.display.say(f"step {self.step:,}: validation {name} {shown} ({low} to {high})")
         self.draw(self.views["val"])
+        return self.judge(scores)
+
+    def evaluate_now(self, evaluate: Evaluator, interrupt: Interrupt) -> Scores | None:
+        """Evaluate the trained model between two steps. A signal saves a checkpoint and raises Interrupted."""
+        self.check_losses()
+
+        def watch() -> None:
+            if signal_number := self.world.max(interrupt.number)[0]:
+                raise Interrupted(number=int(signal_number))
+
+        try:
+            scores = evaluate(self.trained, watch)
+        except Interrupted as stop:
+            self.interrupt(stop.number)
+        self.task.train()
+        return scores
+
+    def judge(self, scores: Scores) -> bool:
+        """Record the headline of an evaluation. Return True for the best so far."""
         value = scores.headline.value if scores.direction == "higher" else -scores.headline.value
         best = self.best is None or value > self.best
         self.evaluated, self.score, self.best = self.step, value, value if best else self.best
         return best
 
     def draw(self, split: Split) -> None:
-        """Write the task's picture of a split at this step. All processes compute it, the first one writes it."""
+        """Write the pictures of this step. All processes compute them, the first one writes them."""
+        if self.watch is not None:
+            self.watch.draw(self.trained, step=self.step)
         if self.pictures is None:
             return
         picture = self.task.picture(split, device=self.device, autocast_dtype=self.train_step.autocast_dtype)
@@ -348,6 +394,8 @@ class Loop:
                 "lower optim.lr, lengthen optim.warmup or set optim.clip_norm; checkpoints up to here are good"
             )
         state = {"pace": self.pace.state(), "evaluated": self.evaluated, "best": self.best, "images": self.fingerprint}
+        if self.watch is not None:
+            state["guard"] = self.watch.guard.state()
         return checkpoint.save(
             self.folder / "checkpoints",
             step=self.step,
@@ -369,18 +417,23 @@ class Loop:
                 f"the images of {self.settings.data.path} are not those that the run started with, so it can't be resumed; "
                 "restore them, or train again"
             )
-        train_step = self.train_step
+        self.load_weights(path, state)
+        self.step, self.pace = state["step"], Pace.from_state(state["pace"])
+        self.evaluated, self.score, self.best = state["evaluated"], state["score"], state["best"]
+        if self.watch is not None:
+            self.watch.guard.restore(state.get("guard", []))  # older checkpoints lack it: the checks start here
+
+    def load_weights(self, path: Path, state: dict[str, Any]) -> None:
+        """Load weights and optimizer of a checkpoint, and no progress."""
         checkpoint.restore(
             path,
             state,
             model=self.task.model,
             ema=self.ema,
-            optimizers=train_step.optimizers,
-            scaler=train_step.scaler,
+            optimizers=self.train_step.optimizers,
+            scaler=self.train_step.scaler,
             companions=self.task.companions(),
         )
-        self.step, self.pace = state["step"], Pace.from_state(state["pace"])
-        self.evaluated, self.score, self.best = state["evaluated"], state["score"], state["best"]
 
 
 def step_seed(seed: int, step: int, *, rank: int = 0) -> int:
@@ -399,42 +452,3 @@ def seed_device(device: torch.device, seed: int) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was interrupted by a signal, and has saved a checkpoint."""
-
-    def __init__(self, *text: str, number: int) -> None:
-        super().__init__(*text)
-        self.number = number
-
-
-class Interrupt:
-    """Context that records Ctrl-C, SIGTERM and SIGUSR1, to interrupt between two steps; a second Ctrl-C interrupts at once.
-
-    Schedulers send the latter two some time before they kill: SLURM the signal of `--signal`, Kubernetes SIGTERM. One signal
-    may arrive twice, from the scheduler and forwarded by torchrun: within `PATIENCE_S` the second is ignored.
-    """
-
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-
-    def __init__(self) -> None:
-        self.number = 0
-        """Number of the first signal; 0 for none."""
-        self.since = 0.0
-        self._previous_handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other thread
-            self._previous_handlers = {number: signal.signal(number, self._record) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
-
-    def _record(self, number: int, frame: FrameType | None) -> None:
-        if not self.number:
-            self.number, self.since = number, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self.since > PATIENCE_S:
-            raise KeyboardInterrupt

@@ -30,6 +30,8 @@ PHOTO_SIZE = 224
 """Default image side in pixels for photographs."""
 WARM_HEADS = 0.1
 """Share of a pre-training from weights in which only the heads learn."""
+WARM_LR = 0.1
+"""Factor on the recipe's learning rate in a pre-training from weights: recipes are for random ones (dev/LOG.md)."""
 DEFAULT_DATA = "fashion-sample"
 """Default data set: it comes with the package."""
 
@@ -221,10 +223,7 @@ def resolve_fine_tuning(
         raise ValueError(f'recipe "{recipe}" sets another model than that of the weights {start}; use --recipe finetune')
     stack = [{"model": shape}, recipe_layer]
     if not task.supervised:
-        stack.append({"optim": {"warm_heads": WARM_HEADS}})
-        notes.append(
-            f"only the heads learn in the first {WARM_HEADS:.0%} of the run, as the weights are trained (optim.warm_heads)"
-        )
+        stack.append(go_on_gently(layers.build(stack).optim.lr, requested, notes))
     if not model.blocks_in_order():
         stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # the default recipe's is not requested
     elif not request.prescribed and task.supervised:
@@ -236,6 +235,18 @@ def resolve_fine_tuning(
         stack.append({"train": {"probe_head": False}})
     assert model.preprocessing is not None
     return layers.build([*stack, drop_model_name(requested)]), model.preprocessing
+
+
+def go_on_gently(lr: float, requested: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the settings that keep what weights have learned as a pre-training goes on from them, and note their reasons."""
+    optim = requested.get("optim", {})
+    if "warm_heads" not in optim:
+        notes.append(
+            f"only the heads learn in the first {WARM_HEADS:.0%} of the run, as the weights are trained (optim.warm_heads)"
+        )
+    if "lr" not in optim:
+        notes.append(f"learning rate {WARM_LR * lr:g}, {WARM_LR:g} of that for random weights, for the same reason (optim.lr)")
+    return {"optim": {"warm_heads": WARM_HEADS, "lr": WARM_LR * lr}}
 
 
 def require_same_model(name: str, model: Backbone, start: str, *, free: Mapping[str, Any]) -> None:

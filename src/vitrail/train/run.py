@@ -19,9 +19,18 @@ from vitrail.evaluate.metrics import headline_text
 from vitrail.models import meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import pick_device
-from vitrail.settings import ModelSection, layers, nearest
+from vitrail.settings import SCRATCH, ModelSection, layers, nearest
 from vitrail.tasks import TASKS
-from vitrail.train.assemble import Context, assemble, divide_resources, open_images, score_model
+from vitrail.tasks.unsupervised import Unsupervised
+from vitrail.train import checkpoint
+from vitrail.train.assemble import (
+    Context,
+    assemble,
+    divide_resources,
+    open_images,
+    score_model,
+)
+from vitrail.train.before_after import Comparison, held_out_split, read_start, score_frozen, write_comparison
 from vitrail.train.distributed import World, full_tensor, is_sharded, local_device, world
 from vitrail.train.fit import fit_to_machine
 from vitrail.train.folder import (
@@ -37,7 +46,9 @@ from vitrail.train.folder import (
     write_skipped,
     write_text_atomically,
 )
-from vitrail.train.loop import Interrupt, Interrupted, Loop
+from vitrail.train.guard import Collapse
+from vitrail.train.interrupt import Interrupt, Interrupted
+from vitrail.train.loop import Loop
 from vitrail.train.plan import Request, plan_from_settings, plan_on_all
 from vitrail.train.progress import Display, duration, truncate_metrics
 from vitrail.weights import save_model
@@ -57,6 +68,10 @@ class Run:
     steps: int
     task: str = "classify"
     """Name of the task, as in `train.task`."""
+    stopped: Collapse | None = None
+    """Collapse that ended the run; its model is that of the best evaluation. None for a run that went to its end."""
+    comparison: Comparison | None = None
+    """Starting weights and pre-trained ones on held-out images; None with labels, and with `train.compare` false."""
 
 
 def train(
@@ -79,6 +94,7 @@ def train(
     dino: Mapping[str, Any] | None = None,
     lejepa: Mapping[str, Any] | None = None,
     views: Mapping[str, Any] | None = None,
+    guard: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Run:
@@ -92,7 +108,8 @@ def train(
     Processes started by torchrun train together. Raises ValueError, in one line, for invalid arguments.
     """
     sections = {"model": model, "data": data, "augment": augment, "optim": optim, "distill": distill}
-    sections |= {"mae": mae, "simmim": simmim, "beit": beit, "dino": dino, "lejepa": lejepa, "views": views, "train": train}
+    sections |= {"mae": mae, "simmim": simmim, "beit": beit, "dino": dino, "lejepa": lejepa, "views": views}
+    sections |= {"guard": guard, "train": train}
     overrides: dict[str, Any] = {name: section for name, section in sections.items() if section is not None}
     if minutes is not None:
         overrides["train"] = {**(train or {}), "minutes": minutes}
@@ -174,6 +191,7 @@ def pretrain(
     dino: Mapping[str, Any] | None = None,
     lejepa: Mapping[str, Any] | None = None,
     views: Mapping[str, Any] | None = None,
+    guard: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Run:
@@ -207,6 +225,7 @@ def pretrain(
         dino=dino,
         lejepa=lejepa,
         views=views,
+        guard=guard,
         train={**(train or {}), "task": method},
         console=console,
     )
@@ -261,6 +280,7 @@ def finish(loop: Loop, source: Source) -> Run:
 
 def conclude(loop: Loop, source: Source) -> Run:
     """Save the model and score it."""
+    stopped = None if loop.collapse is None else {**loop.collapse.to_dict(), "model_step": take_best(loop, loop.collapse)}
     model, processes = loop.trained.eval(), loop.world
     loop.train_step.optimizers.forget()
     processes.broadcast_buffers(model)
@@ -269,7 +289,7 @@ def conclude(loop: Loop, source: Source) -> Run:
     if complete is not None:
         save_model(complete, loop.folder, data=loop.settings.data.path)
     del complete
-    split_name = next((name for name in ("test", "val") if len(loop.views.get(name, ()))), "train")
+    split_name = held_out_split(loop.views) or "train"
     data = divide_resources(loop.settings.data, processes.local_size)
     split = loop.views.get(split_name) or source.load("train", preprocessing=loop.preprocessing, cfg=data)
     with Interrupt() as interrupt:
@@ -284,20 +304,65 @@ def conclude(loop: Loop, source: Source) -> Run:
             loop.task, model, watch, split=split, device=loop.device, dtype=loop.train_step.autocast_dtype, processes=processes
         )
         assert scores is not None
+        comparison = compare(loop, model, source)
     name, value, low, high = headline_text(scores, decimals=2)
-    loop.draw(loop.views.get("val") or split)
+    if stopped is None:  # else the pictures are drawn, and the model is that of an earlier step
+        loop.draw(loop.views.get("val") or split)
     for skipped in processes.gather([split.skipped for split in (loop.split, *loop.views.values())]):
         loop.split.record([item for part in skipped for item in part])
     if processes.first:
         write_skipped(loop.folder, loop.split, *loop.views.values())
-        save_evaluation(scores, loop.folder, data=source.name, split=split_name)
+        if comparison is not None:
+            write_comparison(loop.folder, comparison)
+        save_evaluation(scores, loop.folder, data=source.name, split=split_name, stopped=stopped)
     loop.display.say(
         f"{split_name} {name} {value} (95 % interval {low} to {high}) on {scores.count:,} images, "
         f"after {loop.step:,} steps in {duration(loop.pace.elapsed)}"
     )
+    for line in comparison.lines() if comparison is not None else ():
+        loop.display.say(line)
     processes.barrier()  # the others wait while the first writes
-    task = loop.settings.train.task
-    return Run(folder=loop.folder, evaluation=scores, split=split_name, seconds=loop.pace.elapsed, steps=loop.step, task=task)
+    return Run(
+        folder=loop.folder,
+        evaluation=scores,
+        split=split_name,
+        seconds=loop.pace.elapsed,
+        steps=loop.step,
+        task=loop.settings.train.task,
+        stopped=loop.collapse,
+        comparison=comparison,
+    )
+
+
+def take_best(loop: Loop, collapse: Collapse) -> int | None:
+    """Print what ended the run, and load the best-scored checkpoint. Return its step; None without one: the model stays."""
+    best = loop.world.run_on_first(lambda: checkpoint.find_best(loop.folder / "checkpoints"))
+    if best is not None:
+        loop.load_weights(*best)
+    step = None if best is None else int(best[1]["step"])
+    loop.display.say(collapse.message(loop.task.collapse_advice(collapse.cause), model_step=step))
+    return step
+
+
+def compare(loop: Loop, model: Backbone, source: Source) -> Comparison | None:
+    """Compare the trained model with the starting weights on held-out images; None for a run without their scores."""
+    name, task, processes = held_out_split(loop.views), loop.task, loop.world
+    start = processes.run_on_first(lambda: read_start(loop.folder))
+    if start is None or name is None or not isinstance(task, Unsupervised):
+        return None
+    end = score_frozen(
+        task,
+        model,
+        loop.views[name],
+        num_classes=len(source.classes),
+        device=loop.device,
+        autocast_dtype=loop.train_step.autocast_dtype,
+        world=processes,
+    )
+    cfg = loop.settings.model
+    return Comparison(
+        start, end, split=name, start_weights="random weights" if cfg.weights in (None, SCRATCH) else str(cfg.weights)
+    )
 
 
 def calibrate_model(loop: Loop, model: Backbone) -> None:

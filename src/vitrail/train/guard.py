@@ -1,0 +1,137 @@
+"""Guard of training without labels: decides from a few scores over the run whether the embedding has collapsed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from vitrail.evaluate import EmbeddingScores
+from vitrail.evaluate.intervals import wilson_interval
+from vitrail.settings import GuardConfig
+from vitrail.tasks.task import CollapseCause
+
+
+class Check(NamedTuple):
+    """Scores of one check."""
+
+    step: int
+    progress: float
+    """Share of the run before the step."""
+    rank: float
+    """Effective rank."""
+    most: int
+    """Maximum of the effective rank: the smaller of embedding width and images."""
+    knn_correct: int | None
+    """Images that k-NN classifies correctly; None without labels."""
+    images: int
+
+    @classmethod
+    def of(cls, scores: EmbeddingScores, *, step: int, progress: float) -> Check:
+        """Return the check of some scores."""
+        correct = None if scores.knn is None else scores.knn.correct
+        most = max(1, min(scores.width, scores.count))
+        return cls(step, progress, scores.effective_rank, most, correct, scores.count)
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Collapse of a run."""
+
+    step: int
+    cause: CollapseCause
+    why: str
+    """Figures, in one sentence."""
+
+    def message(self, advice: str, *, model_step: int | None) -> str:
+        """Return a line with the figures, what to change, and the step whose weights the model has."""
+        model = "the model has its last weights, as no checkpoint has a score"
+        if model_step is not None:
+            model = f"the model is that of the best evaluation, at step {model_step:,}"
+        return f"stopped at step {self.step:,}: the embedding collapsed, for {self.why}; {advice}; {model}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to a dict for JSON."""
+        return {"reason": "collapse", **asdict(self)}
+
+
+@dataclass
+class Guard:
+    """Checks of a run, and the decision on collapse. It is a function of the checks, so that a resumed run decides alike.
+
+    A rank is low below `min_rank` of its maximum, and fallen below `rank_drop` of the first check's: collapse is `patience`
+    checks in a row, unless k-NN accuracy is shown to be above the first check's. That accuracy is low where it is `knn_drop`
+    below the first check's, and more than its 95 % interval: collapse is `knn_patience` checks in a row. The first check is
+    that of the starting weights, which is no collapse.
+    """
+
+    cfg: GuardConfig
+    checks: list[Check] = field(default_factory=list)
+
+    def is_due(self, step: int, progress: float) -> bool:
+        """Return True before the first step, and from `every` of the run after the last check on, once for each step."""
+        if self.collapse is not None:
+            return False
+        if not self.checks:
+            return True
+        last = self.checks[-1]
+        return step > last.step and progress >= last.progress + self.cfg.every - 1e-9
+
+    def add(self, check: Check) -> Collapse | None:
+        """Add a check. Return the collapse that it shows, if any."""
+        self.checks.append(check)
+        return self.collapse
+
+    @property
+    def collapse(self) -> Collapse | None:
+        """Collapse that the last checks show; None for a healthy run."""
+        rules: tuple[tuple[CollapseCause, int, Callable[[Check], str]], ...] = (
+            ("low rank", self.cfg.patience, self._low_rank),
+            ("rank fell", self.cfg.patience, self._rank_fell),
+            ("accuracy fell", self.cfg.knn_patience, self._accuracy_fell),
+        )
+        for cause, patience, fault in rules:
+            faults = [fault(check) for check in self.checks[1:][-patience:]]
+            if len(faults) == patience and all(faults):
+                return Collapse(self.checks[-1].step, cause, faults[-1])
+        return None
+
+    def _low_rank(self, check: Check) -> str:
+        """Return the fault of a rank that is a small share of its maximum; "" for none."""
+        if check.rank >= self.cfg.min_rank * check.most or self._has_learned(check):
+            return ""
+        return f"its effective rank is {check.rank:.1f} of {check.most}, below {self.cfg.min_rank:.0%} (guard.min_rank)"
+
+    def _rank_fell(self, check: Check) -> str:
+        """Return the fault of a rank that is far below the starting weights'; "" for none."""
+        start = self.checks[0].rank
+        if check.rank >= self.cfg.rank_drop * start or self._has_learned(check):
+            return ""
+        share = f"below {self.cfg.rank_drop:.0%} of the {start:.1f} of the starting weights (guard.rank_drop)"
+        return f"its effective rank is {check.rank:.1f}, {share}"
+
+    def _has_learned(self, check: Check) -> bool:
+        """Return True for a k-NN accuracy above the starting weights' by more than its 95 % interval; False without labels."""
+        first = self.checks[0]
+        if check.knn_correct is None or first.knn_correct is None:
+            return False
+        return wilson_interval(check.knn_correct, check.images)[0] > first.knn_correct / first.images
+
+    def _accuracy_fell(self, check: Check) -> str:
+        """Return the fault of a k-NN accuracy that is far below the starting weights'; "" for none, and without labels."""
+        first = self.checks[0]
+        if not self.cfg.knn_drop or check.knn_correct is None or first.knn_correct is None:
+            return ""
+        start, value = first.knn_correct / first.images, check.knn_correct / check.images
+        _, high = wilson_interval(check.knn_correct, check.images)
+        if value >= start - self.cfg.knn_drop or high >= start:
+            return ""
+        return f"its k-NN accuracy is {value:.1%}, and was {start:.1%} with the starting weights (guard.knn_drop)"
+
+    def state(self) -> list[list[Any]]:
+        """Return the state for a checkpoint."""
+        return [list(check) for check in self.checks]
+
+    def restore(self, state: list[list[Any]]) -> None:
+        """Continue from a checkpoint's state."""
+        self.checks = [Check(*check) for check in state]

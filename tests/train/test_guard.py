@@ -1,0 +1,159 @@
+"""Decisions of the guard on series of scores: what stops, what does not, and that a restored guard decides alike."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitrail.data.memory import FixedSplit
+from vitrail.evaluate import EmbeddingScores
+from vitrail.evaluate.intervals import Accuracy
+from vitrail.models import ViT
+from vitrail.settings import GuardConfig, Preprocessing, layers
+from vitrail.tasks import TASKS
+from vitrail.tasks.task import CollapseCause
+from vitrail.train.guard import Check, Collapse, Guard
+
+CFG = GuardConfig(patience=2, knn_patience=3, min_rank=0.02, rank_drop=0.5, knn_drop=0.1)
+IMAGES, WIDTH = 400, 100
+
+
+def watch(ranks: Sequence[float], right: Sequence[int] | None = None, cfg: GuardConfig = CFG) -> tuple[Guard, Collapse | None]:
+    """Add checks up to the first collapse."""
+    guard = Guard(cfg)
+    for step, (rank, correct) in enumerate(zip(ranks, right or itertools.repeat(None), strict=False)):
+        if collapse := guard.add(Check(step, step / 20, rank, WIDTH, correct, IMAGES)):
+            return guard, collapse
+    return guard, None
+
+
+@pytest.mark.parametrize(
+    ("ranks", "right", "cause", "step"),
+    [
+        ([20, 9, 9.9, 9], None, "rank fell", 2),
+        ([20, 9, 12, 9, 12], None, None, None),  # never twice in a row
+        ([3, 1.9, 1.9], None, "low rank", 2),
+        ([1.5, 1.5, 1.5, 40], None, "low rank", 2),  # weights that have collapsed before
+        ([20, 30, 40, 50], [200, 150, 150, 150], "accuracy fell", 3),
+        ([20, 30, 40, 50, 50], [200, 150, 150, 170, 150], None, None),  # 170 of 400 is less than 10 points below
+        ([20, 9, 9, 9], [200, 230, 230, 230], None, None),  # a lower rank, and shown to be better
+        ([20, 9, 9, 9], [200, 210, 210, 210], "rank fell", 2),  # within the interval: not shown
+        ([5], [0], None, None),  # the start alone is no collapse
+    ],
+)
+def test_decisions(ranks: list[float], right: list[int] | None, cause: str | None, step: int | None) -> None:
+    _, collapse = watch(ranks, right)
+    assert (collapse and collapse.cause, collapse and collapse.step) == (cause, step)
+
+
+@settings(max_examples=200)
+@given(
+    ranks=st.lists(st.floats(1, 100), min_size=1, max_size=20),
+    right=st.lists(st.integers(0, IMAGES), min_size=20, max_size=20),
+    cut=st.integers(0, 20),
+)
+def test_a_restored_guard_decides_alike(ranks: list[float], right: list[int], cut: int) -> None:
+    _, straight = watch(ranks, right)
+    guard = Guard(CFG)
+    found = None
+    for step, (rank, correct) in enumerate(zip(ranks, right, strict=False)):
+        if step == cut:
+            state = json.loads(json.dumps(guard.state()))
+            guard = Guard(CFG)
+            guard.restore(state)
+        if found := guard.add(Check(step, step / 20, rank, WIDTH, correct, IMAGES)):
+            break
+    assert found == straight == guard.collapse
+
+
+@settings(max_examples=100)
+@given(start=st.floats(4, 100), shares=st.lists(st.floats(0.5, 1.5), max_size=20))
+def test_a_rank_that_stays_above_its_share_never_stops(start: float, shares: list[float]) -> None:
+    _, collapse = watch([start, *(share * start for share in shares)])
+    assert collapse is None
+
+
+@settings(max_examples=50)
+@given(
+    ranks=st.lists(st.floats(1, 100), min_size=1, max_size=10), right=st.lists(st.integers(0, IMAGES), min_size=10, max_size=10)
+)
+def test_zero_turns_a_rule_off(ranks: list[float], right: list[int]) -> None:
+    cfg = GuardConfig(min_rank=0, rank_drop=0, knn_drop=0)
+    assert watch(ranks, right, cfg)[1] is None
+
+
+@settings(max_examples=100)
+@given(steps=st.integers(1, 300), every=st.floats(0.01, 1))
+def test_checks_are_frequent_enough(steps: int, every: float) -> None:
+    """Before the first step, and then after each share of the run, by a step at most."""
+    guard, at = Guard(GuardConfig(every=every)), []
+    for step in range(steps):
+        while guard.is_due(step, step / steps):
+            at.append(step)
+            guard.add(Check(step, step / steps, 50.0, WIDTH, None, IMAGES))
+    assert at[0] == 0
+    assert len(set(at)) == len(at), "once for each step"
+    assert all(after - before <= every * steps + 1 + 1e-6 for before, after in itertools.pairwise([*at, steps]))
+
+
+def test_a_message_has_figures_advice_and_the_way_out() -> None:
+    _, collapse = watch([20, 9, 8])
+    assert collapse is not None
+    assert collapse.message("raise x.y", model_step=0) == (
+        "stopped at step 2: the embedding collapsed, for its effective rank is 8.0, below 50% of the 20.0 of the starting "
+        "weights (guard.rank_drop); raise x.y; the model is that of the best evaluation, at step 0"
+    )
+    assert collapse.message("raise x.y", model_step=None).endswith(
+        "the model has its last weights, as no checkpoint has a score"
+    )
+    assert collapse.to_dict()["reason"] == "collapse"
+
+
+def test_a_check_takes_the_figures_of_the_scores() -> None:
+    scores = EmbeddingScores(40, Accuracy(30, 40), 12.0, (11.0, 13.0), width=64)
+    assert Check.of(scores, step=3, progress=0.25) == Check(3, 0.25, 12.0, 40, 30, 40)
+
+
+def test_every_task_without_labels_says_what_to_change() -> None:
+    zeros = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.25,))
+    model = ViT(img_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2, num_classes=0)
+    settings = layers.build(
+        [{"lejepa": {"sigreg_weight": 0.0, "projector_dims": [8]}, "dino": {"prototypes": 8, "center_momentum": 1.0}}]
+    )
+    split = FixedSplit(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), labels=torch.zeros(4, dtype=torch.long), names=list("abcd"))
+    for name, row in TASKS.items():
+        if row.supervised:
+            continue
+        options: dict[str, Any] = {"classes": (), "device": torch.device("cpu"), "autocast_dtype": None}
+        task = row.build(settings, model, split=split, preprocessing=zeros, **options)
+        for cause in get_args(CollapseCause):
+            advice = task.collapse_advice(cause)
+            assert "optim.lr" in advice
+            for setting in re.findall(r"\b[a-z]+\.[a-z_]+\b", advice):
+                assert setting in layers.key_types(), (name, setting)
+        first = task.collapse_advice("rank fell")
+        assert first.startswith(
+            {"lejepa": "raise lejepa.sigreg_weight, which is 0", "dino": "set dino.center_momentum below 1"}.get(name, "")
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("every", 0.0, r"guard.every 0.0 must be above 0"),
+        ("min_rank", 1.0, r"guard.min_rank 1.0 must be at least 0, which turns it off, and below 1"),
+        ("patience", 0, r"guard.patience 0 must be at least 1"),
+        ("images", 8, r"guard.images 8 are too few"),
+    ],
+)
+def test_settings_that_can_not_be(field: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GuardConfig(**{field: value})  # type: ignore[arg-type]
