@@ -35,12 +35,18 @@ def test_models_lists_the_families_with_their_papers(vitrail: Typed) -> None:
     assert line in said.splitlines()
 
 
+def test_models_has_memory_of_every_family(vitrail: Typed) -> None:
+    said = vitrail("models", "--img-size", "96", "--batch-size", "2").out
+    for name in (name for family in FAMILIES.values() for name in family.names):
+        assert re.search(rf"^{re.escape(name)} .*( +\S+ [kMG]B){{4}}\s*$", said, re.M), name
+
+
 def test_models_at_another_size(vitrail: Typed) -> None:
     assert re.search(r"^Ti/16 +192 +12 +3 +393 ", vitrail("models", "--img-size", "224x448", "--num-classes=2").out, re.M)
 
 
-def test_models_builds_one_block_of_a_kind_and_runs_nothing(vitrail: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Depth is a factor, and FLOPs a formula: a forward pass under torch's counter loads its compiler, which takes seconds."""
+def test_models_builds_one_block_of_a_kind(vitrail: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depth is a factor; some blocks of ViTDet are global, and some of Swin V2-CR have a norm behind."""
     from vitrail.models import Cait, Cvt, ViT, VitDet
     from vitrail.models.swin import SwinBackbone
 
@@ -54,11 +60,10 @@ def test_models_builds_one_block_of_a_kind_and_runs_nothing(vitrail: Typed, monk
             built.append([*depths])
 
         monkeypatch.setattr(family, "__init__", counting)
-        monkeypatch.setattr(family, "forward", lambda *_: pytest.fail("the table needs no forward pass"))
     assert vitrail("models").code == 0
     names = [name for family in FAMILIES.values() for name in family.names]
     assert len(built) >= len(names)
-    assert {depth for depths in built for depth in depths} == {1}
+    assert {depth for depths in built for depth in depths} == {1, 2}
 
 
 def test_models_loads_no_compiler() -> None:
