@@ -105,12 +105,18 @@ class SwinV2Cr(SwinBackbone):
 
     @staticmethod
     def one_of_each(config: Any) -> tuple[Any, list[int]]:
-        """See `BackboneBuilder.one_of_each`: in every stage a block without a norm behind, then one with it."""
-        shallow = dataclasses.replace(config, depths=(2,) * len(config.depths), extra_norm_period=0, extra_norm_stage=True)
-        counts: list[int] = []
-        for stage, depth in enumerate(config.depths):
-            behind = sum(config.has_extra_norm(stage, index) for index in range(depth))
-            counts += [depth - behind, behind]
+        """See `BackboneBuilder.one_of_each`: a block without a norm behind and, in stages that have it, one with it."""
+        behind = [
+            sum(config.has_extra_norm(stage, index) for index in range(depth)) for stage, depth in enumerate(config.depths)
+        ]
+        early = any(behind[:-1])
+        kinds = (1 + early,) * (len(behind) - 1) + (2,)  # the last stage ends with a norm
+        shallow = dataclasses.replace(config, depths=kinds, extra_norm_period=0, extra_norm_stage=early, final_norm=True)
+        counts = [
+            count
+            for depth, norms, kind in zip(config.depths, behind, kinds, strict=True)
+            for count in (depth - norms, norms)[:kind]
+        ]
         return shallow, counts
 
     def reset_parameters(self) -> None:
