@@ -319,6 +319,7 @@ CALLS: list[Callable[[Tensor, Tensor], Tensor]] = [
     *(lambda a, b: torch.cat([a, a], dim=-1), lambda a, b: torch.stack([a, a], dim=1), lambda a, b: a.exp()),
     *(lambda a, b: a.sum(-1), lambda a, b: a.mean((0, 1), keepdim=True), lambda a, b: a.softmax(1), lambda a, b: F.gelu(a)),
     *(lambda a, b: torch.where(a > 0, a, b), lambda a, b: a[:, None][:, :, :1].flatten(1), lambda a, b: a @ a.mT),
+    *(lambda a, b: a[..., None] + b[..., None, :], lambda a, b: a[..., None, :] * a[..., None]),
     *(lambda a, b: a.repeat(2, *a.shape), lambda a, b: torch.arange(2, 9, 3) * a.sum(), lambda a, b: a.masked_fill(b > 0, 1)),
 ]
 

@@ -26,12 +26,17 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def _same(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Tensor with the shape of another one and the same order of axes in memory: torch's `empty_like`."""
-    shape, strides, extent = x.shape, x.stride(), 1
-    dense = [0] * len(shape)
-    for axis in sorted(range(len(shape)), key=lambda axis: (strides[axis], -axis)):
-        dense[axis] = extent
+    strides = x.stride()
+    return _dense(x.shape, sorted(range(x.ndim), key=lambda axis: (strides[axis], -axis)), dtype or x.dtype)
+
+
+def _dense(shape: Sequence[int], axes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Tensor without gaps whose axes lie in memory in this order, the innermost first."""
+    strides, extent = [0] * len(shape), 1
+    for axis in axes:
+        strides[axis] = extent
         extent *= shape[axis]
-    return torch.empty_strided(shape, dense, dtype=dtype or x.dtype, device=_META)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=_META)
 
 
 def _like(x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -54,7 +59,21 @@ def _pointwise(a: Any, b: Any, **_: Any) -> Tensor:
     for one in tensors:
         if one.shape == shape:
             return _same(one, dtype)
-    return _empty(shape, dtype)
+    return _dense(shape, _axes_in_memory([one.expand(shape).stride() for one in tensors]), dtype)
+
+
+def _axes_in_memory(strides: Sequence[Sequence[int]]) -> list[int]:
+    """Return the axes from the innermost on, as torch orders them for tensors of which none has the shape of the result."""
+    order = list(range(len(strides[0])))[::-1]
+    for end in range(1, len(order)):
+        for at in range(end, 0, -1):
+            inner, outer = order[at - 1], order[at]
+            steps = next(((one[inner], one[outer]) for one in strides if one[inner] and one[outer]), (0, 0))
+            if steps[0] < steps[1]:
+                break
+            if steps[0] > steps[1]:
+                order[at - 1], order[at] = outer, inner
+    return order
 
 
 def _divided(a: Any, b: Any, *, rounding_mode: str | None = None, **_: Any) -> Tensor:
