@@ -27,10 +27,11 @@ def test_models_lists_every_size_with_its_parameters(vitrail: Typed) -> None:
     assert rows["B/16"][4:7:2] == ["197", "35.13"]
 
 
-def test_models_lists_the_families_with_their_papers(vitrail: Typed) -> None:
+def test_models_lists_the_families_with_their_memory_and_papers(vitrail: Typed) -> None:
     said = vitrail("models").out
     for family in FAMILIES.values():
-        assert all(re.search(rf"^{re.escape(name)} ", said, re.M) for name in family.names)
+        for name in family.names:
+            assert re.search(rf"^{re.escape(name)} .*( +\S+ [kMG]B){{4}}\s*$", said, re.M), name  # weights and memory
     line = "cait_xxs24 to cait_m48: a CaiT, Touvron et al. 2021, https://arxiv.org/abs/2103.17239"
     assert line in said.splitlines()
 
@@ -39,8 +40,8 @@ def test_models_at_another_size(vitrail: Typed) -> None:
     assert re.search(r"^Ti/16 +192 +12 +3 +393 ", vitrail("models", "--img-size", "224x448", "--num-classes=2").out, re.M)
 
 
-def test_models_builds_one_block_of_a_kind_and_runs_nothing(vitrail: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Depth is a factor, and FLOPs a formula: a forward pass under torch's counter loads its compiler, which takes seconds."""
+def test_models_builds_one_block_of_a_kind(vitrail: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depth is a factor; some blocks of ViTDet are global, and some of Swin V2-CR have a norm behind."""
     from vitrail.models import Cait, Cvt, ViT, VitDet
     from vitrail.models.swin import SwinBackbone
 
@@ -54,11 +55,10 @@ def test_models_builds_one_block_of_a_kind_and_runs_nothing(vitrail: Typed, monk
             built.append([*depths])
 
         monkeypatch.setattr(family, "__init__", counting)
-        monkeypatch.setattr(family, "forward", lambda *_: pytest.fail("the table needs no forward pass"))
     assert vitrail("models").code == 0
     names = [name for family in FAMILIES.values() for name in family.names]
     assert len(built) >= len(names)
-    assert {depth for depths in built for depth in depths} == {1}
+    assert {depth for depths in built for depth in depths} == {1, 2}
 
 
 def test_models_loads_no_compiler() -> None:
