@@ -107,10 +107,10 @@ def resident(field: str) -> int:
 
 def predicted(vit: ViTConfig, batch_size: int, precision: Precision, checkpointing: bool) -> int:
     """What `vitrail show` says."""
-    from vitrail.models.describe import describe
+    from vitrail.models.describe import training_peaks
 
-    cost = describe(vit, batch_size=batch_size)
-    peak = cost.checkpointing_peak if checkpointing else cost.peak
+    peak = training_peaks(vit, batch_size=batch_size)[checkpointing]
+    assert peak is not None
     return peak.bf16 if precision == "bf16" else peak.fp32
 
 

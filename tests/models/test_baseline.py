@@ -535,7 +535,8 @@ def test_a_run_from_the_command_line(name: str, toys: Path, tmp_path: Path, type
     code, out, err = typed("show", run, "--groups")
     assert (code, err) == (0, "")
     assert out.startswith(f"{name}\n  images      32 x 32 px, 3 channels; 2 classes\n")
-    assert "of activations is not counted" in out
+    assert "of activations for 1 image in fp32" in out
+    assert "recomputed" not in out
     assert "net.conv1" in out
 
     code, out, err = typed("train", toys, "--weights", run, "--out", tmp_path / "again", *short)

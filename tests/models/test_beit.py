@@ -15,9 +15,8 @@ from vitrail.explain import METHODS, head_statistics
 from vitrail.models.attention import Attended
 from vitrail.models.backbone import View
 from vitrail.models.beit import Beit
-from vitrail.models.describe import Description, describe_model
 from vitrail.models.relative_positions import pair_index, resize_table
-from vitrail.settings.beit import BEIT_SIZES, BeitConfig, parse_beit_name
+from vitrail.settings.beit import BEIT_SIZES, parse_beit_name
 from vitrail.weights.libraries.transformers.beit import BEIT_LAYOUTS
 from vitrail.weights.targets import rename_family
 
@@ -367,21 +366,3 @@ def test_shapes_that_are_none(fields: dict[str, Any], message: str) -> None:
 def test_a_name_that_is_nearly_right() -> None:
     with pytest.raises(ValueError, match='model "beit_x16" is none of beit_b16, beit_l16'):
         vitrail.create_model("beit_x16")
-
-
-def test_memory_is_that_of_a_vit_and_the_bias() -> None:
-    cost = describe_model(BeitConfig(img_size=64, **SHAPE), batch_size=4)
-    assert isinstance(cost, Description)
-    assert cost.tokens == 17
-    model, kept = beit(), dict[int, int]()
-    assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = model.train()(images(count=4))
-    assert logits.requires_grad
-    assert sum(size for place, size in kept.items() if place not in weights) == pytest.approx(cost.training_bytes, rel=0.15)

@@ -52,31 +52,30 @@ def run(words: list[str]) -> int:
 
 
 def print_sizes(shape: Mapping[str, Any], *, batch_size: int) -> None:
-    """Print a row for each size of each family: those whose memory is counted in one table, the others in a second one; then
-    the families with their papers."""
-    from vitrail.models.describe import Description, describe_model
-    from vitrail.settings import layers
+    """Print a row for each size of each family: ViTs of one width in one table, the others in a second one; then the families
+    with their papers."""
+    from vitrail.models.describe import describe_model
+    from vitrail.settings import ViTConfig, layers
     from vitrail.settings.families import FAMILIES, parse_name
 
     section = layers.build([{"model": shape}]).model  # once: this check takes as long as counting a model
     typed = {field: getattr(section, field) for field in layers.OF_THE_DATA}
-    counted = terminal.make_table(
-        "name", "width", "depth", "heads", "tokens", "parameters", "GFLOPs", "weights", "inference", "training", "in bf16"
-    )
-    others = terminal.make_table("name", "shape", "parameters", "GFLOPs", "weights", words=("shape",))
+    costs = ("parameters", "GFLOPs", "weights", "inference", "training", "in bf16")
+    vits = terminal.make_table("name", "width", "depth", "heads", "tokens", *costs)
+    others = terminal.make_table("name", "shape", *costs, words=("shape",))
     for family in FAMILIES.values():
         for name in family.names:
             config = family.config(**{**parse_name(name), **typed})
             cost = describe_model(config, batch_size=batch_size)
-            figures = (f"{cost.parameters:,}", f"{cost.flops / 1e9:,.2f}", terminal.in_bytes(cost.weights_bytes))
-            if isinstance(cost, Description):
-                counts = (f"{number:,}" for number in (config.embed_dim, config.depth, config.num_heads, cost.tokens))
-                memory = (cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16)
-                counted.add_row(name, *counts, *figures, *map(terminal.in_bytes, memory))
+            bytes_of = (cost.weights_bytes, cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16)
+            figures = (f"{cost.parameters:,}", f"{cost.flops / 1e9:,.2f}", *map(terminal.in_bytes, bytes_of))
+            if isinstance(config, ViTConfig):
+                shape_of = (config.embed_dim, config.depth, config.num_heads, cost.tokens)
+                vits.add_row(name, *(f"{number:,}" for number in shape_of), *figures)
             else:
                 others.add_row(name, family.words(config).shape, *figures)
     console = terminal.make_console()
-    console.print(counted)
+    console.print(vits)
     console.print()
     console.print(others)
     console.print()

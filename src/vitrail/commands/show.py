@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitrail import terminal
@@ -12,7 +12,7 @@ from vitrail.settings.families import family_of
 from vitrail.terminal import counted, in_bytes
 
 if TYPE_CHECKING:
-    from vitrail.models.describe import Cost, Description, Peak
+    from vitrail.models.describe import Description, Peak
     from vitrail.settings import ModelSection
     from vitrail.train.optim import ParameterRow
 
@@ -51,7 +51,7 @@ def run(words: list[str]) -> int:
     short = {field: parsed[field] for field in layers.OF_THE_DATA if parsed.get(field) is not None}
 
     from vitrail.models import meta_model
-    from vitrail.models.describe import Description, describe_model
+    from vitrail.models.describe import describe_model, training_peaks
     from vitrail.weights.shape import resolve_model
 
     changes, strict = ({"model": short}, layers.layer_of(parsed)), not parsed.get("no_strict")
@@ -59,13 +59,9 @@ def run(words: list[str]) -> int:
     if receipt is not None:
         print(receipt.verbose() if parsed.get("verbose") else receipt, end="\n\n")
     batch_size, title = parsed.get("batch_size") or 1, cfg.model.name if receipt is None else parsed["name"]
-    cost = describe_model(cfg.model.shape(), batch_size=batch_size)
-    if isinstance(cost, Description):
-        print_model(cfg.model, cost, batch_size=batch_size, title=title)
-    elif "batch_size" in parsed:
-        raise ValueError(f"--batch-size is for memory, which is not counted of {cfg.model.name}; leave it out")
-    else:
-        print_cost(cfg.model, cost, title=title)
+    shape = cfg.model.shape()
+    cost, peaks = describe_model(shape, batch_size=batch_size), training_peaks(shape, batch_size=batch_size)
+    print_model(cfg.model, cost, *peaks, batch_size=batch_size, title=title)
     if parsed.get("groups"):
         from vitrail.train.optim import group_table
 
@@ -73,48 +69,39 @@ def run(words: list[str]) -> int:
     return terminal.OK
 
 
-def print_model(cfg: ModelSection, cost: Description, *, batch_size: int, title: str) -> None:
-    """Print a ViT's shape and cost."""
-    assert isinstance(cfg, ViTConfig)
-    (height, width), (down, across) = pair(cfg.img_size), pair(cfg.patch_size)
-    patches = height // down * (width // across)
-    hidden = round(cfg.embed_dim * cfg.mlp_ratio)
+def print_model(
+    cfg: ModelSection, cost: Description, peak: Peak, recomputed: Peak | None, *, batch_size: int, title: str
+) -> None:
+    """Print a model's shape and cost."""
+    height, width = pair(cfg.img_size)
     memory = f"of activations for {counted(batch_size, 'image')}"
     classes = counted(cfg.num_classes, "class", "es") if cfg.num_classes else "no head"
     lines = {
         "images": f"{height} x {width} px, {counted(cfg.in_channels, 'channel')}; {classes}",
-        "shape": f"width {cfg.embed_dim:,}, {counted(cfg.depth, 'block')}, {counted(cfg.num_heads, 'head')}, MLP {hidden:,}",
-        "tokens": f"{cost.tokens:,} = {cost.tokens - patches} + {counted(patches, 'patch', 'es')} of {down} x {across} px",
+        **_shape(cfg, cost),
         "parameters": f"{cost.parameters:,}",
         "weights": f"{in_bytes(cost.weights_bytes)} in fp32",
         "FLOPs": _flops(cost.flops),
         "inference": f"{in_bytes(cost.inference_bytes)} {memory} in fp32",
         "training": f"{in_bytes(cost.training_bytes)} {memory} in fp32, {in_bytes(cost.training_bytes_bf16)} in bf16",
-        "in all": f"{_peak(cost.peak)}, with weights, gradients and AdamW",
-        "recomputed": f"{_peak(cost.checkpointing_peak)} in all, with train.checkpointing",
+        "in all": f"{_peak(peak)}, with weights, gradients and AdamW",
+        "recomputed": None if recomputed is None else f"{_peak(recomputed)} in all, with train.checkpointing",
     }
-    _print_lines(title, lines)
-
-
-def print_cost(cfg: ModelSection, cost: Cost, *, title: str) -> None:
-    """Print what can be counted of a model of any family."""
-    (height, width), words = pair(cfg.img_size), family_of(cfg.name).words(cfg.shape())
-    classes = counted(cfg.num_classes, "class", "es") if cfg.num_classes else "no head"
-    lines = {
-        "images": f"{height} x {width} px, {counted(cfg.in_channels, 'channel')}; {classes}",
-        "shape": words.shape,
-        "parameters": f"{cost.parameters:,}",
-        "weights": f"{in_bytes(cost.weights_bytes)} in fp32",
-        "FLOPs": _flops(cost.flops),
-        "memory": "of activations is not counted for this family",
-    }
-    _print_lines(title, lines)
-
-
-def _print_lines(title: str, lines: Mapping[str, str]) -> None:
     terminal.say(title)
     for name, text in lines.items():
-        terminal.say(f"  {name:10}  {text}")
+        if text is not None:
+            terminal.say(f"  {name:10}  {text}")
+
+
+def _shape(cfg: ModelSection, cost: Description) -> dict[str, str]:
+    if not isinstance(cfg, ViTConfig) or cost.tokens is None:
+        return {"shape": family_of(cfg.name).words(cfg.shape()).shape}
+    (height, width), (down, across) = pair(cfg.img_size), pair(cfg.patch_size)
+    patches, hidden = height // down * (width // across), round(cfg.embed_dim * cfg.mlp_ratio)
+    return {
+        "shape": f"width {cfg.embed_dim:,}, {counted(cfg.depth, 'block')}, {counted(cfg.num_heads, 'head')}, MLP {hidden:,}",
+        "tokens": f"{cost.tokens:,} = {cost.tokens - patches} + {counted(patches, 'patch', 'es')} of {down} x {across} px",
+    }
 
 
 def _peak(peak: Peak) -> str:

@@ -192,6 +192,11 @@ class Cait(Backbone):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
+    @staticmethod
+    def one_of_each(config: CaitConfig) -> tuple[CaitConfig, list[int]]:
+        """See `BackboneBuilder.one_of_each`."""
+        return dataclasses.replace(config, depth=1, class_depth=1), [config.depth, config.class_depth]
+
     def reset_head(self, num_classes: int) -> None:
         """See Backbone.reset_head."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)

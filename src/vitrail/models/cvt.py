@@ -200,6 +200,11 @@ class Cvt(Backbone):
             elif isinstance(module, CvtStage) and module.cls_token is not None:
                 nn.init.trunc_normal_(module.cls_token, std=0.02)
 
+    @staticmethod
+    def one_of_each(config: CvtConfig) -> tuple[CvtConfig, list[int]]:
+        """See `BackboneBuilder.one_of_each`."""
+        return dataclasses.replace(config, depths=(1,) * len(config.depths)), list(config.depths)
+
     def reset_head(self, num_classes: int) -> None:
         """See Backbone.reset_head."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)

@@ -42,19 +42,21 @@ class BackboneBuilder:
     """Raise ValueError for an invalid config, without memory for weights; None: `build` on the meta device."""
     create: Callable[..., Backbone] | None = None
     """Create the model of a name and fields, if a name decides more than the family's config holds."""
+    one_of_each: Callable[[Any], tuple[Any, list[int]]] | None = None
+    """Return the config of a model with one block of each kind, and the number of blocks of each; None: all of them."""
 
 
 BUILDERS: dict[type[Any], BackboneBuilder] = {
-    ViTConfig: BackboneBuilder(ViT),
-    SwinConfig: BackboneBuilder(Swin),
-    CaitConfig: BackboneBuilder(Cait),
-    CvtConfig: BackboneBuilder(Cvt),
-    ModernConfig: BackboneBuilder(ModernViT),
-    SwinV2Config: BackboneBuilder(SwinV2),
-    SwinV2CrConfig: BackboneBuilder(SwinV2Cr),
-    BeitConfig: BackboneBuilder(Beit),
-    VitDetConfig: BackboneBuilder(VitDet),
-    HybridConfig: BackboneBuilder(Hybrid),
+    ViTConfig: BackboneBuilder(ViT, one_of_each=ViT.one_of_each),
+    SwinConfig: BackboneBuilder(Swin, one_of_each=Swin.one_of_each),
+    CaitConfig: BackboneBuilder(Cait, one_of_each=Cait.one_of_each),
+    CvtConfig: BackboneBuilder(Cvt, one_of_each=Cvt.one_of_each),
+    ModernConfig: BackboneBuilder(ModernViT, one_of_each=ModernViT.one_of_each),
+    SwinV2Config: BackboneBuilder(SwinV2, one_of_each=SwinV2.one_of_each),
+    SwinV2CrConfig: BackboneBuilder(SwinV2Cr, one_of_each=SwinV2Cr.one_of_each),
+    BeitConfig: BackboneBuilder(Beit, one_of_each=Beit.one_of_each),
+    VitDetConfig: BackboneBuilder(VitDet, one_of_each=VitDet.one_of_each),
+    HybridConfig: BackboneBuilder(Hybrid, one_of_each=Hybrid.one_of_each),
     BaselineConfig: BackboneBuilder(build_baseline, check_baseline, create_baseline),  # sizes of published weights
 }
 
@@ -80,6 +82,20 @@ def build(config: Any) -> Backbone:
 def build_on_meta(config: Any) -> Backbone:
     """Build the model of a config on the meta device, to inspect names, shapes and stages without memory for weights."""
     return on_meta(lambda: build(config))
+
+
+def one_of_each(config: Any) -> tuple[Backbone, list[int]]:
+    """Build a model on the meta device with one block of each kind, and return how many blocks each of them stands for.
+
+    Raises ValueError for an invalid config.
+    """
+    shallow = BUILDERS[type(config)].one_of_each
+    if shallow is not None:
+        config, counts = shallow(config)
+        return build_on_meta(config), counts
+    check_config(config)
+    model = build_on_meta(config)
+    return model, [1] * len(model.blocks_in_order())
 
 
 def build_model(section: ModelSection) -> Backbone:

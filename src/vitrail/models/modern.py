@@ -127,6 +127,13 @@ class ModernViT(ViT):
             if "latent" in names:
                 nn.init.trunc_normal_(module.get_parameter("latent"), std=0.02)
 
+    @staticmethod
+    def one_of_each(config: ModernConfig) -> tuple[ModernConfig, list[int]]:
+        """See `BackboneBuilder.one_of_each`: heads of blocks may differ, and mixed frequencies are all in the stem."""
+        if config.kv_heads is None and config.rope != "mixed":
+            return ViT.one_of_each(config)
+        return config, [1] * config.depth
+
     def stages(self) -> list[Stage]:
         """Return the stages of ViT; learned frequencies and a shared bias belong to the stem."""
         stem, *others = super().stages()

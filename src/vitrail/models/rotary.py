@@ -163,5 +163,4 @@ class Rotary(nn.Module):
         shift = 0.5 if cfg.rope == "alternating" else 0.0
         unit = 2 * math.pi if cfg.rope == "centred" else 1.0
         one, other = (unit * axis * self.frequencies(y.device, shift=at) for axis, at in ((first, 0.0), (second, shift)))
-        shape = torch.broadcast_shapes(one.shape, other.shape)
-        return torch.cat([one.expand(shape), other.expand(shape)], dim=-1).flatten(1, 2)[:, None, None]
+        return torch.cat(torch.broadcast_tensors(one, other), dim=-1).flatten(1, 2)[:, None, None]

@@ -184,6 +184,11 @@ class SwinBackbone(Backbone):
             elif isinstance(module, nn.LayerNorm | nn.Conv2d):
                 module.reset_parameters()
 
+    @staticmethod
+    def one_of_each(config: Any) -> tuple[Any, list[int]]:
+        """See `BackboneBuilder.one_of_each`: a shifted block has a mask beside, which is less than a percent."""
+        return dataclasses.replace(config, depths=(1,) * len(config.depths)), list(config.depths)
+
     def reset_head(self, num_classes: int) -> None:
         """See Backbone.reset_head."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)

@@ -18,6 +18,7 @@ leaves the rest out. timm drops an eighth of the network's hidden layer in train
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -101,6 +102,22 @@ class SwinV2Cr(SwinBackbone):
     def __init__(self, config: SwinV2CrConfig | None = None, **fields: Any) -> None:
         super().__init__(configured(SwinV2CrConfig() if config is None else config, fields))
         self.norm = nn.Identity()  # the last block's `norm3` is the final norm
+
+    @staticmethod
+    def one_of_each(config: Any) -> tuple[Any, list[int]]:
+        """See `BackboneBuilder.one_of_each`: a block without a norm behind and, in stages that have it, one with it."""
+        behind = [
+            sum(config.has_extra_norm(stage, index) for index in range(depth)) for stage, depth in enumerate(config.depths)
+        ]
+        early = any(behind[:-1])
+        kinds = (1 + early,) * (len(behind) - 1) + (2,)  # the last stage ends with a norm
+        shallow = dataclasses.replace(config, depths=kinds, extra_norm_period=0, extra_norm_stage=early, final_norm=True)
+        counts = [
+            count
+            for depth, norms, kind in zip(config.depths, behind, kinds, strict=True)
+            for count in (depth - norms, norms)[:kind]
+        ]
+        return shallow, counts
 
     def reset_parameters(self) -> None:
         """Initialise all weights as those of version 2: branches add nothing at first."""

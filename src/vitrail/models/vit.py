@@ -312,6 +312,12 @@ class ViT(Backbone):
         if self.config.pos_embed == "sincos2d" and "pos_embed" in only:
             self.get_buffer("pos_embed")[:, -self.grid[0] * self.grid[1] :] = sincos_2d(self.grid, self.config.embed_dim)
 
+    @staticmethod
+    def one_of_each(config: Any) -> tuple[Any, list[int]]:
+        """See `BackboneBuilder.one_of_each`."""
+        kinds = min(config.depth, 1)
+        return dataclasses.replace(config, depth=kinds), [config.depth] * kinds
+
     def reset_head(self, num_classes: int) -> None:
         """Replace the head with a new one of `num_classes` outputs; 0 removes it, and the logits are the embedding."""
         if num_classes < 0:

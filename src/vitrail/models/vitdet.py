@@ -15,6 +15,7 @@ the papers' code. Stochastic depth drops a branch of an image, as there, and not
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import torch
@@ -217,6 +218,14 @@ class VitDet(Backbone):
                 nn.init.zeros_(module.norm3.weight)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    @staticmethod
+    def one_of_each(config: VitDetConfig) -> tuple[VitDetConfig, list[int]]:
+        """See `BackboneBuilder.one_of_each`: blocks are in windows or global, with a bottleneck or without."""
+        kinds = Counter((config.is_global(block), block in config.residual_blocks) for block in range(config.depth))
+        whole, bottleneck = (tuple(at for at, kind in enumerate(kinds) if kind[which]) for which in (0, 1))
+        shallow = dataclasses.replace(config, depth=len(kinds), global_blocks=whole, residual_blocks=bottleneck)
+        return shallow, list(kinds.values())
 
     def reset_head(self, num_classes: int) -> None:
         """See Backbone.reset_head."""

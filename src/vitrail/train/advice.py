@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitrail.models.describe import Description, describe_model
+from vitrail.models.counts import Passes
 from vitrail.settings import Pair, pair
 
 
@@ -176,12 +176,11 @@ def choose_batch(model: Any, facts: Facts, table_batch: int) -> tuple[int, int, 
     batch = table_batch
     while batch > 8 and batch * 8 > facts.images:  # eight steps an epoch at least
         batch //= 2
-    cost, parts = describe_model(model), 1
-    if isinstance(cost, Description):
-        each = cost.training_bytes if facts.device == "cpu" else cost.training_bytes_bf16
-        room = MEMORY_SHARE * facts.memory_bytes - 4 * cost.weights_bytes  # weights, gradients, two moments
-        while parts < batch and each * batch / parts > room:
-            parts *= 2
+    bf16, parts = facts.device != "cpu", 1
+    passes = Passes(model)
+    room = MEMORY_SHARE * facts.memory_bytes - 4 * passes.weights_bytes  # weights, gradients, two moments
+    while parts < batch and passes.train(batch // parts, backward=False, bf16=bf16, fused=bf16).kept > room:
+        parts *= 2
     why = "usual for so many images" if batch == table_batch else "eight steps an epoch at least"
     return batch, parts, why if parts == 1 else f"{why}; a part fits {facts.memory_bytes / 1e9:.0f} GB"
 
