@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.models.backbone import Backbone
 from vitrail.models.counts import Counts, count
-from vitrail.models.families import BUILDERS, build_on_meta
+from vitrail.models.families import BUILDERS, build_on_meta, one_of_each
 from vitrail.settings import ViTConfig, pair
 from vitrail.settings.baseline import BaselineConfig
 from vitrail.settings.cait import CaitConfig
@@ -141,6 +141,15 @@ def test_every_family_with_a_table_of_sizes_builds_one_block_of_each_kind() -> N
     """Whole models would take the table of sizes a minute."""
     named = {family.config for family in FAMILIES.values() if family.names}
     assert named == {config for config, builder in BUILDERS.items() if builder.one_of_each is not None}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_size_is_counted_on_one_block_of_a_kind(name: str) -> None:
+    family = next(family for family in FAMILIES.values() if name in family.names)
+    config = family.config(**parse_name(name))
+    model, counts = one_of_each(config)
+    assert len(model.blocks_in_order()) == len(counts) <= 8  # two of a stage
+    assert sum(counts) == len(build_on_meta(config).blocks_in_order())
 
 
 def test_another_librarys_model_is_counted_by_its_pass() -> None:

@@ -27,6 +27,7 @@ from vitrail.settings.beit import BeitConfig
 from vitrail.settings.cait import CaitConfig
 from vitrail.settings.cvt import CvtConfig
 from vitrail.settings.families import parse_name
+from vitrail.settings.hybrid import HybridConfig
 from vitrail.settings.modern import ModernConfig
 from vitrail.settings.swin import SwinConfig
 from vitrail.settings.swin_v2 import SwinV2Config
@@ -71,6 +72,9 @@ FAMILIES: dict[str, Any] = {
     ),
     "cait": CaitConfig(**SHAPE, num_classes=10, class_depth=3),
     "cvt": CvtConfig(img_size=64, num_classes=10, embed_dims=(8, 12, 16), depths=(1, 2, 3), num_heads=(1, 3, 2)),
+    "hybrid": HybridConfig(
+        img_size=64, num_classes=10, cnn_depths=(2, 1), cnn_width=32, patch_size=8, embed_dim=24, depth=3, num_heads=3
+    ),
     "beit": BeitConfig(**SHAPE, num_classes=10),
     **{name: ModernConfig(**{**parse_name(name), **SHAPE}) for name in MODERN},
 }
