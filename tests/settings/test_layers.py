@@ -186,7 +186,7 @@ def test_values_are_taken_as_people_write_them() -> None:
         ({"model": {"nmu_layers": 1}}, "did you mean model.depth?"),
         ({"train": {"depth": 1}}, "did you mean model.depth?"),
         ({"augment": {"rand_augment": {"std": 1}}}, "std is not a setting; did you mean augment.rand_augment.mstd?"),
-        ({"epochs": 1}, 'is none of the sections model, data, augment, optim, distill, mae, train; did you mean train.epochs?'),
+        ({"epochs": 1}, 'views, guard, train; did you mean train.epochs?'),
         ({"optm": {"lr": 1}}, 'did you mean "optim"?'),
         ({"optim": 3}, 'optim "3": a section holds fields, as in `optim: {name: …}`'),
         ({"model": {"name": "B16"}}, 'did you mean "B/16"?'),
