@@ -24,9 +24,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--img-size", default="224", metavar="N|HxW", help="image side in pixels [224]")
     parser.add_argument("--in-channels", type=int, default=3, metavar="N", help="channels of the images [3]")
     parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="outputs of the head [1000]")
-    parser.add_argument(
-        "--batch-size", type=terminal.count, default=1, metavar="N", help="images that activations are counted for [1]"
-    )
+    parser.add_argument("--batch-size", type=terminal.count, metavar="N", help="also print the memory of so many images")
     parser.add_argument("--pretrained", action="store_true", help="table of pretrained checkpoints instead")
     parser.add_argument("--json", action="store_true", help="with --pretrained: the same as JSON")
     args = terminal.parse(parser, words)
@@ -51,27 +49,28 @@ def run(words: list[str]) -> int:
     return terminal.OK
 
 
-def print_sizes(shape: Mapping[str, Any], *, batch_size: int) -> None:
+def print_sizes(shape: Mapping[str, Any], *, batch_size: int | None) -> None:
     """Print a row for each size of each family: ViTs of one width in one table, the others in a second one; then the families
-    with their papers."""
-    from vitrail.models.describe import describe_model
+    with their papers. Memory of activations, which takes some seconds more, is printed for a `batch_size`."""
+    from vitrail.models.describe import Description, cost_of, describe_model
     from vitrail.settings import ViTConfig, layers
     from vitrail.settings.families import FAMILIES, parse_name
 
     section = layers.build([{"model": shape}]).model  # once: this check takes as long as counting a model
     typed = {field: getattr(section, field) for field in layers.OF_THE_DATA}
-    costs = ("parameters", "GFLOPs", "weights", "inference", "training", "in bf16")
+    costs = ("parameters", "GFLOPs", "weights", *(("inference", "training", "in bf16") if batch_size else ()))
     vits = terminal.make_table("name", "width", "depth", "heads", "tokens", *costs)
     others = terminal.make_table("name", "shape", *costs, words=("shape",))
     for family in FAMILIES.values():
         for name in family.names:
             config = family.config(**{**parse_name(name), **typed})
-            cost = describe_model(config, batch_size=batch_size)
-            bytes_of = (cost.weights_bytes, cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16)
-            figures = (f"{cost.parameters:,}", f"{cost.flops / 1e9:,.2f}", *map(terminal.in_bytes, bytes_of))
+            cost = describe_model(config, batch_size=batch_size) if batch_size else cost_of(config)
+            figures = [f"{cost.parameters:,}", f"{cost.flops / 1e9:,.2f}", terminal.in_bytes(cost.weights_bytes)]
+            if isinstance(cost, Description):
+                figures += map(terminal.in_bytes, (cost.inference_bytes, cost.training_bytes, cost.training_bytes_bf16))
             if isinstance(config, ViTConfig):
-                shape_of = (config.embed_dim, config.depth, config.num_heads, cost.tokens)
-                vits.add_row(name, *(f"{number:,}" for number in shape_of), *figures)
+                numbers = (config.embed_dim, config.depth, config.num_heads, cost.tokens)
+                vits.add_row(name, *(f"{number:,}" for number in numbers), *figures)
             else:
                 others.add_row(name, family.words(config).shape, *figures)
     console = terminal.make_console()

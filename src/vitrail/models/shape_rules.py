@@ -43,6 +43,10 @@ def _like(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return _same(x)
 
 
+def _like_second(_: Tensor, x: Tensor, *__: Any) -> Tensor:
+    return _same(x)
+
+
 def _contiguous(x: Tensor, *_: Any) -> Tensor:
     return _empty(x.shape, x.dtype)
 
@@ -142,6 +146,51 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, biases: A
     for_x, for_weight, for_bias = rest[-1]
     bias = _empty((gradient.shape[1],), gradient.dtype) if for_bias else None
     return _same(x) if for_x else None, _same(weight) if for_weight else None, bias
+
+
+def _padded(x: Tensor, pad: Sequence[int], *_: Any) -> Tensor:
+    """Result of a padding, which begins with the last axis; a negative one cuts."""
+    sides = list(x.shape)
+    for at in range(0, len(pad), 2):
+        sides[-1 - at // 2] += pad[at] + pad[at + 1]
+    return _empty(sides, x.dtype)
+
+
+def _max_pooled(
+    x: Tensor, kernel: Sequence[int], stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1), ceil: bool = False
+) -> tuple[Tensor, Tensor]:
+    shape = _pooled(x, kernel, stride or kernel, padding, dilation, ceil=ceil)
+    return _empty(shape, x.dtype), _empty(shape, torch.int64)
+
+
+def _average_pooled(
+    x: Tensor, kernel: Sequence[int], stride: Any = (), padding: Any = (0, 0), ceil: bool = False, *_: Any
+) -> Tensor:
+    return _empty(_pooled(x, kernel, stride or kernel, padding, (1, 1), ceil=ceil), x.dtype)
+
+
+def _pooled(x: Tensor, *geometry: Sequence[int], ceil: bool) -> list[int]:
+    sides = []
+    both = ((*numbers, *numbers)[:2] for numbers in geometry)
+    for side, size, by, pad, step in zip(x.shape[-2:], *both, strict=True):
+        room = side + 2 * pad - step * (size - 1) - 1
+        count = (room + (by - 1) * ceil) // by + 1
+        sides.append(count - (ceil and (count - 1) * by >= side + pad))  # a window begins in the map or before it
+    return [*x.shape[:-2], *sides]
+
+
+def _group_norm(x: Tensor, w: Any, b: Any, count: int, channels: int, positions: int, groups: int, eps: float) -> Any:
+    return _empty(x.shape, x.dtype), _empty((count, groups), x.dtype), _empty((count, groups), x.dtype)
+
+
+def _group_norm_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, w: Any, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    return tuple(_same(one) if needed else None for one, needed in zip((x, w, w), rest[-1], strict=True))
+
+
+def _var_mean(x: Tensor, dims: Any = None, *, keepdim: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
+    return _reduced(x, dims, keepdim), _reduced(x, dims, keepdim)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -276,6 +325,14 @@ RESULTS: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm_backward.default: _norm_backward,
     aten.native_batch_norm.default: _batch_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.native_group_norm.default: _group_norm,
+    aten.native_group_norm_backward.default: _group_norm_backward,
+    aten.var_mean.correction: _var_mean,
+    aten.constant_pad_nd.default: _padded,
+    aten.max_pool2d_with_indices.default: _max_pooled,
+    aten.max_pool2d_with_indices_backward.default: _like_second,
+    aten.avg_pool2d.default: _average_pooled,
+    aten.avg_pool2d_backward.default: _like_second,
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _flash,
