@@ -35,7 +35,7 @@ def test_verdicts_are_plain_sentences() -> None:
     )
     assert compare(100, 150, knn=(150, 100)).verdict.endswith("random weights; by k-NN: worse")
     lines = compare(100, 150).lines()
-    assert lines[0].startswith("the linear probe: 50.0% (43.1% to 56.9%) to 75.0% (68.6% to 80.5%); +25.0 points (+18.")
+    assert lines[0].startswith("the linear probe: 50.0% (43.1% to 56.9%) to 75.0% (68.6% to 80.5%); +25.0 points (+")
 
 
 def test_without_labels_it_says_that_labels_are_needed() -> None:
