@@ -74,12 +74,6 @@ class Hybrid(ViT):
         super().reset_parameters({name for name in only if not name.startswith(_CNN)})
         reset_cnn(self.patch_embed.backbone, {name.removeprefix(f"{_CNN}.") for name in only})
 
-    @staticmethod
-    def one_of_each(config: HybridConfig) -> tuple[HybridConfig, list[int]]:
-        """See `BackboneBuilder.one_of_each`: every stage of the CNN is a kind of its own."""
-        shallow, blocks = ViT.one_of_each(config)
-        return shallow, [1] * len(config.cnn_depths) + blocks
-
     def check_patch(self, patch: Pair) -> None:
         """See Backbone.check_patch."""
         if patch != (own := pair(self.config.patch_size)):
