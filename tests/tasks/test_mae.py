@@ -436,7 +436,7 @@ def test_scores_of_labelled_images() -> None:
     assert scores.knn == knn(known, seen)
     assert scores.headline.value == scores.knn.value
     assert (scores.unit, scores.direction) == ("share of images", "higher")
-    assert scores.figures().keys() == {"knn_accuracy", "effective_rank"}
+    assert scores.figures().keys() == {"knn_accuracy", "effective_rank", "uniformity"}
     assert scores.to_dict()["headline"]["name"] == "knn_accuracy"
     assert 1 <= scores.effective_rank <= 20
 
