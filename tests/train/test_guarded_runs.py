@@ -108,13 +108,13 @@ def test_a_healthy_run_goes_to_its_end(tmp_path: Path, method: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("clothes")
-def test_over_ten_seeds_every_collapse_is_caught_and_no_healthy_run_is_stopped(tmp_path: Path) -> None:
-    for seed in range(10):
-        run = pretrain(tmp_path / f"planted-{seed}", PLANTED, train={"seed": seed})
-        assert run.stopped is not None, seed
-        assert run.stopped.step <= STEPS / 5, seed
-        for method, case in HEALTHY.items():
-            assert pretrain(tmp_path / f"{method}-{seed}", case, train={"seed": seed}).stopped is None, (method, seed)
+@pytest.mark.parametrize("seed", range(10))
+def test_over_ten_seeds_every_collapse_is_caught_and_no_healthy_run_is_stopped(tmp_path: Path, seed: int) -> None:
+    run = pretrain(tmp_path / "planted", PLANTED, train={"seed": seed})
+    assert run.stopped is not None
+    assert run.stopped.step <= STEPS / 5
+    for method, case in HEALTHY.items():
+        assert pretrain(tmp_path / method, case, train={"seed": seed}).stopped is None, method
 
 
 class CtrlC:
