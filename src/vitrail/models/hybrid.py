@@ -59,12 +59,6 @@ class Hybrid(ViT):
         self.no_decay = ViT.no_decay & dict(self.named_parameters()).keys()
         self.stems = (f"{_CNN}.{self.patch_embed.backbone.first_conv}",)
 
-    @staticmethod
-    def one_of_each(config: Any) -> tuple[Any, list[int]]:
-        """See `BackboneBuilder.one_of_each`: no two stages of the CNN are equal."""
-        shallow, counts = ViT.one_of_each(config)
-        return shallow, [1] * len(config.cnn_depths) + counts
-
     def make_patch_embed(self) -> HybridEmbed:
         return HybridEmbed(self.config)
 

@@ -225,7 +225,25 @@ def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     parts = [part for part in parts if part.shape != (0,)]
     shape, dtype = list(parts[0].shape), functools.reduce(torch.promote_types, (part.dtype for part in parts))
     shape[dim] = sum(part.shape[dim] for part in parts)
+    if all(_channels_last(part) for part in parts):
+        return _dense(shape, _CHANNELS_LAST, dtype)
     return _empty(shape, dtype)
+
+
+_CHANNELS_LAST = (1, 3, 2, 0)
+"""Axes of a batch of maps whose channels are the innermost in memory."""
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Return whether torch takes a tensor for maps with their channels last, by its strides."""
+    least, strides = 0, x.stride()
+    if x.ndim != 4 or not strides[1]:
+        return False
+    for axis in _CHANNELS_LAST:
+        if strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(1, x.shape[axis])
+    return True
 
 
 def _stack(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
