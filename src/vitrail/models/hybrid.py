@@ -59,6 +59,12 @@ class Hybrid(ViT):
         self.no_decay = ViT.no_decay & dict(self.named_parameters()).keys()
         self.stems = (f"{_CNN}.{self.patch_embed.backbone.first_conv}",)
 
+    @staticmethod
+    def one_of_each(config: HybridConfig) -> tuple[HybridConfig, list[int]]:
+        """See `BackboneBuilder.one_of_each`: every stage of the CNN is a kind of its own."""
+        shallow, blocks = ViT.one_of_each(config)
+        return shallow, [1] * len(config.cnn_depths) + blocks
+
     def make_patch_embed(self) -> HybridEmbed:
         return HybridEmbed(self.config)
 
