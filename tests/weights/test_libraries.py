@@ -579,7 +579,6 @@ def test_google_s_files_compute_what_timm_s_loader_makes_of_them(big_vision: boo
 # What is no plain ViT, and says so
 
 NO_TIMM = {
-    "samvit_base_patch16": "relative position biases",
     "resnet18": "no plain ViT is in",
 }
 NOT_SHOWN = {  # rotary positions leave nothing in a file: a question that only the plain ViT of these tensors can answer
