@@ -430,14 +430,14 @@ def test_quantised_weights_are_refused(dtype: torch.dtype) -> None:
 
 
 def test_what_no_plain_vit_has_is_refused_or_dropped() -> None:
-    state = STATE | {f"blocks.{block}.attn.rel_pos_h": torch.zeros(7, DIM // HEADS) for block in (0, 1)}
+    state = STATE | {f"blocks.{block}.attn.rel_pos_depth": torch.zeros(7, DIM // HEADS) for block in (0, 1)}
     with pytest.raises(ValueError, match=r"attention has relative position biases; .* or give strict=False to drop them$"):
         load(state, num_heads=HEADS)
     model = load(state, num_heads=HEADS, strict=False)
     assert isinstance(model.receipt, Receipt)
     dropped = [entry for entry in model.receipt.entries if entry.status == "dropped"]
     assert len(dropped) == 2
-    assert all("rel_pos_h" in entry.name and entry.parameters for entry in dropped)
+    assert all("rel_pos_depth" in entry.name and entry.parameters for entry in dropped)
 
 
 @pytest.mark.parametrize("heads", [0, -1, 5, 1000])
