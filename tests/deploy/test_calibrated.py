@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import vitrail
+from conftest import ImageFolder
 from vitrail.deploy import Predictor
-from vitrail.evaluate.calibrate import Answers, calibrate
 from vitrail.evaluate.conformal import prediction_sets
-from vitrail.evaluate.trust import measure_trust
+from vitrail.evaluate.trust import calibrate, measure_trust
 from vitrail.models import ViT
 from vitrail.models.card import Calibration
 from vitrail.settings import Preprocessing
@@ -90,15 +92,15 @@ def test_a_coverage_without_scores_is_refused(tmp_path: Path, run: Path) -> None
 def test_what_is_fitted_is_what_is_measured() -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def drawn() -> Answers:
+    def drawn() -> tuple[Tensor, Tensor]:
         logits = 2 * torch.randn(6000, 5, generator=generator)
         labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-        return Answers(3 * logits, labels, torch.arange(6000))
+        return 3 * logits, labels
 
-    found, other = calibrate(drawn()), drawn()
+    found, other = calibrate(*drawn()), drawn()
     assert (found.images, len(found.conformal_scores)) == (6000, 1000)
     assert found.temperature == pytest.approx(3, rel=0.1)
-    trust = measure_trust(other.logits, other.labels, found)
+    trust = measure_trust(*other, found)
     assert trust.error < 0.02 < trust.error_before
     assert [each.covered.value for each in trust.coverages] == pytest.approx([0.9, 0.95], abs=0.015)
     assert trust.outliers is not None
@@ -108,4 +110,39 @@ def test_what_is_fitted_is_what_is_measured() -> None:
 
 def test_images_of_several_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="one class for each image"):
-        calibrate(Answers(torch.zeros(2, 3), torch.tensor([-1, -1]), torch.arange(2)))
+        calibrate(torch.zeros(2, 3), torch.tensor([-1, -1]))
+
+
+def test_training_on_drops_the_calibration_of_the_starting_weights(image_folder: ImageFolder, tmp_path: Path) -> None:
+    """It is of other weights: without validation images the new run has none."""
+    photos = image_folder({"train": {"a": 12, "b": 12}})
+    model = {"name": "Ti/8", "img_size": 16, "depth": 1, "embed_dim": 16, "num_heads": 2}
+    short = {"steps": 1, "batch_size": 4, "device": "cpu", "ladder": False}
+    run = vitrail.train(photos, out=tmp_path / "one", model=model, train=short, data={"val_fraction": 0.3, "workers": 0})
+    first = vitrail.load(run.folder).card.calibration
+    assert first is not None
+    assert first.images > 0
+    data = {"val_fraction": 0.0, "workers": 0}
+    again = vitrail.train(photos, weights=run.folder, out=tmp_path / "two", train=short, data=data)
+    assert vitrail.load(again.folder).card.calibration is None
+
+
+def test_what_can_t_be_calibrated_costs_a_line_and_not_the_model(
+    image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Calibration:
+        raise ValueError("the logits are not finite")
+
+    monkeypatch.setattr("vitrail.tasks.classify.calibrate", refuse)
+    photos = image_folder({"train": {"a": 12, "b": 12}})
+    said = io.StringIO()
+    run = vitrail.train(
+        photos,
+        out=tmp_path / "run",
+        model={"name": "Ti/8", "img_size": 16, "depth": 1, "embed_dim": 16, "num_heads": 2},
+        train={"steps": 1, "batch_size": 4, "device": "cpu"},
+        data={"val_fraction": 0.3, "workers": 0},
+        console=Console(file=said, width=200),
+    )
+    assert "note: the model is not calibrated: the logits are not finite" in said.getvalue()
+    assert vitrail.load(run.folder).card.calibration is None

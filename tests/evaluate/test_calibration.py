@@ -81,9 +81,16 @@ def test_calibration_is_never_worse_on_the_images_of_the_fit(seed: int, scale: f
 
 
 def test_all_right_or_all_wrong_has_a_temperature_within_bounds() -> None:
-    logits = torch.eye(4) * 3
-    assert 0.05 <= fit_temperature(logits, torch.arange(4)) <= 1
-    assert 1 <= fit_temperature(logits, (torch.arange(4) + 1) % 4) <= 20.1
+    logits, labels = torch.eye(4).repeat(30, 1) * 3, torch.arange(4).repeat(30)
+    assert 0.05 <= fit_temperature(logits, labels) < 1
+    assert 1 < fit_temperature(logits, (labels + 1) % 4) <= 20.1
+
+
+def test_a_few_images_have_no_temperature() -> None:
+    logits, labels = drawn(99, 3, scale=5.0)
+    assert fit_temperature(logits, labels) == 1.0
+    logits, labels = drawn(100, 3, scale=5.0)
+    assert fit_temperature(logits, labels) > 2
 
 
 def test_bad_input_is_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.evaluate.outliers import energy, outlier_threshold, separation
+from vitrail.evaluate.outliers import auroc, energy, outlier_threshold
 
 scores = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]), min_size=1, max_size=30)
 
@@ -19,7 +19,7 @@ scores = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]), min_size=1, max_si
 def test_separation_is_scikit_learns_auroc(inside: list[float], outside: list[float]) -> None:
     truth = [0] * len(inside) + [1] * len(outside)
     expected = sklearn.metrics.roc_auc_score(truth, inside + outside)
-    assert separation(torch.tensor(inside), torch.tensor(outside)) == pytest.approx(expected, abs=1e-6)
+    assert auroc(torch.tensor(inside), torch.tensor(outside)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_energy_is_low_where_a_logit_is_high() -> None:
@@ -39,5 +39,5 @@ def test_bad_input_is_refused() -> None:
         outlier_threshold(torch.zeros(0))
     with pytest.raises(ValueError, match="not finite"):
         outlier_threshold(torch.tensor([math.nan]))
-    with pytest.raises(ValueError, match="both sets"):
-        separation(torch.zeros(0), torch.ones(1))
+    with pytest.raises(ValueError, match="images in both sets"):
+        auroc(torch.zeros(0), torch.ones(1))

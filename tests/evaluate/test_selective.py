@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.evaluate.selective import answer_at, precision_curve, risk_coverage_area
+from vitrail.evaluate.selective import precision_curve, risk_coverage_area, select_at_precision
 
 
 @given(
@@ -23,7 +23,7 @@ def test_the_largest_set_is_found(answers: list[tuple[float, bool]], precision: 
         chosen = correct[confidence >= least]
         if chosen.double().mean() >= precision:
             sizes.append(len(chosen))
-    found = answer_at(confidence, correct, precision=precision)
+    found = select_at_precision(confidence, correct, precision=precision)
     assert found.count == max(sizes)
     assert found.share == pytest.approx(max(sizes) / len(answers))
     if found.count:
@@ -48,8 +48,8 @@ def test_area_is_the_mean_error() -> None:
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
-        answer_at(torch.zeros(0), torch.zeros(0, dtype=torch.bool), precision=0.9)
+        select_at_precision(torch.zeros(0), torch.zeros(0, dtype=torch.bool), precision=0.9)
     with pytest.raises(ValueError, match="must be numbers"):
-        answer_at(torch.tensor([math.nan]), torch.tensor([True]), precision=0.9)
+        select_at_precision(torch.tensor([math.nan]), torch.tensor([True]), precision=0.9)
     with pytest.raises(ValueError, match="at most 1"):
-        answer_at(torch.ones(1), torch.tensor([True]), precision=1.1)
+        select_at_precision(torch.ones(1), torch.tensor([True]), precision=1.1)

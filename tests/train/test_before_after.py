@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from vitrail.evaluate.features import LabelledEmbeddings
-from vitrail.train.before_after import Comparison, FrozenScores, fit_frozen, read_start, write_comparison, write_start
+from vitrail.train.before_after import (
+    FrozenScores,
+    PretrainingComparison,
+    fit_frozen,
+    read_start,
+    write_comparison,
+    write_start,
+)
 
 
 def scores(right: dict[str, Tensor] | None = None, *, rank: float = 9.0) -> FrozenScores:
@@ -21,10 +28,10 @@ def first(count: int) -> Tensor:
     return torch.arange(200) < count
 
 
-def compare(before: int, after: int, *, knn: tuple[int, int] | None = None) -> Comparison:
+def compare(before: int, after: int, *, knn: tuple[int, int] | None = None) -> PretrainingComparison:
     low, high = knn or (before, after)
     start, end = ({"probe": first(a), "knn": first(b)} for a, b in ((before, low), (after, high)))
-    return Comparison(scores(start), scores(end), split="test", start_weights="random weights")
+    return PretrainingComparison(scores(start), scores(end), split="test", start_weights="random weights")
 
 
 def test_verdicts_are_plain_sentences() -> None:
@@ -39,7 +46,7 @@ def test_verdicts_are_plain_sentences() -> None:
 
 
 def test_without_labels_it_says_that_labels_are_needed() -> None:
-    found = Comparison(scores(rank=4.0), scores(rank=12.5), split="val", start_weights="runs/pre")
+    found = PretrainingComparison(scores(rank=4.0), scores(rank=12.5), split="val", start_weights="runs/pre")
     assert found.differences == {}
     assert found.lines()[:2] == ["effective rank: 4.0 to 12.5", "uniformity: -1.25 to -1.25"]
     assert "can't be told without labels" in found.verdict

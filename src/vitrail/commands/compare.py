@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vitrail import terminal
 
 if TYPE_CHECKING:
-    from vitrail.evaluate.compare import Comparison
+    from vitrail.evaluate.compare import RunComparison
 
 USAGE = "compare RUN RUN…"
 SUMMARY = "runs side by side on the same images, with a paired test"
@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
     return terminal.OK
 
 
-def print_comparison(done: Comparison) -> None:
+def print_comparison(done: RunComparison) -> None:
     """Print a table of the runs and, where there are seeds, one of the groups."""
     console = terminal.make_console()
     console.print(f"{done.data}, {done.split}: {done.images:,} images", style="bold", soft_wrap=True)

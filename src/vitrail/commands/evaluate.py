@@ -77,7 +77,7 @@ def print_trust(trust: Trust) -> None:
     table.add_row("temperature", f"{trust.temperature:.3f}", "")
     before = "" if trust.temperature == 1 else f" ({terminal.percent(trust.error_before)} without the temperature)"
     table.add_row("calibration error", f"{terminal.percent(trust.error)}{before}", "")
-    for each in trust.answered:
+    for each in trust.selective:
         what = f"answered at {terminal.percent(each.target)} precision"
         table.add_row(what, terminal.percent(each.share), "")
     for sets in trust.coverages:

@@ -16,12 +16,14 @@ from vitrail.evaluate.intervals import Interval, wilson_interval
 
 BINS = 15
 """Number of bins, as in Guo et al. 2017."""
+LEAST_IMAGES = 100
+"""Images that a temperature is fitted to at least: that of a few images says more of these than of the model."""
 TEMPERATURES = 0.05, 20.0
 """Least and greatest temperature: beyond, all probabilities are 0 and 1, or all equal."""
 
 
 @dataclass(frozen=True)
-class Bin:
+class ReliabilityBin:
     """Predictions of similar confidence."""
 
     count: int
@@ -33,7 +35,9 @@ class Bin:
     """Wilson interval of the accuracy, at 95 %."""
 
 
-def reliability(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], *, bins: int = BINS) -> tuple[Bin, ...]:
+def reliability(
+    confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], *, bins: int = BINS
+) -> tuple[ReliabilityBin, ...]:
     """Return bins of equally many predictions (to within one), from the least to the most confident.
 
     Raises ValueError for no predictions, fewer than 1 bin, and confidences that are no numbers from 0 to 1.
@@ -49,11 +53,11 @@ def reliability(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], *,
     found = []
     for part in parts:
         hits, count = int(correct[part].sum()), len(part)
-        found.append(Bin(count, float(confidence[part].double().mean()), hits / count, wilson_interval(hits, count)))
+        found.append(ReliabilityBin(count, float(confidence[part].double().mean()), hits / count, wilson_interval(hits, count)))
     return tuple(found)
 
 
-def expected_calibration_error(bins: tuple[Bin, ...]) -> float:
+def expected_calibration_error(bins: tuple[ReliabilityBin, ...]) -> float:
     """Compute the mean distance of accuracy and confidence, over bins of equal mass (Nixon et al. 2019)."""
     total = sum(each.count for each in bins)
     return sum(each.count * abs(each.accuracy - each.confidence) for each in bins) / total
@@ -69,21 +73,24 @@ def top_confidence(
     logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"], *, temperature: float = 1.0
 ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
     """Return the probability of each image's most probable class, and whether that class is the right one."""
-    best = (logits.double() / temperature).softmax(1).max(1)
-    return best.values, best.indices == labels
+    logits = logits.double() / temperature
+    best = logits.max(1)
+    return (best.values - logits.logsumexp(1)).exp(), best.indices == labels
 
 
 def fit_temperature(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"]) -> float:
     """Return the temperature with the least negative log-likelihood, within `TEMPERATURES` (Guo et al. 2017).
 
-    The likelihood is concave in 1/T, so the root of its derivative, Σ (E[z] - z of the label), is found by bisection. Where the
-    expected calibration error of these images would not become less, the temperature is 1. Raises ValueError without images
-    and for logits that are not finite.
+    The likelihood is concave in 1/T, so the root of its derivative, Σ (E[z] - z of the label), is found by bisection. The
+    temperature is 1 for fewer than `LEAST_IMAGES`, and where the expected calibration error of these images would not become
+    less. Raises ValueError without images and for logits that are not finite.
     """
     if not len(logits):
         raise ValueError("a temperature needs images; the validation split is empty")
     if not bool(logits.isfinite().all()):
         raise ValueError("the logits are not finite, so they have no temperature; look whether the weights are finite")
+    if len(logits) < LEAST_IMAGES:
+        return 1.0
     values = logits.double()
     right = values.gather(1, labels[:, None])[:, 0]
 

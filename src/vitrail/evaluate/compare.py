@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from vitrail.data.dataset import SplitName
-from vitrail.evaluate.evaluate import Answers, answer
+from vitrail.evaluate.evaluate import SplitLogits, compute_logits
 from vitrail.evaluate.intervals import Accuracy, Interval, mean_interval
 from vitrail.evaluate.paired import GroupDifference, Paired, compare_groups, compare_pair
 from vitrail.evaluate.run import SPLITS, check_classes, is_run, open_data
@@ -23,7 +23,7 @@ from vitrail.weights.run_folder import SETTINGS
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedRun:
     """One run on the images of the comparison."""
 
     run: str
@@ -35,7 +35,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Runs with the same settings but for the seed."""
 
     runs: tuple[str, ...]
@@ -48,14 +48,14 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Runs side by side."""
 
     data: str
     split: SplitName
     images: int
-    runs: tuple[Compared, ...]
-    groups: tuple[Group, ...]
+    runs: tuple[ComparedRun, ...]
+    groups: tuple[SeedGroup, ...]
     """In the order of their first runs."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def compare_runs(
     split: SplitName | None = None,
     batch_size: int = 256,
     device: str = "auto",
-) -> Comparison:
+) -> RunComparison:
     """Evaluate runs or checkpoints on the same images, and compare each with the first.
 
     The data are those of the first run unless named. Raises ValueError for fewer than two runs, for other classes than the
@@ -84,17 +84,17 @@ def compare_runs(
     """
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run can't be compared; name at least two")
-    answered = [answers_of(run, data or data_of(runs[0]), split=split, batch_size=batch_size, device=device) for run in runs]
-    names = [name for name, _, _ in answered]
+    found = [logits_on(run, data or data_of(runs[0]), split=split, batch_size=batch_size, device=device) for run in runs]
+    names = [name for name, _, _ in found]
     if len(set(names)) > 1:
         raise ValueError(f"the runs were evaluated on {' and '.join(sorted(set(map(str, names))))}; name DATA and --split")
-    right, compared = [], list[Compared]()
-    for run, (_, answers, error) in zip(runs, answered, strict=True):
-        right.append(answers.logits.argmax(1) == answers.labels)
+    right, compared = [], list[ComparedRun]()
+    for run, (_, split_logits, error) in zip(runs, found, strict=True):
+        right.append(split_logits.logits.argmax(1) == split_logits.labels)
         paired = compare_pair(right[0], right[-1]) if len(right) > 1 else None
-        compared.append(Compared(str(run), Accuracy(int(right[-1].sum()), len(right[-1])), error, paired))
+        compared.append(ComparedRun(str(run), Accuracy(int(right[-1].sum()), len(right[-1])), error, paired))
     name, chosen = names[0]
-    return Comparison(name, chosen, len(right[0]), tuple(compared), group_runs(compared))
+    return RunComparison(name, chosen, len(right[0]), tuple(compared), group_runs(compared))
 
 
 def data_of(run: str | Path) -> str:
@@ -102,10 +102,10 @@ def data_of(run: str | Path) -> str:
     return str(open_data(run)[0].data.path)
 
 
-def answers_of(
+def logits_on(
     run: str | Path, data: str, *, split: SplitName | None, batch_size: int, device: str
-) -> tuple[tuple[str, SplitName], Answers, float]:
-    """Return the data set and split, the answers of a run on it, and its calibration error."""
+) -> tuple[tuple[str, SplitName], SplitLogits, float]:
+    """Return the data set and split, the logits of a run on it, and its calibration error."""
     where = pick_device(device)
     model = load(str(run)).to(where)
     assert model.preprocessing is not None
@@ -117,7 +117,7 @@ def answers_of(
         raise ValueError(f"{source.name} has any number of labels an image, and runs are compared on one class; use evaluate")
     name = next(each for each in SPLITS if each in source.splits) if split is None else split
     precision = "auto" if cfg.train.precision == "fp16" and where.type != "cuda" else cfg.train.precision
-    answers = answer(
+    found = compute_logits(
         model,
         source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None),
         preprocessing=model.preprocessing,
@@ -125,21 +125,21 @@ def answers_of(
         device=where,
         autocast_dtype=autocast_dtype(precision, where),
     )
-    return (source.name, name), answers, measure_trust(answers.logits, answers.labels, model.card.calibration).error
+    return (source.name, name), found, measure_trust(found.logits, found.labels, model.card.calibration).error
 
 
-def group_runs(compared: Sequence[Compared]) -> tuple[Group, ...]:
-    """Group runs by their settings without the seed; a checkpoint that is no run is a group of its own."""
-    members: dict[str, list[Compared]] = {}
+def group_runs(compared: Sequence[ComparedRun]) -> tuple[SeedGroup, ...]:
+    """SeedGroup runs by their settings without the seed; a checkpoint that is no run is a group of its own."""
+    members: dict[str, list[ComparedRun]] = {}
     for run in compared:
         members.setdefault(settings_without_seed(run.run), []).append(run)
-    groups = list[Group]()
+    groups = list[SeedGroup]()
     first: list[float] = []
     for runs in members.values():
         scores = [run.accuracy.value for run in runs]
         first = first or scores
         difference = compare_groups(first, scores) if groups else None
-        groups.append(Group(tuple(run.run for run in runs), fmean(scores), mean_interval(scores), difference))
+        groups.append(SeedGroup(tuple(run.run for run in runs), fmean(scores), mean_interval(scores), difference))
     return tuple(groups)
 
 

@@ -24,7 +24,7 @@ from vitrail.evaluate.confusion import save_confusion
 from vitrail.evaluate.metrics import Evaluation, Scores, score
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
 from vitrail.evaluate.trust import measure_trust
-from vitrail.models.card import Calibration
+from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing
 from vitrail.weights.run_folder import write_atomically
 
@@ -45,7 +45,7 @@ class Among:
 ALONE = Among()
 
 
-class Answers(NamedTuple):
+class SplitLogits(NamedTuple):
     """Logits of a split, on the CPU, in its order; unreadable images are left out."""
 
     logits: Float[Tensor, "N K"]
@@ -54,7 +54,7 @@ class Answers(NamedTuple):
     """Position of each image in the split."""
 
 
-def answer(
+def compute_logits(
     model: nn.Module,
     split: Split,
     *,
@@ -63,14 +63,14 @@ def answer(
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
     among: Among = ALONE,
-) -> Answers:
+) -> SplitLogits:
     """Compute the logits of a split in evaluation view.
 
     Raises ValueError for an empty split, for one not in evaluation view, and for logits that are not finite.
     """
 
-    def take(logits: Tensor, raw: RawBatch) -> Answers:
-        return Answers(logits.float().cpu(), raw.labels.cpu(), raw.indexes.cpu())
+    def take(logits: Tensor, raw: RawBatch) -> SplitLogits:
+        return SplitLogits(logits.float().cpu(), raw.labels.cpu(), raw.indexes.cpu())
 
     batches = over_batches(
         take,
@@ -85,10 +85,10 @@ def answer(
     parts = [each for part in among.gather(batches) for each in part]
     if not parts:
         raise ValueError("there are no images to evaluate; the split is empty or none of its files could be read")
-    joined = Answers(*map(torch.cat, zip(*parts, strict=True)))
+    joined = SplitLogits(*map(torch.cat, zip(*parts, strict=True)))
     require_finite(joined.logits.isfinite().all(1))
     order = joined.indexes.argsort()
-    return Answers(*(value[order] for value in joined))
+    return SplitLogits(*(value[order] for value in joined))
 
 
 def evaluate(
@@ -97,7 +97,6 @@ def evaluate(
     *,
     preprocessing: Preprocessing,
     classes: Sequence[str],
-    calibration: Calibration | None = None,
     batch_size: int = 256,
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
@@ -105,15 +104,16 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model, which is on `device`, on a split in evaluation view (`augment=None`).
 
-    Each image counts once; an unreadable one is left out. `calibration` is that of the model's card: the figures of
-    `Evaluation.trust` are those of the probabilities that it makes. The model runs in eval mode without gradients, and its own
+    Each image counts once; an unreadable one is left out. `Evaluation.trust` measures the probabilities that the
+    calibration in the model's card makes, or those at temperature 1. The model runs in eval mode without gradients, and its own
     mode is restored. Raises ValueError for a split that is empty or not in evaluation view.
     """
     if split.multi_label:
         raise ValueError("an image of this split may have several labels, so there is no accuracy; use evaluate_labels")
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "autocast_dtype": autocast_dtype, "among": among}
-    logits, labels, _ = answer(model, split, preprocessing=preprocessing, **options)
+    logits, labels, _ = compute_logits(model, split, preprocessing=preprocessing, **options)
     evaluation = score(logits, labels, classes=classes)
+    calibration = model.card.calibration if isinstance(model, Backbone) else None  # a plain module has no card
     return dataclasses.replace(evaluation, trust=measure_trust(logits, labels, calibration))
 
 

@@ -27,13 +27,13 @@ def outlier_threshold(scores: Float[Tensor, " N"], *, accepted: float = ACCEPTED
     return float(ordered[min(len(ordered) - 1, int(accepted * len(ordered)))])
 
 
-def separation(inside: Float[Tensor, " N"], outside: Float[Tensor, " M"]) -> float:
+def auroc(inside: Float[Tensor, " N"], outside: Float[Tensor, " M"]) -> float:
     """Compute the AUROC: the probability that an outside image has a higher score than an inside one; half of equal ones count.
 
     Raises ValueError where one of the sets is empty.
     """
     if not len(inside) or not len(outside):
-        raise ValueError("both sets need images to be told apart")
+        raise ValueError(f"AUROC needs images in both sets, and they have {len(inside)} and {len(outside)}; give some")
     ordered = inside.double().sort().values
     values = outside.double().contiguous()
     below = torch.searchsorted(ordered, values).double()

@@ -84,8 +84,6 @@ def evaluate_run(
     if headless:
         scores = evaluate_embedding(model, images, known=neighbours(source, images, cfg, model.preprocessing), **options)
     else:
-        if not source.multi_label:
-            options["calibration"] = model.card.calibration
         scores = (evaluate_labels if source.multi_label else evaluate)(model, images, classes=source.classes, **options)
     into_run = is_run(run) and not data and not split  # the scores that the run was saved with stay as they are
     beside = Path(run) if Path(run).is_dir() else Path()  # a file or a Hub id is no folder to write to

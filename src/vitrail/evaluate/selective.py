@@ -14,7 +14,7 @@ from vitrail.evaluate.intervals import Interval, wilson_interval
 
 
 @dataclass(frozen=True)
-class Answered:
+class SelectivePrediction:
     """The largest set of most confident answers that reaches a precision."""
 
     target: float
@@ -36,7 +36,7 @@ def precision_curve(
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"], Float[Tensor, " M"]]:
     """Return confidence, share answered and precision at each of the M different confidences, from the most confident down.
 
-    Answers of equal confidence are given together, or not at all.
+    SplitLogits of equal confidence are given together, or not at all.
     """
     order = torch.argsort(confidence, descending=True, stable=True)
     values, hits = confidence[order].double(), correct[order].double().cumsum(0)
@@ -45,7 +45,9 @@ def precision_curve(
     return values[last], counts[last] / max(1, len(values)), hits[last] / counts[last]
 
 
-def answer_at(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], *, precision: float) -> Answered:
+def select_at_precision(
+    confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], *, precision: float
+) -> SelectivePrediction:
     """Return the largest set of the most confident answers whose precision is at least the given one.
 
     Raises ValueError for no images, a precision outside of 0 to 1, and confidences that are no numbers.
@@ -59,11 +61,13 @@ def answer_at(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], *, p
     values, shares, precisions = precision_curve(confidence, correct)
     reached = (precisions >= precision).nonzero()[:, 0]
     if not len(reached):
-        return Answered(precision, 0, 0.0, float("nan"), (0.0, 1.0), float("inf"))
+        return SelectivePrediction(precision, 0, 0.0, float("nan"), (0.0, 1.0), float("inf"))
     at = int(reached[-1])
     count = round(float(shares[at]) * len(confidence))
     hits = round(float(precisions[at]) * count)
-    return Answered(precision, count, float(shares[at]), float(precisions[at]), wilson_interval(hits, count), float(values[at]))
+    return SelectivePrediction(
+        precision, count, float(shares[at]), float(precisions[at]), wilson_interval(hits, count), float(values[at])
+    )
 
 
 def risk_coverage_area(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"]) -> float:

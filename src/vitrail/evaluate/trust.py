@@ -12,17 +12,26 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vitrail.evaluate.calibration import Bin, brier_score, expected_calibration_error, reliability, top_confidence
-from vitrail.evaluate.conformal import prediction_sets
+from vitrail.evaluate.calibration import (
+    ReliabilityBin,
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+    top_confidence,
+)
+from vitrail.evaluate.conformal import calibration_scores, prediction_sets
 from vitrail.evaluate.intervals import Accuracy
-from vitrail.evaluate.outliers import energy
-from vitrail.evaluate.selective import Answered, answer_at
+from vitrail.evaluate.outliers import energy, outlier_threshold
+from vitrail.evaluate.selective import SelectivePrediction, select_at_precision
 from vitrail.models.card import Calibration
 
 COVERAGES = (0.9, 0.95)
 """Coverages whose sets are measured."""
 PRECISIONS = (0.95, 0.99)
 """Precisions at which the share of answers is measured."""
+ROWS = 4096
+"""Images at once, against the memory of a thousand classes in float64."""
 UNCALIBRATED = Calibration(images=0)
 
 
@@ -52,8 +61,8 @@ class Trust:
     """Mean negative log-likelihood of the right class, in nats."""
     brier: float
     """Brier score, from 0 to 2."""
-    bins: tuple[Bin, ...]
-    answered: tuple[Answered, ...]
+    bins: tuple[ReliabilityBin, ...]
+    selective: tuple[SelectivePrediction, ...]
     """Share of images answered at each of `PRECISIONS`."""
     coverages: tuple[Coverage, ...]
     """Sets of each of `COVERAGES`; none without conformal scores."""
@@ -77,16 +86,36 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def calibrate(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"]) -> Calibration:
+    """Fit temperature, conformal scores and outlier threshold to the logits of held-out images.
+
+    Raises ValueError for images without exactly one class.
+    """
+    if bool((labels < 0).any()):
+        raise ValueError("calibration needs one class for each image; these have several labels, or none")
+    temperature = fit_temperature(logits, labels)
+    return Calibration(
+        images=len(labels),
+        temperature=temperature,
+        conformal_scores=calibration_scores(logits, labels, temperature=temperature),
+        outlier_energy=outlier_threshold(energy(logits)),
+    )
+
+
 def measure_trust(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"], calibration: Calibration | None = None) -> Trust:
     """Measure the probabilities of images with one class each.
 
     They are those that the model's calibration makes; without one, those at temperature 1.
     """
     known = calibration or UNCALIBRATED
-    scaled = logits.double() / known.temperature
     before = top_confidence(logits, labels)
     confidence, correct = top_confidence(logits, labels, temperature=known.temperature)
     bins = reliability(confidence, correct)
+    nll, brier = [], []
+    for part, right in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
+        scaled = part.double() / known.temperature
+        nll.append(float(F.cross_entropy(scaled, right, reduction="sum")))
+        brier.append(brier_score(scaled.softmax(1), right) * len(right))
     coverages = []
     for coverage in COVERAGES if known.conformal_scores else ():
         sets = prediction_sets(logits, known.conformal_scores, coverage=coverage, temperature=known.temperature)
@@ -101,10 +130,10 @@ def measure_trust(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"], cal
         temperature=known.temperature,
         error_before=expected_calibration_error(reliability(*before)),
         error=expected_calibration_error(bins),
-        nll=float(F.cross_entropy(scaled, labels)),
-        brier=brier_score(scaled.softmax(1), labels),
+        nll=sum(nll) / len(labels),
+        brier=sum(brier) / len(labels),
         bins=bins,
-        answered=tuple(answer_at(confidence, correct, precision=precision) for precision in PRECISIONS),
+        selective=tuple(select_at_precision(confidence, correct, precision=precision) for precision in PRECISIONS),
         coverages=tuple(coverages),
         outliers=outliers,
     )

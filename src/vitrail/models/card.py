@@ -13,7 +13,7 @@ Kind = Literal["classify", "multi-label"]
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What was fitted to a model's logits on images that it was not trained on, one class each."""
+    """Parameters fitted to a model's logits on held-out images, one class each."""
 
     images: int
     """Number of these images."""

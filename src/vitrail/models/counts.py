@@ -59,7 +59,7 @@ class Passes:
         Shapes(self.ledger).take(self.model)
         self.batch_norms = any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in self.model.modules())
         self.kept, self.outputs, self.casts, self.flops = ([0] * len(self.blocks) for _ in range(4))
-        """Of each block in the last pass: bytes that it leaves behind, of its output, of weights in bf16; operations."""
+        """Per block, in the last pass: bytes kept for backward, bytes of the output and of bf16 weights, and operations."""
         for index, block in enumerate(self.blocks):
             block.register_forward_pre_hook(self._enter(index))
             block.register_forward_hook(self._leave(index))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Masking = Literal["random", "block", "grid"]
-"""Where hidden patches are: anywhere, in blocks, or all but a regular grid."""
+"""Mask pattern: random patches, blocks, or all but a regular grid."""
 
 
 @dataclass(frozen=True, kw_only=True)

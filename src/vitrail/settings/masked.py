@@ -38,7 +38,7 @@ class BeitPretrainConfig:
     fit_images: int = 2000
     """Training images whose patches k-means is fitted to, of all patches 32 for each token at most."""
     normalise: Literal["none", "mean", "std"] = "std"
-    """Of the patches' pixels before k-means: nothing, their mean removed, or their mean and deviation."""
+    """Normalisation of each patch's pixels before k-means: none, zero mean, or zero mean and unit deviation."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,8 +18,8 @@ from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.dataset import Split
 from vitrail.data.pack import augment_packed
 from vitrail.evaluate import Scores, evaluate, evaluate_labels
-from vitrail.evaluate.calibrate import calibrate
-from vitrail.evaluate.evaluate import ALONE, Among, answer
+from vitrail.evaluate.evaluate import ALONE, Among, compute_logits
+from vitrail.evaluate.trust import calibrate
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Calibration
 from vitrail.settings import AugmentConfig, Pair, Preprocessing
@@ -35,6 +36,8 @@ class Classify(Task):
 
     teacher_targets: Float[Tensor, "N K"] | None = None
     """Teacher's targets of every training image, mixed like the labels; None without a teacher or with an online one."""
+    score: ClassVar[Callable[..., Scores]] = staticmethod(evaluate)
+    """Evaluation function of a split."""
 
     def __init__(
         self,
@@ -87,12 +90,11 @@ class Classify(Task):
     ) -> Scores:
         """Compute scores with intervals, overall and of each class."""
         scored = self.model if model is None else model
-        return evaluate(
+        return self.score(
             scored,
             split,
             preprocessing=self.preprocessing,
             classes=scored.classes,
-            calibration=scored.card.calibration,
             device=device,
             autocast_dtype=autocast_dtype,
             among=among,
@@ -109,39 +111,20 @@ class Classify(Task):
     ) -> Calibration | None:
         """Fit temperature, conformal scores and outlier threshold."""
         options: dict[str, Any] = {"device": device, "autocast_dtype": autocast_dtype, "among": among}
-        answers = answer(self.model if model is None else model, split, preprocessing=self.preprocessing, **options)
-        return calibrate(answers)
+        found = compute_logits(self.model if model is None else model, split, preprocessing=self.preprocessing, **options)
+        return calibrate(found.logits, found.labels)
 
 
 class MultiLabel(Classify):
     """Multi-label classification with binary cross-entropy of each label (Wightman et al. 2021)."""
+
+    score = staticmethod(evaluate_labels)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return "loss", and the share of (image, label) pairs that are predicted correctly."""
         logits = call(self.model, batch).float()  # (B, K)
         right = (logits.detach() > 0) == (batch.targets > 0.5)
         return {"loss": self.label_loss(logits, batch), "binary_accuracy": right.float().mean()}
-
-    def evaluate(
-        self,
-        split: Split,
-        *,
-        model: Backbone | None = None,
-        device: torch.device,
-        autocast_dtype: torch.dtype | None = None,
-        among: Among = ALONE,
-    ) -> Scores:
-        """Compute average precision and F1 with intervals, overall and of each label."""
-        scored = self.model if model is None else model
-        return evaluate_labels(
-            scored,
-            split,
-            preprocessing=self.preprocessing,
-            classes=scored.classes,
-            device=device,
-            autocast_dtype=autocast_dtype,
-            among=among,
-        )
 
     def calibrate(
         self,

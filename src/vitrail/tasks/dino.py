@@ -75,7 +75,7 @@ def patch_loss(
 
 
 class MaskedPart(nn.Module):
-    """What iBOT adds to DINO: a mask token, and a centre of the teacher's patches."""
+    """Mask token, and centre of the teacher's patch outputs, of iBOT's masked loss."""
 
     def __init__(self, width: int, cfg: DinoConfig) -> None:
         super().__init__()

@@ -39,6 +39,8 @@ class Task(nn.Module):
     """Backbone, with a head if the task has classes."""
     preprocessing: Preprocessing
     """Evaluation view of the images; `batch` normalises by it."""
+    known: Split | None = None
+    """Training images in evaluation view, among which k-NN looks for neighbours; None without such a score."""
 
     def __init__(self, model: Backbone, *, preprocessing: Preprocessing) -> None:
         super().__init__()

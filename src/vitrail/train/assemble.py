@@ -27,7 +27,6 @@ from vitrail.models.card import Kind
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
 from vitrail.settings import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings, TrainConfig
 from vitrail.tasks import TASKS, Task, TaskSpec
-from vitrail.tasks.unsupervised import Unsupervised
 from vitrail.train.before_after import held_out_split, score_frozen, write_start
 from vitrail.train.distributed import SINGLE_PROCESS, World, local_device, require_shardable, shard
 from vitrail.train.folder import write_skipped, write_text_atomically
@@ -237,7 +236,13 @@ def build_start_model(context: Context, preprocessing: Preprocessing) -> Backbon
     model = build_model(settings.model) if weights is None else weights.build(config_fields(settings.model))
     model = model.to(context.device)
     kind: Kind = "multi-label" if source.multi_label and context.task.supervised else "classify"
-    model.card = dataclasses.replace(model.card, preprocessing=preprocessing, classes=context.task.classes(source), task=kind)
+    model.card = dataclasses.replace(
+        model.card,
+        preprocessing=preprocessing,
+        classes=context.task.classes(source),
+        task=kind,
+        calibration=None,  # that of the starting weights will not fit
+    )
     model.checkpointing = settings.train.checkpointing
     return model
 
@@ -350,7 +355,7 @@ def run_probe_first(context: Context, model: Backbone, images: Images) -> bool:
 
 def score_start(context: Context, task: Task, images: Images) -> None:
     """Score the starting weights of a run without labels, and write them to the run folder; a resumed run has them there."""
-    if context.resumed or not context.settings.train.compare or not isinstance(task, Unsupervised):
+    if context.resumed or not context.settings.train.compare or context.task.supervised:
         return
     name = held_out_split(images.views)
     if name is None:
@@ -362,6 +367,7 @@ def score_start(context: Context, task: Task, images: Images) -> None:
         task.product(),
         images.views[name],
         num_classes=len(context.source.classes),
+        seed=context.settings.train.seed,
         device=context.device,
         autocast_dtype=context.dtype,
         world=context.processes,

@@ -1,4 +1,4 @@
-"""Whether pre-training paid: scores of the frozen features of the starting weights and of the pre-trained ones."""
+"""PretrainingComparison of frozen features before and after pre-training: linear probe, k-NN, rank and uniformity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vitrail.evaluate.paired import Paired, compare_pair
 from vitrail.evaluate.probe import GRID, linear_probe
 from vitrail.evaluate.uniformity import uniformity
 from vitrail.models.backbone import Backbone
-from vitrail.tasks.unsupervised import Unsupervised
+from vitrail.tasks.task import Task
 from vitrail.train.distributed import World
 from vitrail.train.folder import COMPARISON, write_text_atomically
 from vitrail.train.watch import draw_images
@@ -82,7 +82,7 @@ class FrozenScores:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PretrainingComparison:
     """Scores of the starting weights and of the pre-trained ones, on the same held-out images."""
 
     start: FrozenScores
@@ -99,7 +99,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Whether pre-training paid, in one sentence: by the linear probe, and by k-NN where that says otherwise."""
+        """Return one sentence: whether the linear probe, and k-NN where it differs, beats that of the starting weights."""
         if not self.differences:
             return (
                 "whether pre-training paid can't be told without labels: a low rank is a bad sign, a high one no good one; "
@@ -158,11 +158,12 @@ def held_out_split(views: Mapping[str, Split]) -> str | None:
 
 
 def score_frozen(
-    task: Unsupervised,
+    task: Task,
     model: Backbone,
     held_out: Split,
     *,
     num_classes: int,
+    seed: int,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
     world: World,
@@ -188,7 +189,7 @@ def score_frozen(
     test, train = embed(held_out), None
     if task.known is not None and has_classes(task.known) and has_classes(held_out):
         train = embed(task.known)
-    return world.run_on_first(lambda: fit_frozen(train, test, num_classes=num_classes, device=device, seed=task.seed))
+    return world.run_on_first(lambda: fit_frozen(train, test, num_classes=num_classes, device=device, seed=seed))
 
 
 def fit_frozen(
@@ -222,6 +223,6 @@ def read_start(folder: Path) -> FrozenScores | None:
     return FrozenScores.from_dict(json.loads(path.read_text(encoding="utf-8"))["start"]) if path.exists() else None
 
 
-def write_comparison(folder: Path, comparison: Comparison) -> None:
+def write_comparison(folder: Path, comparison: PretrainingComparison) -> None:
     """Write the comparison, in the place of the scores of the starting weights."""
     write_text_atomically(folder / COMPARISON, json.dumps(comparison.to_dict(), indent=2, allow_nan=False) + "\n")

@@ -70,12 +70,11 @@ class Guard:
 
     def is_due(self, step: int, progress: float) -> bool:
         """Return True before the first step, and from `every` of the run after the last check on, once for each step."""
-        if self.collapse is not None:
-            return False
         if not self.checks:
             return True
         last = self.checks[-1]
-        return step > last.step and progress >= last.progress + self.cfg.every - 1e-9
+        due = step > last.step and progress >= last.progress + self.cfg.every - 1e-9
+        return due and self.collapse is None
 
     def add(self, check: Check) -> Collapse | None:
         """Add a check. Return the collapse that it shows, if any."""

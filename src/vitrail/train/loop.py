@@ -152,9 +152,9 @@ class Loop:
                 if self.observe(interrupt) or save_is_due:
                     self.save()
                     saved = time.perf_counter()
-                if self.collapse:
-                    self.leave(interrupt)
-                    return
+                    if self.collapse:
+                        self.leave(interrupt)
+                        return
 
     def leave(self, interrupt: Interrupt) -> None:
         """Raise Interrupted for a signal that came while the last checkpoint was written."""

@@ -21,7 +21,6 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.device import pick_device
 from vitrail.settings import SCRATCH, ModelSection, layers, nearest
 from vitrail.tasks import TASKS
-from vitrail.tasks.unsupervised import Unsupervised
 from vitrail.train import checkpoint
 from vitrail.train.assemble import (
     Context,
@@ -30,7 +29,7 @@ from vitrail.train.assemble import (
     open_images,
     score_model,
 )
-from vitrail.train.before_after import Comparison, held_out_split, read_start, score_frozen, write_comparison
+from vitrail.train.before_after import PretrainingComparison, held_out_split, read_start, score_frozen, write_comparison
 from vitrail.train.distributed import World, full_tensor, is_sharded, local_device, world
 from vitrail.train.fit import fit_to_machine
 from vitrail.train.folder import (
@@ -70,7 +69,7 @@ class Run:
     """Name of the task, as in `train.task`."""
     stopped: Collapse | None = None
     """Collapse that ended the run; its model is that of the best evaluation. None for a run that went to its end."""
-    comparison: Comparison | None = None
+    comparison: PretrainingComparison | None = None
     """Starting weights and pre-trained ones on held-out images; None with labels, and with `train.compare` false."""
 
 
@@ -344,34 +343,42 @@ def take_best(loop: Loop, collapse: Collapse) -> int | None:
     return step
 
 
-def compare(loop: Loop, model: Backbone, source: Source) -> Comparison | None:
+def compare(loop: Loop, model: Backbone, source: Source) -> PretrainingComparison | None:
     """Compare the trained model with the starting weights on held-out images; None for a run without their scores."""
     name, task, processes = held_out_split(loop.views), loop.task, loop.world
     start = processes.run_on_first(lambda: read_start(loop.folder))
-    if start is None or name is None or not isinstance(task, Unsupervised):
+    if start is None or name is None:
         return None
     end = score_frozen(
         task,
         model,
         loop.views[name],
         num_classes=len(source.classes),
+        seed=loop.settings.train.seed,
         device=loop.device,
         autocast_dtype=loop.train_step.autocast_dtype,
         world=processes,
     )
     cfg = loop.settings.model
-    return Comparison(
+    return PretrainingComparison(
         start, end, split=name, start_weights="random weights" if cfg.weights in (None, SCRATCH) else str(cfg.weights)
     )
 
 
 def calibrate_model(loop: Loop, model: Backbone) -> None:
-    """Fit the card's calibration to the validation images, where there are some and the task has one."""
+    """Fit the card's calibration to the validation images, where there are some and the task has one.
+
+    Images or logits that it can't be fitted to cost a line, and not the model, which is saved after it.
+    """
     if not len(loop.views.get("val", ())):
         return
     among = Among(Part(loop.world.rank, loop.world.size), gather=loop.world.gather)
     dtype = loop.train_step.autocast_dtype
-    found = loop.task.calibrate(loop.views["val"], model=model, device=loop.device, autocast_dtype=dtype, among=among)
+    try:
+        found = loop.task.calibrate(loop.views["val"], model=model, device=loop.device, autocast_dtype=dtype, among=among)
+    except ValueError as error:
+        loop.display.say(f"note: the model is not calibrated: {error}")
+        return
     model.card = dataclasses.replace(model.card, calibration=found)
 
 
