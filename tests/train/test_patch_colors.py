@@ -61,7 +61,7 @@ def test_the_picture_grows_by_a_column_and_repeats_after_a_resumption(tmp_path: 
     cell = widths[1] - widths[0]
     assert widths == [widths[0] + cell * min(step, COLUMNS - 1) for step in range(14)]
     last = (tmp_path / "pca.png").read_bytes()
-    assert steps_of(tmp_path / "pca", before=5) == [0, 1, 2, 3, 4]
+    assert steps_of(tmp_path / "pca-columns", before=5) == [0, 1, 2, 3, 4]
     for step in range(5, 14):  # columns that were drawn after the checkpoint are drawn again
         write_strip(tmp_path, colors(step), step=step)
     assert (tmp_path / "pca.png").read_bytes() == last

@@ -27,7 +27,7 @@ COMPARISON = "pretraining.json"
 """Scores of the weights that training without labels started from and, at its end, of those that it led to."""
 CURVES = "curves.png"
 """Loss, learning rate and scores of a run without labels."""
-PATCH_COLORS, PATCH_COLUMNS = "pca.png", "pca"
+PATCH_COLORS, PATCH_COLUMNS = "pca.png", "pca-columns"
 """Principal components of patches at each evaluation, and the folder of the picture's columns."""
 FIRST_FILES = frozenset({CALL, LOCK, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json", COMPARISON, CURVES, PATCH_COLORS})
 """Files that a run writes before its first checkpoint."""
