@@ -1,7 +1,7 @@
 """Principal components of patch features as colours, at every evaluation of a run: pca.png, one column more each time.
 
-Each column is also kept as pca-columns/step_….png with one pixel for each patch, which is all that the next column, and a resumed run,
-needs of it.
+Each column is also kept as pca-columns/step_….png with one pixel for each patch, which is all that the next column, and a
+resumed run, needs of it.
 """
 
 # B images · N tokens · D width · gh gw grid · M patches of all images
