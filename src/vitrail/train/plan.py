@@ -148,19 +148,26 @@ def find_task(name: str) -> TaskSpec:
 
 
 def open_start_weights(request: Request, source: Source, task: TaskSpec, notes: list[str]) -> OpenedWeights | None:
-    """Open the weights of the request, by default pretrained ones for photographs. Return None for random weights."""
-    name = request.layer.get("model", {}).get("weights")
+    """Open the weights of the request, by default pretrained ones for photographs. Return None for random weights.
+
+    A name of `advice.STARTS`, such as "dinov3", is the size of these weights for the device, unless a file or folder has it.
+    """
+    name, device = request.layer.get("model", {}).get("weights"), pick_device(request.device).type
+    if name in advice.STARTS and not Path(name).exists():
+        return open_weights(advice.STARTS[name][device])
     if name is not None:
         return None if name == SCRATCH else open_weights(name)
     if request.prescribed or not task.supervised or source.img_size is not None or request.layer.get("model"):
         return None
-    name = advice.PRETRAINED[pick_device(request.device).type]
+    name = advice.STARTS[advice.DEFAULT_START][device]
     try:
-        return open_weights(name)
+        opened = open_weights(name)
     except ValueError as error:
         reason = str(error).partition(";")[0]
         notes.append(f"pretrained weights are not available ({name}: {reason}); training from scratch")
         return None
+    notes.append(f"starting from {name}; --weights {' or '.join(advice.OTHER_STARTS)} starts from larger, slower ones")
+    return opened
 
 
 def resolve_from_scratch(request: Request, source: Source, task: TaskSpec) -> Settings:
@@ -234,7 +241,8 @@ def resolve_fine_tuning(
         )
         stack.append({"train": {"probe_head": False}})
     assert model.preprocessing is not None
-    return layers.build([*stack, drop_model_name(requested)]), model.preprocessing
+    named_start = {"model": {"weights": str(start)}}  # a name of `advice.STARTS` is one on this device
+    return layers.build([*stack, drop_model_name(requested), named_start]), model.preprocessing
 
 
 def go_on_gently(lr: float, requested: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
