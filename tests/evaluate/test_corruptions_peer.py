@@ -156,7 +156,9 @@ def their_numbers(name: str, draws: Draws, severity: int) -> dict[str, Callable[
         moves = [draws.integers(f"glass blur {turn}", high=2 * reach, n=2 * count) - reach for turn in range(values["rounds"])]
         return {"randint": integers(torch.cat(moves, dim=1))}
     steps = [256 >> power for power in range(8)]  # fog
-    numbers = [draws.uniform(f"fog {kind} {step}", (256 // step) ** 2) for step in steps for kind in ("centre", "row", "column")]
+    numbers = [
+        draws.uniform(f"fog {kind} {step}", (256 // step) ** 2) for step in steps for kind in ("centre", "row", "column")
+    ]
     return {"uniform": uniform(*numbers)}
 
 
@@ -186,9 +188,7 @@ def test_with_the_same_random_numbers_images_are_the_same(
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_frost_is_added_as_theirs(
-    theirs: Any, photo: np.ndarray, severity: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frost_is_added_as_theirs(theirs: Any, photo: np.ndarray, severity: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a piece of their picture in the place of our texture."""
     monkeypatch.setattr(np.random, "randint", lambda low, high=None: 0)
     expected = theirs.frost(Image.fromarray(photo), severity)
@@ -225,7 +225,9 @@ def test_counts_of_shot_noise_are_poissons(photons: int) -> None:
     grey = torch.full((1, 1, 300, 300), 100 / 255)
     drawn_counts = shot_noise(grey, drawn(), photons=float(photons)) * photons
     share = drawn_counts.round().long().flatten().bincount(minlength=len(counts)) / grey.numel()
-    torch.testing.assert_close(share[: len(counts)].double(), torch.from_numpy(poisson.pmf(counts, 100 / 255 * photons)), atol=0.005, rtol=0)
+    torch.testing.assert_close(
+        share[: len(counts)].double(), torch.from_numpy(poisson.pmf(counts, 100 / 255 * photons)), atol=0.005, rtol=0
+    )
 
 
 def test_the_affine_map_is_opencvs(photo: np.ndarray) -> None:

@@ -29,7 +29,9 @@ def move_pixels(images: Images, draws: Draws, *, reach: int, rounds: int) -> Ima
     pixels at once, by doubling.
     """
     count, channels, height, width = images.shape
-    rows, columns = (torch.arange(side - reach, reach, -1, device=images.device) for side in (height, width))
+    rows, columns = (
+        torch.arange(max(side - reach, reach), reach, -1, device=images.device) for side in (height, width)
+    )  # none in a small image
     here = (rows[:, None] * width + columns).flatten()  # in the order in which they are overwritten
     turn_of = torch.full((height * width,), len(here), device=images.device)
     turn_of[here] = torch.arange(len(here), device=images.device)  # len(here): never

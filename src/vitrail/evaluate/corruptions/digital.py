@@ -26,7 +26,7 @@ def elastic_transform(images: Images, draws: Draws, *, amount: float, sigma: flo
 
     All three are shares of the short side: the noise is uniform within ± amount, and the points move by ± affine.
     """
-    count, _, height, width = images.shape
+    height, width = images.shape[2:]
     side = min(height, width)
     if affine:
         images = draw_affine(images, draws, reach=affine * side)

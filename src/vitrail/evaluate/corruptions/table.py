@@ -1,8 +1,9 @@
 """The fifteen common corruptions of Hendrycks and Dietterich (2019), each at five severities.
 
-Constants are the published ones: of ImageNet-C, made of photographs of 224 px, and of CIFAR-10-C, made of images of 32 px,
-which is taken for images with a short side below 64 px. Lengths in pixels grow with the short side; noise levels, shares and
-qualities stay. The elastic transform of photographs is that of Michaelis et al. (2019), whose lengths are shares of the side.
+Constants are the published ones: those of CIFAR-10-C, made of images of 32 px, for a short side below 64 px, and those of
+ImageNet-C, made of photographs of 224 px, from there on. The lengths in pixels of the latter are in proportion to the short
+side; noise levels, shares and qualities are the same for all sizes. The elastic transform of photographs is that of Michaelis
+et al. (2019), whose lengths are shares of the side, as they are in CIFAR-10-C.
 """
 
 # B batch · C channels · H W image
@@ -21,8 +22,8 @@ from vitrail.evaluate.corruptions import blur, digital, noise, weather
 from vitrail.evaluate.corruptions.filters import Images
 
 SEVERITIES = (1, 2, 3, 4, 5)
-PHOTO_SIDE, SMALL_SIDE = 224, 32
-"""Short sides, in pixels, that the two sets of constants were published for."""
+PHOTO_SIDE = 224
+"""Short side, in pixels, that the constants of photographs were published for."""
 SMALL_BELOW = 64
 """Short side, in pixels, from which on an image has the constants of photographs."""
 
@@ -38,15 +39,15 @@ class Corruption:
     photographs: Sequence[tuple[float, ...]]
     """Their values at severity 1 to 5 for images of `PHOTO_SIDE`."""
     small: Sequence[tuple[float, ...]]
-    """The same for images of `SMALL_SIDE`."""
+    """The same for images with a short side below `SMALL_BELOW`."""
     lengths: tuple[str, ...] = ()
-    """Constants in pixels."""
+    """Constants in pixels, which are scaled from `PHOTO_SIDE` to a photograph's short side."""
 
     def arguments(self, severity: int, *, side: int) -> dict[str, Any]:
         """Return the function's arguments for images of a short side in pixels."""
-        rows, reference = (self.small, SMALL_SIDE) if side < SMALL_BELOW else (self.photographs, PHOTO_SIDE)
-        values = dict(zip(self.constants, rows[severity - 1], strict=True))
-        return values | {name: values[name] * side / reference for name in self.lengths}
+        small = side < SMALL_BELOW  # the radii of these are near to one pixel, where scaled ones would lose their order
+        values = dict(zip(self.constants, (self.small if small else self.photographs)[severity - 1], strict=True))
+        return values if small else values | {name: values[name] * side / PHOTO_SIDE for name in self.lengths}
 
 
 def single(*values: float) -> list[tuple[float]]:
@@ -132,9 +133,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         single(0.1, 0.2, 0.3, 0.4, 0.5),
         single(0.05, 0.1, 0.15, 0.2, 0.3),
     ),
-    "contrast": Corruption(
-        digital.contrast, ("factor",), single(0.4, 0.3, 0.2, 0.1, 0.05), single(0.75, 0.5, 0.4, 0.3, 0.15)
-    ),
+    "contrast": Corruption(digital.contrast, ("factor",), single(0.4, 0.3, 0.2, 0.1, 0.05), single(0.75, 0.5, 0.4, 0.3, 0.15)),
     "elastic transform": Corruption(
         digital.elastic_transform,
         ("amount", "sigma", "affine"),
@@ -154,8 +153,8 @@ CORRUPTIONS: dict[str, Corruption] = {
 def corrupt(images: UInt8[Tensor, "B C H W"], name: str, severity: int, *, draws: Draws) -> UInt8[Tensor, "B C H W"]:
     """Corrupt images by a row of `CORRUPTIONS`, on their device, on which `draws` are too.
 
-    An image comes out the same in any batch, to rounding. All severities of one corruption have the same draws. Raises ValueError for an
-    unknown name, and for a severity that is none of 1 to 5.
+    An image comes out the same in any batch, to rounding. All severities of one corruption have the same draws. Raises
+    ValueError for an unknown name, and for a severity that is none of 1 to 5.
     """
     if name not in CORRUPTIONS:
         raise ValueError(f'corruption "{name}" is none of {", ".join(CORRUPTIONS)}')

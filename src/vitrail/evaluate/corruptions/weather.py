@@ -47,7 +47,7 @@ def snow(
 
 def frost(images: Images, draws: Draws, *, keep: float, amount: float) -> Images:
     """Add a texture of frost to a darker image."""
-    count, channels, height, width = images.shape
+    _, channels, height, width = images.shape
     return keep * images + amount * frost_texture(draws, height=height, width=width, channels=channels)
 
 
