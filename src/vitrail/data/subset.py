@@ -54,3 +54,9 @@ def stratified_order(labels: Int64[Tensor, " N"], names: Sequence[str]) -> Int64
     share[by_class] = (torch.arange(len(labels)) - starts).double() / counts[classes[by_class]]
     order = keys.argsort(stable=True)
     return order[share[order].argsort(stable=True)]
+
+
+def fraction_of(labels: Int64[Tensor, " N"], names: Sequence[str], fraction: float) -> Int64[Tensor, " n"]:
+    """Return the positions of a share of the images, by `stratified_order`, at least one of each class; sorted."""
+    count = max(len(labels.unique()), round(fraction * len(labels)))
+    return stratified_order(labels, names)[:count].sort().values

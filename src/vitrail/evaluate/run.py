@@ -168,7 +168,8 @@ def open_data(
     if data is None and not is_run(run):
         raise ValueError(f"{run} is no folder of `vitrail train`, so it does not say its data; {way_out}")
     cfg = layers.build([layers.read_config(Path(run, SETTINGS))] if is_run(run) else [])
-    return cfg, open_source(data or read_run(run).data, val_fraction=cfg.data.val_fraction, classes=classes)
+    name, fraction = data or read_run(run).data, 1.0 if data else cfg.data.fraction
+    return cfg, open_source(name, val_fraction=cfg.data.val_fraction, fraction=fraction, classes=classes)
 
 
 def check_classes(model: Backbone, source: Source, *, exact: bool) -> str | None:
