@@ -32,7 +32,7 @@ Numbers = Iterator[np.ndarray]
 @pytest.fixture(scope="module")
 def theirs() -> Iterator[Any]:
     """The module of the package's corruptions."""
-    pytest.importorskip("cv2")
+    pytest.importorskip("cv2", reason="OpenCV needs libGL", exc_type=ImportError)
     filters = pytest.importorskip("skimage.filters")
     gaussian = filters.gaussian
 
