@@ -34,6 +34,21 @@ def test_evaluate_as_json_on_another_split(vitrail: Typed, run: Path, tmp_path: 
     assert numbers == json.loads((tmp_path / "evaluation.json").read_text())
 
 
+def test_robustness_is_printed_and_kept(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    said = vitrail("evaluate", run, "--robustness", "--images", "12", "--out", tmp_path)
+    assert (said.code, said.err) == (0, "")
+    assert "Robustness, on 12 of the 2,000 images; clean accuracy" in said.out
+    for words in ("elastic transform", "rotation", "input size", "mean corruption error", "robustness.png"):
+        assert words in said.out
+    kept = json.loads((tmp_path / "robustness.json").read_text())
+    again = json.loads(vitrail("evaluate", run, "--robustness", "--images", "12", "--out", tmp_path, "--json").out)
+    assert {**again["robustness"], "seconds": 0} == {**kept, "seconds": 0}
+    assert again["top1"] == json.loads((tmp_path / "evaluation.json").read_text())["top1"]
+    assert "robustness" not in json.loads((tmp_path / "evaluation.json").read_text())
+    said = vitrail("evaluate", run, "--images", "12")
+    assert (said.code, said.err) == (2, "vitrail: --images 12 is for --robustness; add it, or leave --images out\n")
+
+
 def test_other_classes_are_refused(vitrail: Typed, run: Path, image_folder: ImageFolder) -> None:
     said = vitrail("evaluate", run, image_folder({"cat": 8, "dog": 8}))
     assert said.code == 2

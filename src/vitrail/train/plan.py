@@ -98,14 +98,15 @@ def plan_run(request: Request) -> Plan:
     unchecked = layers.build([requested])
     recipe = {} if request.recipe is None else layers.read_recipe(request.recipe)
     task = find_task(layers.merge(recipe, requested).get("train", {}).get("task", unchecked.train.task))
-    source = open_source(request.data, val_fraction=unchecked.data.val_fraction, classes=task.supervised)
+    source = open_data_of(unchecked.data, request.data, task)
     weights = open_start_weights(request, source, task, notes)
     if weights is None:
         settings, preprocessing = resolve_from_scratch(request, source, task), None
     else:
         settings, preprocessing = resolve_fine_tuning(weights, request, source, task, notes)
-    if settings.data.val_fraction != unchecked.data.val_fraction:  # the recipe's, which resuming reads from the settings
-        source = open_source(request.data, val_fraction=settings.data.val_fraction, classes=task.supervised)
+    parts = [(each.data.val_fraction, each.data.fraction) for each in (settings, unchecked)]
+    if parts[0] != parts[1]:  # the recipe's, which resuming reads from the settings
+        source = open_data_of(settings.data, request.data, task)
     settings = resolve_values(settings, source, preprocessing, notes)
     settings = resolve_auto(settings, source, preprocessing)
     model = check_plan(settings, source, task)
@@ -136,8 +137,12 @@ def plan_on_all(request: Request, processes: World) -> Plan:
 def plan_from_settings(settings: Settings) -> Plan:
     """Return the plan of a resumed run, whose weights are in its checkpoints, from its settings."""
     task = find_task(settings.train.task)
-    source = open_source(settings.data.path, val_fraction=settings.data.val_fraction, classes=task.supervised)
-    return Plan(settings, source, None, ())
+    return Plan(settings, open_data_of(settings.data, settings.data.path, task), None, ())
+
+
+def open_data_of(data: DataConfig, path: str, task: TaskSpec) -> Source:
+    """Open a data set with the parts that the settings say."""
+    return open_source(path, val_fraction=data.val_fraction, fraction=data.fraction, classes=task.supervised)
 
 
 def find_task(name: str) -> TaskSpec:
