@@ -1,8 +1,8 @@
 """Close comparison of two images: a window of one is aligned with the whole of the other, to fractions of a pixel.
 
 The correlation of the aligned luminance is maximised over position and size of the window by Gauss-Newton steps, as in
-Lucas & Kanade 1981 and Evangelidis & Psarakis 2008 (ECC). Both sides are averaged over the same cells, so that a crop, which was
-resampled, is compared at a resolution that both have.
+Lucas & Kanade 1981 and Evangelidis & Psarakis 2008 (ECC). Both sides are averaged over the same cells, so that a crop, which
+was resampled, is compared at a resolution that both have.
 """
 
 # P pairs · S side of a thumbnail · G cells along a side of the grid
@@ -53,7 +53,7 @@ def align(
     starts = [[w.top + w.height / 2, w.left + w.width / 2, math.log(w.height), math.log(w.width)] for w in WINDOWS]
     start = torch.tensor(starts)[windows]
     whole = torch.tensor([[0.5, 0.5, 0.0, 0.0]]).expand(len(others), 4)
-    raw = _sample(flip(others.float(), flips), whole)
+    raw = _sample(flip(others.float()[:, None], flips)[:, 0], whole)
     target, _ = _normalised(raw)
     pixels, position = images.float(), start
     best, best_at = torch.full((len(images),), -2.0), start
@@ -69,7 +69,7 @@ def align(
     return Aligned((1 - best).clamp_min(0), gain, raw.mean((1, 2)) - gain * seen.mean((1, 2)), best_at)
 
 
-def flip(images: Float[Tensor, "P *rest"], flips: Int64[Tensor, " P"]) -> Float[Tensor, "P *rest"]:
+def flip(images: Float[Tensor, "P C s s"], flips: Int64[Tensor, " P"]) -> Float[Tensor, "P C s s"]:
     """Flip each image by its number in `FLIPS`."""
     flipped = images.clone()
     for number, (down, across) in enumerate(FLIPS):

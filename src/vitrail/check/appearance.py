@@ -17,7 +17,7 @@ BLANK = 4
 DARK = 40
 """Luminance (of 255) that 99 % of the pixels of a dark image do not exceed."""
 BLURRED = 0.65
-"""Blur from which an image is blurred. Photographs that are sharp have 0.3 to 0.5, after a Gaussian blur of 3 % of the side 0.7."""
+"""Blur from which an image is blurred."""
 DEVIATIONS = 4.0
 """Deviations from the set's median that a dark or a blurred image has as well, so that a set that is dark by nature is none."""
 

@@ -112,7 +112,7 @@ def _hash_all(scan: Scan, positions: set[int], work: Callable[[int], bytes], thr
 
     def hashed(at: int) -> bytes | None:
         try:
-            return work(scan.records[at].index)
+            return work(scan.records[at].number)
         except (BadImage, OSError):
             return None
 

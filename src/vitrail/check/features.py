@@ -1,4 +1,4 @@
-"""Findings by a model's frozen features: near duplicates, label suspects, images unlike all others.
+"""What a model's frozen features say: near duplicates, label suspects, images unlike all others.
 
 Every image passes through the model once. The search for neighbours is exact, in blocks of one matrix product: N² · E
 multiplications, and memory N · E.
@@ -35,9 +35,12 @@ SUSPECT = 7.0
 confusion. Of Fashion-MNIST with 5 % of the labels flipped, 85 % of those above are flipped ones (dev/LOG.md)."""
 FAR_NEIGHBOUR = 10
 """Number of the neighbour whose distance says how unlike all others an image is."""
-UNLIKE = 3.0
+UNLIKE = 3.5
 """Deviations (of the logarithm of that distance, by the median) from which an image is unlike all others."""
+MAJORITY = 0.5
+"""Least share of the votes for the class that is suggested."""
 _SMALL = 1e-6
+_NEAREST = 10  # neighbours among which near duplicates are looked for
 _FLOOR = 0.01  # share of votes of a class without any
 
 
@@ -108,31 +111,29 @@ def embed_all(weights: str | Path, source: Source, *, batch_size: int = 64, devi
     return Features(tuple(paths), joined, similarity, neighbours, tuple(notes))
 
 
-def find_near_duplicates_by_features(features: Features) -> list[tuple[int, int, float]]:
-    """Find pairs whose embeddings are much closer than those of any third image: (first, second, cosine distance)."""
+def close_pairs(features: Features) -> dict[tuple[str, str], float]:
+    """Return the pairs of paths (in order) whose embeddings are much closer than those of any third image: their similarity."""
     images = len(features.paths)
     if images < 3:
-        return []
-    distance = (1 - features.similarity[:, :10]).clamp_min(0)
+        return {}
+    distance = (1 - features.similarity[:, :_NEAREST]).clamp_min(0)
     first = torch.arange(images)[:, None].expand_as(distance).flatten().numpy()
-    second, values = features.neighbours[:, :10].flatten().numpy(), distance.flatten().numpy()
+    second, values = features.neighbours[:, :_NEAREST].flatten().numpy(), distance.flatten().numpy()
     low, high = np.minimum(first, second), np.maximum(first, second)
-    order = np.lexsort((values, high, low))
-    _, unique = np.unique(low[order] * images + high[order], return_index=True)
-    at = order[unique]
+    _, at = np.unique(low * images + high, return_index=True)
     nearest = float(distance[:, 0].median())
-    kept = before_jump(low[at], high[at], values[at], images=images, largest=JUMP_BELOW * nearest, unrelated=nearest)
-    return [(int(low[i]), int(high[i]), float(values[i])) for i in at[kept]]
+    kept = before_jump(low[at], high[at], values[at], images=images, largest=nearest, unrelated=nearest).sure
+    return {_in_order(features.paths[low[i]], features.paths[high[i]]): 1 - float(values[i]) for i in at[kept]}
 
 
-JUMP_BELOW = 0.3
-"""Greatest ratio of the distance of duplicates to the median distance of nearest images."""
+def _in_order(one: str, other: str) -> tuple[str, str]:
+    return (one, other) if one <= other else (other, one)
 
 
 def find_label_suspects(
     features: Features, labels: Int64[np.ndarray, " N"], groups: Sequence[int], classes: int
 ) -> list[Suspect]:
-    """Find images whose neighbours carry another label: leave-one-out k-NN, images of the same group (near duplicates) left out.
+    """Find images whose neighbours carry another label: leave-one-out k-NN, without images of the same group (near duplicates).
 
     The score compares the votes for the neighbours' class with those for the label, and is higher where images of that class
     seldom carry that label: shirts are often called T-shirts, and never sneakers.
@@ -153,7 +154,7 @@ def find_label_suspects(
     rarity = -(confusion / confusion.sum(1, keepdim=True))[suggested, y].log()
     score = ((best + _FLOOR) / (own + _FLOOR)).log() + rarity
     found = []
-    for index in torch.where((score >= SUSPECT) & (best > own))[0].tolist():
+    for index in torch.where((score >= SUSPECT) & (best >= MAJORITY))[0].tolist():
         voting = features.neighbours[index][(weights[index] > 0) & (y[features.neighbours[index]] == suggested[index])]
         found.append(
             Suspect(

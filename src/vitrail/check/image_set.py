@@ -148,5 +148,3 @@ def _labels(source: FolderSource, file: Listed) -> tuple[int, ...]:
     if isinstance(source, LabelledSource):
         return tuple(source.multi_hot[file.label].nonzero()[:, 0].tolist())
     return (file.label,) if source.classes else ()
-
-

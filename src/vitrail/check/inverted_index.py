@@ -1,6 +1,7 @@
 """Search for similar images: descriptors in cells around centroids (an inverted file), of which each query looks into a few.
 
-Q queries among R rows of D numbers in √R cells take time Q · √R · (1 + probes) · D, and memory R · D and that of a block of images.
+Q queries among R rows of D numbers in √R cells take time Q · √R · (1 + probes) · D, and memory R · D beside that of a block of
+images.
 """
 
 # N images · W windows · F flips · D descriptor · R = N · F rows · C cells · Q queries · M candidates

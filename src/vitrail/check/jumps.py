@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
@@ -14,6 +16,14 @@ _TYPICAL = 0.01  # quantile of the distances of unrelated images, for groups wit
 _SMALL = 1e-6
 
 
+class Jumps(NamedTuple):
+    """Which pairs are duplicates."""
+
+    sure: Bool[np.ndarray, " P"]
+    possible: Bool[np.ndarray, " P"]
+    """Also those that another measure should confirm: before a smaller jump, of one of the two images."""
+
+
 def before_jump(
     first: Int64[np.ndarray, " P"],
     second: Int64[np.ndarray, " P"],
@@ -22,7 +32,7 @@ def before_jump(
     images: int,
     largest: float,
     unrelated: float,
-) -> Bool[np.ndarray, " P"]:
+) -> Jumps:
     """Decide which pairs are duplicates, from the distances of each image to its nearest ones.
 
     A pair is one if its distance is at most `JUMP` times that of the next image beyond, for one of its images, and
@@ -51,4 +61,6 @@ def before_jump(
     np.add.at(claims[1], pair[rank < np.maximum(strict, loose)[node]], 1)
     typical = float(np.quantile(table[np.arange(images), strict], _TYPICAL)) if images else 0.0
     by_jump = (claims[0] >= 1) & (claims[1] >= 2)
-    return (distance < largest) & (by_jump | (distance < JUMP * typical))
+    near_enough = distance < largest
+    sure = near_enough & (by_jump | (distance < JUMP * typical))
+    return Jumps(sure, sure | (near_enough & (claims[1] >= 1)))

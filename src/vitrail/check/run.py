@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from vitrail.check.colours import find_colour_faults, measure_colours
 from vitrail.check.duplicates import Group, Sets, find_copies, find_exact_groups
 from vitrail.check.features import (
     Features,
+    close_pairs,
     embed_all,
     find_label_suspects,
-    find_near_duplicates_by_features,
     find_unlike_others,
 )
 from vitrail.check.file_faults import find_odd_bands, find_odd_sizes, find_unreadable, find_wrong_extensions
@@ -62,10 +62,9 @@ def check(
     images = list_images(source)
     scanned = scan(images, exact_only=exact_only, threads=threads)
     exact = find_exact_groups(scanned, threads=threads)
-    near = [] if exact_only else near_groups(scanned, exact)
-    listed = [record.image for record in scanned.records]
     features = None if weights is None else embed_all(weights, source, batch_size=batch_size, device=device)
-    by_features = [] if features is None else groups_by_features(features, scanned, [*exact, *near])
+    near = [] if exact_only else near_groups(scanned, exact, {} if features is None else close_pairs(features))
+    listed = [record.image for record in scanned.records]
     colours = measure_colours(scanned.moments, source)
     values = {
         split: used
@@ -81,10 +80,10 @@ def check(
         yield from find_odd_sizes(scanned.records)
         yield from find_class_faults(counts, noun="label" if source.multi_label else "class")
         yield from find_colour_faults(colours, dict(values))
-        yield from find_copies([*exact, *near, *by_features], listed, source.classes)
+        yield from find_copies([*exact, *near], listed, source.classes)
         yield from find_empty_appearance(scanned)
         if features is not None:
-            yield from find_by_neighbours(features, scanned, source, [*exact, *near, *by_features])
+            yield from find_by_neighbours(features, scanned, source, [*exact, *near])
 
     order = list(KINDS)
     total = Counter(image.split for image in listed)
@@ -112,53 +111,36 @@ def open_any(data: str, val_fraction: float) -> tuple[Source, tuple[str, ...]]:
         return open_source(data, val_fraction=val_fraction, classes=False), (f"without classes: {error}",)
 
 
-def near_groups(scanned: Scan, exact: Sequence[Group]) -> list[Group]:
-    """Group near duplicates by their thumbnails; of equal images one is compared."""
+def near_groups(scanned: Scan, exact: Sequence[Group], close: Mapping[tuple[str, str], float]) -> list[Group]:
+    """Group near duplicates by their thumbnails, with the exact copies of their images; of equal images one is compared.
+
+    Pairs that the thumbnails alone do not prove count where the features are close too (`close_pairs`).
+    """
     assert scanned.luminance is not None
     assert scanned.colour is not None
     copies = {at for group in exact for at in group.members[1:]}
     kept = np.array([at for at in range(len(scanned.records)) if at not in copies], np.int64)
-    pairs = find_near_duplicates(scanned.luminance[kept], scanned.colour[kept])
-    edges = [(int(kept[pair.first]), int(kept[pair.second]), 1 - pair.residual, pair.how) for pair in pairs]
-    return _groups_of(edges, exact, len(scanned.records), "correlation")
-
-
-def groups_by_features(features: Features, scanned: Scan, known: Sequence[Group]) -> list[Group]:
-    """Group near duplicates by features, where they are not in one group already."""
-    position = {record.image.path: at for at, record in enumerate(scanned.records)}
-    together = Sets(len(scanned.records))
-    for group in known:
-        together.unite(group.members)
-    edges = []
-    for first, second, distance in find_near_duplicates_by_features(features):
-        a, b = position.get(features.paths[first]), position.get(features.paths[second])
-        if a is not None and b is not None and together.find(a) != together.find(b):
-            edges.append((a, b, 1 - distance, ""))
-    return _groups_of(edges, [group for group in known if group.exact], len(scanned.records), "similarity of features")
-
-
-def _groups_of(edges: Sequence[tuple[int, int, float, str]], exact: Sequence[Group], count: int, measure: str) -> list[Group]:
-    """Join pairs, and the exact copies of their images, to groups with the evidence of the strongest pair."""
-    sets, paired = Sets(count), {at for first, second, _, _ in edges for at in (first, second)}
-    for group in exact:
-        if paired & set(group.members):
-            sets.unite(group.members)
-    for first, second, _, _ in edges:
-        sets.unite((first, second))
+    sets, pairs = Sets(len(scanned.records)), list[tuple[int, float, str]]()
+    for pair in find_near_duplicates(scanned.luminance[kept], scanned.colour[kept]):
+        first, second = int(kept[pair.first]), int(kept[pair.second])
+        one, other = sorted((scanned.records[first].image.path, scanned.records[second].image.path))
+        similarity = close.get((one, other))
+        if pair.sure or similarity is not None:
+            sets.unite((first, second))
+            words = [f"correlation {1 - pair.residual:.4f}", pair.how]
+            words += [f"similarity of features {similarity:.4f}"] if similarity is not None else []
+            pairs.append((first, 1 - pair.residual, ", ".join(word for word in words if word)))
     strongest: dict[int, tuple[float, str]] = {}
-    for first, _, score, how in sorted(edges, key=lambda edge: -edge[2]):
-        strongest.setdefault(sets.find(first), (score, how))
+    for first, score, evidence in pairs:  # from the strongest on
+        strongest.setdefault(sets.find(first), (score, evidence))
+    of = {group.members[0]: group.members for group in exact}
     return [
-        Group(members, f"{measure} {score:.4f}" + (f", {how}" if how else ""), score)
+        Group(tuple(sorted(copy for at in members for copy in of.get(at, (at,)))), *reversed(strongest[members[0]]))
         for members in sets.groups()
-        for score, how in [strongest[sets.find(members[0])]]
-        if members
     ]
 
 
-def find_by_neighbours(
-    features: Features, scanned: Scan, source: Source, groups: Sequence[Group]
-) -> Iterator[Finding]:
+def find_by_neighbours(features: Features, scanned: Scan, source: Source, groups: Sequence[Group]) -> Iterator[Finding]:
     """Yield label suspects, for one class an image, and images unlike all others."""
     if len(features.paths) < 3:
         return
@@ -173,11 +155,12 @@ def find_by_neighbours(
         for suspect in find_label_suspects(features, labels, same, len(source.classes)):
             nearest = tuple(features.paths[at] for at in suspect.neighbours[:_MOST_NEIGHBOURS])
             given, suggested = source.classes[suspect.label], source.classes[suspect.suggested]
+            votes = f'{100 * suspect.share:.0f} % of its neighbours are "{suggested}"'
             yield Finding(
                 kind="label-suspect",
                 paths=(features.paths[suspect.index],),
                 beside=nearest,
-                evidence=f'label "{given}"; {100 * suspect.share:.0f} % of its neighbours are "{suggested}": {", ".join(nearest)}',
+                evidence=f'label "{given}"; {votes}: {", ".join(nearest)}',
                 suggestion=f'look whether it is "{suggested}"',
                 score=suspect.score,
             )
@@ -203,7 +186,7 @@ def parts_left_out(source: Source, scanned: Scan, *, exact_only: bool, with_feat
     if not any(record.header.format for record in scanned.records) and not scanned.unreadable:
         yield "corrupt files and extensions: the images are not in files of their own"
     if not with_features:
-        yield "label suspects, images unlike all others, near duplicates by features: give --weights"
+        yield "label suspects, images unlike all others, near duplicates confirmed by features: give --weights"
     elif source.multi_label:
         yield "label suspects: neighbours vote for one class, and these images have any number of labels"
     elif not source.classes:

@@ -19,7 +19,7 @@ from vitrail.data.bands import Bands, BandsError, ValuesInUse, values_in_use
 from vitrail.data.decode import BadImage, Decoded, Header
 from vitrail.data.files import map_files
 
-SIDE, COLOUR_SIDE = 32, 8
+SIDE, COLOUR_SIDE = 32, 16
 """Sides of the thumbnails: luminance, and colour differences."""
 SHORT_SIDE = 128
 """Least shorter side at which a JPEG is decoded where images are compared and measured."""
@@ -31,7 +31,7 @@ _SAMPLED = 16  # rows and columns of the pixels that a key is a hash of
 class ImageRecord(NamedTuple):
     """One readable image."""
 
-    index: int
+    number: int
     """Number in the image set."""
     image: ListedImage
     header: Header

@@ -15,7 +15,7 @@ _LENGTH = 9  # pixels of the mean that blurs: the paper's
 
 
 def blur_of(picture: Image.Image) -> float | None:
-    """Measure blur from 0 (sharp) to 1 (blurred) at a shorter side of 128 to 255 pixels; None for small and for blank images."""
+    """Measure blur from 0 (sharp) to 1 (blurred) at a shorter side of up to 255 pixels; None for small and for blank images."""
     short = min(picture.size)
     if short < LEAST_SIDE:
         return None

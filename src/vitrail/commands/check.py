@@ -34,20 +34,20 @@ def run(words: list[str]) -> int:
         "Exit code: 0, or 1 when files are unreadable; with --strict 1 when there is any finding.",
     )
     parser.add_argument("data", metavar="DATA", help="a folder, with or without classes, or the name of a set")
-    parser.add_argument("--weights", metavar="W", help="a run; a Hub id, a file or a folder of any origin: its features are used")
+    parser.add_argument("--weights", metavar="W", help="a run; a Hub id, a file or a folder of any origin: for its features")
     parser.add_argument("--fix-list", metavar="FILE", help="write a CSV: file, finding, evidence, suggestion")
     parser.add_argument("--page", metavar="FILE", help="write an HTML page with thumbnails, which needs no other file")
     parser.add_argument("--strict", action="store_true", help="exit code 1 for any finding")
-    parser.add_argument("--exact", action="store_true", help="no near duplicates, and no blank, dark and blurred images: faster")
+    parser.add_argument(
+        "--exact", action="store_true", help="only what is certain: no near duplicates, no dark and blurred images"
+    )
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     terminal.add_device(parser, batch_size=64)
     args = terminal.parse(parser, words)
 
     from vitrail.check import check
 
-    checked = check(
-        args.data, weights=args.weights, exact_only=args.exact, device=args.device, batch_size=args.batch_size
-    )
+    checked = check(args.data, weights=args.weights, exact_only=args.exact, device=args.device, batch_size=args.batch_size)
     written = [checked.write_fix_list(args.fix_list)] if args.fix_list else []
     if args.page:
         from vitrail.check.page import write_page
