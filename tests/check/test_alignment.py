@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import torch
-
 from planted import cropped, photo
+
 from vitrail.check.alignment import align
 from vitrail.check.scan import make_thumbnails
 from vitrail.check.windows import FLIPS, WINDOWS

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from planted import NEAR, blurred, darkened, photo
+
 from vitrail.check import CheckedData, check
 
 ImageFolder = Callable[..., Path]

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
 from planted import photo
+
 from vitrail.check.inverted_index import find_candidates
 from vitrail.check.scan import make_thumbnails
 from vitrail.check.windows import FLIPS, WINDOWS, Describer, flip_signs

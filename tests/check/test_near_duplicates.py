@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from planted import NEAR, photo
 
 import vitrail.data
-from planted import NEAR, photo
 from vitrail.check.near_duplicates import find_near_duplicates
 from vitrail.check.scan import make_thumbnails
 from vitrail.data.named import NAMED, is_complete, read_arrays

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-
 from planted import photo
+
 from vitrail.check.scan import make_thumbnails
 from vitrail.check.windows import FLIPS, FREQUENCIES, WINDOWS, Describer, flip_signs
 

@@ -40,6 +40,7 @@ UNLIKE = 3.5
 MAJORITY = 0.5
 """Least share of the votes for the class that is suggested."""
 _SMALL = 1e-6
+_SPARE = 10  # neighbours beyond those that vote: near duplicates do not
 _NEAREST = 10  # neighbours among which near duplicates are looked for
 _FLOOR = 0.01  # share of votes of a class without any
 
@@ -103,12 +104,20 @@ def embed_all(weights: str | Path, source: Source, *, batch_size: int = 64, devi
         paths += [path for path in split.names if path not in skipped]
         embeddings.append(features.embeddings)
     joined = torch.cat(embeddings) if embeddings else torch.zeros(0, 1)
-    if len(joined) < 2:
-        return Features(tuple(paths), joined, torch.zeros(len(joined), 0), torch.zeros(len(joined), 0).long(), tuple(notes))
-    count = max(NEIGHBOURS, FAR_NEIGHBOUR) + 10  # room for near duplicates, which do not vote
-    blocks = list(nearest_neighbours(joined, joined, k=min(count, max(1, len(joined) - 1)), device=where, leave_out=True))
+    return neighbours_of(tuple(paths), joined, device=where, notes=tuple(notes))
+
+
+def neighbours_of(
+    paths: tuple[str, ...], embeddings: Float[Tensor, "N E"], *, device: torch.device | str, notes: tuple[str, ...] = ()
+) -> Features:
+    """Find the nearest images of each image. There are none for a single one."""
+    if len(embeddings) < 2:
+        none = torch.zeros(len(embeddings), 0)
+        return Features(paths, embeddings, none, none.long(), notes)
+    count = min(max(NEIGHBOURS, FAR_NEIGHBOUR) + _SPARE, len(embeddings) - 1)
+    blocks = list(nearest_neighbours(embeddings, embeddings, k=count, device=device, leave_out=True))
     similarity, neighbours = (torch.cat([block[part].cpu() for block in blocks]) for part in (0, 1))
-    return Features(tuple(paths), joined, similarity, neighbours, tuple(notes))
+    return Features(paths, embeddings, similarity, neighbours, notes)
 
 
 def close_pairs(features: Features) -> dict[tuple[str, str], float]:
@@ -131,12 +140,17 @@ def _in_order(one: str, other: str) -> tuple[str, str]:
 
 
 def find_label_suspects(
-    features: Features, labels: Int64[np.ndarray, " N"], groups: Sequence[int], classes: int
+    features: Features,
+    labels: Int64[np.ndarray, " N"],
+    groups: Sequence[int],
+    classes: int,
+    *,
+    least: float = SUSPECT,
 ) -> list[Suspect]:
     """Find images whose neighbours carry another label: leave-one-out k-NN, without images of the same group (near duplicates).
 
     The score compares the votes for the neighbours' class with those for the label, and is higher where images of that class
-    seldom carry that label: shirts are often called T-shirts, and never sneakers.
+    seldom carry that label: shirts are often called T-shirts, and never sneakers. Suspects have a score of `least` or more.
     """
     y, group = torch.from_numpy(labels), torch.tensor(list(groups))
     count = int(np.clip(len(y) / max(1, classes) / 4, FEWEST, NEIGHBOURS))
@@ -150,11 +164,12 @@ def find_label_suspects(
     own = share.gather(1, y[:, None])[:, 0]
     best, suggested = share.scatter(1, y[:, None], -1.0).max(1)
     confusion = torch.ones(classes, classes)  # row: the neighbours' class, column: the label; one image more in each
-    confusion.index_put_((share.argmax(1), y), torch.ones(len(y)), accumulate=True)
+    _, members, sizes = group.unique(return_inverse=True, return_counts=True)
+    confusion.index_put_((share.argmax(1), y), 1 / sizes[members], accumulate=True)  # copies count as one image
     rarity = -(confusion / confusion.sum(1, keepdim=True))[suggested, y].log()
     score = ((best + _FLOOR) / (own + _FLOOR)).log() + rarity
     found = []
-    for index in torch.where((score >= SUSPECT) & (best >= MAJORITY))[0].tolist():
+    for index in torch.where((score >= least) & (best >= MAJORITY))[0].tolist():
         voting = features.neighbours[index][(weights[index] > 0) & (y[features.neighbours[index]] == suggested[index])]
         found.append(
             Suspect(
