@@ -162,6 +162,12 @@ def test_labels_of_which_an_image_may_have_several(image_folder: ImageFolder) ->
     assert "leakage: there is one split, train" in checked.left_out
 
 
+def test_a_file_that_a_table_names_and_is_not_there(image_folder: ImageFolder) -> None:
+    root = image_folder({"photos": 3})
+    (root / "labels.csv").write_text("path,labels,split\nphotos/0.jpg,a,train\nphotos/1.jpg,a,train\nphotos/9.jpg,a,train\n")
+    assert paths(check(root, val_fraction=0), "missing") == {"photos/9.jpg"}
+
+
 def test_a_folder_without_classes(image_folder: ImageFolder) -> None:
     root = image_folder({"album": 12})
     shutil.copy(root / "album/0.jpg", root / "copy.jpg")

@@ -42,6 +42,7 @@ MAJORITY = 0.5
 _SMALL = 1e-6
 _SPARE = 10  # neighbours beyond those that vote: near duplicates do not
 _NEAREST = 10  # neighbours among which near duplicates are looked for
+_LEAST_SPREAD = 0.1  # of the logarithm of distances: equal distances deviate by nothing
 _FLOOR = 0.01  # share of votes of a class without any
 
 
@@ -190,7 +191,7 @@ def find_unlike_others(features: Features) -> list[Unlike]:
     distance = (1 - features.similarity[:, far]).clamp_min(_SMALL)
     logs = distance.log()
     middle = logs.median()
-    spread = 1.4826 * (logs - middle).abs().median().clamp_min(_SMALL)
+    spread = (1.4826 * (logs - middle).abs().median()).clamp_min(_LEAST_SPREAD)
     deviations = (logs - middle) / spread
     found = [
         Unlike(index, float(distance[index]), math.exp(float(middle)), float(deviations[index]))

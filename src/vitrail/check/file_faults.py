@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from vitrail.check.finding import Finding
 from vitrail.check.scan import ImageRecord, Unreadable
 from vitrail.data.dataset import Source
-from vitrail.data.decode import NoImage, OversizedImage, TruncatedImage
+from vitrail.data.decode import MissingImage, NoImage, OversizedImage, TruncatedImage
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -32,7 +32,12 @@ LONG = 4.0
 
 def find_unreadable(unreadable: Sequence[Unreadable]) -> Iterator[Finding]:
     """Yield a finding for each file that can't be read."""
-    kinds = ((OversizedImage, "oversized"), (TruncatedImage, "truncated"), (NoImage, "not-an-image"))
+    kinds = (
+        (MissingImage, "missing"),
+        (OversizedImage, "oversized"),
+        (TruncatedImage, "truncated"),
+        (NoImage, "not-an-image"),
+    )
     for image, error in unreadable:
         kind = next((kind for error_type, kind in kinds if isinstance(error, error_type)), "corrupt")
         yield Finding(kind=kind, paths=(image.path,), evidence=str(error))

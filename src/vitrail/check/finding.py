@@ -16,7 +16,10 @@ class FindingKind(NamedTuple):
 
 
 KINDS: dict[str, FindingKind] = {
-    "not-an-image": FindingKind("files that are no images", "remove it, or save it in a format that is read"),
+    "missing": FindingKind("files that are not there", "mend the path, or take it out of the table"),
+    "not-an-image": FindingKind(
+        "files that are no images, or of a format that is not read", "remove it, or save it in a format that is read"
+    ),
     "truncated": FindingKind("truncated files", "copy or download it again; training leaves it out"),
     "corrupt": FindingKind("corrupt files", "copy or download it again; training leaves it out"),
     "oversized": FindingKind("oversized files", "save it with fewer pixels; training leaves it out"),

@@ -21,7 +21,7 @@ from vitrail.settings import Pair
 from vitrail.text import printable
 from vitrail.weights.run_folder import write_atomically
 
-UNREADABLE = ("not-an-image", "truncated", "corrupt", "oversized")
+UNREADABLE = ("missing", "not-an-image", "truncated", "corrupt", "oversized")
 """Kinds of files that can't be read."""
 
 

@@ -46,6 +46,7 @@ def run(words: list[str]) -> int:
     args = terminal.parse(parser, words)
 
     from vitrail.check import check
+    from vitrail.data.listing import mark_output
 
     checked = check(args.data, weights=args.weights, exact_only=args.exact, device=args.device, batch_size=args.batch_size)
     written = [checked.write_fix_list(args.fix_list)] if args.fix_list else []
@@ -53,6 +54,8 @@ def run(words: list[str]) -> int:
         from vitrail.check.page import write_page
 
         written.append(write_page(checked, args.data, args.page))
+    for path in written:
+        mark_output(path.parent, [path], command="check")
     if args.json:
         terminal.print_json(checked.to_dict())
     else:

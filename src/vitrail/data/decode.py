@@ -74,6 +74,10 @@ class BadImage(ValueError):
     """A file that is no image, corrupt or truncated; the message is the reason, in one line."""
 
 
+class MissingImage(BadImage):
+    """A file that is not there: a line of a table, or a broken link."""
+
+
 class OversizedImage(BadImage):
     """A file whose header declares more than `MAX_PIXELS`."""
 
@@ -83,7 +87,7 @@ class TruncatedImage(BadImage):
 
 
 class NoImage(BadImage):
-    """A file that is empty or of no format that is read."""
+    """A file that is empty, or of a format that is not read."""
 
 
 class Header(NamedTuple):
@@ -410,7 +414,7 @@ def _formats(start: bytes) -> tuple[str, ...]:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise BadImage("a HEIC photograph, which needs pillow-heif: pip install 'vitrail[heif]'") from None
+        raise NoImage("a HEIC photograph, which needs pillow-heif: pip install 'vitrail[heif]'") from None
     register_heif_opener()
     return ("HEIF",)
 
@@ -438,7 +442,7 @@ def _raise_bad_image() -> Iterator[None]:
     except BandsError as error:
         raise BadImage(str(error)) from None
     except FileNotFoundError:
-        raise BadImage("the file is not there") from None
+        raise MissingImage("the file is not there") from None
     except (PermissionError, IsADirectoryError) as error:
         raise BadImage(f"the file can't be read: {error.strerror}") from None
     except Image.DecompressionBombError:
