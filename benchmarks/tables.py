@@ -414,6 +414,80 @@ def _by_way(sets: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return ways
 
 
+def check_near(result: dict[str, Any]) -> str:
+    """Recall of each way to make a near duplicate, by contender, and how many other images are named."""
+    if "near" not in result:
+        return "Not measured yet: `python benchmarks/check.py PHOTOS --part near`.\n"
+    sets = {title: row for title, row in result["near"].items() if title != "machine"}
+    columns = [(title, name) for title, row in sets.items() for name in row if name not in ("images", "planted")]
+    rows = {
+        way: [_percent(sets[t][n]["recall"][way]) for t, n in columns] for way in sets[columns[0][0]][columns[0][1]]["recall"]
+    }
+    cells = [[f"found: {way}", *values] for way, values in rows.items()]
+    cells += [["**found, all**", *(f"**{_percent(sets[t][n]['recall of all'])}**" for t, n in columns)]]
+    cells += [["other images named", *(f"{100 * sets[t][n]['others named']:.2f} %" for t, n in columns)]]
+    cells += [["seconds", *(f"{sets[t][n]['seconds']:,.0f}" for t, n in columns)]]
+    counts = "; ".join(f"{title}: {row['planted']:,} of {row['images']:,} images" for title, row in sets.items())
+    note = "The other images that are named include real near duplicates of both sets."
+    head = ["near duplicates", *(f"{title}: {name}" for title, name in columns)]
+    return f"{_grid(head, cells)}\n\nOne copy each of {counts}. {note} {_machines([result['near']['machine']])}\n"
+
+
+def check_faults(result: dict[str, Any]) -> str:
+    """Planted faults that are found, and other images that are named, by contender."""
+    if "faults" not in result:
+        return "Not measured yet: `python benchmarks/check.py PHOTOS --part faults`.\n"
+    row = result["faults"]
+    names = [
+        name
+        for name in row
+        if name not in ("images", "planted", "machine") and any(v["found"] for k, v in row[name].items() if k != "seconds")
+    ]
+    cells = [
+        [kind, f"{count}", *(f"{row[name][kind]['found']} ({row[name][kind]['others']} others)" for name in names)]
+        for kind, count in row["planted"].items()
+    ]
+    cells += [["seconds", "", *(f"{row[name]['seconds']:,.0f}" for name in names)]]
+    return (
+        f"{_grid(['faults', 'planted', *names], cells)}\n\nAmong {row['images']:,} photographs. {_machines([row['machine']])}\n"
+    )
+
+
+def check_speed(result: dict[str, Any]) -> str:
+    """Images a second of exact findings beside a loop with Pillow."""
+    if "speed" not in result:
+        return "Not measured yet: `python benchmarks/check.py PHOTOS --part speed`.\n"
+    sets = {title: row for title, row in result["speed"].items() if title != "machine"}
+    cells = [
+        [
+            f"{title}, {row['images']:,} JPEGs",
+            *(f"{row['images_per_s'][name]['median']:,.0f}" for name in ("Pillow", "exact")),
+            _ratio(row["ratio"]),
+            f"{row['images_per_s']['all findings']:,.0f}",
+        ]
+        for title, row in sets.items()
+    ]
+    head = ["images/s", "decoding with Pillow", "`--exact`", "ratio", "all findings without a model"]
+    return (
+        f"{_grid(head, cells)}\n\nIn interleaved rounds, as many threads as cores. {_machines([result['speed']['machine']])}\n"
+    )
+
+
+def check_labels(result: dict[str, Any]) -> str:
+    """Precision of label suspects where labels were flipped."""
+    if "labels" not in result:
+        return "Not measured yet: `python benchmarks/check.py PHOTOS --part labels`.\n"
+    row = result["labels"]
+    cells = [
+        ["precision of the strongest 5 %", _percent(row["precision of the top 5 %"])],
+        [f"precision of the {row['named']:,} that are named", _percent(row["precision of the named"])],
+        ["share of the flipped labels that are named", _percent(row["recall of the named"])],
+    ]
+    what = f"{row['flipped']:,} of {row['images']:,} labels of {row['set']} flipped"
+    what += f"; features of a run of {row['minutes']:g} minutes on them"
+    return f"{_grid(['label suspects', 'value'], cells)}\n\n{what}. {_machines([row['machine']])}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
@@ -435,6 +509,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "explain": ("explain", explaining),
     "explain-scores": ("pictures", explain_scores),
     "pointing": ("pointing", pointing),
+    "check-near": ("check", check_near),
+    "check-faults": ("check", check_faults),
+    "check-speed": ("check", check_speed),
+    "check-labels": ("check", check_labels),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vitrail.check.before_training import check_before_training
 from vitrail.data.dataset import Source
 from vitrail.data.sources import NAMES, open_source
 from vitrail.models import check_model, meta_model
@@ -91,7 +92,7 @@ def plan_run(request: Request) -> Plan:
     4. the settings: facts of the data, recipe or fitted settings, file, overrides; later ones win;
     5. values that the images hold: range of deep images, mean and deviation of bands;
     6. what is left at "auto": preprocessing, precision, absolute paths;
-    7. checks of model, task and image sizes, on the meta device; notes on settings without effect;
+    7. checks of model, task and image sizes, on the meta device; notes on the data and on settings without effect;
     8. smaller models of the recipe, for a machine that is too slow for its own.
     """
     requested, notes = request.layer, list[str]()
@@ -110,7 +111,7 @@ def plan_run(request: Request) -> Plan:
     settings = resolve_values(settings, source, preprocessing, notes)
     settings = resolve_auto(settings, source, preprocessing)
     model = check_plan(settings, source, task)
-    notes += [f"note: {line}" for line in source.notes]
+    notes += [f"note: {line}" for line in (*source.notes, *check_before_training(source))]
     notes += [
         f"note: {line}" for line in find_unused(settings, model, overrides=request.overrides, multi_label=source.multi_label)
     ]
