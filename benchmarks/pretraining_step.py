@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,12 @@ import torch
 import machine
 from vitrail.bench.rounds import interleave, ratios, summary, timed
 from vitrail.data.batch import Batch
+from vitrail.data.draws import Draws
 from vitrail.models import create_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import bf16_is_faster, keep_freed_memory
-from vitrail.settings import AugmentConfig, LejepaConfig, MaeConfig, OptimConfig, Preprocessing, ViewsConfig
+from vitrail.models.positions import grid_of
+from vitrail.settings import AugmentConfig, LejepaConfig, MaeConfig, OptimConfig, Preprocessing, ViewsConfig, pair
 from vitrail.tasks import Task
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.lejepa import Lejepa
@@ -33,9 +36,12 @@ from vitrail.train.optim import build_optimizers
 from vitrail.train.step import Step
 
 CPU = torch.device("cpu")
-MODELS = {"S/16": (224, 16), "Ti/4": (32, 64)}
-"""Image side and batch size by model."""
-VIEWS = (2, 4)
+MODELS: dict[str, tuple[int, int, MaeConfig, tuple[int, ...]]] = {
+    "S/16": (224, 16, MaeConfig(decoder_dim=128, decoder_depth=4, decoder_heads=4), (2, 4)),
+    "Ti/4": (32, 64, MaeConfig(decoder_dim=64, decoder_depth=2, decoder_heads=4), (2, 4)),
+    "L/16": (224, 4, MaeConfig(), ()),
+}
+"""Image side, batch size, MAE's decoder (of `mae-photos`, of `mae-small`, the paper's) and LeJEPA's views, by model."""
 
 
 def build(name: str, side: int, classes: int) -> tuple[Backbone, Preprocessing]:
@@ -58,8 +64,9 @@ def step_of(task: Task, batch: Batch, dtype: torch.dtype | None) -> Callable[[],
     return call
 
 
-def contenders(name: str, side: int, size: int, dtype: torch.dtype | None) -> dict[str, Callable[[], object]]:
+def contenders(name: str, dtype: torch.dtype | None) -> dict[str, Callable[[], object]]:
     """Return the steps by title."""
+    side, size, decoder, numbers = MODELS[name]
     g = torch.Generator().manual_seed(0)
     images = torch.randn(size, 3, side, side, generator=g)
     labels, indexes = torch.randint(1000, (size,), generator=g), torch.arange(size)
@@ -67,9 +74,11 @@ def contenders(name: str, side: int, size: int, dtype: torch.dtype | None) -> di
     model, shape = build(name, side, 1000)
     steps = {"supervised": step_of(Classify(model, preprocessing=shape), plain, dtype)}
     model, shape = build(name, side, 0)
-    mae = Mae(model, preprocessing=shape, cfg=MaeConfig(), augment=AugmentConfig(), seed=0)
-    steps["mae, 75 % masked"] = step_of(mae, plain, dtype)
-    for views in VIEWS:
+    mae = Mae(model, preprocessing=shape, cfg=decoder, augment=AugmentConfig(), seed=0)
+    patches = grid_of((side, side), pair(model.config.patch_size))
+    visible = mae.draw_visible(Draws(seed=0, epoch=0, indexes=indexes), patches)
+    steps["mae, 75 % masked"] = step_of(mae, replace(plain, visible=visible), dtype)
+    for views in numbers:
         model, shape = build(name, side, 0)
         config, sizes = ViewsConfig(global_crops=views, local_crops=0), torch.full((size, 2), side)
         task = Lejepa(model, preprocessing=shape, cfg=LejepaConfig(), views=config, sizes=sizes, seed=0)
@@ -90,11 +99,19 @@ def main() -> None:
     keep_freed_memory()
     dtype, rows = torch.bfloat16 if bf16_is_faster(CPU) else None, {}
     for name in args.model or MODELS:
-        side, size = MODELS[name]
-        calls = contenders(name, side, size, dtype)
+        side, size, decoder, _ = MODELS[name]
+        calls = contenders(name, dtype)
         seconds = interleave({title: partial(timed, call) for title, call in calls.items()}, least=args.rounds, warmup=2)
         ratio = {title: summary(ratios(values, seconds["supervised"])) for title, values in seconds.items()}
-        rows[name] = {"side": side, "batch": size, "supervised_s": summary(seconds["supervised"]), "ratio": ratio}
+        decoders = f"{decoder.decoder_depth} x {decoder.decoder_dim}"
+        figures = {"supervised_s": summary(seconds["supervised"]), "ratio": ratio}
+        rows[name] = {"side": side, "batch": size, "decoder": decoders, **figures}
+            "side": side,
+            "batch": size,
+            "decoder": f"{decoder.decoder_depth} x {decoder.decoder_dim}",
+            "supervised_s": summary(seconds["supervised"]),
+            "ratio": ratio,
+        }
         for title, values in ratio.items():
             low, high = values["min"], values["max"]
             print(f"{name}, {size} images of {side} px, {title}: {values['median']:.2f} ({low:.2f} to {high:.2f})")
