@@ -4,9 +4,9 @@
     python benchmarks/robustness.py --picture PHOTOS
 
 The first measures the run on the data's test images, whose weights don't matter for the time, and by corruption the seconds of
-changing the images alone. `load` is the machine's load average before and after, this process included; seconds of the processor
-hold better on a machine that does other work. Writes benchmarks/results/robustness.json. The second draws all corruptions at all severities on one
-of the photographs, as docs/pictures/corruptions.jpg.
+changing the images alone. `load` is the machine's load average before and after, this process included; seconds of the
+processor hold better on a machine that does other work. Writes benchmarks/results/robustness.json. The second draws all
+corruptions at all severities on one of the photographs, as docs/pictures/corruptions.jpg.
 """
 
 from __future__ import annotations
