@@ -4,8 +4,9 @@
     python benchmarks/robustness.py --picture PHOTOS
 
 The first measures the run on the data's test images, whose weights don't matter for the time, and by corruption the seconds of
-changing the images alone. Writes benchmarks/results/robustness.json. The second draws all corruptions at all severities on one
-of the photographs, as docs/pictures/corruptions.jpg.
+changing the images alone. `load` is the machine's load average before and after, this process included; seconds of the
+processor hold better on a machine that does other work. Writes benchmarks/results/robustness.json. The second draws all
+corruptions at all severities on one of the photographs, as docs/pictures/corruptions.jpg.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def measure(run: str, data: str, images: int) -> dict[str, Any]:
         device=opened.device,
         autocast_dtype=opened.autocast_dtype,
     )
-    evaluation_s = time.perf_counter() - start
+    evaluation_s, cpu_s = time.perf_counter() - start, time.process_time()
     result = measure_robustness(run, data, images=images)
+    cpu_s = time.process_time() - cpu_s
     raw, _ = split.read(torch.arange(min(256, len(split))))
     draws = Draws(seed=0, epoch=0, indexes=raw.indexes)
     corruption_ms = {}
@@ -61,7 +63,7 @@ def measure(run: str, data: str, images: int) -> dict[str, Any]:
         corruption_ms[name] = round(1000 * (time.perf_counter() - start) / len(SEVERITIES) / len(raw), 4)
     return {
         "machine": machine.facts(),
-        "load_before": round(load, 2),
+        "load": [round(load, 2), round(os.getloadavg()[0], 2)],
         "data": data,
         "split_images": result.split_images,
         "images": result.images,
@@ -69,6 +71,7 @@ def measure(run: str, data: str, images: int) -> dict[str, Any]:
         "measurements": sum(map(len, result.corruptions.values())) + sum(map(len, result.sweeps.values())),
         "evaluation_s": round(evaluation_s, 1),
         "robustness_s": round(result.seconds, 1),
+        "robustness_cpu_s": round(cpu_s, 1),
         "corruption_ms_per_image": corruption_ms,
     }
 

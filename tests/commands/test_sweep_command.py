@@ -70,6 +70,7 @@ def test_each_value_and_seed_is_a_run(finished: Path) -> None:
         ({"model.mlp_ratio": ratio}, seed) for ratio in (1.0, 2.0) for seed in (0, 1)
     ]
     assert [len(group["runs"]) for group in found["comparison"]["groups"]] == [2, 2]
+    assert (found["comparison"]["split"], found["comparison"]["images"]) == ("val", 4)
     assert found["learning_curves"] == found["failed"] == []
     assert (finished / "sweep.png").stat().st_size > 5000
     settings = (finished / "mlp_ratio=2" / "seed-1" / "config.yaml").read_text()
@@ -79,9 +80,10 @@ def test_each_value_and_seed_is_a_run(finished: Path) -> None:
 
 def test_a_finished_sweep_trains_nothing_and_prints_its_table(sweep_it: Typed, finished: Path) -> None:
     before = models(finished)
+    assert "photos, test: 4 images" in sweep_it(*RATIOS, "--out", finished, "--split", "test").out
     said = sweep_it(*RATIOS, "--out", finished)
     assert (said.code, said.out.count("is finished"), models(finished)) == (0, 4, before)
-    for words in ("mlp_ratio=2/seed-1", "than the first", "seeds", "sweep.png"):
+    for words in ("photos, val: 4 images", "mlp_ratio=2/seed-1", "than the first", "seeds", "sweep.png"):
         assert words in said.out
 
 

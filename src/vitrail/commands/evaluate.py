@@ -54,7 +54,9 @@ def run(words: list[str]) -> int:
         args.run, args.data, split=args.split, batch_size=args.batch_size, device=args.device, report=terminal.report
     )
     files, robustness = done.save(args.out), None
-    if args.robustness:
+    if args.robustness and not isinstance(done.scores, Evaluation):
+        terminal.report("robustness is not measured: it is the accuracy on images with one class each")
+    elif args.robustness:
         robustness = measure_robustness(
             args.run,
             args.data,

@@ -46,6 +46,7 @@ def run(words: list[str]) -> int:
         recipe=parsed.get("recipe"),
         config=parsed.get("config"),
         out=parsed.get("out"),
+        split=parsed.get("split"),
     )
     terminal.say()
     print_comparison(done.comparison)
@@ -64,6 +65,7 @@ def add_sweep(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each, with the seeds from train.seed on [3]")
     parser.add_argument("--out", type=str, metavar="FOLDER", help="the folder of the runs [the next in runs/]")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="which images they are compared on [val, else test]")
 
 
 def read_choices(parser: ArgumentParser, texts: Sequence[str]) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from vitrail.data.dataset import Source, SplitName
 from vitrail.evaluate.compare import RunComparison, compare_runs
 from vitrail.evaluate.learning_curve import LearningCurve, last_doubling, learning_curve
 from vitrail.settings import Settings, layers
@@ -93,6 +94,7 @@ def sweep(
     recipe: str | None = None,
     config: str | Path | None = None,
     out: str | Path | None = None,
+    split: SplitName | None = None,
     console: Console | None = None,
 ) -> Sweep:
     """Train a run for each combination of values and each seed, and compare them on the same images.
@@ -101,14 +103,17 @@ def sweep(
     trained. `settings` are those of all runs, as sections: {"train": {"epochs": 5}}. Path, recipe and config are those of
     `train`. Each run is a folder in `out`, by default a new one under runs/. The same call with the same `out` goes on:
     finished runs stay, a stopped one is resumed, and further values and seeds are added. A run that fails does not end the
-    sweep. Raises ValueError before the first run for invalid settings of any of them, and for runs that can't be compared.
+    sweep. The runs are compared on the validation images where there are some, unless `split` is given, so that the test
+    images stay for the one that is chosen. Raises ValueError before the first run for invalid settings of any of them, and
+    for runs that can't be compared.
     """
     display = Display(console)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("a sweep trains one run after the other in one process; start it without torchrun")
     folder = choose_sweep_folder(out, path)
     runs = list(plan_sweep(path, choices, seeds=seeds, settings=settings or {}, recipe=recipe, config=config, folder=folder))
-    checked = check_sweep(runs)
+    checked, source = check_sweep(runs)
+    on = "val" if split is None and "val" in source.splits else split
     display.say(f"sweep folder {folder}: {len(runs)} runs; the same command with --out {folder} goes on where it stopped")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / FILE).exists():
@@ -129,9 +134,10 @@ def sweep(
             f"{len(finished)} of {len(runs)} runs finished, and two can be compared: {next(iter(failed.values()))}"
         )
     device = checked.train.device
-    comparison = compare_runs([run.folder for run in finished], device=device)
+    comparison = compare_runs([run.folder for run in finished], split=on, device=device)
     scores = accuracies_of(finished, comparison)
-    result = Sweep(folder, choices, finished, tuple(failed.items()), comparison, curves_of(scores, device=device))
+    curves = curves_of(scores, split=on, device=device)
+    result = Sweep(folder, choices, finished, tuple(failed.items()), comparison, curves)
     write_text_atomically(folder / FILE, json.dumps(result.to_dict(), indent=2, default=str) + "\n")
     save_sweep_figure(scores, folder)
     return result
@@ -210,14 +216,15 @@ def with_value(layer: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]
     return {**layer, section: with_value(fields, rest, value) if "." in rest else {**fields, rest: value}}
 
 
-def check_sweep(runs: Sequence[PlannedRun]) -> Settings:
-    """Resolve the settings of every combination, and look into every folder. Return the first one's settings.
+def check_sweep(runs: Sequence[PlannedRun]) -> tuple[Settings, Source]:
+    """Resolve the settings of every combination, and look into every folder. Return the first one's settings and data set.
 
     Raises ValueError, with the combination, for settings or folders with which a run can't begin or go on.
     """
     if len(runs) < 2:
         raise ValueError("a sweep of one run has nothing to compare; give more values or seeds")
     resolved: dict[str, Settings] = {}
+    source: Source | None = None
     for run in runs:
         name = run.combination.name
         try:
@@ -228,11 +235,12 @@ def check_sweep(runs: Sequence[PlannedRun]) -> Settings:
                     raise ValueError(f"the runs have {kind}, and a sweep compares accuracy on one class an image")
                 if same := next((other for other, settings in resolved.items() if settings == plan.settings), None):
                     raise ValueError(f"its settings are those of {same}; leave one of the values out")
-                resolved[name] = plan.settings
+                resolved[name], source = plan.settings, source or plan.source
             can_resume(run.folder, request_record(run.request))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    return next(iter(resolved.values()))
+    assert source is not None
+    return next(iter(resolved.values())), source
 
 
 def choose_sweep_folder(out: str | Path | None, path: str | Path | None) -> Path:
@@ -262,7 +270,9 @@ def accuracies_of(runs: Sequence[PlannedRun], comparison: RunComparison) -> list
     return list(scores.values())
 
 
-def curves_of(scores: Sequence[CombinationScores], *, device: str) -> tuple[LearningCurve, ...]:
+def curves_of(
+    scores: Sequence[CombinationScores], *, split: SplitName | None = None, device: str = "auto"
+) -> tuple[LearningCurve, ...]:
     """Return the learning curve of each combination of the settings other than data.fraction; () without that setting."""
     curves: dict[str, dict[float, CombinationScores]] = {}
     for each in scores:
@@ -276,6 +286,7 @@ def curves_of(scores: Sequence[CombinationScores], *, device: str) -> tuple[Lear
         small, large = (points[fraction] for fraction in last_doubling(list(points)))
         paired = None
         if min(len(small.accuracies), len(large.accuracies)) < 2:
-            paired = compare_runs([small.folders[0], large.folders[0]], device=device).runs[1].to_first
+            pair = compare_runs([small.folders[0], large.folders[0]], split=split, device=device)
+            paired = pair.runs[1].to_first
         found.append(learning_curve({fraction: each.accuracies for fraction, each in points.items()}, others, paired=paired))
     return tuple(found)
