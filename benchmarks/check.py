@@ -131,7 +131,7 @@ def all_contenders(folder: Path, python: str | None) -> Iterator[tuple[str, dict
 def near(photos: Path, python: str | None, *, full: bool) -> dict[str, Any]:
     """Recall of each way to make a near duplicate, and the share of the other images that are named."""
     name, arrays, _ = fashion(full=full)
-    sets: dict[str, Sequence[Any]] = {name: arrays, "photographs": sorted(photos.rglob("*.jpg"))}
+    sets: dict[str, Sequence[Any]] = {name: list(arrays), "photographs": sorted(photos.rglob("*.jpg"))}
     result: dict[str, Any] = {}
     for title, images in sets.items():
         with tempfile.TemporaryDirectory() as temporary:
@@ -157,7 +157,7 @@ def plant_near(images: Sequence[Any], folder: Path) -> dict[str, tuple[str, str]
         with Image.open(folder / f"{number}{suffix}") as picture:
             copy = WAYS[ways[at % len(ways)]](picture if small else picture.convert("RGB"), draw)
             copy = copy.resize(picture.size, Image.Resampling.BICUBIC) if small else copy
-            copy.save(folder / f"copy{number}{suffix}", **({} if small else {"quality": 90}))
+            copy.save(folder / f"copy{number}{suffix}", quality=90)  # of which PNG takes no notice
         expected[f"copy{number}{suffix}"] = (f"{number}{suffix}", ways[at % len(ways)])
     return expected
 
@@ -291,8 +291,8 @@ def labels(minutes: float, *, full: bool) -> dict[str, Any]:
         features = embed_all(run.folder, open_source("fashion-mnist", val_fraction=0.0))
     features = features_of_train(features)
     suspects = find_label_suspects(features, given, range(len(given)), 10, least=-np.inf)
-    top = [suspect.index in wrong for suspect in suspects[: len(flipped)]]
-    named = [suspect.index in wrong for suspect in suspects if suspect.score >= SUSPECT]
+    top = [suspect.number in wrong for suspect in suspects[: len(flipped)]]
+    named = [suspect.number in wrong for suspect in suspects if suspect.score >= SUSPECT]
     return {
         "set": name,
         "images": len(images),
