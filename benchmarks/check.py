@@ -5,8 +5,8 @@
 
 `--peers` is a Python that has imagededup and cleanvision (the package does not need them). Parts:
 
-near    one near duplicate each of some images of Fashion-MNIST (the sample, or the whole set where it is installed) and of the
-        photographs: crops, flips, JPEG of quality 50, brightness. Recall, and how many of the other images are named.
+near    one near duplicate each of some images of Fashion-MNIST's sample (with --full of the whole set, which takes long) and of
+        the photographs: crops, flips, JPEG of quality 50, brightness. Recall, and how many of the other images are named.
 faults  files that are truncated, of another format and so on, copies, blank, dark and blurred images among the photographs.
 speed   exact findings beside a loop that decodes with Pillow in as many threads, in interleaved rounds.
 labels  5 % of the labels of Fashion-MNIST flipped, a training of two minutes on them, and the suspects by its features.
@@ -128,10 +128,10 @@ def all_contenders(folder: Path, python: str | None) -> Iterator[tuple[str, dict
 # Parts
 
 
-def near(photos: Path, python: str | None) -> dict[str, Any]:
+def near(photos: Path, python: str | None, *, full: bool) -> dict[str, Any]:
     """Recall of each way to make a near duplicate, and the share of the other images that are named."""
-    name, arrays, _ = fashion()
-    sets: dict[str, Sequence[Any]] = {name: arrays, "photographs": sorted(photos.rglob("*.jpg"))}
+    name, arrays, _ = fashion(full=full)
+    sets: dict[str, Sequence[Any]] = {name: list(arrays), "photographs": sorted(photos.rglob("*.jpg"))}
     result: dict[str, Any] = {}
     for title, images in sets.items():
         with tempfile.TemporaryDirectory() as temporary:
@@ -157,7 +157,7 @@ def plant_near(images: Sequence[Any], folder: Path) -> dict[str, tuple[str, str]
         with Image.open(folder / f"{number}{suffix}") as picture:
             copy = WAYS[ways[at % len(ways)]](picture if small else picture.convert("RGB"), draw)
             copy = copy.resize(picture.size, Image.Resampling.BICUBIC) if small else copy
-            copy.save(folder / f"copy{number}{suffix}", **({} if small else {"quality": 90}))
+            copy.save(folder / f"copy{number}{suffix}", quality=90)  # of which PNG takes no notice
         expected[f"copy{number}{suffix}"] = (f"{number}{suffix}", ways[at % len(ways)])
     return expected
 
@@ -267,13 +267,13 @@ def decode(path: Path) -> None:
         picture.convert("RGB")
 
 
-def labels(minutes: float) -> dict[str, Any]:
+def labels(minutes: float, *, full: bool) -> dict[str, Any]:
     """Precision of the label suspects by features of a run that was trained on the flipped labels."""
     import vitrail
     from vitrail.check.features import SUSPECT, embed_all, find_label_suspects
     from vitrail.data.sources import open_source
 
-    name, images, classes = fashion()
+    name, images, classes = fashion(full=full)
     draw = np.random.default_rng(0)
     flipped = draw.permutation(len(classes))[: round(FLIPPED * len(classes))]
     given = classes.copy()
@@ -291,8 +291,8 @@ def labels(minutes: float) -> dict[str, Any]:
         features = embed_all(run.folder, open_source("fashion-mnist", val_fraction=0.0))
     features = features_of_train(features)
     suspects = find_label_suspects(features, given, range(len(given)), 10, least=-np.inf)
-    top = [suspect.index in wrong for suspect in suspects[: len(flipped)]]
-    named = [suspect.index in wrong for suspect in suspects if suspect.score >= SUSPECT]
+    top = [suspect.number in wrong for suspect in suspects[: len(flipped)]]
+    named = [suspect.number in wrong for suspect in suspects if suspect.score >= SUSPECT]
     return {
         "set": name,
         "images": len(images),
@@ -320,12 +320,11 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(header + np.ascontiguousarray(array).tobytes())
 
 
-def fashion() -> tuple[str, np.ndarray, np.ndarray]:
-    """Name, images and labels of the training images of Fashion-MNIST, or of the sample."""
-    from vitrail.data.named import NAMED, find, is_complete, read_arrays
+def fashion(*, full: bool) -> tuple[str, np.ndarray, np.ndarray]:
+    """Name, images and labels of the training images of Fashion-MNIST, or of its sample."""
+    from vitrail.data.named import NAMED, find, read_arrays
 
-    whole = NAMED["fashion-mnist"]
-    name = "fashion-mnist" if whole.installed and is_complete(whole, whole.installed) else "fashion-sample"
+    name = "fashion-mnist" if full else "fashion-sample"
     images, classes = read_arrays(NAMED[name], find(name), "train")
     return name, images[:, 0], classes
 
@@ -341,6 +340,7 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=2.0, help="training on the flipped labels")
+    parser.add_argument("--full", action="store_true", help="the whole Fashion-MNIST in the place of its sample")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--run-peer", choices=PEERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -353,10 +353,10 @@ def main() -> None:
     out = args.out or machine.RESULTS / "check.json"
     result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     work: dict[str, Callable[[], dict[str, Any]]] = {
-        "near": lambda: near(args.photos, args.peers),
+        "near": lambda: near(args.photos, args.peers, full=args.full),
         "faults": lambda: faults(args.photos, args.peers),
         "speed": lambda: speed(args.photos, args.rounds),
-        "labels": lambda: labels(args.minutes),
+        "labels": lambda: labels(args.minutes, full=args.full),
     }
     for part in args.part or PARTS:
         result[part] = work[part]() | {"machine": machine.facts("pillow")}

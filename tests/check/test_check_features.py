@@ -37,10 +37,10 @@ def test_flipped_labels_are_the_suspects() -> None:
     given = labels.copy()
     given[flipped] = (given[flipped] + 1 + np.arange(24) % 5) % 6
     suspects = find_label_suspects(features_of(embeddings), given, range(len(labels)), 6)
-    assert {suspect.index for suspect in suspects} <= set(flipped.tolist())
+    assert {suspect.number for suspect in suspects} <= set(flipped.tolist())
     assert len(suspects) >= 20
     for suspect in suspects:
-        assert suspect.suggested == labels[suspect.index]
+        assert suspect.suggested == labels[suspect.number]
         assert all(given[neighbour] == suspect.suggested for neighbour in suspect.neighbours)
         assert len(suspect.neighbours) == 3
     assert find_label_suspects(features_of(embeddings), labels, range(len(labels)), 6) == []
@@ -54,9 +54,9 @@ def test_near_duplicates_do_not_vote() -> None:
     embeddings = torch.cat([embeddings, embeddings[:1].expand(copies, -1)])
     given = np.concatenate([given, np.ones(copies, np.int64)])
     groups = [0 if at == 0 or at >= 240 else at for at in range(240 + copies)]
-    assert 0 in {suspect.index for suspect in find_label_suspects(features_of(embeddings), given, groups, 4)}
+    assert 0 in {suspect.number for suspect in find_label_suspects(features_of(embeddings), given, groups, 4)}
     alone = find_label_suspects(features_of(embeddings), given, range(240 + copies), 4)
-    assert 0 not in {suspect.index for suspect in alone}
+    assert 0 not in {suspect.number for suspect in alone}
 
 
 def test_an_image_far_from_all_is_unlike_the_others() -> None:
@@ -64,7 +64,7 @@ def test_an_image_far_from_all_is_unlike_the_others() -> None:
     draw = torch.Generator().manual_seed(1)
     lone = F.normalize(torch.randn(2, 16, generator=draw), dim=1)
     found = find_unlike_others(features_of(torch.cat([embeddings, lone])))
-    assert {item.index for item in found} == {240, 241}
+    assert {item.number for item in found} == {240, 241}
 
 
 def test_close_pairs_are_much_closer_than_the_next() -> None:

@@ -67,4 +67,4 @@ def test_train_says_what_it_found(vitrail: Typed, image_folder: ImageFolder, tmp
     shutil.copy(photos / "train/cat/0.jpg", photos / "val/cat/leak.jpg")
     typed = vitrail("train", photos, "--recipe", "from-scratch", "--out", tmp_path / "run", "--model.img_size", "32", *TINY)
     assert typed.code == 0
-    assert "note: check: 1 file equal to another, 1 of them in more than one split" in typed.out + typed.err
+    assert "check: 1 file equal to another, 1 of them in more than one split" in typed.out + typed.err

@@ -62,7 +62,7 @@ class Features:
 class Suspect(NamedTuple):
     """An image whose neighbours have another label."""
 
-    index: int
+    number: int
     label: int
     suggested: int
     share: float
@@ -75,7 +75,7 @@ class Suspect(NamedTuple):
 class Unlike(NamedTuple):
     """An image that is far from all others."""
 
-    index: int
+    number: int
     distance: float
     """Cosine distance of the tenth nearest image."""
     typical: float

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from vitrail.check.windows import FLIPS, WINDOWS, Describer, flip_signs
@@ -23,7 +25,9 @@ CANDIDATES = 10
 PROBES = 4
 """Cells that each query looks into."""
 _PER_CELL = 2  # rows of a cell that a query keeps
+_CELLS = 2**24  # similarities at once: 64 MiB
 _BLOCK = 1024  # images whose windows are looked up at once
+_SHOWN = 20_000  # images from which on a bar shows how far it is
 _ROUNDS = 6
 _SAMPLE = 40  # rows a cell from which the centroids are computed
 
@@ -46,9 +50,11 @@ def find_candidates(thumbnails: UInt8[Tensor, "N S S"], *, count: int = CANDIDAT
     whole = torch.cat([describer.describe(part, WINDOWS[:1])[:, 0] for part in thumbnails.split(8192)])  # (N, D)
     rows = (whole[:, None] * flip_signs()).flatten(0, 1)  # (R, D)
     cells = _Cells.of(rows)
+    console, parts = Console(stderr=True), list(thumbnails.split(_BLOCK))
+    hidden = not console.is_terminal or len(thumbnails) < _SHOWN
     found = [
         _search_block(describer.describe(part), rows, cells, first=first * _BLOCK, count=count, probes=probes)
-        for first, part in enumerate(thumbnails.split(_BLOCK))
+        for first, part in enumerate(track(parts, "similar images", console=console, transient=True, disable=hidden))
     ]
     return Candidates(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
@@ -87,17 +93,18 @@ def _search_block(
     scores = torch.full((probed.numel(), _PER_CELL), -2.0)
     found = torch.full((probed.numel(), _PER_CELL), -1)
     order = probed.flatten().argsort()
-    for members, places in zip(
-        cells.members, order.split(probed.flatten().bincount(minlength=len(cells.members)).tolist()), strict=True
-    ):
-        if not len(places) or not len(members):
+    by_cell = order.split(probed.flatten().bincount(minlength=len(cells.members)).tolist())
+    for members, all_places in zip(cells.members, by_cell, strict=True):
+        if not len(members):
             continue
-        query = places // probed.shape[1]
-        similarity = flat[query] @ rows[members].T
-        similarity.masked_fill_(own[query][:, None] == (members // len(FLIPS))[None], -2.0)
-        best = similarity.topk(min(_PER_CELL, len(members)), dim=1)
-        scores[places, : best.values.shape[1]] = best.values
-        found[places, : best.values.shape[1]] = torch.where(best.values > -2, members[best.indices], -1)
+        known, images_of = rows[members], members // len(FLIPS)
+        for places in all_places.split(max(1, _CELLS // len(members))):
+            query = places // probed.shape[1]
+            similarity = flat[query] @ known.T
+            similarity.masked_fill_(own[query][:, None] == images_of[None], -2.0)
+            best = similarity.topk(min(_PER_CELL, len(members)), dim=1)
+            scores[places, : best.values.shape[1]] = best.values
+            found[places, : best.values.shape[1]] = torch.where(best.values > -2, members[best.indices], -1)
     return _best_of_each(scores.view(images, -1), found.view(images, -1), probed.shape[1] * _PER_CELL, count)
 
 

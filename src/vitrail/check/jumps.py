@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-JUMP, LOOSE_JUMP = 0.3, 0.6
+JUMP, LOOSE_JUMP = 0.2, 0.5
 """Greatest ratio of a duplicate's distance to that of the next image: seen from one of the two, and from the other."""
 _LARGEST_GROUP = 8  # duplicates that one image may have before a jump
 _TYPICAL = 0.01  # quantile of the distances of unrelated images, for groups with more duplicates than neighbours

@@ -110,9 +110,9 @@ def _compare(thumbnails: UInt8[Tensor, "N S S"], colours: Int[Tensor, "N 2 c c"]
     for i, j, w, f in track(chunks, "comparing similar images", console=console, transient=True, disable=hidden):
         aligned = align(thumbnails[i], thumbnails[j], w, f)
         differs = _colour_difference(colours[i], colours[j], aligned.windows, f, aligned.gain)
-        alike = (aligned.gain > GAIN[0]) & (aligned.gain < GAIN[1]) & (aligned.offset.abs() < OFFSET) & (differs < COLOUR)
-        parts.append((aligned.residual, alike, aligned.gain, aligned.windows[:, 2:].exp()))
-    residual, alike, gain, sides = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
+        even = (aligned.gain > GAIN[0]) & (aligned.gain < GAIN[1]) & (aligned.offset.abs() < OFFSET) & (differs < COLOUR)
+        parts.append((aligned.residual, even, aligned.gain, aligned.windows[:, 2:].exp()))
+    residual, alike, gain, sides = [torch.cat(values).numpy() for values in zip(*parts, strict=True)]
     low, high, flips = torch.minimum(image, other).numpy(), torch.maximum(image, other).numpy(), turned.numpy()
     order = np.lexsort((residual, ~alike, high, low))
     _, unique = np.unique(low[order] * len(thumbnails) + high[order], return_index=True)

@@ -130,12 +130,12 @@ def near_groups(scanned: Scan, exact: Sequence[Group], close: Mapping[tuple[str,
             words = [f"correlation {1 - pair.residual:.4f}", pair.how]
             words += [f"similarity of features {similarity:.4f}"] if similarity is not None else []
             pairs.append((first, 1 - pair.residual, ", ".join(word for word in words if word)))
-    strongest: dict[int, tuple[float, str]] = {}
+    strongest: dict[int, tuple[str, float]] = {}
     for first, score, evidence in pairs:  # from the strongest on
-        strongest.setdefault(sets.find(first), (score, evidence))
+        strongest.setdefault(sets.find(first), (evidence, score))
     of = {group.members[0]: group.members for group in exact}
     return [
-        Group(tuple(sorted(copy for at in members for copy in of.get(at, (at,)))), *reversed(strongest[members[0]]))
+        Group(tuple(sorted(copy for at in members for copy in of.get(at, (at,)))), *strongest[members[0]])
         for members in sets.groups()
     ]
 
@@ -158,7 +158,7 @@ def find_by_neighbours(features: Features, scanned: Scan, source: Source, groups
             votes = f'{100 * suspect.share:.0f} % of its neighbours are "{suggested}"'
             yield Finding(
                 kind="label-suspect",
-                paths=(features.paths[suspect.index],),
+                paths=(features.paths[suspect.number],),
                 beside=nearest,
                 evidence=f'label "{given}"; {votes}: {", ".join(nearest)}',
                 suggestion=f'look whether it is "{suggested}"',
@@ -167,7 +167,7 @@ def find_by_neighbours(features: Features, scanned: Scan, source: Source, groups
     for unlike in find_unlike_others(features):
         yield Finding(
             kind="unlike-others",
-            paths=(features.paths[unlike.index],),
+            paths=(features.paths[unlike.number],),
             evidence=f"distance {unlike.distance:.3f} to the tenth nearest image; the median is {unlike.typical:.3f}",
             score=unlike.deviations,
         )

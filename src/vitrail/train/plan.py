@@ -111,7 +111,7 @@ def plan_run(request: Request) -> Plan:
     settings = resolve_values(settings, source, preprocessing, notes)
     settings = resolve_auto(settings, source, preprocessing)
     model = check_plan(settings, source, task)
-    notes += [f"note: {line}" for line in (*source.notes, *check_before_training(source))]
+    notes += [*(f"note: {line}" for line in source.notes), *check_before_training(source)]
     notes += [
         f"note: {line}" for line in find_unused(settings, model, overrides=request.overrides, multi_label=source.multi_label)
     ]
