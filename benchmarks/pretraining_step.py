@@ -106,12 +106,6 @@ def main() -> None:
         decoders = f"{decoder.decoder_depth} x {decoder.decoder_dim}"
         figures = {"supervised_s": summary(seconds["supervised"]), "ratio": ratio}
         rows[name] = {"side": side, "batch": size, "decoder": decoders, **figures}
-            "side": side,
-            "batch": size,
-            "decoder": f"{decoder.decoder_depth} x {decoder.decoder_dim}",
-            "supervised_s": summary(seconds["supervised"]),
-            "ratio": ratio,
-        }
         for title, values in ratio.items():
             low, high = values["min"], values["max"]
             print(f"{name}, {size} images of {side} px, {title}: {values['median']:.2f} ({low:.2f} to {high:.2f})")
