@@ -421,10 +421,11 @@ def check_near(result: dict[str, Any]) -> str:
     sets = {title: row for title, row in result["near"].items() if title != "machine"}
     columns = [(title, name) for title, row in sets.items() for name in row if name not in ("images", "planted")]
     rows = {
-        way: [_percent(sets[t][n]["recall"][way]) for t, n in columns] for way in sets[columns[0][0]][columns[0][1]]["recall"]
+        way: [f"{_percent(sets[t][n]['recall'][way])} %" for t, n in columns]
+        for way in sets[columns[0][0]][columns[0][1]]["recall"]
     }
     cells = [[f"found: {way}", *values] for way, values in rows.items()]
-    cells += [["**found, all**", *(f"**{_percent(sets[t][n]['recall of all'])}**" for t, n in columns)]]
+    cells += [["**found, all**", *(f"**{_percent(sets[t][n]['recall of all'])} %**" for t, n in columns)]]
     cells += [["other images named", *(f"{100 * sets[t][n]['others named']:.2f} %" for t, n in columns)]]
     cells += [["seconds", *(f"{sets[t][n]['seconds']:,.0f}" for t, n in columns)]]
     counts = "; ".join(f"{title}: {row['planted']:,} of {row['images']:,} images" for title, row in sets.items())
@@ -479,9 +480,9 @@ def check_labels(result: dict[str, Any]) -> str:
         return "Not measured yet: `python benchmarks/check.py PHOTOS --part labels`.\n"
     row = result["labels"]
     cells = [
-        ["precision of the strongest 5 %", _percent(row["precision of the top 5 %"])],
-        [f"precision of the {row['named']:,} that are named", _percent(row["precision of the named"])],
-        ["share of the flipped labels that are named", _percent(row["recall of the named"])],
+        ["precision of the strongest 5 %", f"{_percent(row['precision of the top 5 %'])} %"],
+        [f"precision of the {row['named']:,} that are named", f"{_percent(row['precision of the named'])} %"],
+        ["share of the flipped labels that are named", f"{_percent(row['recall of the named'])} %"],
     ]
     what = f"{row['flipped']:,} of {row['images']:,} labels of {row['set']} flipped"
     what += f"; features of a run of {row['minutes']:g} minutes on them"
