@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,13 +18,12 @@ from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import WHOLE, Part, eval_batches
 from vitrail.data.dataset import Split
-from vitrail.evaluate.confusion import save_confusion
-from vitrail.evaluate.metrics import Evaluation, Scores, score
+from vitrail.evaluate.answers import rank_answers
+from vitrail.evaluate.metrics import Evaluation, judge, summarise
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
 from vitrail.evaluate.trust import measure_trust
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing
-from vitrail.weights.run_folder import write_atomically
 
 Taken = TypeVar("Taken")
 
@@ -111,10 +108,12 @@ def evaluate(
     if split.multi_label:
         raise ValueError("an image of this split may have several labels, so there is no accuracy; use evaluate_labels")
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "autocast_dtype": autocast_dtype, "among": among}
-    logits, labels, _ = compute_logits(model, split, preprocessing=preprocessing, **options)
-    evaluation = score(logits, labels, classes=classes)
+    logits, labels, indexes = compute_logits(model, split, preprocessing=preprocessing, **options)
+    judged = judge(logits, labels)
     calibration = model.card.calibration if isinstance(model, Backbone) else None  # a plain module has no card
-    return dataclasses.replace(evaluation, trust=measure_trust(logits, labels, calibration))
+    trust = measure_trust(logits, labels, calibration)
+    answers = rank_answers(logits, labels, indexes, predicted=judged.predicted, temperature=trust.temperature)
+    return dataclasses.replace(summarise(judged, labels, classes=classes), trust=trust, answers=answers)
 
 
 def evaluate_labels(
@@ -159,24 +158,6 @@ def require_finite(finite: Bool[Tensor, " N"]) -> None:
             f"the model's output is not finite for {wrong:,} of {len(finite):,} images, so there is no score; "
             "use fp32, or look whether the weights are finite"
         )
-
-
-def save_evaluation(
-    scores: Scores, folder: Path, *, data: str, split: str, stopped: Mapping[str, Any] | None = None
-) -> tuple[Path, ...]:
-    """Write evaluation.json and, with one class per image, confusion.png and confusion.csv. Return their paths.
-
-    `stopped` says why and where a run ended before its time; without it, the entry of a file that is replaced stays.
-    """
-    path = folder / "evaluation.json"
-    if stopped is None and path.exists():
-        with contextlib.suppress(ValueError):
-            stopped = json.loads(path.read_text(encoding="utf-8")).get("stopped")
-    numbers = {"data": data, "split": split, **scores.to_dict(), **({} if stopped is None else {"stopped": dict(stopped)})}
-    pictures = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
-    with write_atomically(path) as draft:
-        draft.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return (path, *pictures)
 
 
 def over_batches(
