@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from vitrail.data.dataset import Split
 from vitrail.evaluate.outliers import energy
 from vitrail.weights.run_folder import write_atomically
 
@@ -23,13 +25,42 @@ RANKS = 5
 """Most probable classes that are kept of each image."""
 _ROWS = 4096  # at once, against the memory of a thousand classes in float64
 
+Kind = TypeVar("Kind", bound="ImageAnswers")
+
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """Answers to images with one class each; probabilities are those after the temperature of the model's card."""
+class ImageAnswers:
+    """What answers to any task have in common: a row for each image."""
 
     indexes: Int64[Tensor, " N"]
     """Position of each image in the split; unreadable images are missing."""
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    @property
+    def explained(self) -> Int64[Tensor, " N"]:
+        """Class of each image whose evidence is worth a look."""
+        raise NotImplementedError
+
+    def are_of(self, split: Split) -> bool:
+        """Return whether a split has the labels that these answers were given to."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> Path:
+        """Write answers.npz atomically, numbers in 32 bits. Return its path."""
+        path = folder / ANSWERS
+        small = {torch.int64: np.int32, torch.float32: np.float32, torch.float64: np.float32, torch.bool: np.bool_}
+        with write_atomically(path) as draft, draft.open("wb") as file:
+            arrays: dict[str, Any] = {name: value.numpy().astype(small[value.dtype]) for name, value in vars(self).items()}
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        return path
+
+
+@dataclass(frozen=True, eq=False)
+class Answers(ImageAnswers):
+    """Answers to images with one class each; probabilities are those after the temperature of the model's card."""
+
     labels: Int64[Tensor, " N"]
     ranked: Int64[Tensor, "N R"]
     """The most probable classes, the predicted one first."""
@@ -39,9 +70,6 @@ class Answers:
     """Probability of the right class."""
     energy: Float[Tensor, " N"]
     """Energy of the logits: higher for images unlike those of training."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     @property
     def predicted(self) -> Int64[Tensor, " N"]:
@@ -58,14 +86,43 @@ class Answers:
         """Whether the predicted class is the right one."""
         return self.predicted == self.labels
 
-    def save(self, folder: Path) -> Path:
-        """Write answers.npz atomically, with classes as 32-bit and numbers as 32-bit. Return its path."""
-        path = folder / ANSWERS
-        with write_atomically(path) as draft, draft.open("wb") as file:
-            arrays = {name: value.numpy() for name, value in vars(self).items()}
-            small = {name: value.astype(np.int32 if value.dtype == np.int64 else np.float32) for name, value in arrays.items()}
-            np.savez_compressed(file, allow_pickle=False, **small)
-        return path
+    @property
+    def explained(self) -> Int64[Tensor, " N"]:
+        """See ImageAnswers."""
+        return self.predicted
+
+    def are_of(self, split: Split) -> bool:
+        """See ImageAnswers."""
+        inside = not len(self) or int(self.indexes.max()) < len(split)
+        return inside and torch.equal(split.labels[self.indexes], self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelAnswers(ImageAnswers):
+    """The worst answer to each image that may have any number of labels."""
+
+    worst: Int64[Tensor, " N"]
+    """Label with the greatest loss."""
+    probability: Float[Tensor, " N"]
+    """Its probability."""
+    wanted: Bool[Tensor, " N"]
+    """Whether the image has it."""
+
+    @property
+    def error(self) -> Float[Tensor, " N"]:
+        """Distance of the probability to 0 or 1, whichever is right."""
+        return torch.where(self.wanted, 1 - self.probability, self.probability)
+
+    @property
+    def explained(self) -> Int64[Tensor, " N"]:
+        """See ImageAnswers."""
+        return self.worst
+
+    def are_of(self, split: Split) -> bool:
+        """See ImageAnswers."""
+        inside = not len(self) or int(self.indexes.max()) < len(split)
+        targets = split.targets(self.indexes) if inside else None
+        return targets is not None and torch.equal(targets.gather(1, self.worst[:, None])[:, 0] > 0, self.wanted)
 
 
 def rank_answers(
@@ -87,15 +144,25 @@ def rank_answers(
     return Answers(indexes, labels, ranked, probabilities.float(), right.float(), energies.float())
 
 
-def read_answers(folder: Path) -> Answers | None:
-    """Read answers.npz; None without one. Raises ValueError for a file that is damaged."""
-    path = folder / ANSWERS
+def worst_answers(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"], indexes: Int64[Tensor, " N"]) -> LabelAnswers:
+    """Return the label of the greatest loss of each image, by logits on the CPU."""
+    distance = torch.where(targets, -logits, logits)  # the loss grows with it
+    worst = distance.argmax(1)
+    probability = logits.double().sigmoid().gather(1, worst[:, None])[:, 0]
+    return LabelAnswers(indexes, worst, probability.float(), targets.gather(1, worst[:, None])[:, 0])
+
+
+def read_answers(folder: Path, kind: type[Kind]) -> Kind | None:
+    """Read answers.npz; None without one, and for one of another kind. Raises ValueError for a file that is damaged."""
+    path, names = folder / ANSWERS, {field.name for field in dataclasses.fields(kind)}
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {field.name: torch.from_numpy(file[field.name]) for field in dataclasses.fields(Answers)}
+            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
     except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} can't be read ({reason}); `vitrail evaluate {folder}` makes it anew") from error
-    return Answers(**{name: value if value.is_floating_point() else value.long() for name, value in arrays.items()})
+    if arrays.keys() != names:
+        return None
+    return kind(**{name: value.long() if value.dtype == torch.int32 else value for name, value in arrays.items()})

@@ -18,7 +18,7 @@ from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import WHOLE, Part, eval_batches
 from vitrail.data.dataset import Split
-from vitrail.evaluate.answers import rank_answers
+from vitrail.evaluate.answers import rank_answers, worst_answers
 from vitrail.evaluate.metrics import Evaluation, judge, summarise
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
 from vitrail.evaluate.trust import measure_trust
@@ -131,9 +131,9 @@ def evaluate_labels(
     if not split.multi_label:
         raise ValueError("every image of this split has one class; use evaluate")
 
-    def take(logits: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor]:
+    def take(logits: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
         assert raw.targets is not None
-        return logits.float().cpu(), raw.targets.cpu()
+        return logits.float().cpu(), raw.targets.cpu(), raw.indexes.cpu()
 
     results = over_batches(
         take,
@@ -145,10 +145,12 @@ def evaluate_labels(
         autocast_dtype=autocast_dtype,
         among=among,
     )
-    nothing = torch.empty(0, len(classes))
-    logits, targets = zip((nothing, nothing), *(one for part in among.gather(results) for one in part), strict=True)
-    require_finite(torch.cat(logits).isfinite().all(1))
-    return score_labels(torch.cat(logits), torch.cat(targets) > 0, classes=classes)
+    nothing = torch.empty(0, len(classes)), torch.empty(0, len(classes)), torch.empty(0, dtype=torch.long)
+    parts = zip(nothing, *(one for part in among.gather(results) for one in part), strict=True)
+    logits, targets, indexes = map(torch.cat, parts)
+    require_finite(logits.isfinite().all(1))
+    scores = score_labels(logits, targets > 0, classes=classes)
+    return dataclasses.replace(scores, answers=worst_answers(logits, targets > 0, indexes))
 
 
 def require_finite(finite: Bool[Tensor, " N"]) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from vitrail.evaluate.answers import ANSWERS, read_answers
+from vitrail.evaluate.answers import ANSWERS, Answers, LabelAnswers, read_answers
 from vitrail.evaluate.confusion import TABLE, save_confusion
 from vitrail.evaluate.embedding import EmbeddingScores
 from vitrail.evaluate.metrics import Evaluation, Scores, confusion_matrix
@@ -39,7 +39,9 @@ class SavedEvaluation:
 def save_evaluation(
     scores: Scores, folder: Path, *, data: str, split: str, stopped: Mapping[str, Any] | None = None
 ) -> tuple[Path, ...]:
-    """Write evaluation.json and, with one class per image, confusion.png, confusion.csv and answers.npz. Return their paths.
+    """Write evaluation.json, answers.npz and, with one class per image, confusion.png and confusion.csv. Return their paths.
+
+    A model without classes has no answers.
 
     `stopped` says why and where a run ended before its time; without it, the entry of a file that is replaced stays.
     """
@@ -48,12 +50,11 @@ def save_evaluation(
         with contextlib.suppress(ValueError):
             stopped = json.loads(path.read_text(encoding="utf-8")).get("stopped")
     numbers = {"data": data, "split": split, **scores.to_dict(), **({} if stopped is None else {"stopped": dict(stopped)})}
-    others: tuple[Path, ...] = ()
-    if isinstance(scores, Evaluation):
-        others = save_confusion(scores, folder)
-        (folder / ANSWERS).unlink(missing_ok=True)  # those of other images, should the next line fail
-        if scores.answers is not None:
-            others = (*others, scores.answers.save(folder))
+    others: tuple[Path, ...] = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
+    answers = scores.answers if isinstance(scores, Evaluation | MultiLabelEvaluation) else None
+    (folder / ANSWERS).unlink(missing_ok=True)  # those of other images, should the next lines fail
+    if answers is not None:
+        others = (*others, answers.save(folder))
     with write_atomically(path) as draft:
         draft.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return (path, *others)
@@ -75,12 +76,20 @@ def read_evaluation(folder: Path) -> SavedEvaluation | None:
 
 def restore_evaluation(values: Mapping[str, Any], folder: Path) -> Evaluation:
     """Restore scores of images with one class each; the matrix is that of the answers, else that of confusion.csv."""
-    answers = read_answers(folder)
+    answers = read_answers(folder, Answers)
     if answers is not None and (len(answers), int(answers.correct.sum())) == hits(values):
         matrix = confusion_matrix(answers.predicted, answers.labels, num_classes=len(values["per_class"]))
     else:
         answers, matrix = None, read_confusion(folder)
     return Evaluation.from_dict(values, confusion=matrix, answers=answers)
+
+
+def restore_labels(values: Mapping[str, Any], folder: Path) -> MultiLabelEvaluation:
+    """Restore scores of images with any number of labels."""
+    answers = read_answers(folder, LabelAnswers)
+    if answers is not None and len(answers) != values["count"]:
+        answers = None
+    return MultiLabelEvaluation.from_dict(values, answers=answers)
 
 
 def hits(values: Mapping[str, Any]) -> tuple[int, int]:
@@ -97,7 +106,7 @@ def read_confusion(folder: Path) -> Int64[Tensor, "K K"]:
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Path], Scores]] = {
     "top1": restore_evaluation,
-    "mean_ap": lambda values, folder: MultiLabelEvaluation.from_dict(values),
+    "mean_ap": restore_labels,
     "effective_rank": lambda values, folder: EmbeddingScores.from_dict(values),
 }
 """A key that only this kind of scores has in evaluation.json, and how they are restored."""

@@ -167,11 +167,13 @@ class Section:
     """Anchor, such as "calibration"."""
     title: str
     blocks: Sequence[Block]
+    missing: str = ""
+    """Why there is nothing to show; "" for a section that has its blocks."""
 
 
 def absent(name: str, title: str, reason: str) -> Section:
-    """Return a section that says in a line why it has nothing to show."""
-    return Section(name, title, [Text(f"Not shown: {reason}.", quiet=True)])
+    """Return a section that has nothing to show, with the reason."""
+    return Section(name, title, [], reason)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from vitrail.evaluate.calibration import ReliabilityBin
 from vitrail.evaluate.intervals import Interval
-from vitrail.report.svg import LETTER, Scale, element, line, path, percent, picture, plain, shortened, text, ticks, widened
+from vitrail.report.svg import LETTER, Scale, element, line, path, picture, shortened, text, tick_labels, ticks, widened
 
 WIDTH, HEIGHT = 400, 250
 """Pixels of a chart: a phone shows it at its own size."""
@@ -39,7 +39,10 @@ class Axis:
     name: str
     bounds: tuple[float, float] | None = None
     """Ends of the axis; None takes those of the values."""
-    form: Callable[[float], str] = plain
+    share: bool = False
+    """Values are shares, written in per cent."""
+    whole: bool = False
+    """Values are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +72,17 @@ class Frame:
 def frame(x_axis: Axis, y_axis: Axis, xs: Sequence[float], ys: Sequence[float], *, height: float = HEIGHT) -> Frame:
     """Draw axes, grid lines and ticks for values."""
     x_low, x_high = x_axis.bounds or (min(xs), max(xs))
-    y_low, y_high = y_axis.bounds or widened(min(ys), max(ys))
+    y_low, y_high = y_axis.bounds or widened(min(ys), max(ys), share=y_axis.share)
     bottom = height - BOTTOM
-    x = Scale(x_low, x_high, LEFT, WIDTH - RIGHT)
-    y = Scale(y_low, y_high, bottom, TOP)
+    x, y = Scale(x_low, x_high, LEFT, WIDTH - RIGHT), Scale(y_low, y_high, bottom, TOP)
+    across, up = ticks(x_low, x_high, count=4, whole=x_axis.whole), ticks(y_low, y_high, whole=y_axis.whole)
     parts = []
-    for value in ticks(y_low, y_high, count=4):
-        parts += [
-            line(LEFT, y(value), WIDTH - RIGHT, y(value), class_="grid"),
-            text(LEFT - 6, y(value) + 4, y_axis.form(value), anchor="end"),
-        ]
-    for value in ticks(x_low, x_high, count=4):
-        parts += [
-            line(x(value), bottom, x(value), bottom + 4, class_="axis"),
-            text(min(x(value), WIDTH - RIGHT - 8), bottom + 17, x_axis.form(value), anchor="middle"),
-        ]
+    for value, words in zip(up, tick_labels(up, share=y_axis.share), strict=True):
+        parts.append(line(LEFT, y(value), WIDTH - RIGHT, y(value), class_="grid"))
+        parts.append(text(LEFT - 6, y(value) + 4, words, anchor="end"))
+    for value, words in zip(across, tick_labels(across, share=x_axis.share), strict=True):
+        parts.append(line(x(value), bottom, x(value), bottom + 4, class_="axis"))
+        parts.append(text(min(x(value), WIDTH - RIGHT - 8), bottom + 17, words, anchor="middle"))
     parts += [
         line(LEFT, bottom, WIDTH - RIGHT, bottom, class_="axis"),
         text((LEFT + WIDTH - RIGHT) / 2, height - 8, x_axis.name, anchor="middle", class_="name"),
@@ -97,7 +96,7 @@ def frame(x_axis: Axis, y_axis: Axis, xs: Sequence[float], ys: Sequence[float], 
 
 def line_chart(series: Sequence[Series], *, x: Axis, y: Axis, label: str) -> Markup:
     """Draw series as lines; bands are intervals. Several have a legend above them. Empty for series without values."""
-    shown = [thinned(each) for each in series if each.points]
+    shown = [kept for each in series if (kept := thinned(each)).points]
     if not shown:
         return Markup("")
     xs = [place for each in shown for place, _ in each.points]
@@ -155,14 +154,14 @@ def interval_chart(rows: Sequence[IntervalRow], *, reference: float | None, axis
     left = 14 + LETTER * max(map(len, names))
     right = 16 + LETTER * max(len(row.note) for row in rows)
     width, step = left + right + 250.0, 22.0 if len(rows) <= 30 else 16.0
-    low, high = axis.bounds or widened(min(row.interval[0] for row in rows), max(row.interval[1] for row in rows), share=0.02)
+    ends = [end for row in rows for end in row.interval]
+    low, high = axis.bounds or widened(min(ends), max(ends), room=0.02, share=axis.share)
     x, bottom = Scale(low, high, left, width - right), TOP + step * len(rows)
     parts = []
-    for value in ticks(low, high, count=5):
-        parts += [
-            line(x(value), TOP, x(value), bottom, class_="grid"),
-            text(x(value), bottom + 16, axis.form(value), anchor="middle"),
-        ]
+    places = ticks(low, high)
+    for value, words in zip(places, tick_labels(places, share=axis.share), strict=True):
+        parts.append(line(x(value), TOP, x(value), bottom, class_="grid"))
+        parts.append(text(x(value), bottom + 16, words, anchor="middle"))
     if reference is not None:
         parts.append(line(x(reference), TOP, x(reference), bottom, class_="line reference"))
     for place, (row, name) in enumerate(zip(rows, names, strict=True)):
@@ -180,8 +179,8 @@ def interval_chart(rows: Sequence[IntervalRow], *, reference: float | None, axis
 def reliability_diagram(bins: Sequence[ReliabilityBin], *, label: str) -> Markup:
     """Draw the accuracy of predictions of like confidence, with its interval; the diagonal is perfect calibration."""
     low = max(0.0, min(0.5, *(math.floor(10 * min(each.confidence, each.interval[0])) / 10 for each in bins)))
-    share = Axis("confidence", (low, 1.0), percent)
-    drawn = frame(share, Axis("accuracy", (low, 1.0), percent), [], [], height=WIDTH - 40)
+    bounds = (low, 1.0)
+    drawn = frame(Axis("confidence", bounds, share=True), Axis("accuracy", bounds, share=True), [], [], height=WIDTH - 40)
     parts = [drawn.drawn, path([(drawn.x(low), drawn.y(low)), (drawn.x(1), drawn.y(1))], class_="line reference")]
     for each in bins:
         place = drawn.x(each.confidence)
@@ -198,11 +197,11 @@ def histogram(values: Sequence[float], *, threshold: float | None, axis: Axis, l
     low, high = min(values), max(values)
     if threshold is not None:
         low, high = min(low, threshold), max(high, threshold)
-    low, high = widened(low, high, share=0.01)
+    low, high = widened(low, high, room=0.01)
     counts = [0] * bins
     for value in values:
         counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
-    drawn = frame(Axis(axis.name, (low, high), axis.form), Axis("images", (0, max(counts) * 1.05), plain), [], [])
+    drawn = frame(replace(axis, bounds=(low, high)), Axis("images", (0, max(counts) * 1.05), whole=True), [], [])
     wide, parts = (high - low) / bins, [drawn.drawn]
     for place, count in enumerate(counts):
         if count:
@@ -222,7 +221,7 @@ def layer_chart(heads: Sequence[Sequence[float]], *, reference: float | None, ax
     count = len(heads)
     values = [value for layer in heads for value in layer] + ([] if reference is None else [reference])
     bounds = axis.bounds or (0.0, max(values) * 1.08 or 1.0)
-    drawn = frame(Axis("layer", (-0.5, count - 0.5), plain), Axis(axis.name, bounds, axis.form), [], [])
+    drawn = frame(Axis("layer", (-0.5, count - 0.5), whole=True), replace(axis, bounds=bounds), [], [])
     parts = [drawn.drawn]
     if reference is not None:
         parts.append(line(LEFT, drawn.y(reference), WIDTH - RIGHT, drawn.y(reference), class_="line reference"))

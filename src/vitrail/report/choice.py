@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from jaxtyping import Int64
 from torch import Tensor
 
-from vitrail.evaluate.answers import Answers
+from vitrail.evaluate.answers import Answers, LabelAnswers
 from vitrail.evaluate.intervals import Interval, wilson_interval
 
-ERRORS, UNSURE, PAIRS, OF_A_PAIR = 8, 8, 8, 4
+ERRORS, UNSURE, PAIRS, OF_A_PAIR = 6, 6, 8, 4
 """Worst errors, least sure answers, confused pairs, and examples of each pair."""
 
 
@@ -44,9 +44,9 @@ class Choice:
 
     errors: tuple[int, ...]
     """Wrong answers, the most confident first."""
-    unsure: tuple[int, ...]
+    unsure: tuple[int, ...] = ()
     """Answers of the least confidence, right or wrong, the least first."""
-    pairs: tuple[tuple[int, ...], ...]
+    pairs: tuple[tuple[int, ...], ...] = ()
     """Examples of each confused pair, in the order of `confused_pairs`, the most confident first."""
 
     @property
@@ -79,3 +79,9 @@ def choose_examples(answers: Answers, confusion: Int64[Tensor, "K K"]) -> Choice
         of_pair = (answers.labels[wrong] == pair.true) & (answers.predicted[wrong] == pair.predicted)
         pairs.append(tuple(wrong[of_pair][:OF_A_PAIR].tolist()))
     return Choice(tuple(errors), tuple(unsure), tuple(pairs))
+
+
+def choose_labels(answers: LabelAnswers) -> Choice:
+    """Choose the images whose worst label is farthest from right, of those that are on the wrong side of 50 %."""
+    order = answers.error.argsort(descending=True, stable=True)
+    return Choice(tuple(order[answers.error[order] > 0.5][:ERRORS].tolist()))

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from vitrail.evaluate.paired import SIGNIFICANT, mcnemar
 from vitrail.explain.inputs import offers_of, open_scene
 from vitrail.explain.maps import Maps
 from vitrail.explain.score import Trial, random_maps
@@ -73,20 +74,17 @@ class Explanations:
 
     @property
     def verdict(self) -> str:
-        """Return whether the maps beat random orders, on average over the scored images, in a sentence; "" without scores."""
+        """Return whether more maps beat random orders than chance allows (sign test), in a sentence; "" without scores."""
         scores = [one.scores for one in self.each if one is not None and one.scores is not None]
         if not scores:
             return ""
         gap, chance = fmean(one.gap for one in scores), fmean(one.random_gap for one in scores)
         better = sum(one.gap > one.random_gap for one in scores)
-        numbers = f"the gap between insertion and deletion is {gap:.2f}, where random orders have {chance:.2f}"
+        numbers = f"the gap between insertion and deletion is {gap:.2f}, where random orders of the patches have {chance:.2f}"
         count = f"{better} of {len(scores)} maps beat their random orders"
-        says = (
-            "The maps point at what the answers depend on"
-            if gap > chance and 2 * better > len(scores)
-            else ("The maps are no better than chance here, so do not read them as reasons")
-        )
-        return f"{says}: {numbers}; {count}."
+        if mcnemar(better, len(scores) - better) < SIGNIFICANT and 2 * better > len(scores):
+            return f"The maps point at what the answers depend on: {numbers}; {count}."
+        return f"It is not shown that the maps say more than chance, so do not read them as reasons: {numbers}; {count}."
 
 
 NO_MAPS = Explanations("", ())

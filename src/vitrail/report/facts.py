@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrail.evaluate.answers import ImageAnswers
 from vitrail.evaluate.metrics import Evaluation, Scores
 from vitrail.evaluate.multilabel import MultiLabelEvaluation
 from vitrail.evaluate.saved import SavedEvaluation, read_evaluation
@@ -72,6 +73,12 @@ class Facts:
     def labelled(self) -> MultiLabelEvaluation | None:
         """Scores of images with any number of labels; None for other tasks."""
         return self.scores if isinstance(self.scores, MultiLabelEvaluation) else None
+
+    @property
+    def answers(self) -> ImageAnswers | None:
+        """Answers image by image; None for a model without classes, and for an evaluation that did not keep them."""
+        scores = self.classified or self.labelled
+        return None if scores is None else scores.answers
 
     @property
     def supervised(self) -> bool:

@@ -10,21 +10,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
-from vitrail.data.sources import Source, Split, SplitName, open_source
-from vitrail.evaluate.answers import Answers
+from vitrail.data.sources import Source, SplitName, open_source
+from vitrail.evaluate.answers import ImageAnswers
 from vitrail.explain import draw
 from vitrail.explain.layer_statistics import LayerStatistics
 from vitrail.explain.sample import sample_images
 from vitrail.explain.statistics import head_statistics
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import pick_device
-from vitrail.report.choice import Choice, choose_examples
+from vitrail.report.choice import Choice, choose_examples, choose_labels
 from vitrail.report.explanations import NO_MAPS, Explanations, explain_images
 from vitrail.report.facts import Facts
 from vitrail.weights.load import load
@@ -66,16 +65,14 @@ def collect_material(facts: Facts, *, images: str | None = None, device: str = "
     `images` is where the data set of the scores is; by default where the run found it. Whatever can't be opened costs its part
     of the report alone.
     """
-    answers = facts.classified.answers if facts.classified is not None else None
-    choice = choose_examples(answers, facts.classified.confusion) if facts.classified and answers else None
-    material = Material(choice)
+    material = Material(choose(facts))
     try:
         source = open_images(facts, images)
         model = load(str(facts.info.folder)).to(pick_device(device)).eval()
         material = measure_layers(material, model, source, facts)
-        if choice is None or answers is None:
+        if material.choice is None or facts.answers is None:
             return dataclasses.replace(material, no_examples="there are no answers image by image to choose from")
-        return show_examples(material, facts, model, source, answers)
+        return show_examples(material, facts, model, source, facts.answers)
     except (ValueError, OSError) as error:
         reason = str(error)
         return dataclasses.replace(
@@ -83,6 +80,15 @@ def collect_material(facts: Facts, *, images: str | None = None, device: str = "
             no_examples=material.no_examples or reason,
             no_statistics=material.no_statistics or ("" if material.statistics else reason),
         )
+
+
+def choose(facts: Facts) -> Choice | None:
+    """Choose the images to show; None without answers image by image."""
+    if facts.classified is not None and facts.classified.answers is not None:
+        return choose_examples(facts.classified.answers, facts.classified.confusion)
+    if facts.labelled is not None and facts.labelled.answers is not None:
+        return choose_labels(facts.labelled.answers)
+    return None
 
 
 def open_images(facts: Facts, images: str | None) -> Source:
@@ -94,13 +100,19 @@ def open_images(facts: Facts, images: str | None) -> Source:
 # Examples
 
 
-def show_examples(material: Material, facts: Facts, model: Backbone, source: Source, answers: Answers) -> Material:
+def show_examples(material: Material, facts: Facts, model: Backbone, source: Source, answers: ImageAnswers) -> Material:
     """Read the chosen images and explain some of them. Raises ValueError for another data set than that of the answers."""
     choice = material.choice
     assert choice is not None
     name = cast(SplitName, facts.evaluation.split)
     split = source.load(name, preprocessing=facts.info.preprocessing, cfg=facts.settings.data)
-    require_same_images(split, answers, source.name)
+    if not answers.are_of(split):
+        raise ValueError(
+            f"the images of {source.name} are not those that were evaluated; name where those are (--images DATA), or evaluate "
+            "these"
+        )
+    if not choice.rows:
+        return dataclasses.replace(material, no_examples="there are no errors to show")
     raw, _ = split.read(answers.indexes[list(choice.rows)])
     rows = {int(index): row for index, row in zip(answers.indexes[list(choice.rows)].tolist(), choice.rows, strict=True)}
     found = {rows[index]: place for place, index in enumerate(raw.indexes.tolist())}
@@ -111,18 +123,9 @@ def show_examples(material: Material, facts: Facts, model: Backbone, source: Sou
     explanations = NO_MAPS
     if explained:
         normalised = normalise(raw.images, facts.info.preprocessing)[[found[row] for row in explained]]
-        targets = answers.predicted[explained].tolist()
+        targets = answers.explained[explained].tolist()
         explanations = explain_images(model, normalised.to(next(model.parameters()).device), targets)
     return dataclasses.replace(material, examples=examples, explanations=explanations)
-
-
-def require_same_images(split: Split, answers: Answers, name: str) -> None:
-    """Raise ValueError where the labels of a split are not those that the answers were given to."""
-    inside = bool((answers.indexes < len(split)).all())
-    if not inside or not torch.equal(split.labels[answers.indexes], answers.labels):
-        raise ValueError(
-            f"the images of {name} are not those that were evaluated; name where those are (--images DATA), or evaluate these"
-        )
 
 
 def example_picture(raw: RawBatch, place: int) -> Image.Image:

@@ -16,6 +16,8 @@ COUNTED = 20
 """Up to this many classes, each cell carries its count, and the order is the model's."""
 MOST = 120
 """Classes in a picture, at most: of more, those with the most mistakes."""
+LEAST_PX = 880.0
+"""Width below which a picture of many classes is not shrunk: a phone scrolls it."""
 DARK = 0.7
 """Opacity from which on a cell's count is written in the light colour."""
 
@@ -57,7 +59,8 @@ def confusion_chart(confusion: Int[np.ndarray, "K K"], classes: Sequence[str], *
         style = {"class_": "" if few else "small", "rotate": -40.0 if few else -90.0}
         parts.append(text(x + (0 if few else 4), above - 6, words, **style))  # type: ignore[arg-type]
     right = room * 0.75 if few else 8.0
-    return picture(room + size + right, above + size + 4, *parts, label=label)
+    width = room + size + right
+    return picture(width, above + size + 4, *parts, label=label, least=0.0 if few else min(width, LEAST_PX))
 
 
 def shown_order(confusion: Int[np.ndarray, "K K"]) -> list[int]:

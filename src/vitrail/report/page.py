@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from vitrail.models.machine import package_version
-from vitrail.report.blocks import Section
+from vitrail.report.blocks import Pairs, Section
 from vitrail.report.facts import Facts
 from vitrail.report.material import Material
 from vitrail.report.sections.baselines import baselines
@@ -58,7 +58,15 @@ QUALITY = 82
 def render_page(facts: Facts, material: Material) -> str:
     """Return the page as HTML that needs no other file and no network."""
     title = f"{one_line(facts.name)}: report"
-    return write_page(title, [section(facts, material) for section in SECTIONS])
+    return write_page(title, with_missing([section(facts, material) for section in SECTIONS]))
+
+
+def with_missing(sections: Sequence[Section]) -> list[Section]:
+    """Return the sections that have something to show, and behind them one that says why the others have not."""
+    shown = [section for section in sections if not section.missing]
+    missing = [section for section in sections if section.missing]
+    reasons = [(section.title, f"{section.missing[0].upper()}{section.missing[1:]}.") for section in missing]
+    return [*shown, Section("missing", "Not shown", [Pairs(reasons)])] if reasons else shown
 
 
 def write_page(title: str, sections: Sequence[Section]) -> str:

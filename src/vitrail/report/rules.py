@@ -166,7 +166,7 @@ RULES: tuple[Rule, ...] = (
         measure=lambda s: known(s.over_probe),
         when="at most",
         limit=0.0,
-        finding="A linear probe on the frozen features does as well or better, by {value}.",
+        finding="Training did not beat a linear probe on the frozen features (difference: {value}).",
         advice="Use the probe, which costs a fraction (--recipe linear-probe); or fine-tune more gently: a lower optim.lr, a "
         "lower optim.layer_decay.",
         form=points,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -12,6 +13,8 @@ from vitrail.text import one_line
 
 LETTER = 6.4
 """Width in pixels that a letter of a label takes, on average, at `FONT` pixels."""
+DECIMALS = 5
+"""Decimals of a tick, at most; beyond, it is written with an exponent."""
 FONT = 12
 """Size of labels in pixels, as the style sheet has it."""
 
@@ -36,15 +39,15 @@ def written(value: object) -> str:
     return str(value)
 
 
-def picture(width: float, height: float, *children: str, label: str) -> Markup:
-    """Return an SVG picture, as wide as its place and at most `width` pixels; `label` says in words what it shows."""
+def picture(width: float, height: float, *children: str, label: str, least: float = 0.0) -> Markup:
+    """Return an SVG picture, as wide as its place, from `least` to `width` pixels; `label` says in words what it shows."""
     return element(
         "svg",
         *children,
         viewBox=f"0 0 {written(float(width))} {written(float(height))}",
         role="img",
         aria_label=label,
-        style=f"max-width:{written(float(width))}px",
+        style=f"max-width:{written(float(width))}px" + (f";min-width:{written(least)}px" if least else ""),
     )
 
 
@@ -94,28 +97,30 @@ class Scale:
         return self.start + min(max(share, -0.02), 1.02) * (self.end - self.start)
 
 
-def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
-    """Return about `count` round values from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+def ticks(low: float, high: float, *, count: int = 5, whole: bool = False) -> list[float]:
+    """Return about `count` round values from `low` to `high`: multiples of 1, 2 or 5 times a power of ten, or `whole` ones."""
     if not high > low:
         return [low]
-    rough = (high - low) / max(1, count)
+    rough = max((high - low) / max(1, count), 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [index * step + 0.0 for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def widened(low: float, high: float, *, share: float = 0.06) -> tuple[float, float]:
-    """Return bounds with some room on either side; of one value, some room around it."""
-    room = (high - low) * share or abs(high) * 0.1 or 1.0
-    return low - room, high + room
+def tick_labels(values: Sequence[float], *, share: bool = False) -> list[str]:
+    """Return the labels of ticks, with as many decimals as tell them apart; shares in per cent."""
+    factor = 100 if share else 1
+    step = min((abs(b - a) * factor for a, b in pairwise(values)), default=abs(values[0] * factor) if values else 1.0)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
+    if decimals > DECIMALS:
+        return [f"{value * factor:.1e}" for value in values]
+    return [f"{value * factor:,.{decimals}f}" + (" %" if share else "") for value in values]
 
 
-def percent(share: float) -> str:
-    """Format a share as a tick: 0 %, 12.5 %, 100 %."""
-    return f"{100 * share:.3g} %"
-
-
-def plain(value: float) -> str:
-    """Format a number as a tick: 0.001, 2.5, 12,000."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def widened(low: float, high: float, *, room: float = 0.06, share: bool = False) -> tuple[float, float]:
+    """Return bounds with some room on either side; of one value, some room around it. Those of a share end at 0 and 1."""
+    extra = (high - low) * room or abs(high) * 0.1 or 1.0
+    if share:
+        return max(0.0, low - extra), min(1.0, high + extra)
+    return low - extra, high + extra

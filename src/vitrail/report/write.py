@@ -46,7 +46,7 @@ def write_report(
 
 def complete_facts(facts: Facts, *, images: str | None, device: str) -> Facts:
     """Evaluate a run whose answers were not kept, in one pass of the model; the facts stay as they are without its images."""
-    if facts.classified is None or facts.classified.answers is not None:
+    if not facts.info.classes or facts.answers is not None:
         return facts
     folder = facts.info.folder
     try:

@@ -37,7 +37,7 @@ def ladder_blocks(facts: Facts, ladder: Mapping[str, Any]) -> list[Block]:
         rows.append(accuracy_row("trained model", split, Accuracy(hits, facts.classified.count)))
     table = Table("Before and after training", ["model", "images", "number", "accuracy", "95 % interval"], rows, ("images",))
     why = str(ladder.get("advice", {}).get("why", ""))
-    return [table, *([Text(f"Said before training: {why}.")] if why else [])]
+    return [table, *([Text(f"Advice before training: {why}.")] if why else [])]
 
 
 def accuracy_row(name: str, split: str, accuracy: Accuracy) -> list[str]:
@@ -64,7 +64,7 @@ def comparison_blocks(comparison: Mapping[str, Any]) -> list[Block]:
     for key, words, form in (("effective_rank", "effective rank", ".1f"), ("uniformity", "uniformity", ".2f")):
         start, end = comparison["start"].get(key), comparison["end"].get(key)
         if start is not None and end is not None:
-            rows.append([words, format(start, form), format(end, form), f"{end - start:+{form[1:]}}", ""])
+            rows.append([words, format(start, form), format(end, form), f"{end - start:+{form}}", ""])
     columns = ["frozen features", f"from {comparison['start_weights']}", "pre-trained", "difference", "95 % interval"]
     name = f"On {comparison['end']['images']:,} images of {comparison['split']}"
     return [Table(name, columns, rows), Text(f"{str(comparison['verdict']).capitalize()}.")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitrail.evaluate.metrics import Evaluation
-from vitrail.report.blocks import Block, Chart, Charts, Gallery, Section, Shown, Table, Text, absent, interval, percent
+from vitrail.report.blocks import Beside, Block, Chart, Charts, Gallery, Section, Shown, Table, Text, absent, interval, percent
 from vitrail.report.choice import confused_pairs
 from vitrail.report.facts import Facts
 from vitrail.report.material import Material
@@ -24,6 +24,7 @@ def confusion(facts: Facts, material: Material) -> Section:
     common = ", ".join(f"{scored.classes[each.true]} as {scored.classes[each.predicted]} ({each.count})" for each in pairs[:5])
     label = f"Confusion matrix of {len(scored.classes)} classes; the most frequent mistakes: {common or 'none'}"
     drawing = confusion_chart(scored.confusion.numpy(), scored.classes, label=label)
+    few = len(scored.classes) <= COUNTED
     blocks: list[Block] = [Charts([Chart("Confusion matrix", drawing)], wide=True), Text(how_to_read(scored), quiet=True)]
     if not pairs:
         return Section("confusion", TITLE, [*blocks, Text("There are no mistakes.")])
@@ -38,8 +39,9 @@ def confusion(facts: Facts, material: Material) -> Section:
         for each in pairs
     ]
     columns = ["class", "taken for", "images", "of the class", "95 % interval"]
-    blocks.append(Table("Most confused pairs", columns, rows, ("taken for",)))
-    return Section("confusion", TITLE, [*blocks, *galleries(facts, material, scored)])
+    table = Table("Most confused pairs", columns, rows, ("taken for",))
+    shown: list[Block] = [Beside(blocks, [table])] if few else [*blocks, table]
+    return Section("confusion", TITLE, [*shown, *galleries(facts, material, scored)])
 
 
 def how_to_read(scored: Evaluation) -> str:
@@ -63,7 +65,7 @@ def galleries(facts: Facts, material: Material, scored: Evaluation) -> list[Bloc
             Shown(
                 material.examples[row].picture,
                 alternative(facts, material, row),
-                [name_of(material, row), percent(float(scored.answers.confidence[row]), 0)],
+                [f"at {percent(float(scored.answers.confidence[row]), 0)}", name_of(material, row)],
                 right=False,
             )
             for row in rows

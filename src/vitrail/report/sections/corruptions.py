@@ -9,7 +9,6 @@ from vitrail.report.charts import Axis, IntervalRow, Series, interval_chart, lin
 from vitrail.report.facts import Facts
 from vitrail.report.material import Material
 from vitrail.report.robustness import Robustness
-from vitrail.report.svg import percent as percent_tick
 
 TITLE = "Robustness"
 
@@ -30,14 +29,14 @@ def corruption_blocks(found: Robustness) -> list[Block]:
     rows = []
     for name in order:
         measured = found.corruptions[name]
-        middle = fmean(each.accuracy for each in measured)
-        reach = tuple(fmean(each.interval[side] for each in measured) for side in (0, 1))
-        rows.append(IntervalRow(name.replace("_", " "), middle, (reach[0], reach[1]), percent(middle)))
+        accuracies = [each.accuracy for each in measured]
+        middle, reach = fmean(accuracies), (min(accuracies), max(accuracies))
+        rows.append(IntervalRow(name.replace("_", " "), middle, reach, percent(middle)))
     words = Text(
         f"Accuracy is {percent(found.clean)} on the images as they are, and {percent(found.mean)} on average over "
         f"{len(order)} corruptions at every severity (Hendrycks & Dietterich 2019)."
     )
-    axis = Axis("mean accuracy over the severities", (0.0, 1.0), percent_tick)
+    axis = Axis("accuracy: mean and range of the severities", (0.0, 1.0), share=True)
     label = f"Mean accuracy under each corruption: {order[0]} costs most, {order[-1]} least"
     chart = Chart("Corruptions", interval_chart(rows, reference=found.clean, axis=axis, label=label))
     severities = sorted({each.at for measured in found.corruptions.values() for each in measured})
@@ -56,8 +55,6 @@ def sweep_blocks(found: Robustness) -> list[Block]:
     for name, measured in found.sweeps.items():
         series = Series(name, [(each.at, each.accuracy) for each in measured], [each.interval for each in measured], marks=True)
         words = ", ".join(f"{percent(each.accuracy)} at {each.at:g}" for each in measured)
-        drawing = line_chart(
-            [series], x=Axis(name), y=Axis("accuracy", None, percent_tick), label=f"Accuracy by {name}: {words}"
-        )
+        drawing = line_chart([series], x=Axis(name), y=Axis("accuracy", share=True), label=f"Accuracy by {name}: {words}")
         charts.append(Chart(name.capitalize(), drawing))
     return [Charts(charts)] if charts else []

@@ -5,31 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from vitrail.evaluate.answers import Answers, LabelAnswers
 from vitrail.report.blocks import Block, Gallery, Section, Shown, Text, absent, percent
 from vitrail.report.explanations import Explained
 from vitrail.report.facts import Facts
 from vitrail.report.material import Material
-from vitrail.text import one_line
+from vitrail.report.svg import shortened
 
 TITLE = "Errors and least sure answers"
+NAME_LETTERS = 34
+"""Letters of a file's name, which is shortened in the middle."""
 
 
 def errors(facts: Facts, material: Material) -> Section:
     """Return the galleries; a line where there are no pictures."""
-    choice, scored = material.choice, facts.classified
-    if scored is None or scored.answers is None or choice is None:
-        reason = "worst errors are those of images with one class each" if scored is None else material.no_examples
-        return absent("errors", TITLE, reason)
+    choice = material.choice
+    if facts.answers is None or choice is None:
+        return absent("errors", TITLE, "there are no answers image by image, of a class or of labels")
     if not material.examples:
-        return absent("errors", TITLE, f"the images could not be shown ({material.no_examples})")
+        return absent("errors", TITLE, f"there are no pictures: {material.no_examples}")
     blocks: list[Block] = []
+    if not choice.errors:
+        blocks.append(Text("There are no errors on these images."))
     if material.explanations.verdict:
         blocks.append(Text(material.explanations.verdict))
     for title, rows in (("Worst errors: wrong, and most confident", choice.errors), ("Least sure answers", choice.unsure)):
         if pictures := shown(facts, material, rows):
             blocks.append(Gallery(title, pictures))
-    if not choice.errors:
-        blocks.insert(0, Text("There are no errors on these images."))
     blocks.append(Text(how_to_read(material), quiet=True))
     return Section("errors", TITLE, blocks)
 
@@ -61,16 +63,27 @@ def shown(facts: Facts, material: Material, rows: Sequence[int]) -> list[Shown]:
 
 def answer_lines(facts: Facts, material: Material, row: int) -> tuple[list[str], bool]:
     """Return label, answer and file of an image, and whether the answer is right."""
-    scored = facts.classified
-    assert scored is not None
-    assert scored.answers is not None
-    answers, classes = scored.answers, scored.classes
+    words, right = ("", False)
+    if facts.classified is not None and facts.classified.answers is not None:
+        words, right = class_words(facts.classified.answers, facts.classified.classes, row)
+    elif facts.labelled is not None and facts.labelled.answers is not None:
+        words, right = label_words(facts.labelled.answers, facts.labelled.classes, row)
+    return [words, name_of(material, row)], right
+
+
+def class_words(answers: Answers, classes: Sequence[str], row: int) -> tuple[str, bool]:
+    """Return the answer to an image of one class, and whether it is right."""
     label, predicted = classes[int(answers.labels[row])], classes[int(answers.predicted[row])]
-    sure, right = percent(float(answers.confidence[row]), 0), bool(answers.correct[row])
-    if right:
-        return [f"{label}, right at {sure}", name_of(material, row)], right
-    own = percent(float(answers.label_probability[row]), 0)
-    return [f"{label} at {own}, taken for {predicted} at {sure}", name_of(material, row)], right
+    sure, own = percent(float(answers.confidence[row]), 0), percent(float(answers.label_probability[row]), 0)
+    right = bool(answers.correct[row])
+    return (f"{label}, right at {sure}" if right else f"{label} at {own}, taken for {predicted} at {sure}"), right
+
+
+def label_words(answers: LabelAnswers, classes: Sequence[str], row: int) -> tuple[str, bool]:
+    """Return the worst answer to an image of any number of labels, and whether it is right."""
+    label, share = classes[int(answers.worst[row])], percent(float(answers.probability[row]), 0)
+    there = "has it" if bool(answers.wanted[row]) else "does not have it"
+    return f"{label} at {share}, and the image {there}", bool(answers.error[row] <= 0.5)
 
 
 def alternative(facts: Facts, material: Material, row: int) -> str:
@@ -80,8 +93,8 @@ def alternative(facts: Facts, material: Material, row: int) -> str:
 
 
 def name_of(material: Material, row: int) -> str:
-    """Return the name of an image: its last parts."""
-    return one_line("/".join(PurePath(material.examples[row].name).parts[-2:]))
+    """Return the name of an image: its last parts, shortened."""
+    return shortened("/".join(PurePath(material.examples[row].name).parts[-2:]), NAME_LETTERS)
 
 
 def map_words(facts: Facts, material: Material, drawn: Explained) -> str:

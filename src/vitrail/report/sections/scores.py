@@ -11,7 +11,6 @@ from vitrail.report.blocks import Block, Chart, Charts, Fold, Section, Table, Te
 from vitrail.report.charts import Axis, IntervalRow, interval_chart
 from vitrail.report.facts import Facts
 from vitrail.report.material import Material
-from vitrail.report.svg import percent as percent_tick
 
 TITLE = "Accuracy by class"
 DRAWN = 40
@@ -32,14 +31,15 @@ def class_blocks(scored: Evaluation) -> list[Block]:
     order = sorted((each for each in scored.per_class if each.count), key=lambda each: each.accuracy)
     rows = [IntervalRow(each.name, each.accuracy, each.interval, f"{each.count:,}") for each in order[:DRAWN]]
     lowest = f", the {DRAWN} lowest of {len(order)} classes" if len(order) > DRAWN else ""
-    words = [f"{each.name} {percent_tick(round(each.accuracy, 3))}" for each in order]
+    words = [f"{each.name} {percent(each.accuracy)}" for each in order]
     ends = f"{words[0]} is the lowest and {words[-1]} the highest" if len(order) > 1 else "".join(words)
     label = f"Accuracy of each class with its 95 % interval{lowest}: {ends}"
-    axis = Axis("accuracy of the class, 95 % interval; its images at the right", (0.0, 1.0), percent_tick)
+    axis = Axis("accuracy with its 95 % interval", (0.0, 1.0), share=True)
     chart = Chart(f"Accuracy of each class{lowest}", interval_chart(rows, reference=scored.top1, axis=axis, label=label))
     note = Text(
-        "Accuracy of a class is the share of its images that are recognised (recall); the dashed line is that of all images. "
-        "Intervals are Wilson's at 95 %, that of macro F1 is a bootstrap over images.",
+        "The accuracy of a class is the share of its images that are recognised (recall); their number stands at the right, "
+        "and the dashed line is the accuracy on all images. Intervals are Wilson's at 95 %; that of macro F1 is a bootstrap "
+        "over images.",
         quiet=True,
     )
     precision, recall, f1 = class_f1(scored.confusion)
@@ -59,7 +59,7 @@ def label_blocks(scored: MultiLabelEvaluation) -> list[Block]:
     order = sorted((each for each in scored.per_class if each.count), key=lambda each: each.average_precision)
     rows = [IntervalRow(each.name, each.average_precision, each.interval, f"{each.count:,}") for each in order[:DRAWN]]
     words = ", ".join(f"{each.name} {percent(each.average_precision)}" for each in order[:5])
-    axis = Axis("average precision, 95 % interval; images with the label at the right", (0.0, 1.0), percent_tick)
+    axis = Axis("average precision with its 95 % interval", (0.0, 1.0), share=True)
     reference = None if math.isnan(scored.mean_ap) else scored.mean_ap
     drawing = interval_chart(
         rows, reference=reference, axis=axis, label=f"Average precision of each label, lowest first: {words}"

@@ -9,7 +9,6 @@ from vitrail.report.blocks import Beside, Block, Chart, Charts, Section, Table, 
 from vitrail.report.charts import Axis, Series, line_chart
 from vitrail.report.facts import Facts
 from vitrail.report.material import Material
-from vitrail.report.svg import percent as percent_tick
 
 TITLE = "Selective prediction and conformal sets"
 LEAST_SHARE = 0.02
@@ -45,8 +44,8 @@ def precision_chart(answers: Answers) -> Chart:
     ends = ", ".join(f"{percent(value)} of {percent(place, 0)}" for place, value in near.items())
     drawing = line_chart(
         [Series("precision", points)],
-        x=Axis("share of the images answered", (0.0, 1.0), percent_tick),
-        y=Axis("precision", None, percent_tick),
+        x=Axis("share of the images answered", (0.0, 1.0), share=True),
+        y=Axis("precision", share=True),
         label=f"Precision of the most confident answers, by the share of images answered: {ends}",
     )
     return Chart("Precision of the most confident answers", drawing)

@@ -28,8 +28,8 @@ def summary(facts: Facts, material: Material) -> Section:
 def sentence(facts: Facts) -> str:
     """Return what the model is and how it does, in two sentences."""
     name, *_ = family_of_config(facts.info.config).words(facts.info.config)
-    size = f" of {in_millions(facts.provenance.parameters)} parameters" if facts.provenance.parameters else ""
-    classes = f" for {counted(len(facts.info.classes), 'class', 'es')}" if facts.info.classes else " without labels"
+    size = f" ({in_millions(facts.provenance.parameters)} parameters)" if facts.provenance.parameters else ""
+    classes = f", {counted(len(facts.info.classes), 'class', 'es')}" if facts.info.classes else " without labels"
     trained = f"{name}{size}, trained on {one_line(facts.data)}{classes}."
     on = f"{counted(facts.scores.count, 'image')} of the {facts.evaluation.split} split of {one_line(facts.evaluation.data)}"
     headline = facts.scores.headline

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from vitrail.report.blocks import Block, Chart, Charts, Fold, Pairs, Points, Section, Text, counted
+from vitrail.report.blocks import Block, Chart, Charts, Fold, Pairs, Points, Section, Text, counted, percent
 from vitrail.report.charts import Axis, Series, line_chart
 from vitrail.report.facts import Facts, without_paths
 from vitrail.report.material import Material
-from vitrail.report.svg import percent as percent_tick
-from vitrail.report.svg import plain
 from vitrail.settings.families import family_of_config
 from vitrail.text import one_line
 from vitrail.weights.model_card import without_places
 from vitrail.weights.run_log import points
 
 SCORES: tuple[tuple[str, Mapping[str, str], bool], ...] = (
-    ("Accuracy", {"accuracy": "training images, augmented", "val_top1": "validation images"}, True),
-    ("Label accuracy", {"binary_accuracy": "training images, augmented"}, True),
-    ("Mean average precision", {"val_map": "validation images"}, True),
-    ("k-NN accuracy", {"val_knn_accuracy": "validation images", "check_knn_accuracy": "check"}, True),
-    ("Effective rank", {"val_effective_rank": "validation images", "check_effective_rank": "check"}, False),
-    ("Uniformity", {"val_uniformity": "validation images", "check_uniformity": "check"}, False),
+    ("Accuracy", {"accuracy": "training, augmented", "val_top1": "validation"}, True),
+    ("Label accuracy", {"binary_accuracy": "training, augmented"}, True),
+    ("Mean average precision", {"val_map": "validation"}, True),
+    ("k-NN accuracy", {"val_knn_accuracy": "validation", "check_knn_accuracy": "check"}, True),
+    ("Effective rank", {"val_effective_rank": "validation", "check_effective_rank": "check"}, False),
+    ("Uniformity", {"val_uniformity": "validation", "check_uniformity": "check"}, False),
 )
 """Charts of scores: title, names in the log with their words, and whether they are shares."""
 
@@ -101,14 +100,14 @@ def machine_rows(facts: Facts) -> list[tuple[str, str]]:
 
 def curves(facts: Facts) -> list[Chart]:
     """Return charts of loss, scores and learning rate over the steps."""
-    steps, charts = Axis("step"), []
+    steps, charts = Axis("step", whole=True), []
     loss = {"loss": "training, augmented", "val_nll": "validation", "val_bce": "validation"}
     shown = [Series(words, points(facts.records, name), marks=name != "loss") for name, words in loss.items()]
     if drawing := line_chart(shown, x=steps, y=Axis("loss"), label=ends("Loss", shown)):
         charts.append(Chart("Loss", drawing))
     for title, names, share in SCORES:
         series = [Series(words, points(facts.records, name), marks="_" in name) for name, words in names.items()]
-        y = Axis(title.lower(), None, percent_tick if share else plain)
+        y = Axis(title.lower(), share=share)
         if drawing := line_chart(series, x=steps, y=y, label=ends(title, series, share=share)):
             charts.append(Chart(title, drawing))
     rate = [Series("learning rate", points(facts.records, "lr"))]
@@ -119,13 +118,12 @@ def curves(facts: Facts) -> list[Chart]:
 
 def ends(title: str, series: list[Series], *, share: bool = False) -> str:
     """Return the text alternative of curves: where each starts and ends."""
-    form = percent_tick if share else plain
-    words = [
-        f"{each.name} from {form(each.points[0][1])} at step {each.points[0][0]:,.0f} to {form(each.points[-1][1])} "
-        f"at step {each.points[-1][0]:,.0f}"
-        for each in series
-        if each.points
-    ]
+    words = []
+    for each in series:
+        if each.points:
+            (first, start), (last, end) = each.points[0], each.points[-1]
+            low, high = (percent(start), percent(end)) if share else (f"{start:.4g}", f"{end:.4g}")
+            words.append(f"{each.name} from {low} at step {first:,.0f} to {high} at step {last:,.0f}")
     return f"{title} over the steps: {'; '.join(words)}"
 
 
@@ -133,10 +131,10 @@ def all_settings(facts: Facts) -> list[tuple[str, str]]:
     """Return every setting that differs from its section's default, or is of the model, data, optimizer or length."""
     always, rows = ("model", "data", "augment", "optim", "train"), []
     for section, values in vars(facts.settings).items():
-        default = type(values)()
-        for key, value in vars(values).items():
-            if section in always or value != getattr(default, key):
-                rows.append((f"{section}.{key}", setting(value)))
+        for field in fields(values):
+            value = getattr(values, field.name)
+            if section in always or value != field.default:
+                rows.append((f"{section}.{field.name}", setting(value)))
     return rows
 
 
