@@ -84,12 +84,14 @@ class Trust:
         def restored(each: Mapping[str, Any]) -> dict[str, Any]:
             return {**each, "interval": interval_from(each["interval"])}
 
-        selective = [SelectivePrediction(**restored(each)) for each in values["selective"]]
         coverages = [{**each, "covered": Accuracy.from_dict(each["covered"])} for each in values["coverages"]]
         return cls(
             **{name: number_from(values[name]) for name in ("temperature", "error_before", "error", "nll", "brier")},
             bins=tuple(ReliabilityBin(**restored(each)) for each in values["bins"]),
-            selective=tuple(each if each.count else no_answers(each.target) for each in selective),
+            selective=tuple(
+                SelectivePrediction(**restored(each)) if each["count"] else no_answers(each["target"])
+                for each in values["selective"]
+            ),
             coverages=tuple(Coverage(**each) for each in coverages),
             outliers=None if values["outliers"] is None else Accuracy.from_dict(values["outliers"]),
         )
