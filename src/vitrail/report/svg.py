@@ -99,7 +99,7 @@ class Scale:
 
 def ticks(low: float, high: float, *, count: int = 5, whole: bool = False) -> list[float]:
     """Return about `count` round values from `low` to `high`: multiples of 1, 2 or 5 times a power of ten, or `whole` ones."""
-    if not high > low:
+    if not high - low > max(1e-12 * max(abs(low), abs(high)), 1e-300):  # one value, but for rounding
         return [low]
     rough = max((high - low) / max(1, count), 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(rough))

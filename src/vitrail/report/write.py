@@ -40,7 +40,8 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as draft:
         draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-    mark_output(path.parent, [path], command="report")
+    if out is None:
+        mark_output(place, [path], command="report")
     return path
 
 
