@@ -170,14 +170,6 @@ def test_a_training_without_labels_has_a_page(photos: Path, tmp_path: Path) -> N
 def test_a_model_without_global_attention_has_a_page(photos: Path, tmp_path: Path) -> None:
     shape = {"patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
     swin = {"name": "swin_t", "img_size": 32, **shape}
-        "name": "swin_t",
-        "img_size": 32,
-        "patch_size": 2,
-        "embed_dim": 12,
-        "depths": (1, 1),
-        "num_heads": (1, 2),
-        "window_size": 4,
-    }
     done = vitrail.train(photos, recipe="from-scratch", out=tmp_path / "run", model=swin, train=SHORT, data={"workers": 0})
     page = page_of(write_report(done.folder))
     assert "model" not in headings(page)
