@@ -264,6 +264,7 @@ def _continue(folder: Path, processes: World, display: Display, *, workers: int 
     context = Context(plan, folder, display, processes, resumed=True)
     loop = assemble(context, open_images(context))
     processes.raise_once(lambda: loop.restore(path, state))
+    record_start(loop)
     display.say(f"resumed at step {loop.step:,}")
     return finish(loop, plan.source)
 

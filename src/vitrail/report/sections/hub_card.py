@@ -15,6 +15,6 @@ def hub_card(facts: Facts, material: Material) -> Section:
         [
             Text("The same facts as README.md for the Hugging Face Hub; `vitrail push` uploads it with the weights."),
             Download("README.md", "Save the card as README.md", facts.card),
-            Fold("Show the card", [Code(facts.card, "model card")]),
+            Fold("Show the card", [Code(facts.card, "text of the model card")]),
         ],
     )
