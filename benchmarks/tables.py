@@ -414,6 +414,24 @@ def _by_way(sets: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return ways
 
 
+def reports(result: dict[str, Any]) -> str:
+    """Time of an evaluation with and without its report, by the clock and of the processor."""
+    cells = []
+    for name, words in (("with report", "`vitrail evaluate`, with its report"), ("without", "the same with `--no-report`")):
+        row = result["commands"][name]
+        by_clock, of_cpu = row["seconds"], row["cpu_seconds"]
+        clock = f"{by_clock['median']:.0f} s ({by_clock['min']:.0f} to {by_clock['max']:.0f})"
+        cells.append([words, f"**{of_cpu['median']:.1f} s** ({of_cpu['min']:.1f} to {of_cpu['max']:.1f})", clock])
+    facts, low_high = result["machine"], result["machine"]["load_average"]
+    busy = f"The machine had other work (load average {low_high[0]} to {low_high[1]} on {facts['cores']} cores), so "
+    note = (
+        f"{result['images']:,} images of {result['data']}, {result['parameters'] / 1e6:.2f} M parameters, {facts['threads']} "
+    )
+    note += f"thread{'s' * (facts['threads'] != 1)}; the page has {result['page_bytes'] / 1e3:.0f} kB. "
+    note += f"{busy}the clock tells less than CPU seconds." if max(low_high) > facts["cores"] else ""
+    return f"{_grid(['from start to end', 'CPU time', 'by the clock'], cells)}\n\n{note.strip()} {_machines([facts])}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
@@ -435,6 +453,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "explain": ("explain", explaining),
     "explain-scores": ("pictures", explain_scores),
     "pointing": ("pointing", pointing),
+    "report": ("report", reports),
 }
 
 
