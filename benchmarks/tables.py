@@ -423,13 +423,13 @@ def reports(result: dict[str, Any]) -> str:
         clock = f"{by_clock['median']:.0f} s ({by_clock['min']:.0f} to {by_clock['max']:.0f})"
         cells.append([words, f"**{of_cpu['median']:.1f} s** ({of_cpu['min']:.1f} to {of_cpu['max']:.1f})", clock])
     facts, low_high = result["machine"], result["machine"]["load_average"]
-    busy = f"The machine had other work (load average {low_high[0]} to {low_high[1]} on {facts['cores']} cores), so "
-    note = (
-        f"{result['images']:,} images of {result['data']}, {result['parameters'] / 1e6:.2f} M parameters, {facts['threads']} "
-    )
-    note += f"thread{'s' * (facts['threads'] != 1)}; the page has {result['page_bytes'] / 1e3:.0f} kB. "
-    note += f"{busy}the clock tells less than CPU seconds." if max(low_high) > facts["cores"] else ""
-    return f"{_grid(['from start to end', 'CPU time', 'by the clock'], cells)}\n\n{note.strip()} {_machines([facts])}\n"
+    images, size = f"{result['images']:,} images of {result['data']}", f"{result['parameters'] / 1e6:.2f} M parameters"
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    note = f"{images}, {size}, {threads}; the page has {result['page_bytes'] / 1e3:.0f} kB."
+    if max(low_high) > facts["cores"]:
+        load = f"load average {low_high[0]} to {low_high[1]} on {facts['cores']} cores"
+        note += f" The machine had other work ({load}), so CPU time tells more than the clock."
+    return f"{_grid(['from start to end', 'CPU time', 'by the clock'], cells)}\n\n{note} {_machines([facts])}\n"
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from vitrail.evaluate.paired import SIGNIFICANT, mcnemar
+from vitrail.evaluate.intervals import mean_interval
 from vitrail.explain.inputs import offers_of, open_scene
 from vitrail.explain.maps import Maps
 from vitrail.explain.score import Trial, random_maps
@@ -74,17 +74,19 @@ class Explanations:
 
     @property
     def verdict(self) -> str:
-        """Return whether more maps beat random orders than chance allows (sign test), in a sentence; "" without scores."""
+        """Return whether the maps beat random orders, by the paired interval, in a sentence; "" for fewer than two scores."""
         scores = [one.scores for one in self.each if one is not None and one.scores is not None]
-        if not scores:
+        if len(scores) < 2:
             return ""
         gap, chance = fmean(one.gap for one in scores), fmean(one.random_gap for one in scores)
-        better = sum(one.gap > one.random_gap for one in scores)
-        numbers = f"the gap between insertion and deletion is {gap:.2f}, where random orders of the patches have {chance:.2f}"
-        count = f"{better} of {len(scores)} maps beat their random orders"
-        if mcnemar(better, len(scores) - better) < SIGNIFICANT and 2 * better > len(scores):
-            return f"The maps point at what the answers depend on: {numbers}; {count}."
-        return f"It is not shown that the maps say more than chance, so do not read them as reasons: {numbers}; {count}."
+        low, high = mean_interval([one.gap - one.random_gap for one in scores])
+        numbers = (
+            f"the gap between insertion and deletion is {gap:.2f}, and {chance:.2f} in random orders of the patches (difference "
+            f"{gap - chance:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, {len(scores)} images)"
+        )
+        if low > 0:
+            return f"The maps point at what the answers depend on: {numbers}."
+        return f"It is not shown that the maps say more than chance, so do not read them as reasons: {numbers}."
 
 
 NO_MAPS = Explanations("", ())

@@ -82,13 +82,18 @@ def environment() -> Environment:
     """Return the environment of the templates, which escapes all values."""
     loader = PackageLoader("vitrail.report")
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.filters |= {"data_uri": data_uri, "is_small": is_small, "line": one_line, "prose": prose, "text_uri": text_uri}
+    found.filters |= {"data_uri": data_uri, "is_small": is_small, "line": line, "prose": prose, "text_uri": text_uri}
     return found
+
+
+def line(words: str) -> str:
+    """Return a text on one line, which is not broken between a number and its per cent sign."""
+    return one_line(words).replace(" %", "\u00a0%")
 
 
 def prose(words: str) -> Markup:
     """Return a line of text, escaped, in which what stands between backticks is code."""
-    parts = [escape(part) for part in one_line(words).split("`")]
+    parts = [escape(part) for part in line(words).split("`")]
     if len(parts) % 2 == 0:  # one backtick without its other
         return Markup("`").join(parts)
     return Markup("").join(Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts))
