@@ -28,7 +28,7 @@ PYTEST_FLAGS ?= -n auto --maxprocesses 4 $(if $(CI),--durations 15,)
 help:
 	@echo "make package  .venv with the package, at the pinned versions"
 	@echo "make venv     the same with the tools of the tests, and the libraries that they compare with"
-	@echo "make demo     trains a Vision Transformer on the embedded sample (2 minutes), evaluates it, says what to run next"
+	@echo "make demo     trains a Vision Transformer on the embedded sample (2 minutes), evaluates it, writes a report"
 	@echo "make check    style, types and the order of the rooms"
 	@echo "make test     make check, then the tests, but for the slowest"
 	@echo "make test-slow   the slowest: faults done to real trainings, several processes (some 5 minutes)"
@@ -70,10 +70,10 @@ $(TOOLS): $(PACKAGE)
 demo: package
 	@run=runs/demo; n=1; while [ -e $$run ]; do n=$$((n + 1)); run=runs/demo-$$n; done; \
 	set -e; \
-	$(BIN)/vitrail train --out $$run; \
+	$(BIN)/vitrail train --out $$run --no-report; \
 	$(BIN)/vitrail evaluate $$run; \
 	echo; \
-	echo "The trained model, its settings and its figures are in $$run. What to run next:"; \
+	echo "The trained model, its settings and its figures are in $$run; open $$run/report.html in a browser. What to run next:"; \
 	echo "  $(BIN)/vitrail predict $$run IMAGE.png     # labels of images"; \
 	echo "  $(BIN)/vitrail explain $$run IMAGE.png     # what the model looks at, as a picture"; \
 	echo "  $(BIN)/vitrail train PHOTOS               # your own folder, with one folder per class"; \

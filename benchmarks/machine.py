@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitrail.bench import machine
-from vitrail.bench.machine import cores as cores
+from vitrail.models import machine
+from vitrail.models.machine import cores as cores
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,11 +37,4 @@ def facts(*packages: str) -> dict[str, str | int]:
 
 def commit() -> str:
     """The short hash of HEAD, with "+" where tracked source files differ from it; "unknown" outside a clone."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "--", "src") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    return machine.commit() or "unknown"

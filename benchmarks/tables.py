@@ -489,6 +489,24 @@ def check_labels(result: dict[str, Any]) -> str:
     return f"{_grid(['label suspects', 'value'], cells)}\n\n{what}. {_machines([row['machine']])}\n"
 
 
+def reports(result: dict[str, Any]) -> str:
+    """Time of an evaluation with and without its report, by the clock and of the processor."""
+    cells = []
+    for name, words in (("with report", "`vitrail evaluate`, with its report"), ("without", "the same with `--no-report`")):
+        row = result["commands"][name]
+        by_clock, of_cpu = row["seconds"], row["cpu_seconds"]
+        clock = f"{by_clock['median']:.0f} s ({by_clock['min']:.0f} to {by_clock['max']:.0f})"
+        cells.append([words, f"**{of_cpu['median']:.1f} s** ({of_cpu['min']:.1f} to {of_cpu['max']:.1f})", clock])
+    facts, low_high = result["machine"], result["machine"]["load_average"]
+    images, size = f"{result['images']:,} images of {result['data']}", f"{result['parameters'] / 1e6:.2f} M parameters"
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    note = f"{images}, {size}, {threads}; the page has {result['page_bytes'] / 1e3:.0f} kB."
+    if max(low_high) > facts["cores"]:
+        load = f"load average {low_high[0]} to {low_high[1]} on {facts['cores']} cores"
+        note += f" The machine had other work ({load}), so CPU time tells more than the clock."
+    return f"{_grid(['from start to end', 'CPU time', 'by the clock'], cells)}\n\n{note} {_machines([facts])}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
@@ -514,6 +532,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "check-faults": ("check", check_faults),
     "check-speed": ("check", check_speed),
     "check-labels": ("check", check_labels),
+    "report": ("report", reports),
 }
 
 

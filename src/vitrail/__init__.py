@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vitrail import explain as explain
     from vitrail.deploy import Predictor, embed
     from vitrail.models import ViT, create_model
+    from vitrail.report import write_report
     from vitrail.settings import ViTConfig
     from vitrail.train import Run, pretrain, resume, train
     from vitrail.weights import load, suggest_names
@@ -25,6 +26,7 @@ __all__ = [
     "resume",
     "suggest_names",
     "train",
+    "write_report",
 ]
 
 _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for torch
@@ -39,6 +41,7 @@ _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for tor
     "resume": "train",
     "suggest_names": "weights",
     "train": "train",
+    "write_report": "report",
 }
 
 

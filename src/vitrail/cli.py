@@ -30,6 +30,7 @@ ON_DATA = {
     "evaluate": "vitrail.commands.evaluate",
     "compare": "vitrail.commands.compare",
     "sweep": "vitrail.commands.sweep",
+    "report": "vitrail.commands.report",
     "predict": "vitrail.commands.predict",
     "embed": "vitrail.commands.embed",
     "explain": "vitrail.commands.explain",

@@ -79,6 +79,11 @@ def add_device(parser: Parser, *, batch_size: int) -> None:
     parser.add_argument("--batch-size", type=count, default=batch_size, metavar="N", help=f"images a batch [{batch_size}]")
 
 
+def add_report(parser: Parser | ArgumentParser) -> None:
+    """Add the option of a command that writes a report at its end."""
+    parser.add_argument("--no-report", action="store_true", help="write no report.html at the end")
+
+
 def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     """Parse words, with options anywhere among them. Raises ValueError in one line that names the nearest option."""
     for option in _options(words):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from vitrail.bench import ceiling, machine, prediction, run, training
+from vitrail.bench import ceiling, prediction, run, training
 from vitrail.bench.case import Case, write_case
 from vitrail.bench.contender import Contender
 from vitrail.bench.processes import Unmeasurable, Worker, array
 from vitrail.deploy.forms import needs_bf16
-from vitrail.models import create_model
+from vitrail.models import create_model, machine
 from vitrail.models.counts import count
 
 TRAINING, PREDICTION = training.rows(("fp32", "bf16")), prediction.rows(("fp32", "bf16"))

@@ -49,7 +49,7 @@ def test_a_run_is_scored_on_its_own_test_images(run: Path) -> None:
     done = evaluate_run(run, device="cpu", report=pytest.fail)
     assert (done.data, done.split, done.scores.count, done.folder) == ("photos", "test", 4, run)
     files = done.save()
-    assert {path.name for path in files} == {"evaluation.json", "confusion.png", "confusion.csv"}
+    assert {path.name for path in files} == {"evaluation.json", "confusion.png", "confusion.csv", "answers.npz"}
     assert json.loads((run / "evaluation.json").read_text()) == done.to_dict()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import binom
 
-from vitrail.evaluate.intervals import mean_interval, wilson_interval
+from vitrail.evaluate.intervals import Accuracy, interval_from, mean_interval, number_from, wilson_interval
 from vitrail.evaluate.paired import bootstrap_interval, compare_groups
 
 WITHIN = {0.9: (0.88, 0.92), 0.95: (0.94, 0.97)}
@@ -69,3 +71,11 @@ def test_differences_on_the_same_images(level: float) -> None:
         low, high = bootstrap_interval(only_first, only_second, 1000, seed=seed, level=level)
         covered.append(low <= 0.04 <= high)
     assert covers(level, np.array(covered))
+
+
+def test_what_json_lacks_comes_back() -> None:
+    assert interval_from([None, 0.5]) == (-math.inf, 0.5)
+    assert interval_from([0.25, None]) == (0.25, math.inf)
+    assert math.isnan(number_from(None))
+    assert number_from(0.5) == 0.5
+    assert Accuracy.from_dict(Accuracy(3, 4).to_dict()) == Accuracy(3, 4)

@@ -8,7 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vitrail.train.curves import draw_curves, points, write_curves
+from vitrail.train.curves import draw_curves, write_curves
+from vitrail.weights.run_log import points
 
 RECORDS = [
     {"step": 0, "val_effective_rank": 9.0, "val_uniformity": -1.0},

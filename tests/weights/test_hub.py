@@ -492,6 +492,21 @@ tags:
 - vision-transformer
 - vitrail
 - timm
+metrics:
+- accuracy
+model-index:
+- name: run
+  results:
+  - task:
+      type: image-classification
+    dataset:
+      name: animals
+      type: animals
+      split: test
+    metrics:
+    - type: accuracy
+      value: 0.898
+      name: accuracy
 ---
 
 # ViT with patch 4 for animals

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from vitrail.bench.case import Case
-from vitrail.bench.machine import missing
 from vitrail.bench.processes import Call
+from vitrail.models.machine import missing
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}

@@ -17,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from vitrail.bench import ceiling, machine, prediction, training
+from vitrail.bench import ceiling, prediction, training
 from vitrail.bench.case import Case, write_case
 from vitrail.bench.contender import Contender, Precision
 from vitrail.bench.processes import First, Unmeasurable, Worker, end_all
 from vitrail.bench.rounds import Summary, interleave, ratios, summary
+from vitrail.models import machine
 from vitrail.models.device import autocast_dtype, pick_device
 from vitrail.settings import Pair
 from vitrail.settings.families import family_of

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from vitrail import terminal
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+    from pathlib import Path
+
     from rich.table import Table
 
     from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation
@@ -33,7 +36,7 @@ def run(words: list[str]) -> int:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where evaluation.json, confusion.png and confusion.csv go [RUN, or a folder in it for other images]",
+        help="where evaluation.json, confusion.png, report.html … go [RUN, or a folder in it for other images]",
     )
     parser.add_argument(
         "--robustness",
@@ -43,12 +46,14 @@ def run(words: list[str]) -> int:
     parser.add_argument("--images", type=terminal.count, metavar="N", help="with --robustness: how many images [1000]")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     terminal.add_device(parser, batch_size=256)
+    terminal.add_report(parser)
     args = terminal.parse(parser, words)
     if args.images is not None and not args.robustness:
         raise ValueError(f"--images {args.images} is for --robustness; add it, or leave --images out")
 
     from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation, evaluate_run
     from vitrail.evaluate.robustness import IMAGES, measure_robustness
+    from vitrail.evaluate.run import is_run
 
     done = evaluate_run(
         args.run, args.data, split=args.split, batch_size=args.batch_size, device=args.device, report=terminal.report
@@ -66,6 +71,7 @@ def run(words: list[str]) -> int:
             device=args.device,
         )
         files += robustness.save(args.out or done.folder)
+    report = "" if args.no_report or not is_run(args.run) else write_report(args, files[0].parent)
     if args.json:
         terminal.print_json(done.to_dict() | ({} if robustness is None else {"robustness": robustness.to_dict()}))
         return terminal.OK
@@ -80,7 +86,16 @@ def run(words: list[str]) -> int:
     if robustness is not None:
         print_robustness(robustness)
     terminal.say("Written: " + ", ".join(map(str, files)))
+    if report:
+        terminal.say(report)
     return terminal.OK
+
+
+def write_report(args: Namespace, scores: Path) -> str:
+    """Write the report of a run with the scores of a folder. Return the line that says where it is."""
+    from vitrail.report import try_report
+
+    return try_report(args.run, scores=scores, images=args.data, device=args.device)
 
 
 def print_evaluation(result: Evaluation, *, title: str) -> None:
@@ -89,6 +104,7 @@ def print_evaluation(result: Evaluation, *, title: str) -> None:
     overall.add_row("top-1", terminal.percent(result.top1), terminal.interval(result.top1_interval))
     if len(result.classes) > 5:
         overall.add_row("top-5", terminal.percent(result.top5), terminal.interval(result.top5_interval))
+    overall.add_row("macro F1", terminal.percent(result.macro_f1), terminal.interval(result.macro_f1_interval))
     rows = [Scored(each.name, each.count, each.accuracy, each.interval) for each in result.per_class]
     print_tables(title, overall, rows, columns=("class", "accuracy"), lowest="classes of lowest accuracy")
     if result.trust is not None:

@@ -14,11 +14,12 @@ def run(words: list[str]) -> int:
     parser = terminal.make_parser("resume", "Goes on from the last checkpoint of a run that was stopped.")
     parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote")
     parser.add_argument("--workers", type=int, metavar="N", help="other loader processes than data.workers says; 0 for none")
+    terminal.add_report(parser)
     args = terminal.parse(parser, words)
     if args.workers is not None and args.workers < 0:
         raise ValueError(f"--workers {args.workers} must be at least 0")
 
     from vitrail.train.run import resume as go_on
 
-    print_next_steps(go_on(args.run, workers=args.workers))
+    print_next_steps(go_on(args.run, workers=args.workers), report=not args.no_report)
     return terminal.OK

@@ -24,6 +24,7 @@ def add_run_folder(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--resume", type=str, choices=["auto"], help="auto: resume the run in --out if there is one, else start it"
     )
+    terminal.add_report(parser)
 
 
 def run_parser(
@@ -64,13 +65,18 @@ def finish_run(start: Callable[..., Run], parsed: Namespace) -> int:
         if terminal.in_front():
             terminal.say(finished)
         return terminal.OK
-    print_next_steps(done)
+    print_next_steps(done, report=not parsed.get("no_report"))
     return terminal.OK
 
 
-def print_next_steps(done: Run) -> None:
-    """Print the path of a run and the commands that use it, in the process that prints."""
+def print_next_steps(done: Run, *, report: bool) -> None:
+    """Write the report of a run, and print its path and the commands that use the run, in the process that prints."""
     from vitrail.tasks import TASKS
 
-    if terminal.in_front():
-        terminal.print_what_is_next(done.folder, TASKS[done.task].next_steps)
+    if not terminal.in_front():
+        return
+    if report:
+        from vitrail.report import try_report
+
+        terminal.say(try_report(done.folder))
+    terminal.print_what_is_next(done.folder, TASKS[done.task].next_steps)

@@ -19,6 +19,7 @@ from vitrail.evaluate.metrics import Evaluation
 from vitrail.text import printable
 from vitrail.weights.run_folder import write_atomically
 
+PICTURE, TABLE = "confusion.png", "confusion.csv"
 _COUNTED = 20  # up to this many classes, each cell carries its count
 _NAMED = 120  # up to this many classes, each row and column carries its name
 _LISTED = 12  # the commonest mistakes beside the picture
@@ -32,7 +33,7 @@ def save_confusion(evaluation: Evaluation, folder: Path | str) -> tuple[Path, Pa
     and beside it stand the commonest mistakes; the table holds the counts.
     """
     folder = Path(folder)
-    png, table = folder / "confusion.png", folder / "confusion.csv"
+    png, table = folder / PICTURE, folder / TABLE
     matrix = evaluation.confusion.numpy()
     with (
         write_atomically(table) as draft,

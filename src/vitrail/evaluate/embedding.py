@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from vitrail.data.subset import Subset
 from vitrail.evaluate.effective_rank import effective_rank, effective_rank_interval
 from vitrail.evaluate.evaluate import ALONE, Among, over_batches, require_finite
 from vitrail.evaluate.features import LabelledEmbeddings
-from vitrail.evaluate.intervals import Accuracy, Interval
+from vitrail.evaluate.intervals import Accuracy, Interval, interval_from
 from vitrail.evaluate.knn import knn
 from vitrail.evaluate.metrics import SHARE, Direction, Headline
 from vitrail.evaluate.uniformity import Uniformity, uniformity
@@ -82,6 +83,19 @@ class EmbeddingScores:
             "uniformity": None if self.uniformity is None else self.uniformity.value,
             "uniformity_interval": None if self.uniformity is None else list(self.uniformity.interval),
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EmbeddingScores:
+        """Restore what `to_dict` wrote."""
+        spread = values["uniformity"]
+        return cls(
+            count=values["count"],
+            knn=None if values["knn"] is None else Accuracy.from_dict(values["knn"]),
+            effective_rank=values["effective_rank"],
+            effective_rank_interval=interval_from(values["effective_rank_interval"]),
+            width=values["width"],
+            uniformity=None if spread is None else Uniformity(spread, interval_from(values["uniformity_interval"])),
+        )
 
 
 def evaluate_embedding(

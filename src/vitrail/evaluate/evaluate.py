@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,13 +18,12 @@ from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import WHOLE, Part, eval_batches
 from vitrail.data.dataset import Split
-from vitrail.evaluate.confusion import save_confusion
-from vitrail.evaluate.metrics import Evaluation, Scores, score
+from vitrail.evaluate.answers import rank_answers, worst_answers
+from vitrail.evaluate.metrics import Evaluation, judge, summarise
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
 from vitrail.evaluate.trust import measure_trust
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing
-from vitrail.weights.run_folder import write_atomically
 
 Taken = TypeVar("Taken")
 
@@ -111,10 +108,12 @@ def evaluate(
     if split.multi_label:
         raise ValueError("an image of this split may have several labels, so there is no accuracy; use evaluate_labels")
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "autocast_dtype": autocast_dtype, "among": among}
-    logits, labels, _ = compute_logits(model, split, preprocessing=preprocessing, **options)
-    evaluation = score(logits, labels, classes=classes)
+    logits, labels, indexes = compute_logits(model, split, preprocessing=preprocessing, **options)
+    judged = judge(logits, labels)
     calibration = model.card.calibration if isinstance(model, Backbone) else None  # a plain module has no card
-    return dataclasses.replace(evaluation, trust=measure_trust(logits, labels, calibration))
+    trust = measure_trust(logits, labels, calibration)
+    answers = rank_answers(logits, labels, indexes, predicted=judged.predicted, temperature=trust.temperature)
+    return dataclasses.replace(summarise(judged, labels, classes=classes), trust=trust, answers=answers)
 
 
 def evaluate_labels(
@@ -132,9 +131,9 @@ def evaluate_labels(
     if not split.multi_label:
         raise ValueError("every image of this split has one class; use evaluate")
 
-    def take(logits: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor]:
+    def take(logits: Tensor, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
         assert raw.targets is not None
-        return logits.float().cpu(), raw.targets.cpu()
+        return logits.float().cpu(), raw.targets.cpu(), raw.indexes.cpu()
 
     results = over_batches(
         take,
@@ -146,10 +145,12 @@ def evaluate_labels(
         autocast_dtype=autocast_dtype,
         among=among,
     )
-    nothing = torch.empty(0, len(classes))
-    logits, targets = zip((nothing, nothing), *(one for part in among.gather(results) for one in part), strict=True)
-    require_finite(torch.cat(logits).isfinite().all(1))
-    return score_labels(torch.cat(logits), torch.cat(targets) > 0, classes=classes)
+    nothing = torch.empty(0, len(classes)), torch.empty(0, len(classes)), torch.empty(0, dtype=torch.long)
+    parts = zip(nothing, *(one for part in among.gather(results) for one in part), strict=True)
+    logits, targets, indexes = map(torch.cat, parts)
+    require_finite(logits.isfinite().all(1))
+    scores = score_labels(logits, targets > 0, classes=classes)
+    return dataclasses.replace(scores, answers=worst_answers(logits, targets > 0, indexes))
 
 
 def require_finite(finite: Bool[Tensor, " N"]) -> None:
@@ -159,24 +160,6 @@ def require_finite(finite: Bool[Tensor, " N"]) -> None:
             f"the model's output is not finite for {wrong:,} of {len(finite):,} images, so there is no score; "
             "use fp32, or look whether the weights are finite"
         )
-
-
-def save_evaluation(
-    scores: Scores, folder: Path, *, data: str, split: str, stopped: Mapping[str, Any] | None = None
-) -> tuple[Path, ...]:
-    """Write evaluation.json and, with one class per image, confusion.png and confusion.csv. Return their paths.
-
-    `stopped` says why and where a run ended before its time; without it, the entry of a file that is replaced stays.
-    """
-    path = folder / "evaluation.json"
-    if stopped is None and path.exists():
-        with contextlib.suppress(ValueError):
-            stopped = json.loads(path.read_text(encoding="utf-8")).get("stopped")
-    numbers = {"data": data, "split": split, **scores.to_dict(), **({} if stopped is None else {"stopped": dict(stopped)})}
-    pictures = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
-    with write_atomically(path) as draft:
-        draft.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return (path, *pictures)
 
 
 def over_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Any
@@ -33,6 +33,22 @@ class Accuracy:
         """Convert to a dict for JSON."""
         value = self.value if self.count else None
         return {"correct": self.correct, "count": self.count, "accuracy": value, "interval": list(self.interval)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Accuracy:
+        """Restore what `to_dict` wrote."""
+        return cls(values["correct"], values["count"])
+
+
+def interval_from(bounds: Sequence[float | None]) -> Interval:
+    """Restore an interval from JSON, where a bound that is not finite is None."""
+    low, high = bounds
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def number_from(value: float | None) -> float:
+    """Restore a number from JSON, where NaN is None."""
+    return math.nan if value is None else value
 
 
 def wilson_interval(correct: int, total: int, *, level: float = 0.95) -> Interval:

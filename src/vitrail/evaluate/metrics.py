@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vitrail.evaluate.intervals import Interval, wilson_interval
+from vitrail.evaluate.answers import Answers
+from vitrail.evaluate.f1 import macro_f1, macro_f1_interval
+from vitrail.evaluate.intervals import Interval, interval_from, number_from, wilson_interval
 from vitrail.evaluate.trust import Trust
 
 TOP = 5
@@ -99,6 +102,18 @@ class Evaluation:
     classes: tuple[str, ...]
     trust: Trust | None = None
     """Calibration, selective prediction and sets; None where they were not measured."""
+    answers: Answers | None = None
+    """Answers image by image; None where they were not kept."""
+
+    @cached_property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes."""
+        return macro_f1(self.confusion)
+
+    @cached_property
+    def macro_f1_interval(self) -> Interval:
+        """Interval of the macro F1 at 95 %, by the bootstrap over images."""
+        return macro_f1_interval(self.confusion)
 
     @property
     def headline(self) -> Headline:
@@ -127,6 +142,8 @@ class Evaluation:
             "top1_interval": list(self.top1_interval),
             "top5": self.top5,
             "top5_interval": list(self.top5_interval),
+            "macro_f1": self.macro_f1,
+            "macro_f1_interval": list(self.macro_f1_interval),
             "nll": self.nll if math.isfinite(self.nll) else None,
             "per_class": [
                 {
@@ -139,6 +156,27 @@ class Evaluation:
             ],
             **({} if self.trust is None else {"trust": self.trust.to_dict()}),
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, confusion: Int64[Tensor, "K K"], answers: Answers | None) -> Evaluation:
+        """Restore what `to_dict` wrote, with the confusion matrix and the answers from their own files."""
+        per_class = tuple(
+            ClassScore(each["name"], each["count"], number_from(each["accuracy"]), interval_from(each["interval"]))
+            for each in values["per_class"]
+        )
+        return cls(
+            count=values["count"],
+            top1=values["top1"],
+            top1_interval=interval_from(values["top1_interval"]),
+            top5=values["top5"],
+            top5_interval=interval_from(values["top5_interval"]),
+            nll=number_from(values["nll"]),
+            per_class=per_class,
+            confusion=confusion,
+            classes=tuple(each.name for each in per_class),
+            trust=Trust.from_dict(values["trust"]) if "trust" in values else None,
+            answers=answers,
+        )
 
 
 class Judged(NamedTuple):

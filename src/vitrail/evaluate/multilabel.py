@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitrail.evaluate.intervals import Interval, share_interval
+from vitrail.evaluate.answers import LabelAnswers
+from vitrail.evaluate.intervals import Interval, interval_from, number_from, share_interval
 from vitrail.evaluate.metrics import SHARE, Direction, Headline
 
 
@@ -46,6 +47,8 @@ class MultiLabelEvaluation:
     """Mean binary cross-entropy of every label of every image, in nats."""
     per_class: tuple[LabelScore, ...]
     classes: tuple[str, ...]
+    answers: LabelAnswers | None = None
+    """Worst answer to each image; None where they were not kept."""
 
     @property
     def headline(self) -> Headline:
@@ -85,6 +88,25 @@ class MultiLabelEvaluation:
                 for each in self.per_class
             ],
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, answers: LabelAnswers | None) -> MultiLabelEvaluation:
+        """Restore what `to_dict` wrote, with the answers from their own file."""
+        per_class = tuple(
+            LabelScore(each["name"], each["count"], number_from(each["average_precision"]), interval_from(each["interval"]))
+            for each in values["per_class"]
+        )
+        return cls(
+            count=values["count"],
+            mean_ap=number_from(values["mean_ap"]),
+            mean_ap_interval=interval_from(values["mean_ap_interval"]),
+            f1=number_from(values["f1"]),
+            f1_interval=interval_from(values["f1_interval"]),
+            bce=number_from(values["bce"]),
+            per_class=per_class,
+            classes=tuple(each.name for each in per_class),
+            answers=answers,
+        )
 
 
 def score_labels(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"], *, classes: Sequence[str]) -> MultiLabelEvaluation:

@@ -13,8 +13,9 @@ import torch
 from vitrail.data.listing import composed, mark_output
 from vitrail.data.sources import Source, Split, SplitName, open_source
 from vitrail.evaluate.embedding import evaluate_embedding, has_classes, known_images
-from vitrail.evaluate.evaluate import evaluate, evaluate_labels, save_evaluation
+from vitrail.evaluate.evaluate import evaluate, evaluate_labels
 from vitrail.evaluate.metrics import Scores
+from vitrail.evaluate.saved import save_evaluation
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
 from vitrail.settings import Pair, Preprocessing, Settings, layers

@@ -61,13 +61,18 @@ def select_at_precision(
     values, shares, precisions = precision_curve(confidence, correct)
     reached = (precisions >= precision).nonzero()[:, 0]
     if not len(reached):
-        return SelectivePrediction(precision, 0, 0.0, float("nan"), (0.0, 1.0), float("inf"))
+        return no_answers(precision)
     at = int(reached[-1])
     count = round(float(shares[at]) * len(confidence))
     hits = round(float(precisions[at]) * count)
     return SelectivePrediction(
         precision, count, float(shares[at]), float(precisions[at]), wilson_interval(hits, count), float(values[at])
     )
+
+
+def no_answers(precision: float) -> SelectivePrediction:
+    """Return the prediction where no set of answers reaches a precision."""
+    return SelectivePrediction(precision, 0, 0.0, float("nan"), (0.0, 1.0), float("inf"))
 
 
 def risk_coverage_area(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"]) -> float:

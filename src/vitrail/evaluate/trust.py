@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,9 +22,9 @@ from vitrail.evaluate.calibration import (
     top_confidence,
 )
 from vitrail.evaluate.conformal import calibration_scores, prediction_sets
-from vitrail.evaluate.intervals import Accuracy
+from vitrail.evaluate.intervals import Accuracy, interval_from, number_from
 from vitrail.evaluate.outliers import energy, outlier_threshold
-from vitrail.evaluate.selective import SelectivePrediction, select_at_precision
+from vitrail.evaluate.selective import SelectivePrediction, no_answers, select_at_precision
 from vitrail.models.card import Calibration
 
 COVERAGES = (0.9, 0.95)
@@ -75,6 +76,25 @@ class Trust:
         values["coverages"] = [{**finite(asdict(each)), "covered": each.covered.to_dict()} for each in self.coverages]
         values["outliers"] = None if self.outliers is None else self.outliers.to_dict()
         return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Trust:
+        """Restore what `to_dict` wrote."""
+
+        def restored(each: Mapping[str, Any]) -> dict[str, Any]:
+            return {**each, "interval": interval_from(each["interval"])}
+
+        coverages = [{**each, "covered": Accuracy.from_dict(each["covered"])} for each in values["coverages"]]
+        return cls(
+            **{name: number_from(values[name]) for name in ("temperature", "error_before", "error", "nll", "brier")},
+            bins=tuple(ReliabilityBin(**restored(each)) for each in values["bins"]),
+            selective=tuple(
+                SelectivePrediction(**restored(each)) if each["count"] else no_answers(each["target"])
+                for each in values["selective"]
+            ),
+            coverages=tuple(Coverage(**each) for each in coverages),
+            outliers=None if values["outliers"] is None else Accuracy.from_dict(values["outliers"]),
+        )
 
 
 def finite(value: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vitrail.train.folder import CURVES
+from vitrail.weights.run_log import Records, points, read_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 ACROSS = 3
 """Plots in a row."""
-Records = Sequence[Mapping[str, Any]]
 
 
 class Panel(NamedTuple):
@@ -42,17 +41,6 @@ def write_curves(folder: Path) -> Path | None:
     from vitrail.explain import plots  # matplotlib's import takes a second
 
     return plots.save(draw_curves(records), folder / CURVES)
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; a line cut short is left out."""
-    path, records = folder / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
 
 
 def draw_curves(records: Records) -> Figure:
@@ -82,8 +70,3 @@ def draw_panel(axes: Axes, panel: Panel, records: Records) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if len(panel.series) > 1:
         axes.legend(fontsize=8, frameon=False)
-
-
-def points(records: Records, name: str) -> list[tuple[int, float]]:
-    """Return (step, value) of all records that have a value of this name."""
-    return [(record["step"], record[name]) for record in records if record.get(name) is not None]

@@ -19,6 +19,7 @@ from vitrail.tasks import TASKS
 from vitrail.text import printable
 from vitrail.train import checkpoint
 from vitrail.train.distributed import SINGLE_PROCESS, World
+from vitrail.weights.provenance import PROVENANCE
 from vitrail.weights.run_folder import SETTINGS, sha256, write_atomically
 
 CALL = "call.json"
@@ -29,7 +30,9 @@ CURVES = "curves.png"
 """Loss, learning rate and scores of a run without labels."""
 PATCH_COLORS, PATCH_COLUMNS = "pca.png", "pca-columns"
 """Principal components of patches at each evaluation, and the folder of the picture's columns."""
-FIRST_FILES = frozenset({CALL, LOCK, SETTINGS, "metrics.jsonl", "skipped.txt", "ladder.json", COMPARISON, CURVES, PATCH_COLORS})
+FIRST_FILES = frozenset(
+    {CALL, LOCK, SETTINGS, PROVENANCE, "metrics.jsonl", "skipped.txt", "ladder.json", COMPARISON, CURVES, PATCH_COLORS}
+)
 """Files that a run writes before its first checkpoint."""
 RESULT_FILES = ("model.safetensors", "evaluation.json")
 KEEP_FOLDER_FILES = ("model.safetensors", "bad_batch.txt")

@@ -101,6 +101,8 @@ class Display:
         )
         self._task = self._bar.add_task("starting", total=1.0)
         self._printed = -1
+        self.lines: list[str] = []
+        """Lines that `say` printed."""
 
     def __enter__(self) -> Display:
         if self._live:
@@ -124,6 +126,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
+        self.lines.append(text)
         self.console.print(printable(text), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 

@@ -50,6 +50,7 @@ from vitrail.train.interrupt import Interrupt, Interrupted
 from vitrail.train.loop import Loop
 from vitrail.train.plan import Request, plan_from_settings, plan_on_all
 from vitrail.train.progress import Display, duration, truncate_metrics
+from vitrail.train.record import record_end, record_start
 from vitrail.weights import save_model
 from vitrail.weights.run_folder import SETTINGS
 
@@ -174,6 +175,7 @@ def _start(request: Request, out: str | Path | None, processes: World, display: 
             write_text_atomically(folder / CALL, json.dumps(request_record(request), indent=2) + "\n")
         source, loop = plan.source, build_loop(Context(plan, folder, display, processes))
         del plan  # and the tensors of the file with it, before the longest part of the run
+        record_start(loop)
         if loop.stopped_at_probe:
             display.say("stopped early: the model is the linear probe")
             return conclude(loop, source)
@@ -285,6 +287,7 @@ def _continue(folder: Path, processes: World, display: Display, *, workers: int 
     context = Context(plan, folder, display, processes, resumed=True)
     loop = assemble(context, open_images(context))
     processes.raise_once(lambda: loop.restore(path, state))
+    record_start(loop)
     display.say(f"resumed at step {loop.step:,}")
     return finish(loop, plan.source)
 
@@ -334,6 +337,7 @@ def conclude(loop: Loop, source: Source) -> Run:
         loop.split.record([item for part in skipped for item in part])
     if processes.first:
         write_skipped(loop.folder, loop.split, *loop.views.values())
+        record_end(loop)
         if comparison is not None:
             write_comparison(loop.folder, comparison)
         save_evaluation(scores, loop.folder, data=source.name, split=split_name, stopped=stopped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,10 +12,13 @@ import yaml
 
 from vitrail.settings.families import family_of_config
 from vitrail.text import one_line
-from vitrail.weights.run_folder import CONFIG, read_run
+from vitrail.weights.provenance import read_provenance
+from vitrail.weights.run_folder import CONFIG, read_run, write_atomically
 
 SCORES = "evaluation.json"
 PICTURE = "confusion.png"
+LOWEST = 5
+"""Classes of the lowest accuracy that the card names."""
 
 
 def read_json(path: Path) -> Any:
@@ -63,8 +67,11 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
     }
     if start := config["vitrail"].get("receipt"):
         rows["weights from"] = f"{start['origin']} · {without_places(start['file'])}, licence {licence or 'not stated'}"
-    if (folder / SCORES).exists():
-        rows |= _score(folder / SCORES)
+    scores = read_json(folder / SCORES) if (folder / SCORES).exists() else None
+    if scores is not None:
+        rows |= _score(scores, folder / SCORES)
+        head |= _index(scores, name=folder.resolve().name, task=task)
+    rows |= _training(folder, sha256=info.sha256)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {name} for {data}" if data else f"# {name}",
@@ -73,6 +80,7 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
     ]
     if (folder / PICTURE).exists():
         parts.append(f"![which class is taken for which]({PICTURE})")
+    parts += _limits(scores or {})
     ours = f'model = vitrail.load("{repo_id}")  # model.preprocessing says what it takes, model.classes what it gives'
     parts += ["## Use", f"```python\nimport vitrail\n\n{ours}\n```"]
     if in_timm:
@@ -83,25 +91,90 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def write_card(folder: str | Path, path: Path) -> Path:
+    """Write the model card of a run atomically, and return its path. Raises ValueError as `model_card` does."""
+    text = model_card(folder)
+    with write_atomically(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return path
+
+
 def _licence(config: dict[str, Any]) -> str | None:
     """Return the licence of the weights in config.json, in Vitrail's part or in timm's."""
     licence = config["vitrail"].get("licence") or config.get("pretrained_cfg", {}).get("license")
     return str(licence) if licence else None
 
 
-def _score(path: Path) -> dict[str, str]:
-    """Return the name of the score, and its value with its interval."""
-    scores = read_json(path)
+def _score(scores: Any, path: Path) -> dict[str, str]:
+    """Return the name of each score, and its value with its interval. Raises ValueError for a file that holds none."""
     if "effective_rank" in scores:
         return _embedding_score(scores, path)
     key, what, on = ("mean_ap", "mean average precision", "on") if "mean_ap" in scores else ("top1", "accuracy", "of")
     try:
         low, high = scores[f"{key}_interval"]
         text = f"{scores[key]:.1%} {on} {_count(scores['count'], 'image')}, 95 % interval {low:.1%} to {high:.1%}"
-        return {what: f"{text} ({without_places(scores['data'])}, {scores['split']})"}
+        rows = {what: f"{text} ({without_places(scores['data'])}, {scores['split']})"}
+        if scores.get("macro_f1") is not None:
+            low, high = scores["macro_f1_interval"]
+            rows["macro F1"] = f"{scores['macro_f1']:.1%}, 95 % interval {low:.1%} to {high:.1%}"
+        return rows | _trust(scores.get("trust") or {})
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} can't be read ({reason}); `vitrail evaluate {path.parent}` makes it anew") from error
+
+
+def _trust(trust: dict[str, Any]) -> dict[str, str]:
+    """Return rows on probabilities: calibration, selective prediction, and the mark of unlike images."""
+    if not trust:
+        return {}
+    rows = {"calibration error": f"{trust['error']:.1%} after temperature {trust['temperature']:.3g}"}
+    for each in trust["selective"]:
+        if each["count"]:
+            words = f"the {each['share']:.1%} most confident answers, those of at least {each['threshold']:.1%}"
+            rows[f"{each['target']:.0%} precision"] = words
+    if trust["outliers"] is not None:
+        rows["unlike training"] = f"{trust['outliers']['accuracy']:.1%} of the images are marked"
+    return rows
+
+
+def _index(scores: dict[str, Any], *, name: str, task: str) -> dict[str, Any]:
+    """Return the model-index of the Hub, from which it draws the scores; empty for a model without classes."""
+    known = (("accuracy", "top1", "accuracy"), ("f1", "macro_f1", "macro F1"), ("mean_average_precision", "mean_ap", "mAP"))
+    values = [(kind, scores.get(key), words) for kind, key, words in known]
+    metrics = [{"type": kind, "value": round(value, 4), "name": words} for kind, value, words in values if value is not None]
+    if not metrics:
+        return {}
+    data = one_line(without_places(scores["data"]))
+    slug = re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-") or "data"
+    dataset = {"name": data, "type": slug, "split": scores["split"]}
+    results = [{"task": {"type": task}, "dataset": dataset, "metrics": metrics}]
+    return {"metrics": [each["type"] for each in metrics], "model-index": [{"name": one_line(name), "results": results}]}
+
+
+def _training(folder: Path, *, sha256: str) -> dict[str, str]:
+    """Return rows on where and how long a run trained, with versions and the hash of its weights; empty for older runs."""
+    provenance, rows = read_provenance(folder), {}
+    if provenance.starts:
+        start = provenance.starts[-1]
+        length = f"{provenance.steps:,} steps in {provenance.seconds / 60:.1f} minutes on " if provenance.steps else ""
+        rows["training"] = f"{length}{start.device}"
+        commit = f", commit {start.commit}" if start.commit else ""
+        rows["versions"] = f"vitrail {start.vitrail}{commit}, torch {start.torch}, Python {start.python}"
+        rows["sha256"] = sha256
+    return rows
+
+
+def _limits(scores: dict[str, Any]) -> list[str]:
+    """Return a part on the classes of the lowest accuracy, and what the figures hold for; empty without classes."""
+    key = "accuracy" if "top1" in scores else "average_precision"
+    scored = [each for each in scores.get("per_class") or () if each.get(key) is not None]
+    if len(scored) < 2:
+        return []
+    lowest = sorted(scored, key=lambda each: each[key])[:LOWEST]
+    rows = ((_cell(each["name"]), each[key], *each["interval"]) for each in lowest)
+    words = "".join(f"\n- {name}: {value:.1%} ({low:.1%} to {high:.1%})" for name, value, low, high in rows)
+    note = "All figures are of images like those that it was measured on; others may do worse."
+    return ["## Limits", f"Lowest {key.replace('_', ' ')}, with 95 % intervals:\n{words}", note]
 
 
 def _embedding_score(scores: dict[str, Any], path: Path) -> dict[str, str]:

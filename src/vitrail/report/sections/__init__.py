@@ -1,0 +1,1 @@
+"""Sections of a report: facts and material to parts of the page, one file each."""
