@@ -507,6 +507,26 @@ def reports(result: dict[str, Any]) -> str:
     return f"{_grid(['from start to end', 'CPU time', 'by the clock'], cells)}\n\n{note} {_machines([facts])}\n"
 
 
+def trusted(result: dict[str, Any]) -> str:
+    """Calibration, coverage and outliers of one run."""
+    outliers = result["outliers"]
+    cells = [
+        ["calibration error at temperature 1", f"{100 * result['calibration_error_before']:.2f} %"],
+        [f"at the card's temperature, {result['temperature']:.2f}", f"{100 * result['calibration_error']:.2f} %"],
+        *(
+            [f"sets of coverage {100 * float(c):.0f} %", f"{100 * v:.1f} %, {n:.2f} classes"]
+            for c, (v, n) in result["coverage"].items()
+        ),
+        *([f"answered at {100 * float(at):.0f} % precision", f"{100 * v:.1f} %"] for at, v in result["answered"].items()),
+        ["clothes marked as unlike the training images", f"{100 * outliers['of fashion']:.1f} %"],
+        ["digits of MNIST marked", f"{100 * outliers['of digits']:.1f} %"],
+        ["AUROC of the energy, clothes against digits", f"{outliers['auroc']:.3f}"],
+    ]
+    note = f"`{result['command']}`: {_percent(result['accuracy'])} % of 10,000 test images; "
+    note += f"fitted to {result['calibrated_on']:,} validation images."
+    return f"{_grid(['on test images', ''], cells)}\n\n{note} One seed. {_machines([result['machine']])}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
@@ -533,6 +553,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "check-speed": ("check", check_speed),
     "check-labels": ("check", check_labels),
     "report": ("report", reports),
+    "trust": ("trust", trusted),
 }
 
 
