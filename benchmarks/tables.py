@@ -507,6 +507,25 @@ def reports(result: dict[str, Any]) -> str:
     return f"{_grid(['from start to end', 'CPU time', 'by the clock'], cells)}\n\n{note} {_machines([facts])}\n"
 
 
+def family_speeds(result: dict[str, Any]) -> str:
+    """Forward pass and training step of families beside the same architecture of other libraries."""
+    cells = []
+    for name, row in result["models"].items():
+        for work in ("forward", "training step"):
+            speeds = row[work]["images_per_s"]
+            each = [
+                f"{speeds[library]['median']:.1f}" if library in speeds else ""
+                for library in ("vitrail", "timm", "transformers")
+            ]
+            cells.append(
+                [f"`{name}`, {work}, batch {row[work]['batch_size']}", *each, _ratio(row[work]["ratio_to_the_faster"])]
+            )
+    head = ["images/s", "Vitrail", "timm", "transformers", "ratio to the faster"]
+    facts = result["machine"]
+    note = f"{facts['precision']}, {facts['threads']} threads, {result['rounds']} interleaved rounds; ratios within a round."
+    return f"{_grid(head, cells)}\n\n{note} {_machines([facts])}\n"
+
+
 def trusted(result: dict[str, Any]) -> str:
     """Calibration, coverage and outliers of one run."""
     outliers = result["outliers"]
@@ -554,6 +573,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "check-labels": ("check", check_labels),
     "report": ("report", reports),
     "trust": ("trust", trusted),
+    "family-speed": ("family_speed", family_speeds),
 }
 
 
