@@ -118,10 +118,16 @@ def run_peer(python: str, peer: str, folder: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def all_contenders(folder: Path, python: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def all_contenders(folder: Path, python: str | None, unreadable: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run all contenders on a folder; one that ends with an error runs again without the unreadable files."""
     yield "vitrail", ours(folder)
     for peer in PEERS if python else ():
-        yield peer, run_peer(str(python), peer, folder)
+        try:
+            yield peer, run_peer(str(python), peer, folder)
+        except subprocess.CalledProcessError:
+            for name in unreadable:
+                (folder / name).unlink(missing_ok=True)
+            yield peer, run_peer(str(python), peer, folder) | {"error": "ended with an error at unreadable files; without them"}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -183,14 +189,15 @@ def faults(photos: Path, python: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         planted = plant_faults(files, Path(temporary))
         result: dict[str, Any] = {"images": len(files), "planted": {kind: len(names) for kind, names in planted.items()}}
-        for contender, found in all_contenders(Path(temporary), python):
+        unreadable = sorted(planted["truncated"] | planted["not-an-image"])
+        for contender, found in all_contenders(Path(temporary), python, unreadable):
             names = {kind: set(found["names"].get(kind, [])) for kind in planted}
             grouped = {name for group in found["groups"] for name in group}
             names["exact-duplicate"] = {name for name in grouped if name in planted["exact-duplicate"]}
             every = set().union(*planted.values())
             result[contender] = {
                 kind: {"found": len(names[kind] & planted[kind]), "others": len(names[kind] - every)} for kind in planted
-            } | {"seconds": round(found["seconds"], 1)}
+            } | {"seconds": round(found["seconds"], 1), "error": found.get("error", "")}
             print(contender, result[contender], flush=True)
     return result
 
