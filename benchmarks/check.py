@@ -118,10 +118,16 @@ def run_peer(python: str, peer: str, folder: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def all_contenders(folder: Path, python: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def all_contenders(folder: Path, python: str | None, unreadable: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run all contenders on a folder; one that ends with an error runs again without the unreadable files."""
     yield "vitrail", ours(folder)
     for peer in PEERS if python else ():
-        yield peer, run_peer(str(python), peer, folder)
+        try:
+            yield peer, run_peer(str(python), peer, folder)
+        except subprocess.CalledProcessError:
+            for name in unreadable:
+                (folder / name).unlink(missing_ok=True)
+            yield peer, run_peer(str(python), peer, folder) | {"error": "ended with an error at unreadable files; without them"}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -183,14 +189,15 @@ def faults(photos: Path, python: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         planted = plant_faults(files, Path(temporary))
         result: dict[str, Any] = {"images": len(files), "planted": {kind: len(names) for kind, names in planted.items()}}
-        for contender, found in all_contenders(Path(temporary), python):
+        unreadable = sorted(planted["truncated"] | planted["not-an-image"])
+        for contender, found in all_contenders(Path(temporary), python, unreadable):
             names = {kind: set(found["names"].get(kind, [])) for kind in planted}
             grouped = {name for group in found["groups"] for name in group}
             names["exact-duplicate"] = {name for name in grouped if name in planted["exact-duplicate"]}
             every = set().union(*planted.values())
             result[contender] = {
                 kind: {"found": len(names[kind] & planted[kind]), "others": len(names[kind] - every)} for kind in planted
-            } | {"seconds": round(found["seconds"], 1)}
+            } | {"seconds": round(found["seconds"], 1), "error": found.get("error", "")}
             print(contender, result[contender], flush=True)
     return result
 
@@ -267,8 +274,8 @@ def decode(path: Path) -> None:
         picture.convert("RGB")
 
 
-def labels(minutes: float, *, full: bool) -> dict[str, Any]:
-    """Precision of the label suspects by features of a run that was trained on the flipped labels."""
+def labels(minutes: float, *, full: bool, trained: Path | None) -> dict[str, Any]:
+    """Precision of the label suspects by features of a run that was trained on the flipped labels, now or before."""
     import vitrail
     from vitrail.check.features import SUSPECT, embed_all, find_label_suspects
     from vitrail.data.sources import open_source
@@ -287,8 +294,11 @@ def labels(minutes: float, *, full: bool) -> dict[str, Any]:
             write_idx(folder / f"{prefix}-images-idx3-ubyte", images[:count])
             write_idx(folder / f"{prefix}-labels-idx1-ubyte", given[:count].astype(np.uint8))
         os.environ["VITRAIL_DATA"] = temporary
-        run = vitrail.train("fashion-mnist", minutes=minutes, data={"val_fraction": 0.0}, out=Path(temporary, "run"))
-        features = embed_all(run.folder, open_source("fashion-mnist", val_fraction=0.0))
+        run, out = trained, Path(temporary, "run")
+        if run is None:
+            run = vitrail.train("fashion-mnist", minutes=minutes, data={"val_fraction": 0.0}, out=out).folder
+        features = embed_all(run, open_source("fashion-mnist", val_fraction=0.0))
+        steps = last_step(run)
     features = features_of_train(features)
     suspects = find_label_suspects(features, given, range(len(given)), 10, least=-np.inf)
     top = [suspect.number in wrong for suspect in suspects[: len(flipped)]]
@@ -298,11 +308,17 @@ def labels(minutes: float, *, full: bool) -> dict[str, Any]:
         "images": len(images),
         "flipped": len(flipped),
         "minutes": minutes,
+        "steps": steps,
         "precision of the top 5 %": round(float(np.mean(top)), 4),
         "named": len(named),
         "precision of the named": round(float(np.mean(named)), 4),
         "recall of the named": round(sum(named) / len(flipped), 4),
     }
+
+
+def last_step(run: Path) -> int:
+    """The number of steps of a run."""
+    return max(int(json.loads(line).get("step", 0)) for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
 def features_of_train(features: Any) -> Any:
@@ -340,6 +356,7 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=2.0, help="training on the flipped labels")
+    parser.add_argument("--run", type=Path, help="a run that was trained on the same flipped labels before")
     parser.add_argument("--full", action="store_true", help="the whole Fashion-MNIST in the place of its sample")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--run-peer", choices=PEERS, help=argparse.SUPPRESS)
@@ -356,7 +373,7 @@ def main() -> None:
         "near": lambda: near(args.photos, args.peers, full=args.full),
         "faults": lambda: faults(args.photos, args.peers),
         "speed": lambda: speed(args.photos, args.rounds),
-        "labels": lambda: labels(args.minutes, full=args.full),
+        "labels": lambda: labels(args.minutes, full=args.full, trained=args.run),
     }
     for part in args.part or PARTS:
         result[part] = work[part]() | {"machine": machine.facts("pillow")}

@@ -442,16 +442,16 @@ def check_faults(result: dict[str, Any]) -> str:
     names = [
         name
         for name in row
-        if name not in ("images", "planted", "machine") and any(v["found"] for k, v in row[name].items() if k != "seconds")
+        if name not in ("images", "planted", "machine") and any(row[name][kind]["found"] for kind in row["planted"])
     ]
     cells = [
         [kind, f"{count}", *(f"{row[name][kind]['found']} ({row[name][kind]['others']} others)" for name in names)]
         for kind, count in row["planted"].items()
     ]
     cells += [["seconds", "", *(f"{row[name]['seconds']:,.0f}" for name in names)]]
-    return (
-        f"{_grid(['faults', 'planted', *names], cells)}\n\nAmong {row['images']:,} photographs. {_machines([row['machine']])}\n"
-    )
+    errors = "".join(f"{name} {row[name]['error']}. " for name in names if row[name]["error"])
+    note = f"Among {row['images']:,} photographs. {errors}{_machines([row['machine']])}"
+    return f"{_grid(['faults', 'planted', *names], cells)}\n\n{note}\n"
 
 
 def check_speed(result: dict[str, Any]) -> str:
@@ -485,7 +485,7 @@ def check_labels(result: dict[str, Any]) -> str:
         ["share of the flipped labels that are named", f"{_percent(row['recall of the named'])} %"],
     ]
     what = f"{row['flipped']:,} of {row['images']:,} labels of {row['set']} flipped"
-    what += f"; features of a run of {row['minutes']:g} minutes on them"
+    what += f"; features of a run of {row['minutes']:g} minutes ({row['steps']:,} steps) on them"
     return f"{_grid(['label suspects', 'value'], cells)}\n\n{what}. {_machines([row['machine']])}\n"
 
 

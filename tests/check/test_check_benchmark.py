@@ -56,7 +56,7 @@ def test_near_duplicates_and_faults_are_counted(
     kinds = {kind: {"found": 2, "others": 0} for kind in planted}
     counts = {kind: len(names) for kind, names in planted.items()}
     table = tables.check_faults(
-        {"faults": {"images": 180, "planted": counts, "vitrail": {**kinds, "seconds": 3}, "machine": MACHINE}}
+        {"faults": {"images": 180, "planted": counts, "vitrail": {**kinds, "seconds": 3, "error": ""}, "machine": MACHINE}}
     )
     assert "| dark | 2 | 2 (0 others) |" in table
     for name in ("near", "faults", "speed", "labels"):
