@@ -81,8 +81,8 @@ class Explanations:
         gap, chance = fmean(one.gap for one in scores), fmean(one.random_gap for one in scores)
         low, high = mean_interval([one.gap - one.random_gap for one in scores])
         numbers = (
-            f"the gap between insertion and deletion is {gap:.2f}, and {chance:.2f} in random orders of patches (difference "
-            f"{gap - chance:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, {len(scores)} images)"
+            f"the gap between insertion and deletion is {gap:.2f}, and {chance:.2f} in random orders of the patches "
+            f"(difference {gap - chance:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, {len(scores)} images)"
         )
         if low > 0:
             return f"The maps point at what the answers depend on: {numbers}."
