@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ImageFolder
+from cases import ImageFolder
 from vitrail.data.batches import eval_batches
 from vitrail.data.sources import open_source
 from vitrail.data.subset import Subset, fraction_of, stratified_order

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import vitrail
-from conftest import ImageFolder
+from cases import ImageFolder
 from vitrail.settings import Preprocessing, ViTConfig, layers
 from vitrail.train import advice, plan
 from vitrail.train import run as run_module
