@@ -414,6 +414,81 @@ def _by_way(sets: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return ways
 
 
+def check_near(result: dict[str, Any]) -> str:
+    """Recall of each way to make a near duplicate, by contender, and how many other images are named."""
+    if "near" not in result:
+        return "Not measured yet: `python benchmarks/check.py PHOTOS --part near`.\n"
+    sets = {title: row for title, row in result["near"].items() if title != "machine"}
+    columns = [(title, name) for title, row in sets.items() for name in row if name not in ("images", "planted")]
+    rows = {
+        way: [f"{_percent(sets[t][n]['recall'][way])} %" for t, n in columns]
+        for way in sets[columns[0][0]][columns[0][1]]["recall"]
+    }
+    cells = [[f"found: {way}", *values] for way, values in rows.items()]
+    cells += [["**found, all**", *(f"**{_percent(sets[t][n]['recall of all'])} %**" for t, n in columns)]]
+    cells += [["other images named", *(f"{100 * sets[t][n]['others named']:.2f} %" for t, n in columns)]]
+    cells += [["seconds", *(f"{sets[t][n]['seconds']:,.0f}" for t, n in columns)]]
+    counts = "; ".join(f"{title}: {row['planted']:,} of {row['images']:,} images" for title, row in sets.items())
+    note = "The other images that are named include real near duplicates of both sets."
+    head = ["near duplicates", *(f"{title}: {name}" for title, name in columns)]
+    return f"{_grid(head, cells)}\n\nOne copy each of {counts}. {note} {_machines([result['near']['machine']])}\n"
+
+
+def check_faults(result: dict[str, Any]) -> str:
+    """Planted faults that are found, and other images that are named, by contender."""
+    if "faults" not in result:
+        return "Not measured yet: `python benchmarks/check.py PHOTOS --part faults`.\n"
+    row = result["faults"]
+    names = [
+        name
+        for name in row
+        if name not in ("images", "planted", "machine") and any(row[name][kind]["found"] for kind in row["planted"])
+    ]
+    cells = [
+        [kind, f"{count}", *(f"{row[name][kind]['found']} ({row[name][kind]['others']} others)" for name in names)]
+        for kind, count in row["planted"].items()
+    ]
+    cells += [["seconds", "", *(f"{row[name]['seconds']:,.0f}" for name in names)]]
+    errors = "".join(f"{name} {row[name]['error']}. " for name in names if row[name]["error"])
+    note = f"Among {row['images']:,} photographs. {errors}{_machines([row['machine']])}"
+    return f"{_grid(['faults', 'planted', *names], cells)}\n\n{note}\n"
+
+
+def check_speed(result: dict[str, Any]) -> str:
+    """Images a second of exact findings beside a loop with Pillow."""
+    if "speed" not in result:
+        return "Not measured yet: `python benchmarks/check.py PHOTOS --part speed`.\n"
+    sets = {title: row for title, row in result["speed"].items() if title != "machine"}
+    cells = [
+        [
+            f"{title}, {row['images']:,} JPEGs",
+            *(f"{row['images_per_s'][name]['median']:,.0f}" for name in ("Pillow", "exact")),
+            _ratio(row["ratio"]),
+            f"{row['images_per_s']['all findings']:,.0f}",
+        ]
+        for title, row in sets.items()
+    ]
+    head = ["images/s", "decoding with Pillow", "`--exact`", "ratio", "all findings without a model"]
+    return (
+        f"{_grid(head, cells)}\n\nIn interleaved rounds, as many threads as cores. {_machines([result['speed']['machine']])}\n"
+    )
+
+
+def check_labels(result: dict[str, Any]) -> str:
+    """Precision of label suspects where labels were flipped."""
+    if "labels" not in result:
+        return "Not measured yet: `python benchmarks/check.py PHOTOS --part labels`.\n"
+    row = result["labels"]
+    cells = [
+        ["precision of the strongest 5 %", f"{_percent(row['precision of the top 5 %'])} %"],
+        [f"precision of the {row['named']:,} that are named", f"{_percent(row['precision of the named'])} %"],
+        ["share of the flipped labels that are named", f"{_percent(row['recall of the named'])} %"],
+    ]
+    what = f"{row['flipped']:,} of {row['images']:,} labels of {row['set']} flipped"
+    what += f"; features of a run of {row['minutes']:g} minutes ({row['steps']:,} steps) on them"
+    return f"{_grid(['label suspects', 'value'], cells)}\n\n{what}. {_machines([row['machine']])}\n"
+
+
 def reports(result: dict[str, Any]) -> str:
     """Time of an evaluation with and without its report, by the clock and of the processor."""
     cells = []
@@ -430,6 +505,45 @@ def reports(result: dict[str, Any]) -> str:
         load = f"load average {low_high[0]} to {low_high[1]} on {facts['cores']} cores"
         note += f" The machine had other work ({load}), so CPU time tells more than the clock."
     return f"{_grid(['from start to end', 'CPU time', 'by the clock'], cells)}\n\n{note} {_machines([facts])}\n"
+
+
+def family_speeds(result: dict[str, Any]) -> str:
+    """Forward pass and training step of families beside the same architecture of other libraries."""
+    cells = []
+    for name, row in result["models"].items():
+        for work in ("forward", "training step"):
+            speeds = row[work]["images_per_s"]
+            each = [
+                f"{speeds[library]['median']:.1f}" if library in speeds else ""
+                for library in ("vitrail", "timm", "transformers")
+            ]
+            cells.append(
+                [f"`{name}`, {work}, batch {row[work]['batch_size']}", *each, _ratio(row[work]["ratio_to_the_faster"])]
+            )
+    head = ["images/s", "Vitrail", "timm", "transformers", "ratio to the faster"]
+    facts = result["machine"]
+    note = f"{facts['precision']}, {facts['threads']} threads, {result['rounds']} interleaved rounds; ratios within a round."
+    return f"{_grid(head, cells)}\n\n{note} {_machines([facts])}\n"
+
+
+def trusted(result: dict[str, Any]) -> str:
+    """Calibration, coverage and outliers of one run."""
+    outliers = result["outliers"]
+    cells = [
+        ["calibration error at temperature 1", f"{100 * result['calibration_error_before']:.2f} %"],
+        [f"at the card's temperature, {result['temperature']:.2f}", f"{100 * result['calibration_error']:.2f} %"],
+        *(
+            [f"sets of coverage {100 * float(c):.0f} %", f"{100 * v:.1f} %, {n:.2f} classes"]
+            for c, (v, n) in result["coverage"].items()
+        ),
+        *([f"answered at {100 * float(at):.0f} % precision", f"{100 * v:.1f} %"] for at, v in result["answered"].items()),
+        ["clothes marked as unlike the training images", f"{100 * outliers['of fashion']:.1f} %"],
+        ["digits of MNIST marked", f"{100 * outliers['of digits']:.1f} %"],
+        ["AUROC of the energy, clothes against digits", f"{outliers['auroc']:.3f}"],
+    ]
+    note = f"`{result['command']}`: {_percent(result['accuracy'])} % of 10,000 test images; "
+    note += f"fitted to {result['calibrated_on']:,} validation images."
+    return f"{_grid(['on test images', ''], cells)}\n\n{note} One seed. {_machines([result['machine']])}\n"
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -453,7 +567,13 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "explain": ("explain", explaining),
     "explain-scores": ("pictures", explain_scores),
     "pointing": ("pointing", pointing),
+    "check-near": ("check", check_near),
+    "check-faults": ("check", check_faults),
+    "check-speed": ("check", check_speed),
+    "check-labels": ("check", check_labels),
     "report": ("report", reports),
+    "trust": ("trust", trusted),
+    "family-speed": ("family_speed", family_speeds),
 }
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+ImageFolder = Callable[..., Path]
+"""Makes a folder of images from the number of images of each class, by split: the fixture `image_folder`."""
 
 
 def some_slow(cases: Iterable[Any], *, fast: int = 1) -> list[Any]:

@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 install_import_hook("vitrail", "typecheck.checked")  # before anything imports vitrail
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub; those of the Hub's client speak to a server of their own
 
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
 
@@ -21,9 +21,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from cases import ImageFolder  # noqa: E402
 from command_line import Said, Typed  # noqa: E402
-
-ImageFolder = Callable[..., Path]
 
 hypothesis.settings.register_profile("vitrail", deadline=None, max_examples=50)  # a busy machine is no fault of what is tested
 hypothesis.settings.load_profile("vitrail")

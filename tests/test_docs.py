@@ -30,7 +30,7 @@ import vitrail
 from vitrail import cli
 from vitrail.settings.families import FAMILIES, family_of
 from vitrail.settings.layers import recipes
-from vitrail.train import run
+from vitrail.train import run, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -42,7 +42,7 @@ TINY = {
     "data": {"workers": 0},
     "train": {"steps": 2, "batch_size": 8, "eval_every": 0},
 }
-real_train, real_pretrain = run.train, run.pretrain
+real_train, real_pretrain, real_request = run.train, run.pretrain, run.make_request
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -68,6 +68,17 @@ def tiny_pretrain(path: str | None = None, **settings: Any) -> Any:
 def tiny_train(path: str | None = None, *, start: Callable[..., Any] = real_train, **settings: Any) -> Any:
     """vitrail.train, with the run made short and the model small."""
     settings.pop("minutes", None)
+    return start(path, **shortened(settings))
+
+
+def tiny_request(path: str | None, overrides: dict[str, Any], **options: Any) -> Any:
+    """The request of a run of a sweep, made short and small."""
+    return real_request(path, shortened(overrides), **options)
+
+
+def shortened(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a short run of a small model."""
+    settings = dict(settings)
     for section, fields in TINY.items():
         given = settings.get(section) or {}
         given = {"name": given} if isinstance(given, str) else dict(given)
@@ -75,7 +86,7 @@ def tiny_train(path: str | None = None, *, start: Callable[..., Any] = real_trai
             fields = {}  # these have a shape of their own
         lengths = ("minutes", "epochs", "steps")
         settings[section] = {k: v for k, v in given.items() if section != "train" or k not in lengths} | fields
-    return start(path, **settings)
+    return settings
 
 
 def home_made() -> dict[str, Tensor]:
@@ -123,6 +134,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(vitrail, "pretrain", tiny_pretrain)
     monkeypatch.setattr(run, "pretrain", tiny_pretrain)
     monkeypatch.setattr(run, "train", train_what_is_there)  # and the command line
+    monkeypatch.setattr(sweep, "make_request", tiny_request)
     monkeypatch.setattr(
         run, "resume", lambda folder, workers=None: Parsed() if Path(folder).is_dir() else pytest.fail(f"no {folder}")
     )

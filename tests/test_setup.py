@@ -63,6 +63,12 @@ def test_the_python_floor_is_said_once_and_the_same() -> None:
     assert f"sys.version_info < ({floor.replace('.', ', ')})" in (ROOT / "Makefile").read_text()
 
 
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by name alone: of two that are called alike, the second is not collected."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, group in itertools.groupby(names) if len(list(group)) > 1] == []
+
+
 def test_imports_without_the_peers() -> None:
     """The package itself needs no peer: beside a CPU-only torch, torchvision would not even import."""
     script = """

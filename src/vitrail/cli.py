@@ -29,6 +29,7 @@ ON_DATA = {
     "resume": "vitrail.commands.resume",
     "evaluate": "vitrail.commands.evaluate",
     "compare": "vitrail.commands.compare",
+    "sweep": "vitrail.commands.sweep",
     "report": "vitrail.commands.report",
     "predict": "vitrail.commands.predict",
     "embed": "vitrail.commands.embed",

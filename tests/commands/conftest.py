@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cases import ImageFolder
 from command_line import TINY
 from vitrail import cli
-
-ImageFolder = Callable[..., Path]  # conftest.py's
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from command_line import Typed
+from vitrail.weights import load, save_model
 
 ImageFolder = Callable[..., Path]  # conftest.py's
 
@@ -32,6 +33,33 @@ def test_evaluate_as_json_on_another_split(vitrail: Typed, run: Path, tmp_path: 
     numbers = json.loads(said.out)
     assert (numbers["data"], numbers["split"]) == ("fashion-sample", "val")
     assert numbers == json.loads((tmp_path / "evaluation.json").read_text())
+
+
+def test_robustness_is_printed_and_kept(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    said = vitrail("evaluate", run, "--robustness", "--images", "12", "--out", tmp_path)
+    assert (said.code, said.err) == (0, "")
+    assert "Robustness, on 12 of the 2,000 images; clean accuracy" in said.out
+    for words in ("elastic transform", "rotation", "input size", "mean corruption error", "robustness.png"):
+        assert words in said.out
+    kept = json.loads((tmp_path / "robustness.json").read_text())
+    again = json.loads(vitrail("evaluate", run, "--robustness", "--images", "12", "--out", tmp_path, "--json").out)
+    assert {**again["robustness"], "seconds": 0} == {**kept, "seconds": 0}
+    assert again["top1"] == json.loads((tmp_path / "evaluation.json").read_text())["top1"]
+    assert "robustness" not in json.loads((tmp_path / "evaluation.json").read_text())
+    said = vitrail("evaluate", run, "--images", "12")
+    assert (said.code, said.err) == (2, "vitrail: --images 12 is for --robustness; add it, or leave --images out\n")
+
+
+def test_robustness_of_a_model_without_classes_is_not_measured(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    model = load(run, num_classes=0)
+    (tmp_path / "headless").mkdir()
+    save_model(model, tmp_path / "headless", data="fashion-sample")
+    said = vitrail("evaluate", tmp_path / "headless", "fashion-sample", "--split", "val", "--robustness")
+    assert (said.code, said.err) == (
+        0,
+        "vitrail: robustness is not measured: it is the accuracy on images with one class each\n",
+    )
+    assert "effective rank" in said.out
 
 
 def test_other_classes_are_refused(vitrail: Typed, run: Path, image_folder: ImageFolder) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 import vitrail
-from conftest import ImageFolder
+from cases import ImageFolder
 from vitrail.deploy import Predictor
 from vitrail.evaluate.conformal import prediction_sets
 from vitrail.evaluate.trust import calibrate, measure_trust

@@ -105,3 +105,16 @@ def test_bad_input_is_refused() -> None:
         reliability(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
     with pytest.raises(ValueError, match="0 bins"):
         reliability(torch.ones(1), torch.tensor([True]), bins=0)
+
+
+def test_a_calibrated_model_keeps_its_probabilities_and_an_over_confident_one_does_not() -> None:
+    """Labels drawn from the probabilities themselves: of 40 samples, few give a temperature; twice the logits give 2 always."""
+    kept, temperatures = 0, []
+    for seed in range(40):
+        g = torch.Generator().manual_seed(seed)
+        logits = 3 * torch.randn(1000, 10, generator=g)
+        labels = torch.multinomial(logits.softmax(1), 1, generator=g)[:, 0]
+        kept += fit_temperature(logits, labels) == 1.0
+        temperatures.append(fit_temperature(2 * logits, labels))
+    assert kept >= 35
+    assert all(1.7 < temperature < 2.4 for temperature in temperatures)

@@ -17,8 +17,7 @@ import transformers
 from torchvision.models import SwinTransformer as TorchvisionSwin
 
 import vitrail
-from cases import some_slow
-from conftest import ImageFolder
+from cases import ImageFolder, some_slow
 from vitrail import cli
 from vitrail.models import Swin, build_on_meta
 from vitrail.models.families import BUILDERS

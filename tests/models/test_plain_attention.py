@@ -58,6 +58,28 @@ def test_gradient_is_that_of_the_function() -> None:
     assert torch.autograd.gradcheck(lambda x: plain_attention(x, 2), (qkv,))
 
 
+@given(images=st.integers(1, 3), windows=st.integers(1, 3), heads=st.integers(1, 3), shared=st.booleans())
+def test_a_bias_of_every_window_and_its_gradient(images: int, windows: int, heads: int, shared: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    qkv = torch.randn(images * windows, 4, 3 * heads * 2, generator=g, dtype=torch.float64)
+    bias = torch.randn(1 if shared else windows, heads, 4, 4, generator=g, dtype=torch.float64)
+    masked = bias.clone()
+    masked[-1, :, 0, 1:] = float("-inf")  # a position that sees itself alone
+
+    def expected(qkv: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = qkv.unflatten(0, (images, windows)).unflatten(3, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        weights = (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)
+        return (weights @ v).transpose(2, 3).flatten(3).flatten(0, 1)
+
+    torch.testing.assert_close(plain_attention(qkv, heads, masked), expected(qkv, masked))
+    inputs = qkv.requires_grad_(), bias.requires_grad_()
+    gradients = [
+        torch.autograd.grad(f(*inputs).square().sum(), inputs) for f in (lambda x, b: plain_attention(x, heads, b), expected)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("fields", "training", "taken"),
     [

@@ -64,7 +64,7 @@ def test_what_is_no_finished_run_is_refused_in_one_line(run: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("weights of /home/ann/models/vit.pth, licence mit", "weights of vit.pth, licence mit"),
+        ("weights of /srv/ann/models/vit.pth, licence mit", "weights of vit.pth, licence mit"),
         ("left out: 3 files, named in /tmp/runs/a/skipped.txt", "left out: 3 files, named in skipped.txt"),
         ("~/photos/cats: 12 images", "cats: 12 images"),
         ("3 images/s, S+/4, B/16 and n/a", "3 images/s, S+/4, B/16 and n/a"),

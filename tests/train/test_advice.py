@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import vitrail
-from conftest import ImageFolder
+from cases import ImageFolder
 from vitrail.settings import Preprocessing, ViTConfig, layers
 from vitrail.train import advice, plan
 from vitrail.train import run as run_module
 from vitrail.train.advice import MIN_STEPS, TABLE, Facts, advise
-from vitrail.weights import save_model
+from vitrail.weights import pretrained, save_model
 
 TI = ViTConfig(embed_dim=192, depth=12, num_heads=3)
 SOME = Facts(
@@ -123,6 +124,28 @@ def weights(tmp_path: Path) -> Path:
 
 
 SHORT: dict[str, Any] = {"steps": 2, "batch_size": 4, "eval_every": 0}
+
+
+def test_starts_have_a_size_for_each_device_and_are_listed() -> None:
+    listed = {row.id for row in pretrained.rows()}
+    for name, sizes in advice.STARTS.items():
+        assert sizes.keys() == {"cpu", "mps", "cuda"}
+        assert set(sizes.values()) <= listed, name
+
+
+def test_a_named_start_is_its_size_for_the_device(
+    weights: Path, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 2, "dog": 2}})
+    monkeypatch.setitem(advice.STARTS["siglip2"], "cpu", str(weights))
+    options: dict[str, Any] = {"train": {**SHORT, "device": "cpu"}}
+    run = vitrail.train(photos, out=tmp_path / "run", weights="siglip2", **options)
+    assert layers.from_yaml((run.folder / "config.yaml").read_text()).model.weights == str(weights)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(weights, tmp_path / "elsewhere" / "dinov3")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = vitrail.train(photos, out=tmp_path / "own", weights="dinov3", **options)  # a folder of that name
+    assert layers.from_yaml((run.folder / "config.yaml").read_text()).model.embed_dim == 24
 
 
 def test_a_run_from_weights_has_their_shape_and_preprocessing(
@@ -228,7 +251,7 @@ def test_photographs_start_from_weights_within_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     photos = image_folder({"train": {"cat": 4, "dog": 4}, "test": {"cat": 2, "dog": 2}})
-    monkeypatch.setitem(advice.PRETRAINED, "cpu", str(weights))
+    monkeypatch.setitem(advice.STARTS[advice.DEFAULT_START], "cpu", str(weights))
     opened: list[object] = []
     open_weights = plan.open_weights
     monkeypatch.setattr(plan, "open_weights", lambda source: (opened.append(source), open_weights(source))[1])
@@ -254,6 +277,7 @@ def test_photographs_start_from_weights_within_reach(
     assert held == [False], "the tensors of the file are not held while the run lasts"
     out = capsys.readouterr().out
     assert f" from {weights}: " in out
+    assert "--weights dinov3 or siglip2" in out
     assert opened == [str(weights)]  # and read once
     assert layers.from_yaml((run.folder / "config.yaml").read_text()).model.weights == str(weights)
     assert (run.folder / "ladder.json").exists()

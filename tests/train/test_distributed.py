@@ -21,6 +21,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
+from cases import some_slow
 from vitrail.data.batches import Part, eval_batches, train_batches
 from vitrail.data.memory import FixedSplit
 from vitrail.models import build_model, create_model
@@ -145,7 +146,7 @@ FAMILIES = {
 """A pyramid, merging between its stages, and shifted windows; blocks of two kinds; batch norms; learned rotary positions."""
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", some_slow(FAMILIES))
 def test_two_processes_learn_another_family_as_one_does(name: str, photos: Path, tmp_path: Path) -> None:
     """DDP and FSDP2 beside one process; with batch norms, whose statistics are those of a process, beside each other."""
     words = ["train", str(photos), "--recipe", "from-scratch", "--model", name, "--model.img_size", "32"]
@@ -273,7 +274,7 @@ def test_a_convolutional_stem_learns_in_two_processes(photos: Path, tmp_path: Pa
     assert farthest(tmp_path / "ddp", tmp_path / "fsdp") < 1e-3
 
 
-@pytest.mark.parametrize("option", ["false", "true"], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("option", [pytest.param("false", id="ddp", marks=pytest.mark.slow), pytest.param("true", id="fsdp")])
 def test_what_two_began_one_ends_and_the_other_way_round(photos: Path, tmp_path: Path, option: str) -> None:
     words = ["--train.steps", "40", "--train.ema_decay", "0.9", "--optim.name", "adamw", "--train.shard", option]
     straight = run(train_words(photos, "straight", *words), processes=2, folder=tmp_path)

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 import vitrail
-from conftest import ImageFolder
+from cases import ImageFolder
 from vitrail.data import batches
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.models import meta_model

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import vitrail
-from conftest import ImageFolder
+from cases import ImageFolder
 from vitrail.models import meta_model
 from vitrail.settings import Preprocessing, layers
 from vitrail.settings.smaller import apply_smaller, read_smaller

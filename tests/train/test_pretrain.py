@@ -20,7 +20,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import vitrail
-from conftest import ImageFolder
+from cases import ImageFolder
 from vitrail.evaluate import EmbeddingScores
 from vitrail.settings import layers
 from vitrail.train import checkpoint

@@ -312,3 +312,68 @@ def test_what_no_library_s_class_computes_is_not_written(tmp_path: Path) -> None
             convert(ours, library, tmp_path / library)
     with pytest.raises(Inexpressible, match="timm's SwinTransformer has no final_norm false"):
         convert(load(random(T.DonutSwinModel(T.DonutSwinConfig(**PYRAMID)))), "timm", tmp_path / "swin")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# V-JEPA 2, whose image is a video of one frame shown twice
+
+VIDEO = {**SHAPE, "patch_size": 4, "crop_size": 24, "frames_per_clip": 2, "num_pooler_layers": 1, "mlp_ratio": 2.0}
+PREDICTOR = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+
+
+def video_config(**fields: Any) -> Any:
+    return T.VJEPA2Config(**{**VIDEO, **PREDICTOR, **fields})
+
+
+def still_tokens(theirs: Any, x: Tensor) -> Tensor:
+    """Tokens of an image, with the rows and columns of its own grid: transformers counts those of crop_size's square."""
+    rows, columns = torch.meshgrid(torch.arange(x.shape[2] // 4), torch.arange(x.shape[3] // 4), indexing="ij")
+    for layer in theirs.encoder.layer:
+        layer.attention.get_position_ids = lambda x, masks=None: (torch.zeros(rows.numel()), rows.flatten(), columns.flatten())
+    tokens: Tensor = theirs(x[:, None], skip_predictor=True).last_hidden_state
+    return tokens
+
+
+@pytest.mark.parametrize("hidden", [32, 48, 64])  # heads of 24 turn all of their channels, those of 16 and 32 do not
+def test_v_jepa_2_of_an_image_at_any_size(hidden: int) -> None:
+    theirs = random(T.VJEPA2Model(video_config(hidden_size=hidden)))
+    live = load(theirs)
+    with torch.no_grad():
+        square = image(24, 24)
+        close(live.features(square).tokens, theirs(square[:, None], skip_predictor=True).last_hidden_state)
+        for ours in (live, bare(theirs, live)):
+            assert ours.config.rope == "video"
+            assert not [entry for entry in ours.receipt.entries if entry.status == "dropped"]
+            for size in SIZES:
+                close(ours.features(image(*size)).tokens, still_tokens(theirs, image(*size)))
+
+
+def test_v_jepa_2_s_gradients() -> None:
+    theirs = random(T.VJEPA2Model(video_config()))
+    ours = load(theirs)
+    for tokens in (ours.features(image(24, 24)).tokens, still_tokens(theirs, image(24, 24))):
+        tokens.square().sum().backward()
+    close(ours.get_parameter("norm.weight").grad, theirs.encoder.layernorm.weight.grad)
+    query, key, value = (getattr(theirs.encoder.layer[0].attention, part) for part in ("query", "key", "value"))
+    joined = torch.cat([query.weight.grad, key.weight.grad, value.weight.grad])
+    torch.testing.assert_close(ours.get_parameter("blocks.0.attn.qkv.weight").grad, joined, atol=1e-4, rtol=1e-4)
+
+
+def test_v_jepa_2_in_the_names_of_its_authors() -> None:
+    theirs = random(T.VJEPA2Model(video_config()))
+    ours = load(theirs)
+    state = {f"module.backbone.{name}": value for name, value in ours.state_dict().items()}
+    name = "module.backbone.patch_embed.proj.weight"
+    state[name] = theirs.encoder.embeddings.patch_embeddings.proj.weight.data
+    again = load({"encoder": state, "predictor": {"module.backbone.mask_tokens.0": torch.zeros(1, 1, 24)}}, num_heads=2)
+    with torch.no_grad():
+        close(again.features(image(32, 20)).tokens, ours.features(image(32, 20)).tokens)
+    assert any("256 px" in text for text in again.receipt.assumed)  # type: ignore[union-attr]
+
+
+def test_v_jepa_2_with_a_head_leaves_its_attention_out() -> None:
+    ours = load(random(T.VJEPA2ForVideoClassification(video_config())))
+    dropped = [entry.name for entry in ours.receipt.entries if entry.status == "dropped"]  # type: ignore[union-attr]
+    assert dropped
+    assert all(name.startswith(("pooler.", "classifier.")) for name in dropped)
+    assert ours.config.num_classes == 0

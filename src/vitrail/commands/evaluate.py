@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation
+    from vitrail.evaluate.robustness import Robustness
     from vitrail.evaluate.trust import Trust
 
 USAGE = "evaluate RUN [DATA]"
@@ -37,21 +38,42 @@ def run(words: list[str]) -> int:
         metavar="FOLDER",
         help="where evaluation.json, confusion.png, report.html … go [RUN, or a folder in it for other images]",
     )
+    parser.add_argument(
+        "--robustness",
+        action="store_true",
+        help="also measure some of the images corrupted, rotated, rescaled, compressed and at other input sizes",
+    )
+    parser.add_argument("--images", type=terminal.count, metavar="N", help="with --robustness: how many images [1000]")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     terminal.add_device(parser, batch_size=256)
     terminal.add_report(parser)
     args = terminal.parse(parser, words)
+    if args.images is not None and not args.robustness:
+        raise ValueError(f"--images {args.images} is for --robustness; add it, or leave --images out")
 
     from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation, evaluate_run
+    from vitrail.evaluate.robustness import IMAGES, measure_robustness
     from vitrail.evaluate.run import is_run
 
     done = evaluate_run(
         args.run, args.data, split=args.split, batch_size=args.batch_size, device=args.device, report=terminal.report
     )
-    files = done.save(args.out)
+    files, robustness = done.save(args.out), None
+    if args.robustness and not isinstance(done.scores, Evaluation):
+        terminal.report("robustness is not measured: it is the accuracy on images with one class each")
+    elif args.robustness:
+        robustness = measure_robustness(
+            args.run,
+            args.data,
+            split=args.split,
+            images=args.images or IMAGES,
+            batch_size=args.batch_size,
+            device=args.device,
+        )
+        files += robustness.save(args.out or done.folder)
     report = "" if args.no_report or not is_run(args.run) else write_report(args, files[0].parent)
     if args.json:
-        terminal.print_json(done.to_dict())
+        terminal.print_json(done.to_dict() | ({} if robustness is None else {"robustness": robustness.to_dict()}))
         return terminal.OK
     title = f"{done.data}, {done.split}: {done.scores.count:,} images"
     if isinstance(done.scores, MultiLabelEvaluation):
@@ -61,6 +83,8 @@ def run(words: list[str]) -> int:
     else:
         assert isinstance(done.scores, Evaluation)
         print_evaluation(done.scores, title=title)
+    if robustness is not None:
+        print_robustness(robustness)
     terminal.say("Written: " + ", ".join(map(str, files)))
     if report:
         terminal.say(report)
@@ -126,6 +150,35 @@ def print_embedding(result: EmbeddingScores, *, title: str) -> None:
         value, (low, high) = result.uniformity
         table.add_row("uniformity, lower is more even", f"{value:.2f}", f"{low:.2f} to {high:.2f}")
     print_tables(title, table)
+
+
+def print_robustness(result: Robustness) -> None:
+    """Print the accuracy on changed images: corruptions by severity, the sweeps, and two means."""
+    part = f"{result.images:,} of the {result.split_images:,} images"
+    console = terminal.make_console()
+    console.print(f"Robustness, on {part}; clean accuracy {terminal.percent(result.clean.value)}", style="bold", soft_wrap=True)
+    console.print()
+    table = terminal.make_table("accuracy at severity", *map(str, range(1, 6)), "mean")
+    for name, measured in result.corruptions.items():
+        values = [each.accuracy.value for each in measured]
+        table.add_row(name, *map(terminal.percent, values), terminal.percent(sum(values) / len(values)))
+    console.print(table)
+    console.print()
+    table = terminal.make_table("sweep", "accuracy", words=("accuracy",))
+    for name, measured in result.sweeps.items():
+        table.add_row(name, ", ".join(f"{each.value:.3g}: {terminal.percent(each.accuracy.value)}" for each in measured))
+    console.print(table)
+    console.print()
+    table = terminal.make_table("", "error", "95 % interval")
+    for name, mean in (
+        ("mean corruption error", result.mean_corruption_error),
+        ("more than the clean error", result.relative_corruption_error),
+    ):
+        table.add_row(name, terminal.percent(mean.value), terminal.interval(mean.interval))
+    console.print(table)
+    console.print()
+    for note in result.notes:
+        terminal.say(f"Not measured: {note}")
 
 
 class Scored(NamedTuple):

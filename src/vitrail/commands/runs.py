@@ -13,14 +13,8 @@ if TYPE_CHECKING:
     from vitrail.train import Run
 
 
-def run_parser(command: str, description: str, *, usage: str, recipe: str) -> ArgumentParser:
-    """Return the parser of a command that trains: data, recipe, run folder, and every setting."""
-    from vitrail.settings import layers
-
-    parser = terminal.make_settings_parser(command, description, usage=usage)
-    parser.add_argument("path", nargs="?", metavar="DATA", help="a folder, or the name of a set [fashion-sample]")
-    parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(layers.recipes())} [{recipe}]")
-    parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings; a run's config.yaml is one")
+def add_run_folder(parser: ArgumentParser) -> None:
+    """Add the options of a command that trains one run."""
     parser.add_argument(
         "--out",
         type=str,
@@ -31,6 +25,24 @@ def run_parser(command: str, description: str, *, usage: str, recipe: str) -> Ar
         "--resume", type=str, choices=["auto"], help="auto: resume the run in --out if there is one, else start it"
     )
     terminal.add_report(parser)
+
+
+def run_parser(
+    command: str,
+    description: str,
+    *,
+    usage: str,
+    recipe: str,
+    add_options: Callable[[ArgumentParser], None] = add_run_folder,
+) -> ArgumentParser:
+    """Return the parser of a command that trains: data, recipe, options of its own, and every setting."""
+    from vitrail.settings import layers
+
+    parser = terminal.make_settings_parser(command, description, usage=usage)
+    parser.add_argument("path", nargs="?", metavar="DATA", help="a folder, or the name of a set [fashion-sample]")
+    parser.add_argument("--recipe", type=str, metavar="R", help=f"one of {', '.join(layers.recipes())} [{recipe}]")
+    parser.add_argument("--config", type=str, metavar="FILE", help="YAML file of settings; a run's config.yaml is one")
+    add_options(parser)
     layers.add_settings(parser)
     return parser
 

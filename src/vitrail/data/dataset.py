@@ -131,6 +131,13 @@ class Source(ABC):
         Raises ValueError for a missing split and for channels that can't be converted.
         """
 
+    @abstractmethod
+    def with_fraction(self, fraction: float) -> Source:
+        """Return the source with a share of its training images, in the order of `subset.stratified_order`.
+
+        Every class keeps at least one.
+        """
+
     def class_counts(self) -> tuple[int, ...]:
         """Count the training images of each class. Photographs are only listed; small images are loaded."""
         size = self.img_size or (8, 8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ _JPEGS, _JPEG_END = ("JPEG", "MPO"), b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")  # brands of ISO 23008-12
 _WARNING_FILTERS = threading.Lock()
+_ENDS_EARLY = re.compile(r"truncat|unexpected end|end of (file|data|stream)|not enough", re.IGNORECASE)  # Pillow's words
 
 File = str | Path | bytes
 """A path, or the contents of a file."""
@@ -70,6 +72,22 @@ Picture = File | Image.Image | np.ndarray
 
 class BadImage(ValueError):
     """A file that is no image, corrupt or truncated; the message is the reason, in one line."""
+
+
+class MissingImage(BadImage):
+    """A file that is not there: a line of a table, or a broken link."""
+
+
+class OversizedImage(BadImage):
+    """A file whose header declares more than `MAX_PIXELS`."""
+
+
+class TruncatedImage(BadImage):
+    """A file that ends before its pixels do."""
+
+
+class NoImage(BadImage):
+    """A file that is empty, or of a format that is not read."""
 
 
 class Header(NamedTuple):
@@ -122,6 +140,34 @@ def decode_planes(
         planes = _read_planes(image, source, channels, value_range)
         orientation = _orientation(image)
         return [_turn(plane, orientation) for plane in planes]
+
+
+class Decoded(NamedTuple):
+    """An image file, decoded once and whole."""
+
+    header: Header
+    picture: Image.Image | None
+    """Upright, in mode "L" or "RGB"; None where there are `bands`."""
+    bands: Bands | None
+    """Stored values of more than 8 bits or of other bands; None where there is a `picture`."""
+
+
+def decode_whole(source: File, *, short_side: int | None = None) -> Decoded:
+    """Decode the whole first frame, in the bands that the file has, and read its header on the way.
+
+    Transparent pixels become white. With `short_side`, a JPEG is decoded at a smaller scale, as by `decode`. Raises BadImage.
+    """
+    with _open_checked(source) as (image, _):
+        orientation = _orientation(image)
+        size = (image.width, image.height) if orientation in _SWAPPED else (image.height, image.width)
+        header = Header(size, image.mode, image.format or "", *_bands_and_bits(image))
+        if short_side is not None:
+            image.draft(None, (short_side, short_side))
+        if has_bands(image) and (bands := read_values(image, _contents(source))) is not None:
+            return Decoded(header, None, bands)
+        assert isinstance(image, Image.Image)
+        image.load()
+        return Decoded(header, _turn(_convert(image, header.bands), orientation), None)
 
 
 def read_bands(source: File) -> Bands | None:
@@ -327,14 +373,14 @@ def _open_checked(source: File) -> Iterator[tuple[Image.Image | TiffBands, bytes
         file.seek(max(0, file.seek(0, 2) - 64))
         end = file.read()
         if not end:
-            raise BadImage("the file is empty")
+            raise NoImage("the file is empty")
         file.seek(0)
         formats = _formats(file.read(64))
         file.seek(0)
         silence_decoders()
         image = _open(file, formats)
         if image.width * image.height > MAX_PIXELS:
-            raise BadImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
+            raise OversizedImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
         yield image, end
 
 
@@ -368,7 +414,7 @@ def _formats(start: bytes) -> tuple[str, ...]:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise BadImage("a HEIC photograph, which needs pillow-heif: pip install 'vitrail[heif]'") from None
+        raise NoImage("a HEIC photograph, which needs pillow-heif: pip install 'vitrail[heif]'") from None
     register_heif_opener()
     return ("HEIF",)
 
@@ -396,16 +442,17 @@ def _raise_bad_image() -> Iterator[None]:
     except BandsError as error:
         raise BadImage(str(error)) from None
     except FileNotFoundError:
-        raise BadImage("the file is not there") from None
+        raise MissingImage("the file is not there") from None
     except (PermissionError, IsADirectoryError) as error:
         raise BadImage(f"the file can't be read: {error.strerror}") from None
     except Image.DecompressionBombError:
-        raise BadImage("the header claims more than 50 megapixels") from None
+        raise OversizedImage("the header claims more than 50 megapixels") from None
     except UnidentifiedImageError:
-        raise BadImage("not an image, or of a format that is not read (PNG, JPEG, WebP, AVIF, HEIC, BMP, TIFF, GIF)") from None
+        raise NoImage("not an image, or of a format that is not read (PNG, JPEG, WebP, AVIF, HEIC, BMP, TIFF, GIF)") from None
     except Exception as error:  # a parser that trips over a corrupt file may raise anything
         reason = one_line(error) or type(error).__name__
-        raise BadImage(f"corrupt or truncated: {reason}") from None
+        kind = TruncatedImage if _ENDS_EARLY.search(reason) else BadImage
+        raise kind(f"corrupt or truncated: {reason}") from None
 
 
 def _orientation(image: Image.Image | TiffBands) -> int:

@@ -66,6 +66,11 @@ class Draws:
         """Return the number of samples."""
         return len(self._keys)
 
+    @property
+    def device(self) -> torch.device:
+        """Device on which numbers are drawn."""
+        return self._keys.device
+
     def on(self, device: torch.device) -> Draws:
         """Return the same numbers, computed on another device."""
         draws = copy.copy(self)

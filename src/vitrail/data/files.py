@@ -30,6 +30,7 @@ from vitrail.settings import DataConfig, Pair, Preprocessing
 HEADROOM = 1.5  # ratio of the short side kept in memory to img_size: room for crops
 _SHOWN = 3  # bad files that an error names
 
+F = TypeVar("F")
 R = TypeVar("R")
 
 
@@ -184,7 +185,7 @@ def _try(read: Callable[[Path], R], path: Path) -> R | BadImage:
         return error
 
 
-def map_files(work: Callable[[Listed], R], files: Sequence[Listed], *, threads: int, doing: str) -> list[R]:
+def map_files(work: Callable[[F], R], files: Sequence[F], *, threads: int, doing: str) -> list[R]:
     """Apply `work` to all files in threads (-1: one per core), with a progress bar for many files; keeps their order."""
     console = Console(stderr=True)
     hidden = not console.is_terminal or len(files) < 1000

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vitrail.data.bands import ValueRange, ValuesInUse
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD, NoClasses, Source, Split, SplitName, stable_fraction, whole_images
@@ -15,6 +17,7 @@ from vitrail.data.files import Listed, load_files
 from vitrail.data.listing import composed, entries, files_under, folders, is_image_name, loose_files, natural
 from vitrail.data.measure import measure_bands, measure_values
 from vitrail.data.splits import find_splits
+from vitrail.data.subset import fraction_of
 from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1  # shares of a folder without splits; the rest is test
@@ -47,6 +50,12 @@ class FolderSource(Source):
         if split == "train":
             self.check_classes(images)
         return images
+
+    def with_fraction(self, fraction: float) -> FolderSource:
+        """See Source.with_fraction; unreadable files count."""
+        files = self.files.get("train", ())
+        kept = fraction_of(torch.tensor([file.label for file in files]), [file.path for file in files], fraction)
+        return replace(self, files={**self.files, "train": tuple(files[place] for place in kept.tolist())})
 
     def check_classes(self, images: Split) -> None:
         """Raise ValueError for a class without a readable training image."""

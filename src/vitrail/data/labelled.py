@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from vitrail.data.dataset import Split, SplitName
+from vitrail.data.dataset import Split, SplitName, stable_fraction
 from vitrail.data.files import Listed
 from vitrail.data.folder import FolderSource, held_out_files, pixels_of, split_without_folders
 from vitrail.data.listing import composed, natural
@@ -44,6 +44,19 @@ class LabelledSource(FolderSource):
         images.multi_hot = self.multi_hot[images.labels]
         images.labels = torch.full_like(images.labels, -1)
         return images
+
+    def with_fraction(self, fraction: float) -> LabelledSource:
+        """See Source.with_fraction: a share by a hash of the paths, and at least one image with each label."""
+        files = sorted(self.files.get("train", ()), key=lambda file: stable_fraction(file.path))
+        first, seen = list[Listed](), torch.zeros(len(self.classes), dtype=torch.bool)
+        for file in files:
+            if bool((self.multi_hot[file.label] & ~seen).any()):
+                first.append(file)
+                seen = seen | self.multi_hot[file.label]
+        leading = set(first)
+        others = [file for file in files if file not in leading]
+        kept = {*first, *others[: max(0, round(fraction * len(files)) - len(first))]}
+        return replace(self, files={**self.files, "train": tuple(file for file in self.files.get("train", ()) if file in kept)})
 
     def check_classes(self, images: Split) -> None:
         """Raise ValueError for a label without a readable training image; the labels of `images` are rows of `multi_hot`."""

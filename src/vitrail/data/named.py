@@ -14,7 +14,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int64, UInt8
 from vitrail.data.dataset import Source, Split, SplitName, stable_fraction, whole_images
 from vitrail.data.download import DownloadError, fetch, unpack
 from vitrail.data.memory import FixedSplit, to_channels
+from vitrail.data.subset import fraction_of
 from vitrail.settings import AugmentConfig, DataConfig, Pair, Preprocessing
 
 
@@ -172,6 +173,12 @@ class NamedSource(Source):
 
     folder: Path
     val_fraction: float
+    fraction: float = 1.0
+    """Share of the training images that are used."""
+
+    def with_fraction(self, fraction: float) -> NamedSource:
+        """See Source.with_fraction."""
+        return replace(self, fraction=fraction)
 
     def load(
         self, split: SplitName, *, preprocessing: Preprocessing, cfg: DataConfig, augment: AugmentConfig | None = None
@@ -183,6 +190,9 @@ class NamedSource(Source):
         names = [f"{self.name}/{file}/{i}" for i in range(len(labels))]
         if split != "test":
             keep = np.flatnonzero(self.held_out(names) == (split == "val"))
+            images, labels, names = images[keep], labels[keep], [names[i] for i in keep]
+        if split == "train" and self.fraction < 1:
+            keep = fraction_of(torch.from_numpy(labels), names, self.fraction).numpy()
             images, labels, names = images[keep], labels[keep], [names[i] for i in keep]
         view = None if whole_images(augment) else preprocessing
         return FixedSplit(

@@ -20,13 +20,20 @@ NAMES = (*NAMED, "imagenet")
 
 
 @printable_errors()
-def open_source(path: str, *, val_fraction: float = 0.1, classes: bool = True) -> Source:
+def open_source(path: str, *, val_fraction: float = 0.1, fraction: float = 1.0, classes: bool = True) -> Source:
     """Open a data set by name or path; a named set is downloaded if it is not on disk.
 
-    `val_fraction` of the training images is held out for validation if the set has no validation images. With `classes`
-    False, folders without classes are accepted, and those with images outside of classes; their images have label -1.
+    `val_fraction` of the training images is held out for validation if the set has no validation images, and `fraction` of
+    the others is used. With `classes` False, folders without classes are accepted, and those with images outside of classes;
+    their images have label -1.
     Raises ValueError, in one line, for an unknown name, a missing folder and a folder without images.
     """
+    source = _open_whole(path, val_fraction=val_fraction, classes=classes)
+    return source if fraction == 1 else source.with_fraction(fraction)
+
+
+def _open_whole(path: str, *, val_fraction: float, classes: bool) -> Source:
+    """Open a data set with all of its training images."""
     if path in NAMED:
         return open_named(path, val_fraction=val_fraction)
     if path == "imagenet":

@@ -18,6 +18,7 @@ BINS = 15
 """Number of bins, as in Guo et al. 2017."""
 LEAST_IMAGES = 100
 """Images that a temperature is fitted to at least: that of a few images says more of these than of the model."""
+_NORMAL_95 = 1.96
 TEMPERATURES = 0.05, 20.0
 """Least and greatest temperature: beyond, all probabilities are 0 and 1, or all equal."""
 
@@ -82,8 +83,9 @@ def fit_temperature(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"]) -
     """Return the temperature with the least negative log-likelihood, within `TEMPERATURES` (Guo et al. 2017).
 
     The likelihood is concave in 1/T, so the root of its derivative, Σ (E[z] - z of the label), is found by bisection. The
-    temperature is 1 for fewer than `LEAST_IMAGES`, and where the expected calibration error of these images would not become
-    less. Raises ValueError without images and for logits that are not finite.
+    temperature is 1 for fewer than `LEAST_IMAGES`, where the gain in likelihood is not shown (its 95 % interval over the images
+    holds 0: the temperature would be that of the sample), and where the expected calibration error of these images would not
+    become less. Raises ValueError without images and for logits that are not finite.
     """
     if not len(logits):
         raise ValueError("a temperature needs images; the validation split is empty")
@@ -103,6 +105,9 @@ def fit_temperature(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"]) -
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     temperature = math.exp(-(low + high) / 2)
+    gains = F.cross_entropy(values, labels, reduction="none") - F.cross_entropy(values / temperature, labels, reduction="none")
+    if float(gains.mean()) <= _NORMAL_95 * float(gains.std()) / math.sqrt(len(gains)):
+        return 1.0
     before, after = (
         expected_calibration_error(reliability(*top_confidence(logits, labels, temperature=each)))
         for each in (1.0, temperature)

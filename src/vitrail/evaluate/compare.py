@@ -14,11 +14,9 @@ from vitrail.data.dataset import SplitName
 from vitrail.evaluate.evaluate import SplitLogits, compute_logits
 from vitrail.evaluate.intervals import Accuracy, Interval, mean_interval
 from vitrail.evaluate.paired import GroupDifference, Paired, compare_groups, compare_pair
-from vitrail.evaluate.run import SPLITS, check_classes, is_run, open_data
+from vitrail.evaluate.run import is_run, open_data, open_run
 from vitrail.evaluate.trust import finite, measure_trust
-from vitrail.models.device import autocast_dtype, pick_device
 from vitrail.settings import layers
-from vitrail.weights.load import load
 from vitrail.weights.run_folder import SETTINGS
 
 
@@ -106,26 +104,22 @@ def logits_on(
     run: str | Path, data: str, *, split: SplitName | None, batch_size: int, device: str
 ) -> tuple[tuple[str, SplitName], SplitLogits, float]:
     """Return the data set and split, the logits of a run on it, and its calibration error."""
-    where = pick_device(device)
-    model = load(str(run)).to(where)
-    assert model.preprocessing is not None
-    if not model.config.num_classes:
+    opened = open_run(run, data, split=split, device=device)
+    if opened.headless:
         raise ValueError(f"{run} has no classes to be compared; fine-tune it: `vitrail train DATA --weights {run}`")
-    cfg, source = open_data(run, data)
-    check_classes(model, source, exact=is_run(run))
-    if source.multi_label:
-        raise ValueError(f"{source.name} has any number of labels an image, and runs are compared on one class; use evaluate")
-    name = next(each for each in SPLITS if each in source.splits) if split is None else split
-    precision = "auto" if cfg.train.precision == "fp16" and where.type != "cuda" else cfg.train.precision
+    if opened.source.multi_label:
+        has = f"{opened.source.name} has any number of labels an image"
+        raise ValueError(f"{has}, and runs are compared on one class; use evaluate")
     found = compute_logits(
-        model,
-        source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None),
-        preprocessing=model.preprocessing,
+        opened.model,
+        opened.load_split(),
+        preprocessing=opened.preprocessing,
         batch_size=batch_size,
-        device=where,
-        autocast_dtype=autocast_dtype(precision, where),
+        device=opened.device,
+        autocast_dtype=opened.autocast_dtype,
     )
-    return (source.name, name), found, measure_trust(found.logits, found.labels, model.card.calibration).error
+    error = measure_trust(found.logits, found.labels, opened.model.card.calibration).error
+    return (opened.source.name, opened.split), found, error
 
 
 def group_runs(compared: Sequence[ComparedRun]) -> tuple[SeedGroup, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
     return middle - reach, middle + reach
 
 
+@functools.cache
 def t_quantile(level: float, freedom: int) -> float:
     """Compute the t that lies within ± with probability `level`, by bisection (Abramowitz and Stegun, 26.7.3)."""
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -56,19 +58,41 @@ def predict_knn(
         raise ValueError(f"k {k} must be at least 1 neighbour")
     if len(train) <= leave_out:
         raise ValueError(f"{len(train)} training images have no neighbours to ask; give some")
-    known = F.normalize(train.embeddings.to(device), dim=1)
     labels, classes = train.labels.to(device), int(train.labels.max()) + 1
-    rows, first, predicted = max(1, _CELLS // len(train)), 0, []
-    for part in embeddings.split(rows):
+    predicted = []
+    for similarity, nearest in nearest_neighbours(train.embeddings, embeddings, k=k, device=device, leave_out=leave_out):
+        weights = vote_weights(similarity, temperature)
+        votes = torch.zeros(len(nearest), classes, device=nearest.device).scatter_add_(1, labels[nearest], weights)
+        predicted.append(votes.argmax(1).cpu())
+    return torch.cat(predicted) if predicted else torch.zeros(0, dtype=torch.long)
+
+
+def nearest_neighbours(
+    known: Float[Tensor, "M E"],
+    embeddings: Float[Tensor, "N E"],
+    *,
+    k: int,
+    device: torch.device | str = "cpu",
+    leave_out: bool = False,
+) -> Iterator[tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]]:
+    """Yield cosine similarities and indexes of the k nearest known images, from near to far, for blocks of the embeddings.
+
+    A block is one matrix product of at most 128 MiB: time N · M · E, and memory (N + M) · E beside the block. k beyond the
+    number of known images takes all. With `leave_out`, the embeddings are the known ones, and no image is its own neighbour.
+    """
+    known = F.normalize(known.to(device), dim=1)
+    first, count = 0, min(k, len(known) - leave_out)
+    for part in embeddings.split(max(1, _CELLS // len(known))):
         similarity = F.normalize(part.to(device), dim=1) @ known.T  # (n, M)
         if leave_out:
             similarity[torch.arange(len(part)), torch.arange(first, first + len(part))] = -torch.inf
-        nearest = similarity.topk(min(k, len(train) - leave_out), dim=1)
-        if temperature is None:
-            weights = torch.ones_like(nearest.values)
-        else:  # relative to the nearest: exp(1 / temperature) may be no float
-            weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
-        votes = torch.zeros(len(part), classes, device=known.device).scatter_add_(1, labels[nearest.indices], weights)
-        predicted.append(votes.argmax(1).cpu())
+        nearest = similarity.topk(count, dim=1)
+        yield nearest.values, nearest.indices
         first += len(part)
-    return torch.cat(predicted) if predicted else torch.zeros(0, dtype=torch.long)
+
+
+def vote_weights(similarity: Float[Tensor, "n k"], temperature: float | None = TEMPERATURE) -> Float[Tensor, "n k"]:
+    """Return the weights exp(similarity / temperature) of neighbours, or 1 without `temperature`, relative to the nearest."""
+    if temperature is None:
+        return torch.ones_like(similarity)
+    return ((similarity - similarity[:, :1]) / temperature).exp()  # exp(1 / temperature) may be no float

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vitrail.data.listing import composed, mark_output
 from vitrail.data.sources import Source, Split, SplitName, open_source
@@ -16,7 +18,7 @@ from vitrail.evaluate.metrics import Scores
 from vitrail.evaluate.saved import save_evaluation
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, pick_device
-from vitrail.settings import Preprocessing, Settings, layers
+from vitrail.settings import Pair, Preprocessing, Settings, layers
 from vitrail.text import listed
 from vitrail.weights.load import load
 from vitrail.weights.run_folder import SETTINGS, read_run
@@ -61,6 +63,69 @@ def evaluate_run(
     those of its embedding, and the data may have any classes, or none. `report` receives a line for each assumption about
     the data. Raises ValueError for a checkpoint without `data`, and for data that does not fit the model.
     """
+    opened = open_run(run, data, split=split, device=device, report=report)
+    model, source, images = opened.model, opened.source, opened.load_split()
+    options: dict[str, Any] = {
+        "preprocessing": opened.preprocessing,
+        "batch_size": batch_size,
+        "device": opened.device,
+        "autocast_dtype": opened.autocast_dtype,
+    }
+    scores: Scores
+    if opened.headless:
+        known = neighbours(source, images, opened.settings, opened.preprocessing)
+        scores = evaluate_embedding(model, images, known=known, **options)
+    else:
+        scores = (evaluate_labels if source.multi_label else evaluate)(model, images, classes=source.classes, **options)
+    into_run = is_run(run) and not data and not split  # the scores that the run was saved with stay as they are
+    beside = Path(run) if Path(run).is_dir() else Path()  # a file or a Hub id is no folder to write to
+    folder = Path(run) if into_run else beside / f"evaluation-{source.name}-{opened.split}"
+    return RunEvaluation(source.name, opened.split, scores, folder)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedRun:
+    """A model on its device, and the data set and split that it is evaluated on."""
+
+    model: Backbone
+    settings: Settings
+    """Settings of the run; the defaults for another checkpoint."""
+    source: Source
+    split: SplitName
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    """That of the training, where the device has it, as when the training measured itself; None for fp32."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Preprocessing of the model."""
+        assert self.model.preprocessing is not None
+        return self.model.preprocessing
+
+    @property
+    def headless(self) -> bool:
+        """True for a model without classes."""
+        return not self.model.config.num_classes
+
+    def load_split(self, *, img_size: Pair | None = None, in_memory: bool = True) -> Split:
+        """Load the split in evaluation view, of the model's size unless another is given.
+
+        Without `in_memory`, photographs are decoded when they are read: where only some of them are.
+        """
+        preprocessing = self.preprocessing if img_size is None else replace(self.preprocessing, img_size=img_size)
+        cfg = self.settings.data if in_memory else replace(self.settings.data, memory_gb=0.0)
+        return self.source.load(self.split, preprocessing=preprocessing, cfg=cfg, augment=None)
+
+
+def open_run(
+    run: str | Path,
+    data: str | None = None,
+    *,
+    split: SplitName | None = None,
+    device: str = "auto",
+    report: Callable[[str], object] = lambda line: None,
+) -> OpenedRun:
+    """Load a run or a checkpoint, and open its own data or another data set. See `evaluate_run`."""
     where = pick_device(device)
     model = load(str(run)).to(where)
     assert model.preprocessing is not None
@@ -74,21 +139,7 @@ def evaluate_run(
         report(line)
     name = next(each for each in SPLITS if each in source.splits) if split is None else split
     precision = "auto" if cfg.train.precision == "fp16" and where.type != "cuda" else cfg.train.precision
-    images = source.load(name, preprocessing=model.preprocessing, cfg=cfg.data, augment=None)
-    options: dict[str, Any] = {
-        "preprocessing": model.preprocessing,
-        "batch_size": batch_size,
-        "device": where,
-        "autocast_dtype": autocast_dtype(precision, where),  # as when the training measured itself
-    }
-    scores: Scores
-    if headless:
-        scores = evaluate_embedding(model, images, known=neighbours(source, images, cfg, model.preprocessing), **options)
-    else:
-        scores = (evaluate_labels if source.multi_label else evaluate)(model, images, classes=source.classes, **options)
-    into_run = is_run(run) and not data and not split  # the scores that the run was saved with stay as they are
-    beside = Path(run) if Path(run).is_dir() else Path()  # a file or a Hub id is no folder to write to
-    return RunEvaluation(source.name, name, scores, Path(run) if into_run else beside / f"evaluation-{source.name}-{name}")
+    return OpenedRun(model, cfg, source, name, where, autocast_dtype(precision, where))
 
 
 def neighbours(source: Source, images: Split, cfg: Settings, preprocessing: Preprocessing) -> Split | None:
@@ -118,7 +169,8 @@ def open_data(
     if data is None and not is_run(run):
         raise ValueError(f"{run} is no folder of `vitrail train`, so it does not say its data; {way_out}")
     cfg = layers.build([layers.read_config(Path(run, SETTINGS))] if is_run(run) else [])
-    return cfg, open_source(data or read_run(run).data, val_fraction=cfg.data.val_fraction, classes=classes)
+    name, fraction = data or read_run(run).data, 1.0 if data else cfg.data.fraction
+    return cfg, open_source(name, val_fraction=cfg.data.val_fraction, fraction=fraction, classes=classes)
 
 
 def check_classes(model: Backbone, source: Source, *, exact: bool) -> str | None:

@@ -121,7 +121,11 @@ class Rotary(nn.Module):
     ) -> Rotation:
         """Compute sine and cosine of the angles, in the layout of the channels."""
         coordinates = self.coordinates(grid, device=device, sides=sides)
-        angles = F.pad(self.angles(self.move(coordinates) if moved else coordinates), (0, 0, prefix, 0))  # (b, k, h, N, f)
+        coordinates = self.move(coordinates) if moved else coordinates
+        if self.cfg.rope == "video":
+            each = F.pad(self.video_angles(coordinates), (0, 0, prefix, 0))
+            return Rotation(each.cos(), each.sin())
+        angles = F.pad(self.angles(coordinates), (0, 0, prefix, 0))  # (b, k, h, N, f)
         if self.cfg.rope_class:
             angles = torch.cat([self.cls.float().expand(*angles.shape[:3], 1, -1), angles[..., 1:, :]], dim=-2)
         half = self.cfg.rope_layout == "half"
@@ -164,3 +168,17 @@ class Rotary(nn.Module):
         unit = 2 * math.pi if cfg.rope == "centred" else 1.0
         one, other = (unit * axis * self.frequencies(y.device, shift=at) for axis, at in ((first, 0.0), (second, shift)))
         return torch.cat(torch.broadcast_tensors(one, other), dim=-1).flatten(1, 2)[:, None, None]
+
+    def video_angles(self, coordinates: Coordinates) -> Float[Tensor, "b k h L d"]:
+        """Return the angle of every patch and channel: time, which is 0, rows and columns have a third of the channels each.
+
+        The frequencies of a third are there twice, one run after the other, although it is neighbours that are turned together:
+        so the two of a pair have different angles, in the published weights as here.
+        """
+        y, x = coordinates
+        count = self.cfg.head_width // 6  # of an axis
+        steps = torch.arange(count, dtype=torch.float32, device=y.device)
+        frequencies = (self.cfg.rope_temperature ** -(steps / count)).repeat(2)
+        rows, columns = torch.broadcast_tensors(y[:, :, None, None] * frequencies, x[:, None, :, None] * frequencies)
+        turned = torch.cat([torch.zeros_like(rows), rows, columns], dim=-1)  # (b, gh, gw, 6 count)
+        return F.pad(turned, (0, self.cfg.head_width - 6 * count)).flatten(1, 2)[:, None, None]

@@ -25,6 +25,7 @@ from vitrail.models.backbone import Backbone, Features, Images, Logits, Stage, V
 from vitrail.models.drop_path import DropPath
 from vitrail.models.linear import Linear
 from vitrail.models.mlp import Mlp
+from vitrail.models.plain_attention import plain_attention
 from vitrail.models.windows import Map, WindowLayout, relative_index
 from vitrail.settings import Pair, configured
 from vitrail.settings.swin import SwinConfig, SwinShape
@@ -49,12 +50,21 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x: Map, layout: WindowLayout) -> Map:
-        q, k, v = self.qkv(layout.cut(x)).unflatten(3, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, n, h, w w, d)
-        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + self.bias()  # (B, n, h, w w, w w)
+        qkv, bias = self.qkv(layout.cut(x)), self.bias()[None]  # (B, n, w w, 3D), (1, h, w w, w w)
         if (mask := layout.mask(x.device)) is not None:
-            scores = scores.masked_fill(mask[:, None], float("-inf"))
+            bias = bias.masked_fill(mask[:, None], float("-inf"))  # (n, h, w w, w w)
+        if self.takes_plain_attention(x):
+            out = plain_attention(qkv.flatten(0, 1), self.num_heads, bias).unflatten(0, qkv.shape[:2])
+            return self.proj_drop(self.proj(layout.join(out)))
+        q, k, v = qkv.unflatten(3, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, n, h, w w, d)
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias  # (B, n, h, w w, w w)
         out = self.attn_drop(scores.softmax(dim=-1)) @ v
         return self.proj_drop(self.proj(layout.join(out.transpose(2, 3).flatten(3))))
+
+    def takes_plain_attention(self, x: Map) -> bool:
+        """Return True on a CPU, unless weights are dropped or the model is compiled."""
+        dropped = self.training and self.attn_drop.p > 0
+        return x.device.type == "cpu" and not dropped and not torch.compiler.is_compiling()
 
     def bias(self) -> Float[Tensor, "h _w _w"]:
         """Bias of every pair of positions in a window."""

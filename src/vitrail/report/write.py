@@ -7,7 +7,7 @@ from pathlib import Path
 from vitrail.data.listing import mark_output
 from vitrail.evaluate.run import evaluate_run
 from vitrail.report.facts import Facts, gather_facts
-from vitrail.report.material import collect_material
+from vitrail.report.material import collect_material, open_images
 from vitrail.report.page import render_page
 from vitrail.weights.run_folder import write_atomically
 
@@ -28,11 +28,14 @@ def write_report(
     The default of `out` is report.html in the folder of the scores, which is the run folder. `images` is where the scored
     images are now, by default where the run found them; without them, the page has no pictures. A run of an earlier version,
     which kept no answers image by image, is evaluated first. `scores` is a folder that `vitrail evaluate` wrote for other
-    images. Raises ValueError, in one line, for a folder that is no finished run, and for damaged files.
+    images. Raises ValueError, in one line, for a folder that is no finished run, for damaged
+    files, and for `images` that are not there.
     """
     folder = Path(run)
     place = Path(scores or folder)
     facts = gather_facts(folder, scores=place)
+    if images is not None:
+        open_images(facts, images)  # what is named has to be there; where the run found them, they may be gone
     if scores is None:
         facts = complete_facts(facts, images=images, device=device)
     page = render_page(facts, collect_material(facts, images=images, device=device))

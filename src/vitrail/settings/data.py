@@ -16,6 +16,8 @@ class DataConfig:
     """Named data set or folder."""
     val_fraction: float = 0.1
     """Share of the training images held out for validation if the data set has no validation split."""
+    fraction: float = 1.0
+    """Share of the training images that are used, with every class in proportion; the same ones for every seed."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel, for pixels from 0 to 1; null takes the checkpoint's, or without one the data set's."""
     std: tuple[float, ...] | None = None
@@ -43,6 +45,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"data.val_fraction {self.val_fraction} must be at least 0 and below 1")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"data.fraction {self.fraction} must be above 0, and at most 1")
         if not 0 <= self.max_bad <= 1:
             raise ValueError(f"data.max_bad {self.max_bad} must be between 0 and 1")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:

@@ -80,10 +80,11 @@ class ModernConfig(ViTConfig):
     """Relative position bias, an MLP of the log-spaced offset (Liu et al. 2022): each block's own, or one for all."""
     relative_hidden: int = 128
     """Hidden width of that MLP."""
-    rope: Literal["none", "grid", "centred", "mixed", "alternating"] = "centred"
+    rope: Literal["none", "grid", "centred", "mixed", "alternating", "video"] = "centred"
     """Rotary positions (Su et al. 2021). "grid": rows and columns, counted (EVA-02, PE, RoPE-ViT axial); "centred": from -1 to
     1 over the image (DINOv3); "mixed": directions learned for each head (RoPE-ViT mixed: Heo et al. 2024); "alternating":
-    counted, with rows at the even frequencies and columns at the odd ones (Pixtral)."""
+    counted, with rows at the even frequencies and columns at the odd ones (Pixtral); "video": counted, a third of the channels
+    each for time, which is 0 in an image, rows and columns (V-JEPA 2: Assran et al. 2025)."""
     rope_layout: Literal["interleaved", "half"] = "half"
     """Channels that are turned together: neighbours (x₀, x₁), or half a head apart (x₀, x_d/2)."""
     rope_axes: Literal["yx", "xy"] = "yx"
@@ -108,11 +109,15 @@ class ModernConfig(ViTConfig):
         super().__post_init__()
         if self.rope != "none" and self.head_width % 4:
             raise ValueError(f"a head of {self.head_width} channels can't be turned along two axes; use a multiple of 4")
-        if self.rope == "mixed" and self.rope_layout == "half":
-            raise ValueError('rope "mixed" has rope_layout "interleaved"; set it')
+        if self.rope in ("mixed", "video") and self.rope_layout == "half":
+            raise ValueError(f'rope "{self.rope}" has rope_layout "interleaved"; set it')
+        if self.rope == "video" and self.rope_axes == "xy":
+            raise ValueError('rope "video" has rope_axes "yx"; set it')
+        if self.rope == "video" and self.head_width < 6:
+            raise ValueError(f'rope "video" turns a head of 6 channels or more, not of {self.head_width}')
         if self.rope_ref_grid is not None and self.rope != "grid":
             raise ValueError(f'rope_ref_grid {self.rope_ref_grid} scales rope "grid", not "{self.rope}"; leave it out')
-        if self.rope_class and (self.rope in ("none", "mixed") or not self.class_token):
+        if self.rope_class and (self.rope in ("none", "mixed", "video") or not self.class_token):
             raise ValueError(
                 f'rope_class true needs a class token and rope "grid" or "centred", not "{self.rope}"; leave it out'
             )
@@ -179,7 +184,7 @@ def check_block(cfg: ModernConfig) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 # Published models
 
-_PREFIXES = ("naflexvit_", "dinov3_", "eva_", "eva02_", "pe_", "vit_pe_", "aimv2_", "rope_", "modern_")
+_PREFIXES = ("naflexvit_", "dinov3_", "eva_", "eva02_", "pe_", "vit_pe_", "aimv2_", "rope_", "vjepa2_", "modern_")
 
 
 def parse_modern_name(name: str) -> dict[str, Any] | None:

@@ -49,6 +49,8 @@ _SAPIENS2 |= {"img_size": (1024, 768)}
 _AIMV2: _Row = {**_LEARNED, **_SPLIT_SWIGLU, "norm": "rms", "norm_eps": 1e-5, "rope": "none", "embed_norm": True}
 _AIMV2 |= {"patch_size": 14, "class_token": False, "pool": "avg"}
 _AIMV2 |= {"qkv_bias": False, "proj_bias": False, "mlp_bias": False}
+_VJEPA2: _Row = {**_PLAIN, "rope": "video", "rope_layout": "interleaved", "rope_temperature": 1e4, "key_bias": True}
+_VJEPA2 |= {"class_token": False, "pool": "avg", "img_size": 256}
 
 MODERN_SIZES: dict[str, _Row] = {  # parameters at 1000 classes
     "dinov3_s16": _shape(384, 12, 6),  # 21_981_160
@@ -82,6 +84,9 @@ MODERN_SIZES: dict[str, _Row] = {  # parameters at 1000 classes
     "aimv2_h14": _shape(1536, 24, 12, _AIMV2, mlp_ratio=2.6667),  # 682_388_968
     "aimv2_1b14": _shape(2048, 24, 16, _AIMV2, mlp_ratio=2.75),  # 1_237_007_336
     "aimv2_3b14": _shape(3072, 24, 24, _AIMV2, mlp_ratio=2.6667),  # 2_723_731_432
+    "vjepa2_l16": _shape(1024, 24, 16, _VJEPA2),  # 304_123_880
+    "vjepa2_h16": _shape(1280, 32, 16, _VJEPA2),  # 631_945_960
+    "vjepa2_g16": _shape(1408, 40, 22, _VJEPA2, mlp_ratio=48 / 11),  # 1_012_501_608
     "rope_s16": _shape(384, 12, 6, _ROPE),  # 21_984_232
     "rope_b16": _shape(768, 12, 12, _ROPE),  # 86_434_792
     "rope_l16": _shape(1024, 24, 16, _ROPE),  # 304_174_056

@@ -56,11 +56,25 @@ SMALL_SIDE_PX = 64
 """Side in pixels up to which images are all subject: small crops and jittered colours cost them accuracy."""
 SMALL_CROPS: dict[str, Any] = {"crop_scale": [0.7, 1.0], "color_jitter": 0.0}
 
-PRETRAINED = {  # the default weights: a size that the device trains in reasonable time
-    "cpu": "timm/vit_tiny_patch16_224.augreg_in21k",
-    "mps": "timm/vit_small_patch16_224.augreg_in21k",
-    "cuda": "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
+STARTS: dict[str, dict[str, str]] = {  # weights by their pre-training: a size that each device trains in reasonable time
+    "augreg": {  # with labels, ImageNet-21k
+        "cpu": "timm/vit_tiny_patch16_224.augreg_in21k",
+        "mps": "timm/vit_small_patch16_224.augreg_in21k",
+        "cuda": "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    },
+    "dinov3": {  # without labels; a licence of its own
+        "cpu": "timm/vit_small_patch16_dinov3.lvd1689m",
+        "mps": "timm/vit_small_patch16_dinov3.lvd1689m",
+        "cuda": "timm/vit_base_patch16_dinov3.lvd1689m",
+    },
+    "siglip2": {  # with captions; B/32 has a quarter of the tokens of B/16
+        "cpu": "timm/vit_base_patch32_siglip_256.v2_webli",
+        "mps": "timm/vit_base_patch32_siglip_256.v2_webli",
+        "cuda": "timm/vit_base_patch16_siglip_256.v2_webli",
+    },
 }
+DEFAULT_START = "augreg"
+OTHER_STARTS = tuple(name for name in STARTS if name != DEFAULT_START)
 MEMORY_SHARE = 0.6
 """Share of the device's memory for activations; weights, gradients, optimizer and the images themselves need the rest."""
 MIN_STEPS = 500

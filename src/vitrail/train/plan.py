@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vitrail.check.before_training import check_before_training
 from vitrail.data.dataset import Source
 from vitrail.data.sources import NAMES, open_source
 from vitrail.models import check_model, meta_model
@@ -91,25 +92,26 @@ def plan_run(request: Request) -> Plan:
     4. the settings: facts of the data, recipe or fitted settings, file, overrides; later ones win;
     5. values that the images hold: range of deep images, mean and deviation of bands;
     6. what is left at "auto": preprocessing, precision, absolute paths;
-    7. checks of model, task and image sizes, on the meta device; notes on settings without effect;
+    7. checks of model, task and image sizes, on the meta device; notes on the data and on settings without effect;
     8. smaller models of the recipe, for a machine that is too slow for its own.
     """
     requested, notes = request.layer, list[str]()
     unchecked = layers.build([requested])
     recipe = {} if request.recipe is None else layers.read_recipe(request.recipe)
     task = find_task(layers.merge(recipe, requested).get("train", {}).get("task", unchecked.train.task))
-    source = open_source(request.data, val_fraction=unchecked.data.val_fraction, classes=task.supervised)
+    source = open_data_of(unchecked.data, request.data, task)
     weights = open_start_weights(request, source, task, notes)
     if weights is None:
         settings, preprocessing = resolve_from_scratch(request, source, task), None
     else:
         settings, preprocessing = resolve_fine_tuning(weights, request, source, task, notes)
-    if settings.data.val_fraction != unchecked.data.val_fraction:  # the recipe's, which resuming reads from the settings
-        source = open_source(request.data, val_fraction=settings.data.val_fraction, classes=task.supervised)
+    parts = [(each.data.val_fraction, each.data.fraction) for each in (settings, unchecked)]
+    if parts[0] != parts[1]:  # the recipe's, which resuming reads from the settings
+        source = open_data_of(settings.data, request.data, task)
     settings = resolve_values(settings, source, preprocessing, notes)
     settings = resolve_auto(settings, source, preprocessing)
     model = check_plan(settings, source, task)
-    notes += [f"note: {line}" for line in source.notes]
+    notes += [*(f"note: {line}" for line in source.notes), *check_before_training(source)]
     notes += [
         f"note: {line}" for line in find_unused(settings, model, overrides=request.overrides, multi_label=source.multi_label)
     ]
@@ -136,8 +138,12 @@ def plan_on_all(request: Request, processes: World) -> Plan:
 def plan_from_settings(settings: Settings) -> Plan:
     """Return the plan of a resumed run, whose weights are in its checkpoints, from its settings."""
     task = find_task(settings.train.task)
-    source = open_source(settings.data.path, val_fraction=settings.data.val_fraction, classes=task.supervised)
-    return Plan(settings, source, None, ())
+    return Plan(settings, open_data_of(settings.data, settings.data.path, task), None, ())
+
+
+def open_data_of(data: DataConfig, path: str, task: TaskSpec) -> Source:
+    """Open a data set with the parts that the settings say."""
+    return open_source(path, val_fraction=data.val_fraction, fraction=data.fraction, classes=task.supervised)
 
 
 def find_task(name: str) -> TaskSpec:
@@ -148,19 +154,26 @@ def find_task(name: str) -> TaskSpec:
 
 
 def open_start_weights(request: Request, source: Source, task: TaskSpec, notes: list[str]) -> OpenedWeights | None:
-    """Open the weights of the request, by default pretrained ones for photographs. Return None for random weights."""
-    name = request.layer.get("model", {}).get("weights")
+    """Open the weights of the request, by default pretrained ones for photographs. Return None for random weights.
+
+    A name of `advice.STARTS`, such as "dinov3", is the size of these weights for the device, unless a file or folder has it.
+    """
+    name, device = request.layer.get("model", {}).get("weights"), pick_device(request.device).type
+    if name in advice.STARTS and not Path(name).exists():
+        return open_weights(advice.STARTS[name][device])
     if name is not None:
         return None if name == SCRATCH else open_weights(name)
     if request.prescribed or not task.supervised or source.img_size is not None or request.layer.get("model"):
         return None
-    name = advice.PRETRAINED[pick_device(request.device).type]
+    name = advice.STARTS[advice.DEFAULT_START][device]
     try:
-        return open_weights(name)
+        opened = open_weights(name)
     except ValueError as error:
         reason = str(error).partition(";")[0]
         notes.append(f"pretrained weights are not available ({name}: {reason}); training from scratch")
         return None
+    notes.append(f"starting from {name}; --weights {' or '.join(advice.OTHER_STARTS)} starts from larger, slower ones")
+    return opened
 
 
 def resolve_from_scratch(request: Request, source: Source, task: TaskSpec) -> Settings:
@@ -234,7 +247,8 @@ def resolve_fine_tuning(
         )
         stack.append({"train": {"probe_head": False}})
     assert model.preprocessing is not None
-    return layers.build([*stack, drop_model_name(requested)]), model.preprocessing
+    named_start = {"model": {"weights": str(start)}}  # a name of `advice.STARTS` is one on this device
+    return layers.build([*stack, drop_model_name(requested), named_start]), model.preprocessing
 
 
 def go_on_gently(lr: float, requested: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:

@@ -113,11 +113,18 @@ def train(
     overrides: dict[str, Any] = {name: section for name, section in sections.items() if section is not None}
     if minutes is not None:
         overrides["train"] = {**(train or {}), "minutes": minutes}
-    arguments: dict[str, Any] = {"data": {"path": str(path)}} if path is not None else {}
-    if weights is not None:
-        arguments["model"] = {"weights": str(weights)}
-    file = None if config is None else layers.read_config(config)
-    request = Request(overrides=layers.merge(overrides, arguments), recipe=recipe, file=file)
+    request = make_request(path, overrides, weights=weights, recipe=recipe, config=config)
+    return run_request(request, out=out, resume=resume, console=console)
+
+
+def run_request(
+    request: Request,
+    *,
+    out: str | Path | None = None,
+    resume: Literal["auto"] | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Start the run of a request, or resume it. See `train`."""
     if resume is not None and out is None:
         raise ValueError(f"--resume {resume} needs --out, the run folder to go on with")
     with world(local_device(pick_device(request.device))) as processes:
@@ -125,6 +132,22 @@ def train(
         if resume is not None and processes.run_on_first(lambda: prepare_resume(Path(str(out)), request)):
             return _resume(Path(str(out)), processes, display)
         return _start(request, out, processes, display)
+
+
+def make_request(
+    path: str | Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    weights: str | Path | None = None,
+    recipe: str | None = None,
+    config: str | Path | None = None,
+) -> Request:
+    """Return the request of `train` with its arguments. Raises ValueError for an unknown setting."""
+    arguments: dict[str, Any] = {"data": {"path": str(path)}} if path is not None else {}
+    if weights is not None:
+        arguments["model"] = {"weights": str(weights)}
+    file = None if config is None else layers.read_config(config)
+    return Request(overrides=layers.merge(overrides, arguments), recipe=recipe, file=file)
 
 
 def prepare_resume(folder: Path, request: Request) -> bool:

@@ -24,6 +24,7 @@ ROPES: dict[str, dict[str, Any]] = {  # what goes with the answer to the questio
     "none": {"norm_eps": 1e-6},
     "centred": {"norm_eps": 1e-5, "rope_layout": "half", "rope_temperature": 100.0},
     "grid": {"norm_eps": 1e-6, "rope_layout": "interleaved", "rope_temperature": 1e4},
+    "video": {"norm_eps": 1e-6, "rope_layout": "interleaved", "rope_temperature": 1e4, "rope_axes": "yx"},
     "mixed": {"norm_eps": 1e-6, "rope_layout": "interleaved", "rope_temperature": 10.0, "rope_axes": "xy"},
     "alternating": {"norm_eps": 1e-5, "rope_layout": "half", "rope_temperature": 1e4},
 }

@@ -94,6 +94,8 @@ TOKEN = Form(TOKENS.read, lambda x, cfg: [x.reshape(-1)])  # written as (D,)
 TRANSPOSED = Form(lambda parts: parts[0].T, lambda x, cfg: [x.T])
 LINEAR_PATCH = Form(_read_linear_patch, lambda x, cfg: [x.permute(0, 2, 3, 1).flatten(1)])
 CHANNELS_FIRST_PATCH = Form(_read_channels_first_patch, lambda x, cfg: [x.flatten(1)])
+STILL_PATCH = Form(lambda parts: parts[0].sum(2), lambda x, cfg: [torch.stack([x / 2] * 2, 2)])
+"""Of a video model, (D, C, T, P, P): an image is the same frame T times. Written with the T of 2 that V-JEPA 2 has."""
 GRID = Form(lambda parts: _read_grid(parts[0]), lambda x, cfg: [x.flatten(1, 2)])
 # behind the row of a class token, which nothing reads
 CLASS_AND_GRID = Form(lambda parts: _read_grid(parts[0][:, 1:]), lambda x, cfg: [F.pad(x.flatten(1, 2), (0, 0, 1, 0))])

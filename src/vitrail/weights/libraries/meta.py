@@ -1,4 +1,4 @@
-"""facebookresearch's repositories: the own names of DINOv2, DINOv3, SAM and ViTDet; the evaluation of models with timm's."""
+"""facebookresearch's repositories: names of DINOv2, DINOv3, V-JEPA 2, SAM and ViTDet; evaluation of models with timm's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vitrail.settings.modern import ModernConfig
 from vitrail.settings.vitdet import VitDetConfig
 from vitrail.weights.eval_transform import IMAGENET, DefaultTransform
 from vitrail.weights.library import Config, FamilyLayout, Layout, Library
-from vitrail.weights.names import CLASS_AND_GRID, VIT_SPELLINGS, VIT_TABLE, Form, key_table
+from vitrail.weights.names import CLASS_AND_GRID, STILL_PATCH, VIT_SPELLINGS, VIT_TABLE, Form, key_table
 
 DINOV2 = Layout(
     name="DINOv2",
@@ -71,6 +71,17 @@ DINOV3, DINOV3_GATED = (
 )
 
 
+VJEPA2 = FamilyLayout(
+    ModernConfig,
+    "V-JEPA 2",
+    ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "norm.weight"),
+    form=lambda name: STILL_PATCH if name == "patch_embed.proj.weight" else None,
+    fits=lambda shape: len(shape("patch_embed.proj.weight")) == 5,
+    fields=lambda config: {"rope": "video", "norm_eps": 1e-6, "img_size": 256},
+    assumes={"img_size": "256 px, as in pre-training; positions are counted, and any size is read"},
+)
+
+
 def sam_names(name: str) -> tuple[str, ...]:
     """Return the name in SAM's own files, of its image encoder."""
     return (f"image_encoder.{re.sub(r'[.]mlp[.]fc', '.mlp.lin', name)}",)
@@ -103,7 +114,7 @@ VITDET = FamilyLayout(
 
 META = Library(
     layouts=(DINOV2,),
-    family_layouts=(DINOV3, DINOV3_GATED, SAM, VITDET),
+    family_layouts=(DINOV3, DINOV3_GATED, VJEPA2, SAM, VITDET),
     default_transforms=(
         # dino: eval_linear.py; dinov2: data/transforms.py
         DefaultTransform("dino", "DINO's checkpoints", IMAGENET, 0.875, "center", "bicubic"),

@@ -1,4 +1,4 @@
-"""More modern ViTs of transformers: SigLIP 2's NaFlex, C-RADIO, Pixio, MLCD, Sapiens2 and Qianfan-OCR; read, not written."""
+"""More modern ViTs of transformers: SigLIP 2's NaFlex, C-RADIO, Pixio, MLCD, V-JEPA 2 and others; read, not written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrail.weights.libraries.transformers.config import vision_config
 from vitrail.weights.libraries.transformers.modern import DINOV3, INTERNVL, activation_field, internvl_fields, same_fields
 from vitrail.weights.libraries.transformers.names import Spelling
 from vitrail.weights.library import Config, FamilyLayout
-from vitrail.weights.names import CHANNELS_FIRST_PATCH, LINEAR_PATCH, STACKED, TOKENS, Form
+from vitrail.weights.names import CHANNELS_FIRST_PATCH, LINEAR_PATCH, STACKED, STILL_PATCH, TOKENS, Form
 from vitrail.weights.targets import Inexpressible
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -70,7 +70,14 @@ SAPIENS2: Spelling = {
     **{ours: theirs for ours, theirs in DINOV3.items() if "qkv" not in ours and "bias" not in ours},
 }
 QIANFAN: Spelling = {**INTERNVL, r"^blocks\.": "layers."}
+VJEPA2: Spelling = {
+    r"^patch_embed\.proj\.": "encoder.embeddings.patch_embeddings.proj.",
+    r"^norm\.": "encoder.layernorm.",
+    r"^blocks\.": "encoder.layer.",
+    r"\.attn\.proj\.": ".attention.proj.",
+}
 
+_QKV = ("query", "key", "value")
 _RADIO_PATCH = ("embeddings.patch_projection.weight", "input_conditioner.norm_mean", "input_conditioner.norm_std")
 _PIXIO_TOKENS = ("embeddings.cls_token", "embeddings.position_embeddings")
 RADIO_PARTS = {"patch_embed.proj.weight": _RADIO_PATCH, "patch_embed.proj.bias": _RADIO_PATCH}
@@ -84,6 +91,15 @@ def _names(name: str, spelling: Spelling, parts: Mapping[str, tuple[str, ...]]) 
     for pattern, theirs in spelling.items():
         name = re.sub(pattern, theirs, name)
     return tuple(name.format(part) for part in "qkv") if "{}" in name else (name,)
+
+
+def _vjepa2_names(name: str) -> tuple[str, ...]:
+    """Return the names of a V-JEPA 2 for ours: query, key and value are not called projections there."""
+    if ".attn.qkv." in name:
+        return tuple(
+            f"encoder.layer.{name.removeprefix('blocks.').replace('.attn.qkv.', f'.attention.{part}.')}" for part in _QKV
+        )
+    return _names(name, VJEPA2, {})
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -191,6 +207,12 @@ def qianfan_fields(config: Config) -> dict[str, Any]:
     return {**internvl_fields(config), "pos_resize": "cubic"}
 
 
+def vjepa2_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of ModernConfig in the config.json of a V-JEPA 2."""
+    fields = same_fields(config, crop_size="img_size", **_HEADS)
+    return {"rope": "video", "norm_eps": 1e-6, **fields, **activation_field(config, gated=False)}
+
+
 def _theta(config: Config, default: float) -> float:
     return float(config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or default)
 
@@ -260,6 +282,19 @@ TOWER_LAYOUTS = (
         lambda name: None,
         ignored=r"mask_token$",
         fields=sapiens2_fields,
+    ),
+    FamilyLayout(
+        ModernConfig,
+        "transformers V-JEPA 2",
+        ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"),
+        _vjepa2_names,
+        lambda name: _form(name, {"patch_embed.proj.weight": STILL_PATCH}),
+        encoder="encoder.",
+        ignored=r"(^|\.)predictor\.",
+        fields=vjepa2_fields,
+        assumes={
+            "pool": "the mean of the tokens; VJEPA2ForVideoClassification has layers of attention there, which are left out"
+        },
     ),
     _layout(
         "Qianfan-OCR",
