@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from command_line import TINY
 from vitrail import cli
 
+ImageFolder = Callable[..., Path]  # the other conftest.py's, from which tests import it
 NASTY = ("<script>alert(1)<b>", 'dog & "co"')
 """Names of classes; a folder's name has no slash."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from vitrail.report.rules import RULES, SUBJECTS, advise, apply_rule
+from vitrail.report.rules import RULES, SUBJECTS, Rule, advise, apply_rule
 from vitrail.report.symptoms import Symptoms
 
 CASES: dict[str, Callable[[float], Symptoms]] = {
@@ -28,21 +30,19 @@ CASES: dict[str, Callable[[float], Symptoms]] = {
     "few test images of a class": lambda value: Symptoms(test_counts={"cat": int(value)}),
 }
 """Symptoms in which the number that a rule looks at has a value."""
+STEPS = {"unreadable files": 1, "small class": 1, "few test images of a class": 1, "unequal classes": 0.01}
+"""The smallest step of numbers that are counted."""
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_a_rule_applies_from_its_limit_on(rule: object) -> None:
-    from vitrail.report.rules import Rule
-
-    assert isinstance(rule, Rule)
+def test_a_rule_applies_from_its_limit_on(rule: Rule) -> None:
     at = CASES[rule.name](rule.limit)
     (measured, *_) = sorted(rule.measure(at), key=lambda one: abs(one.value - rule.limit))
     assert measured.value == pytest.approx(rule.limit, abs=1e-12), "the case has the rule's number"
-    counts = float(rule.limit).is_integer() and rule.limit >= 1
-    step = 1.0 if counts and rule.name != "unequal classes" else 0.011 if rule.name == "unequal classes" else 1e-9
-    inside, outside = (1, -1) if rule.when == "at least" else (-1, 1)
-    assert apply_rule(rule, CASES[rule.name](rule.limit + inside * step)) is not None
-    assert apply_rule(rule, CASES[rule.name](rule.limit + outside * step)) is None
+    step = STEPS.get(rule.name, 1e-9)
+    inside, outside = (step, -step) if rule.when == "at least" else (-step, step)
+    assert apply_rule(rule, CASES[rule.name](rule.limit + inside)) is not None
+    assert apply_rule(rule, CASES[rule.name](rule.limit + outside)) is None
     assert rule.applies(rule.limit), "the limit itself does"
 
 
@@ -51,11 +51,14 @@ def test_every_rule_has_a_case_and_a_name_of_its_own() -> None:
     assert len({rule.finding for rule in RULES}) == len(RULES)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_what_is_not_known_calls_for_nothing(rule: object) -> None:
-    from vitrail.report.rules import Rule
+def test_the_guide_lists_every_rule_in_its_order() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    table = guide.partition("| rule | applies where |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| ([a-z][\w -]+) \|", table, re.MULTILINE) == [rule.name for rule in RULES]
 
-    assert isinstance(rule, Rule)
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_what_is_not_known_calls_for_nothing(rule: Rule) -> None:
     assert apply_rule(rule, Symptoms()) is None
     assert advise(Symptoms()) == []
 
