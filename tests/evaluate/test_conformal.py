@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mapie.classification import SplitConformalClassifier
-from mapie.conformity_scores.sets.raps import RAPSConformityScore
-from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor
 
 from vitrail.evaluate.conformal import calibration_scores, class_scores, hashed_uniform, prediction_sets, threshold
@@ -74,47 +70,3 @@ def test_scores_are_thinned_and_none_is_refused() -> None:
     assert len(calibration_scores(logits, labels)) == 1000
     with pytest.raises(ValueError, match="there are none"):
         calibration_scores(logits[:0], labels[:0])
-
-
-class Softmax(ClassifierMixin, BaseEstimator):
-    """A classifier of scikit-learn whose inputs are logits."""
-
-    classes_ = np.arange(10)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def predict_proba(self, logits: np.ndarray) -> np.ndarray:
-        return torch.from_numpy(logits).softmax(1).numpy()
-
-    def predict(self, logits: np.ndarray) -> np.ndarray:
-        return logits.argmax(1)
-
-
-@pytest.mark.parametrize(("images", "coverage"), [(9, 0.8), (15, 0.9), (999, 0.8), (999, 0.9), (999, 0.95)])
-@pytest.mark.filterwarnings("ignore:WARNING. your conformalization dataset has less labels")
-def test_sets_without_penalty_are_mapies(images: int, coverage: float) -> None:
-    """APS with the same random shares, which MAPIE draws anew from its seed for each call and subtracts from one."""
-    (logits, labels), (new, _) = drawn(images, seed=1), drawn(300, seed=2)
-    conformal = SplitConformalClassifier(Softmax(), confidence_level=coverage, conformity_score="aps", random_state=7)
-    conformal.conformalize(logits.double().numpy(), labels.numpy())
-    _, theirs = conformal.predict_set(new.double().numpy(), conformity_score_params={"include_last_label": "randomized"})
-
-    def shares(count: int) -> Tensor:
-        return torch.from_numpy(1 - np.random.RandomState(7).uniform(size=count))  # which MAPIE uses
-
-    right = class_scores(logits, penalty=0.0, uniform=shares(images)).gather(1, labels[:, None])[:, 0]
-    most = threshold(tuple(right.sort().values.tolist()), coverage)
-    ours = class_scores(new, penalty=0.0, uniform=shares(300)) <= most
-    assert ours.numpy().tolist() == np.asarray(theirs)[:, :, 0].tolist()
-
-
-def test_the_penalty_is_mapies() -> None:
-    logits, labels = drawn(200)
-    plain, penalised = (
-        class_scores(logits, penalty=penalty, free_ranks=2, uniform=torch.full((200,), 0.5)) for penalty in (0.0, 0.1)
-    )
-    ranks = logits.argsort(dim=1, descending=True).argsort(1).gather(1, labels[:, None])[:, 0] + 1  # from 1, the most probable
-    scores = plain.gather(1, labels[:, None]).numpy()
-    theirs = RAPSConformityScore._regularize_conformity_score(np.array([2]), 0.1, scores, ranks.numpy())
-    np.testing.assert_allclose(penalised.gather(1, labels[:, None]).numpy(), theirs[:, :, 0], atol=1e-6)

@@ -16,7 +16,7 @@ import vitrail
 from vitrail.data.sources import open_source
 from vitrail.evaluate import evaluate_run, robustness, wilson_interval
 from vitrail.evaluate.corruptions import CORRUPTIONS
-from vitrail.evaluate.robustness import input_sizes, measure_robustness
+from vitrail.evaluate.robustness import input_sizes, measure_robustness, read_robustness
 
 ImageFolder = Callable[..., Path]  # conftest.py's
 MODEL = {"depth": 1, "embed_dim": 16, "num_heads": 2}
@@ -127,3 +127,19 @@ def test_sizes_are_whole_patches_and_not_the_models_own() -> None:
     model = vitrail.create_model("Ti/16", img_size=(32, 64), depth=1, num_classes=2)
     sizes = input_sizes(model, (32, 64))
     assert sizes == {0.5: (16, 32), 1.5: (48, 96), 2.0: (64, 128)}
+
+
+def test_what_is_written_is_read(run: Path, tmp_path: Path) -> None:
+    measured = measure_robustness(run, images=8, device="cpu")
+    measured.save(tmp_path)
+    found = read_robustness(tmp_path)
+    assert found is not None
+    assert found.to_dict() == measured.to_dict()
+    name = next(iter(measured.corruptions))
+    accuracies = [each.accuracy.value for each in measured.corruptions[name]]
+    assert found.loss(name) == pytest.approx(measured.clean.value - sum(accuracies) / len(accuracies))
+    assert read_robustness(tmp_path / "elsewhere") is None
+    for text in ("", "[]", "{}", '{"images": 3}'):
+        (tmp_path / "robustness.json").write_text(text)
+        with pytest.raises(ValueError, match=r"(?s)robustness\.json can't be read .*--robustness"):
+            read_robustness(tmp_path)

@@ -12,6 +12,8 @@ from PIL import Image
 
 from command_line import TINY
 from vitrail import cli
+from vitrail.evaluate.intervals import Accuracy
+from vitrail.evaluate.robustness import Mean, Measured, Robustness
 
 ImageFolder = Callable[..., Path]  # the other conftest.py's, from which tests import it
 NASTY = ("<script>alert(1)<b>", 'dog & "co"')
@@ -46,3 +48,25 @@ def run(run_folder: Path, tmp_path: Path) -> Path:
     """A copy of the run, to change."""
     shutil.copytree(run_folder, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def robustness() -> Robustness:
+    """A measurement of one corruption and one sweep, on 10 of 12 images."""
+    rows = tuple(Measured(float(at), Accuracy(9 - at, 10)) for at in range(1, 6))
+    sweep = tuple(Measured(value, Accuracy(5, 10)) for value in (16.0, 32.0, 64.0))
+    return Robustness(
+        data="photos",
+        split="test",
+        images=10,
+        split_images=12,
+        img_size=(32, 32),
+        seed=0,
+        clean=Accuracy(9, 10),
+        corruptions={"motion_blur": rows},
+        sweeps={"input size": sweep},
+        mean_corruption_error=Mean(0.4, (0.3, 0.5)),
+        relative_corruption_error=Mean(0.3, (0.2, 0.4)),
+        notes=("input size 48: <too large>",),
+        seconds=1.5,
+    )

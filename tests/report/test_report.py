@@ -18,6 +18,7 @@ import vitrail
 from vitrail.evaluate import read_evaluation, save_evaluation
 from vitrail.evaluate.answers import rank_answers
 from vitrail.evaluate.metrics import judge, summarise
+from vitrail.evaluate.robustness import Robustness
 from vitrail.evaluate.trust import measure_trust
 from vitrail.report import try_report, write_report
 from vitrail.report.facts import gather_facts
@@ -204,15 +205,14 @@ def test_a_report_that_fails_is_a_line(run: Path, monkeypatch: pytest.MonkeyPatc
     assert line == f"note: there is no report (RuntimeError: out of paper); `vitrail report {run}` makes it"
 
 
-def test_robustness_is_shown_where_it_was_measured(run: Path) -> None:
-    rows = [{"severity": at, "accuracy": 0.9 - at / 10, "interval": [0.3, 0.9]} for at in range(1, 6)]
-    sweep = [{"value": value, "accuracy": 0.5, "interval": [0.4, 0.6]} for value in (0.5, 1.0, 2.0)]
-    values = {"clean": {"accuracy": 0.9}, "corruptions": {"motion_blur": rows}, "sweeps": {"input size": sweep}}
-    (run / "robustness.json").write_text(json.dumps(values))
+def test_robustness_is_shown_where_it_was_measured(run: Path, robustness: Robustness) -> None:
+    robustness.save(run)
     (run / "check.json").write_text("{}")
     page = page_of(write_report(run))
     text = " ".join(" ".join(page.text).split())
     assert "robustness" in headings(page)
+    assert "On 10 of the 12 test images: accuracy is 90.0 % on the images as they are." in text
     assert "motion blur" in text
     assert "Accuracy falls under motion_blur (by up to 30.0 points)." in text
+    assert "Not measured: input size 48: <too large>." in text
     assert "check.json" in text

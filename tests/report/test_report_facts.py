@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vitrail.evaluate.robustness import Robustness
 from vitrail.report.facts import gather_facts, without_paths
-from vitrail.report.robustness import read_robustness
 
 
 def test_a_run_is_read(run: Path, photos: Path) -> None:
@@ -76,20 +76,8 @@ def test_places_of_this_machine_are_cut(text: str, shown: str) -> None:
     assert without_paths(text) == shown
 
 
-def test_robustness_is_read_where_it_was_measured(run: Path) -> None:
-    rows = [{"severity": at, "accuracy": 0.9 - at / 10, "interval": [0.0, 1.0]} for at in range(1, 6)]
-    sweep = [{"value": 0.5, "accuracy": 0.4, "interval": [0.3, 0.5]}]
-    values = {"clean": {"accuracy": 0.9}, "corruptions": {"fog": rows, "none": []}, "sweeps": {"input size": sweep}}
-    (run / "robustness.json").write_text(json.dumps(values))
+def test_robustness_is_read_where_it_was_measured(run: Path, robustness: Robustness) -> None:
+    robustness.save(run)
     found = gather_facts(run).robustness
     assert found is not None
-    assert found.clean == 0.9
-    assert set(found.corruptions) == {"fog"}
-    assert found.mean == pytest.approx(0.6)
-    assert found.loss("fog") == pytest.approx(0.3)
-    assert found.sweeps["input size"][0].at == 0.5
-    for text in ("{}", "[]", '{"clean": 1}', '{"clean": {"accuracy": 1}, "corruptions": {"fog": [{}]}}'):
-        (run / "robustness.json").write_text(text)
-        with pytest.raises(ValueError, match=r"robustness\.json can't be read"):
-            read_robustness(run)
-    assert read_robustness(run / "elsewhere") is None
+    assert found.to_dict() == robustness.to_dict()

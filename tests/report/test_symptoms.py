@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vitrail.evaluate.robustness import Robustness
 from vitrail.report.facts import gather_facts
-from vitrail.report.robustness import Measured, Robustness
 from vitrail.report.symptoms import find_symptoms, late_rise, train_gap
 
 
@@ -49,7 +49,6 @@ def test_a_run_has_its_numbers(run: Path) -> None:
     assert found.corruptions == {}
 
 
-def test_a_corruption_costs_its_mean_over_the_severities(run: Path) -> None:
-    measured = (Measured(1, 0.8, (0.7, 0.9)), Measured(5, 0.4, (0.3, 0.5)))
-    facts = dataclasses.replace(gather_facts(run), robustness=Robustness(0.9, {"fog": measured}, {}))
-    assert find_symptoms(facts).corruptions == {"fog": pytest.approx(0.3)}
+def test_a_corruption_costs_its_mean_over_the_severities(run: Path, robustness: Robustness) -> None:
+    facts = dataclasses.replace(gather_facts(run), robustness=robustness)
+    assert find_symptoms(facts).corruptions == {"motion_blur": pytest.approx(0.3)}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from vitrail.data.subset import Subset, stratified_order
 from vitrail.evaluate.changes import Change, pixel_conditions
 from vitrail.evaluate.corruptions import CORRUPTIONS, SEVERITIES
 from vitrail.evaluate.evaluate import in_eval_mode, require_finite
-from vitrail.evaluate.intervals import Accuracy, Interval, mean_interval
+from vitrail.evaluate.intervals import Accuracy, Interval, interval_from, mean_interval, number_from
 from vitrail.evaluate.robustness_figure import save_robustness_figure
 from vitrail.evaluate.run import OpenedRun, open_run
 from vitrail.evaluate.trust import finite
@@ -108,6 +109,39 @@ class Robustness:
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Robustness:
+        """Restore what `to_dict` wrote."""
+        images = int(values["images"])
+
+        def accuracy(entry: Mapping[str, Any]) -> Accuracy:
+            return Accuracy(round(entry["accuracy"] * images), images)
+
+        def measured(rows: Mapping[str, Any], key: str) -> dict[str, tuple[Measured, ...]]:
+            return {name: tuple(Measured(each[key], accuracy(each)) for each in row) for name, row in rows.items()}
+
+        means = {
+            name: Mean(number_from(mean["value"]), interval_from(mean["interval"])) for name, mean in values["summary"].items()
+        }
+        return cls(
+            data=values["data"],
+            split=values["split"],
+            images=images,
+            split_images=int(values["split_images"]),
+            img_size=(values["img_size"][0], values["img_size"][1]),
+            seed=int(values["seed"]),
+            clean=accuracy(values["clean"]),
+            corruptions=measured(values["corruptions"], "severity"),
+            sweeps=measured(values["sweeps"], "value"),
+            notes=tuple(values["notes"]),
+            seconds=float(values["seconds"]),
+            **means,
+        )
+
+    def loss(self, corruption: str) -> float:
+        """Return what a corruption costs: accuracy on clean images minus the mean over its severities."""
+        return self.clean.value - fmean(each.accuracy.value for each in self.corruptions[corruption])
+
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write robustness.json and robustness.png. Return their paths."""
         place = Path(folder)
@@ -117,6 +151,18 @@ class Robustness:
         files = place / FILE, save_robustness_figure(self, place)
         mark_output(place, files, command="evaluate")
         return files
+
+
+def read_robustness(folder: Path) -> Robustness | None:
+    """Read robustness.json; None without one. Raises ValueError for a damaged file."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        return Robustness.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} can't be read ({reason}); `vitrail evaluate {folder} --robustness` makes it anew") from error
 
 
 def measure_robustness(

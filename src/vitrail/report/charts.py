@@ -75,7 +75,7 @@ def frame(x_axis: Axis, y_axis: Axis, xs: Sequence[float], ys: Sequence[float], 
     y_low, y_high = y_axis.bounds or widened(min(ys), max(ys), share=y_axis.share)
     bottom = height - BOTTOM
     x, y = Scale(x_low, x_high, LEFT, WIDTH - RIGHT), Scale(y_low, y_high, bottom, TOP)
-    across, up = ticks(x_low, x_high, count=4, whole=x_axis.whole), ticks(y_low, y_high, whole=y_axis.whole)
+    across, up = ticks(x_low, x_high, whole=x_axis.whole), ticks(y_low, y_high, whole=y_axis.whole)
     parts = []
     for value, words in zip(up, tick_labels(up, share=y_axis.share), strict=True):
         parts.append(line(LEFT, y(value), WIDTH - RIGHT, y(value), class_="grid"))

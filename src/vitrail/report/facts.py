@@ -13,8 +13,8 @@ from typing import Any
 from vitrail.evaluate.answers import ImageAnswers
 from vitrail.evaluate.metrics import Evaluation, Scores
 from vitrail.evaluate.multilabel import MultiLabelEvaluation
+from vitrail.evaluate.robustness import Robustness, read_robustness
 from vitrail.evaluate.saved import SavedEvaluation, read_evaluation
-from vitrail.report.robustness import Robustness, read_robustness
 from vitrail.settings import Settings, layers
 from vitrail.tasks import TASKS
 from vitrail.weights.model_card import model_card, without_places
