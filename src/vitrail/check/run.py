@@ -156,6 +156,7 @@ def find_by_neighbours(features: Features, scanned: Scan, source: Source, groups
             nearest = tuple(features.paths[at] for at in suspect.neighbours[:_MOST_NEIGHBOURS])
             given, suggested = source.classes[suspect.label], source.classes[suspect.suggested]
             votes = f'{100 * suspect.share:.0f} % of its neighbours are "{suggested}"'
+            votes += f" (as many are right in {100 * suspect.agreement:.0f} %)"
             yield Finding(
                 kind="label-suspect",
                 paths=(features.paths[suspect.number],),
