@@ -46,6 +46,13 @@ def test_flipped_labels_are_the_suspects() -> None:
     assert find_label_suspects(features_of(embeddings), labels, range(len(labels)), 6) == []
 
 
+def test_weak_features_name_nothing() -> None:
+    labels = np.random.default_rng(0).integers(0, 4, 300)
+    embeddings = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    features = features_of(embeddings)
+    assert find_label_suspects(features, labels, range(300), 4, least=-np.inf) == []
+
+
 def test_near_duplicates_do_not_vote() -> None:
     embeddings, labels = clusters(4, 60)
     given = labels.copy()

@@ -21,6 +21,7 @@ SECONDS = 3.0
 """Time after which no further file is compared."""
 HEADERS = 64
 """Files, evenly spaced, whose headers are read."""
+_LARGEST = 100_000_000  # bytes beyond which a file is not hashed
 
 
 def check_before_training(source: Source, *, seconds: float = SECONDS) -> list[str]:
@@ -31,12 +32,13 @@ def check_before_training(source: Source, *, seconds: float = SECONDS) -> list[s
     """
     if not isinstance(source, FolderSource):
         return []
-    return [f"check: {line}" for line in (*_equal_files(source, seconds), *_classes(source), *_headers(source))]
+    images = FileImages(source)
+    return [f"check: {line}" for line in (*_equal_files(images, seconds), *_classes(images), *_headers(source))]
 
 
-def _equal_files(source: FolderSource, seconds: float) -> Iterator[str]:
+def _equal_files(images: FileImages, seconds: float) -> Iterator[str]:
     """Yield a line about files with the same bytes."""
-    images, until = FileImages(source), time.monotonic() + seconds
+    source, until = images.source, time.monotonic() + seconds
     by_size: defaultdict[int, list[int]] = defaultdict(list)
     looked = 0
     for index, image in enumerate(images.images):
@@ -49,7 +51,7 @@ def _equal_files(source: FolderSource, seconds: float) -> Iterator[str]:
         looked = index + 1
     groups: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
     for size, indexes in sorted(by_size.items()):  # small files first: more of them in the time there is
-        for index in indexes if len(indexes) > 1 and size else []:
+        for index in indexes if len(indexes) > 1 and 0 < size <= _LARGEST else []:
             if time.monotonic() > until:
                 looked = 0
                 break
@@ -76,9 +78,9 @@ def _hash_bytes(source: FolderSource, path: str) -> bytes:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
-def _classes(source: FolderSource) -> Iterator[str]:
+def _classes(images: FileImages) -> Iterator[str]:
     """Yield a line about the sizes of the classes."""
-    listed = [(image.split, image.labels) for image in FileImages(source).images]
+    source, listed = images.source, [(image.split, image.labels) for image in images.images]
     found = list(find_class_faults(count_classes(source, listed), noun="label" if source.multi_label else "class"))
     small, uneven = ([f.evidence for f in found if f.kind == kind] for kind in ("small-class", "imbalance"))
     if small or uneven:

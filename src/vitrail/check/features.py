@@ -39,7 +39,10 @@ UNLIKE = 3.5
 """Deviations (of the logarithm of that distance, by the median) from which an image is unlike all others."""
 MAJORITY = 0.5
 """Least share of the votes for the class that is suggested."""
+RELIABLE = 0.8
+"""Least agreement of a vote with the labels: neighbours of weak features say little, however many they are."""
 _SMALL = 1e-6
+_COMPARED = 20  # images from which an agreement is taken
 _SPARE = 10  # neighbours beyond those that vote: near duplicates do not
 _NEAREST = 10  # neighbours among which near duplicates are looked for
 _LEAST_SPREAD = 0.1  # of the logarithm of distances: equal distances deviate by nothing
@@ -67,6 +70,8 @@ class Suspect(NamedTuple):
     suggested: int
     share: float
     """Share of the votes for the suggested label."""
+    agreement: float
+    """Share of the images with as many votes for that label, or more, that have it."""
     score: float
     neighbours: tuple[int, ...]
     """Nearest images with the suggested label."""
@@ -151,7 +156,8 @@ def find_label_suspects(
     """Find images whose neighbours carry another label: leave-one-out k-NN, without images of the same group (near duplicates).
 
     The score compares the votes for the neighbours' class with those for the label, and is higher where images of that class
-    seldom carry that label: shirts are often called T-shirts, and never sneakers. Suspects have a score of `least` or more.
+    seldom carry that label: shirts are often called T-shirts, and never sneakers. Suspects have a score of `least` or more, and
+    votes that agree with most labels elsewhere (`RELIABLE`).
     """
     y, group = torch.from_numpy(labels), torch.tensor(list(groups))
     count = int(np.clip(len(y) / max(1, classes) / 4, FEWEST, NEIGHBOURS))
@@ -169,8 +175,9 @@ def find_label_suspects(
     confusion.index_put_((share.argmax(1), y), 1 / sizes[members], accumulate=True)  # copies count as one image
     rarity = -(confusion / confusion.sum(1, keepdim=True))[suggested, y].log()
     score = ((best + _FLOOR) / (own + _FLOOR)).log() + rarity
+    agreement = _agreement(share, y, 1 / sizes[members])
     found = []
-    for index in torch.where((score >= least) & (best >= MAJORITY))[0].tolist():
+    for index in torch.where((score >= least) & (best >= MAJORITY) & (agreement >= RELIABLE))[0].tolist():
         voting = features.neighbours[index][(weights[index] > 0) & (y[features.neighbours[index]] == suggested[index])]
         found.append(
             Suspect(
@@ -178,11 +185,29 @@ def find_label_suspects(
                 int(y[index]),
                 int(suggested[index]),
                 float(best[index]),
+                float(agreement[index]),
                 float(score[index]),
                 tuple(voting[:3].tolist()),
             )
         )
     return sorted(found, key=lambda suspect: -suspect.score)
+
+
+def _agreement(share: Float[Tensor, "N K"], labels: Int64[Tensor, " N"], weights: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Share of the images, voted for the same class by as large a share or a larger one, whose label is that class.
+
+    At least `_COMPARED` images with the largest shares are compared, where a class has as many.
+    """
+    top, voted = share.max(1)
+    agreement = torch.zeros(len(labels))
+    for label in voted.unique().tolist():
+        at = torch.where(voted == label)[0]
+        at = at[top[at].argsort(descending=True)]
+        shares = (weights[at] * (labels[at] == label)).cumsum(0) / weights[at].cumsum(0)
+        least = min(_COMPARED, len(at)) - 1
+        shares[:least] = shares[least]
+        agreement[at] = shares
+    return agreement
 
 
 def find_unlike_others(features: Features) -> list[Unlike]:

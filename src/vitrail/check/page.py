@@ -100,7 +100,7 @@ def page(checked: CheckedData, thumbnail: Callable[[str], str | None]) -> Iterat
 
 def section(kind: str, findings: tuple[Finding, ...], thumbnail: Callable[[str], str | None]) -> Iterator[str]:
     """Yield the section of one kind: heading, suggestion, and the strongest findings with their images."""
-    yield f'<section>\n<h2 id="{kind}">{len(findings):,} {KINDS[kind].title}</h2>\n'
+    yield f'<section>\n<h2 id="{kind}">{KINDS[kind].title.capitalize()}: {len(findings):,}</h2>\n'
     yield f'<p class="quiet">{_text(KINDS[kind].suggestion)}</p>\n<ul class="findings">\n'
     for finding in findings[:_FINDINGS]:
         yield "<li>"

@@ -156,6 +156,7 @@ def find_by_neighbours(features: Features, scanned: Scan, source: Source, groups
             nearest = tuple(features.paths[at] for at in suspect.neighbours[:_MOST_NEIGHBOURS])
             given, suggested = source.classes[suspect.label], source.classes[suspect.suggested]
             votes = f'{100 * suspect.share:.0f} % of its neighbours are "{suggested}"'
+            votes += f" (as many are right in {100 * suspect.agreement:.0f} %)"
             yield Finding(
                 kind="label-suspect",
                 paths=(features.paths[suspect.number],),
@@ -176,7 +177,7 @@ def find_by_neighbours(features: Features, scanned: Scan, source: Source, groups
 def parts_left_out(source: Source, scanned: Scan, *, exact_only: bool, with_features: bool) -> Iterator[str]:
     """Yield a line for each part that does not apply, with the reason."""
     if exact_only:
-        yield "near duplicates, blank, dark and blurred images: left out by --exact"
+        yield "near duplicates, colours, blank, dark and blurred images: not with --exact"
     elif not any(record.blur is not None for record in scanned.records):
         yield "blurred images: there is no image of 64 px and more with 8 bits"
     if len(source.splits) < 2:

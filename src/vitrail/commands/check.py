@@ -39,7 +39,9 @@ def run(words: list[str]) -> int:
     parser.add_argument("--page", metavar="FILE", help="write an HTML page with thumbnails, which needs no other file")
     parser.add_argument("--strict", action="store_true", help="exit code 1 for any finding")
     parser.add_argument(
-        "--exact", action="store_true", help="only what is certain: no near duplicates, no dark and blurred images"
+        "--exact",
+        action="store_true",
+        help="only what is certain, faster: no near duplicates, no colours, no dark and blurred images",
     )
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     terminal.add_device(parser, batch_size=64)
