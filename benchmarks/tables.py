@@ -524,6 +524,19 @@ def family_speeds(result: dict[str, Any]) -> str:
     return f"{_grid(head, cells)}\n\n{note} {_machines([facts])}\n"
 
 
+def pretraining_steps(result: dict[str, Any]) -> str:
+    """Cost of steps without labels, in supervised steps of the same backbone."""
+    cells = []
+    for name, row in result["models"].items():
+        for title, ratio in row["ratio"].items():
+            if title != "supervised":
+                beside = f", decoder of {row['decoder']}" if title.startswith("mae") else ""
+                cells.append([f"{name}, {row['batch']} images of {row['side']} px", f"{title}{beside}", _ratio(ratio)])
+    head = ["model", "step", "supervised steps"]
+    note = f"{result['precision']}, {result['rounds']} interleaved rounds, beside other work; without reading and augmentation."
+    return f"{_grid(head, cells)}\n\n{note} {_machines([result['machine']])}\n"
+
+
 def trusted(result: dict[str, Any]) -> str:
     """Calibration, coverage and outliers of one run."""
     outliers = result["outliers"]
@@ -571,6 +584,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "check-labels": ("check", check_labels),
     "report": ("report", reports),
     "trust": ("trust", trusted),
+    "pretraining-step": ("pretraining_step", pretraining_steps),
     "family-speed": ("family_speed", family_speeds),
 }
 
