@@ -83,7 +83,7 @@ class _Looked(NamedTuple):
 
 
 def scan(images: ImageSet, *, exact_only: bool = False, threads: int = -1) -> Scan:
-    """Decode every image once. With `exact_only`, measure only what exact findings need, of JPEGs at an eighth of their size."""
+    """Decode every image once. With `exact_only`, measure what exact findings need, of JPEGs at an eighth of their size."""
     train = [index for index, image in enumerate(images.images) if image.split == "train" and not exact_only]
     sampled = set(train[:: max(1, -(-len(train) // STATISTICS_IMAGES))])
 
