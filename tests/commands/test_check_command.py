@@ -54,6 +54,12 @@ def test_check_with_a_model(vitrail: Typed, image_folder: ImageFolder, run: Path
     typed = vitrail("check", photos, "--weights", run, "--device", "cpu")
     assert typed.code == 0
     assert "give --weights" not in typed.out
+    assert not (run / "check.json").exists(), "its report is not of these images"
+    typed = vitrail("check", "fashion-sample", "--weights", run, "--exact", "--device", "cpu")
+    assert f"Written: {run / 'check.json'}" in typed.out
+    assert json.loads((run / "check.json").read_text())["images"] == 12_000
+    assert vitrail("report", run).code == 0
+    assert "Check of the data" in (run / "report.html").read_text()
 
 
 def test_check_of_data_that_is_not_there(vitrail: Typed) -> None:

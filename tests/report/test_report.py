@@ -207,7 +207,8 @@ def test_a_report_that_fails_is_a_line(run: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_robustness_is_shown_where_it_was_measured(run: Path, robustness: Robustness) -> None:
     robustness.save(run)
-    (run / "check.json").write_text("{}")
+    found = {"finding": "blank", "paths": ["<a>.png"], "evidence": "deviation 0", "suggestion": "remove it"}
+    (run / "check.json").write_text(json.dumps({"images": 12, "findings": [found, found]}))
     page = page_of(write_report(run))
     text = " ".join(" ".join(page.text).split())
     assert "robustness" in headings(page)
@@ -215,4 +216,8 @@ def test_robustness_is_shown_where_it_was_measured(run: Path, robustness: Robust
     assert "motion blur" in text
     assert "Accuracy falls under motion_blur (by up to 30.0 points)." in text
     assert "Not measured: input size 48: <too large>." in text
-    assert "check.json" in text
+    assert "data-check" in headings(page)
+    assert "looked through 12 images" in text
+    assert "blank: <a>.png: deviation 0" in text
+    (run / "check.json").write_text(json.dumps({"images": 12, "findings": []}))
+    assert "found nothing in 12 images" in " ".join(" ".join(page_of(write_report(run)).text).split())

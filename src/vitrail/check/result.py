@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -117,6 +118,12 @@ class CheckedData:
             "left_out": list(self.left_out),
             "notes": list(self.notes),
         }
+
+    def write_json(self, path: str | Path) -> Path:
+        """Write `to_dict` as JSON, atomically. Return the path."""
+        with write_atomically(Path(path)) as draft:
+            draft.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return Path(path)
 
     def write_fix_list(self, path: str | Path) -> Path:
         """Write a CSV with the columns file, finding, evidence and suggestion: one line for each file of each finding.

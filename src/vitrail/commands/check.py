@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail import terminal
@@ -49,6 +50,8 @@ def run(words: list[str]) -> int:
 
     from vitrail.check import check
     from vitrail.data.listing import mark_output
+    from vitrail.evaluate.run import is_run
+    from vitrail.weights.run_folder import CHECK, read_run
 
     checked = check(args.data, weights=args.weights, exact_only=args.exact, device=args.device, batch_size=args.batch_size)
     written = [checked.write_fix_list(args.fix_list)] if args.fix_list else []
@@ -58,6 +61,8 @@ def run(words: list[str]) -> int:
         written.append(write_page(checked, args.data, args.page))
     for path in written:
         mark_output(path.parent, [path], command="check")
+    if args.weights and is_run(args.weights) and same_data(args.data, read_run(Path(args.weights)).data):
+        written.append(checked.write_json(Path(args.weights, CHECK)))
     if args.json:
         terminal.print_json(checked.to_dict())
     else:
@@ -67,6 +72,11 @@ def run(words: list[str]) -> int:
     if checked.unreadable or (args.strict and checked.findings):
         return terminal.SOME_FAILED
     return terminal.OK
+
+
+def same_data(data: str, other: str) -> bool:
+    """Return whether two names are of the same named set or folder."""
+    return data == other or Path(data).resolve() == Path(other).resolve()
 
 
 def print_checked(checked: CheckedData) -> None:

@@ -19,10 +19,10 @@ from vitrail.settings import Settings, layers
 from vitrail.tasks import TASKS
 from vitrail.weights.model_card import model_card, without_places
 from vitrail.weights.provenance import Provenance, read_provenance
-from vitrail.weights.run_folder import CONFIG, SETTINGS, RunInfo, read_run
+from vitrail.weights.run_folder import CHECK, CONFIG, SETTINGS, RunInfo, read_run
 from vitrail.weights.run_log import Records, read_records
 
-LADDER, COMPARISON, CALL, CHECK, SKIPPED = "ladder.json", "pretraining.json", "call.json", "check.json", "skipped.txt"
+LADDER, COMPARISON, CALL, SKIPPED = "ladder.json", "pretraining.json", "call.json", "skipped.txt"
 """Files of a run folder, each there only where it applies."""
 PLACE = re.compile(r"(?<![\w.:/~])~?/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
 """An absolute path within a text."""
@@ -52,8 +52,8 @@ class Facts:
     comparison: Mapping[str, Any] | None
     """Starting weights and pre-trained ones; None with labels."""
     robustness: Robustness | None
-    checked: bool
-    """`vitrail check` left its findings in the run folder."""
+    checked: Mapping[str, Any] | None
+    """Findings that `vitrail check` left in the run folder; None where the data was not checked."""
     skipped: int
     """Files that could not be read."""
     card: str
@@ -118,7 +118,7 @@ def gather_facts(run: Path, *, scores: Path | None = None) -> Facts:
         ladder=read_object(run / LADDER),
         comparison=complete_comparison(read_object(run / COMPARISON)),
         robustness=read_robustness(scores or run),
-        checked=(run / CHECK).exists(),
+        checked=read_object(run / CHECK),
         skipped=len((run / SKIPPED).read_text(encoding="utf-8").splitlines()) if (run / SKIPPED).exists() else 0,
         card=model_card(run),
     )

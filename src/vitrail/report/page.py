@@ -21,6 +21,7 @@ from vitrail.report.sections.baselines import baselines
 from vitrail.report.sections.calibration import calibration
 from vitrail.report.sections.confusion import confusion
 from vitrail.report.sections.corruptions import corruptions
+from vitrail.report.sections.data_check import data_check
 from vitrail.report.sections.errors import errors
 from vitrail.report.sections.hub_card import hub_card
 from vitrail.report.sections.next_steps import next_steps
@@ -37,6 +38,7 @@ SECTIONS: tuple[Callable[[Facts, Material], Section], ...] = (
     summary,
     next_steps,
     training,
+    data_check,
     baselines,
     scores,
     confusion,

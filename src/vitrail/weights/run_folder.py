@@ -23,6 +23,8 @@ from vitrail.weights.libraries.timm import RUN_FORMS
 from vitrail.weights.targets import Inexpressible, State
 
 CONFIG, WEIGHTS, SETTINGS = "config.json", "model.safetensors", "config.yaml"
+CHECK = "check.json"
+"""What `vitrail check DATA --weights RUN` found in the data; the report of the run shows it."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,6 @@ SCORES: tuple[tuple[str, Mapping[str, str], bool], ...] = (
 def training(facts: Facts, material: Material) -> Section:
     """Return what was trained on what, how, where, for how long, and how it went."""
     blocks: list[Block] = [Pairs([*data_rows(facts), *model_rows(facts), *machine_rows(facts)])]
-    if facts.checked:
-        blocks.append(Text("What `vitrail check` found in the data is in check.json, in the run folder."))
     charts = curves(facts)
     blocks.append(Charts(charts) if charts else Text("Not shown: the run has no log, so there are no curves.", quiet=True))
     if facts.provenance.notes:
