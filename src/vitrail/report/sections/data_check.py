@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.check.finding import KINDS
 from vitrail.report.blocks import Block, Fold, Points, Section, Table, Text, absent
 from vitrail.report.facts import Facts, without_paths
 from vitrail.report.material import Material
@@ -28,7 +29,9 @@ def data_check(facts: Facts, material: Material) -> Section:
     rows = []
     for kind, findings in by_kind.items():
         files = {path for finding in findings for path in finding["paths"]}
-        rows.append([kind, f"{len(findings):,}", f"{len(files):,}" if files else "", str(findings[0]["suggestion"])])
+        rows.append(
+            [kind, f"{len(findings):,}", f"{len(files):,}" if files else "", KINDS[kind].suggestion if kind in KINDS else ""]
+        )
     blocks: list[Block] = [
         Text(f"`vitrail check` looked through {images}. A finding is a reason to look, and no verdict."),
         Table("Findings", ["finding", "number", "files", "what to do"], rows, words=["what to do"]),
