@@ -54,7 +54,7 @@ SHOWN = {
     "beit_b16": "width 8, 2 blocks, 2 heads",
     "cait_xxs24": "2 blocks of width 8 and 2 for the class, 2 heads",
     "cvt_13": "1-1-2 blocks of widths 4-6-8",
-    "R50+B/16": "a ResNet with GroupNorm of 1-1 blocks, then 2 blocks of width 8, 2 heads",
+    "R50+B/16": "  stem        a ResNet with GroupNorm of 1-1 blocks\n  shape       width 8, 2 blocks, 2 heads",
     "dinov3_s16": "width 16, 2 blocks, 2 heads, MLP 64",
     "sam_b16": "2 blocks of width 8, 2 heads, window 3",
 }

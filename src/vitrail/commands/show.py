@@ -94,11 +94,13 @@ def print_model(
 
 
 def _shape(cfg: ModelSection, cost: Description) -> dict[str, str]:
+    words = family_of(cfg.name).words(cfg.shape())
     if not isinstance(cfg, ViTConfig) or cost.tokens is None:
-        return {"shape": family_of(cfg.name).words(cfg.shape()).shape}
+        return {"shape": words.shape}
     (height, width), (down, across) = pair(cfg.img_size), pair(cfg.patch_size)
     patches, hidden = height // down * (width // across), round(cfg.embed_dim * cfg.mlp_ratio)
     return {
+        **({"stem": words.stem} if words.stem else {}),
         "shape": f"width {cfg.embed_dim:,}, {counted(cfg.depth, 'block')}, {counted(cfg.num_heads, 'head')}, MLP {hidden:,}",
         "tokens": f"{cost.tokens:,} = {cost.tokens - patches} + {counted(patches, 'patch', 'es')} of {down} x {across} px",
     }

@@ -70,6 +70,8 @@ class Words(NamedTuple):
     """Shape, such as "12 blocks of width 768, 12 heads"."""
     tags: tuple[str, ...]
     """Tags on the Hub."""
+    stem: str = ""
+    """What makes the tokens, where it is not one convolution of the patch's size, such as "a ResNet-D"."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _hybrid_words(config: HybridConfig) -> Words:
     cnn = {"bit": "a ResNet with GroupNorm", "resnet-d": "a ResNet-D", "patches": "three convolutions"}[config.cnn]
     stages = f" of {'-'.join(map(str, config.cnn_depths))} blocks" if config.cnn_depths else ""
     shape = f"{cnn}{stages}, then {config.depth} blocks of width {config.embed_dim}, {config.num_heads} heads"
-    return Words(size, "Hybrid Vision Transformer", shape, ("vision-transformer", "hybrid"))
+    return Words(size, "Hybrid Vision Transformer", shape, ("vision-transformer", "hybrid"), stem=f"{cnn}{stages}")
 
 
 def _baseline_words(config: BaselineConfig) -> Words:

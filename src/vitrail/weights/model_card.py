@@ -52,7 +52,7 @@ def model_card(folder: str | Path, *, repo_id: str = "OWNER/NAME") -> str:
     head: dict[str, Any] = {"library_name": "timm" if in_timm else "vitrail", "pipeline_tag": task}
     if licence := _licence(config):
         head["license"] = licence.lower()  # the Hub's identifiers: "apache-2.0", "cc-by-nc-4.0"
-    name, what, shape, tags = family_of_config(info.config).words(info.config)
+    name, what, shape, tags, _ = family_of_config(info.config).words(info.config)
     head["tags"] = [task, *tags, "vitrail", *(["timm"] if in_timm else [])]
 
     data = one_line(without_places(info.data))

@@ -57,7 +57,7 @@ def data_rows(facts: Facts) -> list[tuple[str, str]]:
 
 def model_rows(facts: Facts) -> list[tuple[str, str]]:
     """Return the model, its images, and where its weights come from."""
-    name, what, shape, _ = family_of_config(facts.info.config).words(facts.info.config)
+    name, what, shape, *_ = family_of_config(facts.info.config).words(facts.info.config)
     height, width = facts.info.preprocessing.img_size
     parameters = f", {facts.provenance.parameters:,} parameters" if facts.provenance.parameters else ""
     rows = [
