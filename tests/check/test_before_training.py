@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
+from cases import ImageFolder
 from vitrail.check.before_training import check_before_training
 from vitrail.data.sources import open_source
-
-ImageFolder = Callable[..., Path]
 
 
 def lines(root: Path, **options: float) -> list[str]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import vitrail
 from vitrail.check import check
 from vitrail.check.features import (
-    Features,
+    SetEmbeddings,
     close_pairs,
     embed_all,
     find_label_suspects,
@@ -20,7 +20,7 @@ from vitrail.check.features import (
 from vitrail.data.sources import open_source
 
 
-def features_of(embeddings: torch.Tensor) -> Features:
+def features_of(embeddings: torch.Tensor) -> SetEmbeddings:
     return neighbours_of(tuple(map(str, range(len(embeddings)))), embeddings, device="cpu")
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,8 @@ import pytest
 from PIL import Image
 from planted import NEAR, blurred, darkened, photo
 
+from cases import ImageFolder
 from vitrail.check import CheckedData, check
-
-ImageFolder = Callable[..., Path]
 
 
 def paths(checked: CheckedData, kind: str) -> set[str]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
+from cases import ImageFolder
 from command_line import TINY, Typed
-
-ImageFolder = Callable[..., Path]  # conftest.py's
 
 
 def contents(folder: Path) -> dict[str, bytes]:

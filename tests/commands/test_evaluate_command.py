@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
+from cases import ImageFolder
 from command_line import Typed
 from vitrail.weights import load, save_model
-
-ImageFolder = Callable[..., Path]  # conftest.py's
 
 
 def test_evaluate_prints_and_keeps_the_numbers(vitrail: Typed, run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -20,12 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
+from cases import ImageFolder
 from command_line import TINY, Said, Typed
 from vitrail import cli
 from vitrail.text import is_shown
-
-ImageFolder = Callable[..., Path]  # conftest.py's
-
 
 NASTY = "a\x1b[31m[bold]:smile:\u202e$x_1$\u2028"
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
+from cases import ImageFolder
 from command_line import Typed, in_a_process
-
-ImageFolder = Callable[..., Path]  # conftest.py's
 
 
 def test_probe_prints_a_line_for_each_rung(vitrail: Typed, run: Path) -> None:

@@ -10,17 +10,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from cases import some_slow
+from cases import ImageFolder, some_slow
 from command_line import TINY, Typed
 from vitrail.weights import load, save_model
-
-ImageFolder = Callable[..., Path]  # conftest.py's
 
 
 def test_what_commands_write_among_the_images_is_no_data(

@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cases import ImageFolder
 from vitrail.data.augment import augment, crop_boxes
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import Job, LoaderLost, class_weights, eval_batches, steps_per_epoch, train_batches
@@ -26,7 +27,6 @@ from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit
 from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
-ImageFolder = Callable[..., Path]
 PAD = AugmentConfig(crop="pad")
 RGB = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 

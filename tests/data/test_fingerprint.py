@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from PIL import Image
 
+from cases import ImageFolder
 from vitrail.data.files import FileSplit
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit, RaggedSplit
 from vitrail.settings import DataConfig, Preprocessing
 
-ImageFolder = Callable[..., Path]
 RGB = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cases import ImageFolder
 from vitrail.data.dataset import stable_fraction
 from vitrail.data.files import FileSplit
 from vitrail.data.folder import held_out_files, open_folder, split_without_folders
 from vitrail.data.memory import FixedSplit, RaggedSplit
 from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
-ImageFolder = Callable[..., Path]
 RGB = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 IN_FILES = DataConfig(memory_gb=0.0, workers=0)
 EASY = DataConfig(max_bad=1.0)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cases import ImageFolder
 from vitrail.data.augment import augment
 from vitrail.data.batches import eval_batches, train_batches
 from vitrail.data.dataset import stable_fraction
@@ -17,7 +17,6 @@ from vitrail.data.labelled import open_labelled, read_table
 from vitrail.data.sources import open_source
 from vitrail.settings import AugmentConfig, DataConfig, Preprocessing
 
-ImageFolder = Callable[..., Path]
 RGB = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 IN_FILES = DataConfig(memory_gb=0.0, workers=0)
 

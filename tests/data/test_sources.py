@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cases import ImageFolder
 from vitrail.data.sources import NAMES, open_source
 from vitrail.settings import DataConfig, Preprocessing
-
-ImageFolder = Callable[..., Path]
 
 
 def test_names_come_before_folders_and_paths_are_folders(image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from cases import ImageFolder
 from vitrail.data.sources import open_source
 from vitrail.evaluate import evaluate_run
 from vitrail.evaluate.run import check_classes, open_data
@@ -18,8 +18,6 @@ from vitrail.models import ViT
 from vitrail.settings import Preprocessing
 from vitrail.settings.layers import build, to_yaml
 from vitrail.weights import save_model
-
-ImageFolder = Callable[..., Path]  # conftest.py's
 
 
 @pytest.fixture
@@ -49,7 +47,7 @@ def test_a_run_is_scored_on_its_own_test_images(run: Path) -> None:
     done = evaluate_run(run, device="cpu", report=pytest.fail)
     assert (done.data, done.split, done.scores.count, done.folder) == ("photos", "test", 4, run)
     files = done.save()
-    assert {path.name for path in files} == {"evaluation.json", "confusion.png", "confusion.csv", "answers.npz"}
+    assert {path.name for path in files} == {"evaluation.json", "confusion.png", "confusion.csv", "predictions.npz"}
     assert json.loads((run / "evaluation.json").read_text()) == done.to_dict()
 
 

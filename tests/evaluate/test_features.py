@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cases import ImageFolder
 from vitrail.data.augment import normalise
 from vitrail.data.folder import open_folder
 from vitrail.data.memory import FixedSplit
@@ -16,7 +16,6 @@ from vitrail.evaluate.features import LabelledEmbeddings, embed, extract
 from vitrail.models import ViT
 from vitrail.settings import DataConfig, Preprocessing
 
-ImageFolder = Callable[..., Path]
 IMAGES = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.3,), std=(0.4,))
 
 

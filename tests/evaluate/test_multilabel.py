@@ -130,7 +130,7 @@ def test_a_split_is_scored_at_any_batch_size(batch_size: int, tmp_path: Path) ->
     assert result.figures() == {"map": result.mean_ap, "f1": result.f1, "bce": result.bce}
     assert save_evaluation(result, tmp_path, data="beach", split="test") == (
         tmp_path / "evaluation.json",
-        tmp_path / "answers.npz",
+        tmp_path / "predictions.npz",
     )
     numbers = json.loads((tmp_path / "evaluation.json").read_text())
     assert numbers == {"data": "beach", "split": "test", **result.to_dict()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
@@ -13,12 +12,12 @@ import pytest
 from torch import Tensor
 
 import vitrail
+from cases import ImageFolder
 from vitrail.data.sources import open_source
 from vitrail.evaluate import evaluate_run, robustness, wilson_interval
 from vitrail.evaluate.corruptions import CORRUPTIONS
 from vitrail.evaluate.robustness import input_sizes, measure_robustness, read_robustness
 
-ImageFolder = Callable[..., Path]  # conftest.py's
 MODEL = {"depth": 1, "embed_dim": 16, "num_heads": 2}
 TRAIN = {"steps": 2, "batch_size": 16, "device": "cpu", "eval_every": 0}
 

@@ -18,8 +18,8 @@ from vitrail.evaluate import (
     score,
     score_labels,
 )
-from vitrail.evaluate.answers import rank_answers, worst_answers
 from vitrail.evaluate.intervals import Accuracy
+from vitrail.evaluate.predictions import find_worst_labels, rank_predictions
 from vitrail.evaluate.trust import calibrate, measure_trust
 from vitrail.evaluate.uniformity import Uniformity
 
@@ -32,8 +32,8 @@ def evaluation(*, images: int = 40, kept: bool = True, calibrated: bool = True) 
     logits, labels = torch.randn(images, 3, generator=generator), torch.randint(2, (images,), generator=generator)
     scores = score(logits, labels, classes=CLASSES)
     trust = measure_trust(logits, labels, calibrate(logits, labels) if calibrated else None)
-    answers = rank_answers(logits, labels, torch.arange(images), predicted=logits.argmax(1)) if kept else None
-    return dataclasses.replace(scores, trust=trust, answers=answers)
+    predictions = rank_predictions(logits, labels, torch.arange(images), predicted=logits.argmax(1)) if kept else None
+    return dataclasses.replace(scores, trust=trust, predictions=predictions)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -41,7 +41,7 @@ def evaluation(*, images: int = 40, kept: bool = True, calibrated: bool = True) 
 def test_scores_of_classes_come_back(tmp_path: Path, kept: bool, calibrated: bool) -> None:
     scores = evaluation(kept=kept, calibrated=calibrated)
     files = save_evaluation(scores, tmp_path, data="photos", split="test")
-    expected = ["answers.npz"] * kept + ["confusion.csv", "confusion.png", "evaluation.json"]
+    expected = ["confusion.csv", "confusion.png", "evaluation.json"] + ["predictions.npz"] * kept
     assert sorted(path.name for path in files) == expected
     found = read_evaluation(tmp_path)
     assert found is not None
@@ -50,26 +50,26 @@ def test_scores_of_classes_come_back(tmp_path: Path, kept: bool, calibrated: boo
     assert found.scores.to_dict() == scores.to_dict()
     assert found.scores.confusion.equal(scores.confusion)
     assert found.scores.classes == CLASSES
-    assert (found.scores.answers is not None) == kept
+    assert (found.scores.predictions is not None) == kept
 
 
-def test_answers_of_other_scores_are_not_taken_for_these(tmp_path: Path) -> None:
+def test_predictions_of_other_scores_are_not_taken_for_these(tmp_path: Path) -> None:
     save_evaluation(evaluation(images=40), tmp_path, data="photos", split="test")
-    answers = (tmp_path / "answers.npz").read_bytes()
+    predictions = (tmp_path / "predictions.npz").read_bytes()
     other = evaluation(images=30)
     save_evaluation(other, tmp_path, data="photos", split="test")
-    (tmp_path / "answers.npz").write_bytes(answers)
+    (tmp_path / "predictions.npz").write_bytes(predictions)
     found = read_evaluation(tmp_path)
     assert found is not None
     assert isinstance(found.scores, Evaluation)
-    assert found.scores.answers is None
+    assert found.scores.predictions is None
     assert found.scores.confusion.equal(other.confusion)
 
 
-def test_scores_without_answers_leave_none_behind(tmp_path: Path) -> None:
+def test_scores_without_predictions_leave_none_behind(tmp_path: Path) -> None:
     save_evaluation(evaluation(), tmp_path, data="photos", split="test")
     save_evaluation(evaluation(kept=False), tmp_path, data="photos", split="test")
-    assert not (tmp_path / "answers.npz").exists()
+    assert not (tmp_path / "predictions.npz").exists()
 
 
 def test_scores_of_labels_come_back(tmp_path: Path) -> None:
@@ -77,15 +77,15 @@ def test_scores_of_labels_come_back(tmp_path: Path) -> None:
     logits, targets = torch.randn(20, 3, generator=generator), torch.rand(20, 3, generator=generator) > 0.5
     targets[:, 2] = False  # a label that no image has
     scores = score_labels(logits, targets, classes=CLASSES)
-    scores = dataclasses.replace(scores, answers=worst_answers(logits, targets, torch.arange(20)))
+    scores = dataclasses.replace(scores, predictions=find_worst_labels(logits, targets, torch.arange(20)))
     save_evaluation(scores, tmp_path, data="beach", split="val")
     found = read_evaluation(tmp_path)
     assert found is not None
     assert isinstance(found.scores, MultiLabelEvaluation)
     assert found.scores.to_dict() == scores.to_dict()
-    assert found.scores.answers is not None
-    assert scores.answers is not None
-    assert found.scores.answers.worst.equal(scores.answers.worst)
+    assert found.scores.predictions is not None
+    assert scores.predictions is not None
+    assert found.scores.predictions.worst.equal(scores.predictions.worst)
 
 
 @pytest.mark.parametrize("knn", [None, Accuracy(3, 4)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ from PIL import Image
 from command_line import TINY
 from vitrail import cli
 from vitrail.evaluate.intervals import Accuracy
-from vitrail.evaluate.robustness import Mean, Measured, Robustness
+from vitrail.evaluate.robustness import ConditionAccuracy, MeanError, Robustness
 
-ImageFolder = Callable[..., Path]  # the other conftest.py's, from which tests import it
 NASTY = ("<script>alert(1)<b>", 'dog & "co"')
 """Names of classes; a folder's name has no slash."""
 
@@ -53,8 +51,8 @@ def run(run_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def robustness() -> Robustness:
     """A measurement of one corruption and one sweep, on 10 of 12 images."""
-    rows = tuple(Measured(float(at), Accuracy(9 - at, 10)) for at in range(1, 6))
-    sweep = tuple(Measured(value, Accuracy(5, 10)) for value in (16.0, 32.0, 64.0))
+    rows = tuple(ConditionAccuracy(float(at), Accuracy(9 - at, 10)) for at in range(1, 6))
+    sweep = tuple(ConditionAccuracy(value, Accuracy(5, 10)) for value in (16.0, 32.0, 64.0))
     return Robustness(
         data="photos",
         split="test",
@@ -65,8 +63,8 @@ def robustness() -> Robustness:
         clean=Accuracy(9, 10),
         corruptions={"motion_blur": rows},
         sweeps={"input size": sweep},
-        mean_corruption_error=Mean(0.4, (0.3, 0.5)),
-        relative_corruption_error=Mean(0.3, (0.2, 0.4)),
+        mean_corruption_error=MeanError(0.4, (0.3, 0.5)),
+        relative_corruption_error=MeanError(0.3, (0.2, 0.4)),
         notes=("input size 48: <too large>",),
         seconds=1.5,
     )

@@ -72,7 +72,9 @@ def explained(*gaps: tuple[float, float]) -> Explanations:
 def test_maps_are_called_faithful_only_beyond_chance() -> None:
     better, worse = (0.3, 0.1), (0.1, 0.3)
     verdict = explained(*[better] * 10, worse).verdict
-    assert verdict.startswith("The maps point at what the answers depend on: the gap between insertion and deletion is 0.28")
+    assert verdict.startswith(
+        "The maps point at what the predictions depend on: the gap between insertion and deletion is 0.28"
+    )
     assert "difference +0.16, 95 % interval +0.08 to +0.24, 11 images" in verdict
     for mixed in ([better] * 3 + [worse] * 3, [worse] * 12, [better, worse]):
         assert explained(*mixed).verdict.startswith("It is not shown that the maps say more than chance")

@@ -16,8 +16,8 @@ from test_page import Page
 
 import vitrail
 from vitrail.evaluate import read_evaluation, save_evaluation
-from vitrail.evaluate.answers import rank_answers
 from vitrail.evaluate.metrics import judge, summarise
+from vitrail.evaluate.predictions import rank_predictions
 from vitrail.evaluate.robustness import Robustness
 from vitrail.evaluate.trust import measure_trust
 from vitrail.report import try_report, write_report
@@ -106,7 +106,7 @@ def test_pictures_of_other_images_are_not_shown(run: Path, tmp_path: Path) -> No
 
 
 def test_a_run_of_an_earlier_version_is_evaluated_first(run: Path) -> None:
-    for name in ("answers.npz", "provenance.json", "report.html"):
+    for name in ("predictions.npz", "provenance.json", "report.html"):
         (run / name).unlink()
     values = json.loads((run / "evaluation.json").read_text())
     before = values["top1"]
@@ -114,14 +114,14 @@ def test_a_run_of_an_earlier_version_is_evaluated_first(run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps(values))
     page = page_of(write_report(run))
     assert page.all("img")
-    assert (run / "answers.npz").exists()
+    assert (run / "predictions.npz").exists()
     found = read_evaluation(run)
     assert found is not None
     assert found.scores.headline.value == before
 
 
 def test_a_run_without_images_and_answers_has_its_numbers(run: Path) -> None:
-    (run / "answers.npz").unlink()
+    (run / "predictions.npz").unlink()
     config = json.loads((run / "config.json").read_text())
     config["vitrail"]["data"] = "gone"
     (run / "config.json").write_text(json.dumps(config))
@@ -146,9 +146,9 @@ def test_a_training_of_labels_has_a_page(photos: Path, tmp_path: Path) -> None:
     assert not {"confusion", "calibration", "selective", "outliers"} & set(headings(page))
     text = " ".join(" ".join(page.text).split())
     assert "Calibration is measured for images with one class each." in text
-    answers = gather_facts(done.folder).answers
-    assert answers is not None
-    assert len(answers) == 6
+    predictions = gather_facts(done.folder).predictions
+    assert predictions is not None
+    assert len(predictions) == 6
 
 
 def test_a_training_without_labels_has_a_page(photos: Path, tmp_path: Path) -> None:
@@ -178,14 +178,14 @@ def test_a_model_without_global_attention_has_a_page(photos: Path, tmp_path: Pat
 
 
 def test_a_hundred_classes_stay_within_the_size(run: Path) -> None:
-    """Ten thousand answers to a hundred classes, whose images are not there."""
+    """Ten thousand predictions to a hundred classes, whose images are not there."""
     generator = torch.Generator().manual_seed(0)
     classes, labels = [f"class <{k}> with a long name" for k in range(100)], torch.arange(100).repeat(100)
     logits = torch.randn(10_000, 100, generator=generator)
     judged = judge(logits, labels)
-    answers = rank_answers(logits, labels, torch.arange(10_000), predicted=judged.predicted)
+    predictions = rank_predictions(logits, labels, torch.arange(10_000), predicted=judged.predicted)
     scores = dataclasses.replace(
-        summarise(judged, labels, classes=classes), trust=measure_trust(logits, labels), answers=answers
+        summarise(judged, labels, classes=classes), trust=measure_trust(logits, labels), predictions=predictions
     )
     save_evaluation(scores, run, data="many", split="test")
     config = json.loads((run / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Facts of a run folder: what is read, what is missing, and what is cut for privacy."""
+"""RunFacts of a run folder: what is read, what is missing, and what is cut for privacy."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_a_run_is_read(run: Path, photos: Path) -> None:
     assert facts.supervised
     assert facts.calibration_images == 12
     assert facts.classified is not None
-    assert facts.answers is not None
-    assert len(facts.answers) == 12
+    assert facts.predictions is not None
+    assert len(facts.predictions) == 12
     assert facts.ladder is facts.comparison is facts.robustness is None
     assert not facts.checked
     assert "model-index" in facts.card
@@ -65,7 +65,7 @@ def test_what_is_no_finished_run_is_refused_in_one_line(run: Path, tmp_path: Pat
     ("text", "shown"),
     [
         ("weights of /srv/ann/models/vit.pth, licence mit", "weights of vit.pth, licence mit"),
-        ("left out: 3 files, named in /tmp/runs/a/skipped.txt", "left out: 3 files, named in skipped.txt"),
+        ("left out: 3 files, named in /srv/runs/a/skipped.txt", "left out: 3 files, named in skipped.txt"),
         ("~/photos/cats: 12 images", "cats: 12 images"),
         ("3 images/s, S+/4, B/16 and n/a", "3 images/s, S+/4, B/16 and n/a"),
         ("https://example.org/a/b stays", "https://example.org/a/b stays"),

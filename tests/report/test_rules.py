@@ -1,4 +1,4 @@
-"""Advice: every rule at its boundary, and what it names."""
+"""Recommendation: every rule at its boundary, and what it names."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from vitrail.report.indicators import Indicators
 from vitrail.report.rules import RULES, SUBJECTS, Rule, advise, apply_rule
-from vitrail.report.symptoms import Symptoms
 
-CASES: dict[str, Callable[[float], Symptoms]] = {
-    "unreadable files": lambda value: Symptoms(skipped=int(value)),
-    "small class": lambda value: Symptoms(train_counts={"cat": int(value), "dog": 1000}),
-    "unequal classes": lambda value: Symptoms(train_counts={"cat": 100, "dog": round(100 * value)}),
-    "confused pair": lambda value: Symptoms(pairs={"cat as dog": value}),
-    "class behind": lambda value: Symptoms(accuracy=1.0, recall={"cat": (0.0, 1.0 - value)}),
-    "training ahead": lambda value: Symptoms(gap=value),
-    "still rising": lambda value: Symptoms(rise=value),
-    "no better than the probe": lambda value: Symptoms(over_probe=value),
-    "over-confident": lambda value: Symptoms(over_confidence=value, confidence_noise=0.001),
-    "under-confident": lambda value: Symptoms(over_confidence=-value, confidence_noise=0.001),
-    "coverage missed": lambda value: Symptoms(coverage={"90 %": value}),
-    "unlike training": lambda value: Symptoms(outliers=(value, 1.0)),
-    "fragile": lambda value: Symptoms(corruptions={"fog": value}),
-    "few test images": lambda value: Symptoms(score_interval=(0.0, value)),
-    "few test images of a class": lambda value: Symptoms(test_counts={"cat": int(value)}),
+CASES: dict[str, Callable[[float], Indicators]] = {
+    "unreadable files": lambda value: Indicators(skipped=int(value)),
+    "small class": lambda value: Indicators(train_counts={"cat": int(value), "dog": 1000}),
+    "unequal classes": lambda value: Indicators(train_counts={"cat": 100, "dog": round(100 * value)}),
+    "confused pair": lambda value: Indicators(pairs={"cat as dog": value}),
+    "class behind": lambda value: Indicators(accuracy=1.0, recall={"cat": (0.0, 1.0 - value)}),
+    "training ahead": lambda value: Indicators(gap=value),
+    "still rising": lambda value: Indicators(rise=value),
+    "no better than the probe": lambda value: Indicators(over_probe=value),
+    "over-confident": lambda value: Indicators(over_confidence=value, confidence_noise=0.001),
+    "under-confident": lambda value: Indicators(over_confidence=-value, confidence_noise=0.001),
+    "coverage missed": lambda value: Indicators(coverage={"90 %": value}),
+    "unlike training": lambda value: Indicators(outliers=(value, 1.0)),
+    "fragile": lambda value: Indicators(corruptions={"fog": value}),
+    "few test images": lambda value: Indicators(score_interval=(0.0, value)),
+    "few test images of a class": lambda value: Indicators(test_counts={"cat": int(value)}),
 }
-"""Symptoms in which the number that a rule looks at has a value."""
+"""Indicators in which the number that a rule looks at has a value."""
 STEPS = {"unreadable files": 1, "small class": 1, "few test images of a class": 1, "unequal classes": 0.01}
 """The smallest step of numbers that are counted."""
 
@@ -59,30 +59,30 @@ def test_the_guide_lists_every_rule_in_its_order() -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_what_is_not_known_calls_for_nothing(rule: Rule) -> None:
-    assert apply_rule(rule, Symptoms()) is None
-    assert advise(Symptoms()) == []
+    assert apply_rule(rule, Indicators()) is None
+    assert advise(Indicators()) == []
 
 
 def test_a_difference_within_chance_is_no_over_confidence() -> None:
-    assert advise(Symptoms(over_confidence=0.2, confidence_noise=0.25)) == []
-    assert [found.rule for found in advise(Symptoms(over_confidence=0.3, confidence_noise=0.25))] == ["over-confident"]
-    assert [found.rule for found in advise(Symptoms(over_confidence=-0.3, confidence_noise=0.25))] == ["under-confident"]
+    assert advise(Indicators(over_confidence=0.2, confidence_noise=0.25)) == []
+    assert [found.rule for found in advise(Indicators(over_confidence=0.3, confidence_noise=0.25))] == ["over-confident"]
+    assert [found.rule for found in advise(Indicators(over_confidence=-0.3, confidence_noise=0.25))] == ["under-confident"]
 
 
 def test_the_worst_come_first_and_the_others_are_counted() -> None:
     counts = {f"class {number}": number for number in (40, 3, 17, 9, 25)}
-    (found,) = [each for each in advise(Symptoms(train_counts=counts)) if each.rule == "small class"]
+    (found,) = [each for each in advise(Indicators(train_counts=counts)) if each.rule == "small class"]
     assert found.finding == "Few training images: class 3, class 9, class 17 and 2 more (the fewest: 3)."
     assert SUBJECTS == 3
-    (found,) = advise(Symptoms(pairs={"a as b": 0.2, "c as d": 0.5}))
+    (found,) = advise(Indicators(pairs={"a as b": 0.2, "c as d": 0.5}))
     assert found.finding == "Taken for each other: c as d, a as b (up to 50.0 % of the class)."
 
 
 def test_names_are_no_templates() -> None:
-    (found,) = advise(Symptoms(pairs={"{value} {0.__class__}": 0.2}))
+    (found,) = advise(Indicators(pairs={"{value} {0.__class__}": 0.2}))
     assert "{value} {0.__class__}" in found.finding
 
 
 def test_classes_without_training_images_do_not_count_as_the_smallest() -> None:
-    assert [found.rule for found in advise(Symptoms(train_counts={"a": 100, "b": 90, "c": 0}))] == ["small class"]
-    assert not math.isinf(RULES[2].measure(Symptoms(train_counts={"a": 100, "b": 0, "c": 50}))[0].value)
+    assert [found.rule for found in advise(Indicators(train_counts={"a": 100, "b": 90, "c": 0}))] == ["small class"]
+    assert not math.isinf(RULES[2].measure(Indicators(train_counts={"a": 100, "b": 0, "c": 50}))[0].value)

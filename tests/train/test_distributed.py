@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
-from cases import some_slow
+from cases import ImageFolder, some_slow
 from vitrail.data.batches import Part, eval_batches, train_batches
 from vitrail.data.memory import FixedSplit
 from vitrail.models import build_model, create_model
@@ -30,8 +30,6 @@ from vitrail.settings import AugmentConfig, ModelConfig, Preprocessing, layers
 from vitrail.train import distributed
 from vitrail.train import run as run_module
 from vitrail.train.distributed import SINGLE_PROCESS, PeerFailed, World, local_device, open_new_store, shard, world
-
-ImageFolder = Callable[..., Path]
 
 EACH_STEP = "import sys, vitrail.cli, vitrail.train.loop as loop; loop.LOG_EVERY_S = 0.0; sys.exit(vitrail.cli.main())\n"
 """The command line, with a line of metrics for each step."""

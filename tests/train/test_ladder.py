@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from cases import ImageFolder
 from vitrail.data.augment import normalise
 from vitrail.data.dataset import Split
 from vitrail.data.folder import open_folder
@@ -30,7 +30,6 @@ from vitrail.train.ladder import (
 )
 from vitrail.weights import save_model
 
-ImageFolder = Callable[..., Path]
 IMAGES = Preprocessing(img_size=(8, 8), in_channels=1, mean=(0.5,), std=(0.25,))
 
 

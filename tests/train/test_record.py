@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import vitrail
+from cases import ImageFolder
 from vitrail.weights.provenance import read_provenance
-
-ImageFolder = Callable[..., Path]  # conftest.py's
 
 
 def test_a_run_keeps_where_and_how_long_also_when_resumed(image_folder: ImageFolder, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import UInt8
 
-from vitrail.check.finding import Finding
+from vitrail.check.finding import DataFinding
 from vitrail.check.scan import ImageRecord, Scan
 
 BLANK = 4
@@ -22,7 +22,7 @@ DEVIATIONS = 4.0
 """Deviations from the set's median that a dark or a blurred image has as well, so that a set that is dark by nature is none."""
 
 
-def find_empty_appearance(scan: Scan) -> Iterator[Finding]:
+def find_empty_appearance(scan: Scan) -> Iterator[DataFinding]:
     """Yield blank, dark and blurred images. A blank one is neither dark nor blurred."""
     if scan.luminance is None or not len(scan.records):
         return
@@ -32,16 +32,16 @@ def find_empty_appearance(scan: Scan) -> Iterator[Finding]:
     for at in np.flatnonzero(blank):
         level = (int(low[at]) + int(high[at])) // 2
         path = (scan.records[at].image.path,)
-        yield Finding(kind="blank", paths=path, evidence=f"one colour, luminance {level} of 255")
+        yield DataFinding(kind="blank", paths=path, evidence=f"one colour, luminance {level} of 255")
     for at in np.flatnonzero(dark):
         path, most = (scan.records[at].image.path,), int(high[at])
-        yield Finding(
+        yield DataFinding(
             kind="dark", paths=path, evidence=f"99 % of it has a luminance of {most} of 255 at most", score=float(255 - most)
         )
     yield from _find_blurred(scan.records, blank)
 
 
-def _find_blurred(records: tuple[ImageRecord, ...], blank: np.ndarray) -> Iterator[Finding]:
+def _find_blurred(records: tuple[ImageRecord, ...], blank: np.ndarray) -> Iterator[DataFinding]:
     at = [i for i, record in enumerate(records) if record.blur is not None and not blank[i]]
     blur = np.array([records[i].blur for i in at], np.float64)
     if not len(blur):
@@ -49,7 +49,7 @@ def _find_blurred(records: tuple[ImageRecord, ...], blank: np.ndarray) -> Iterat
     for place in np.flatnonzero((blur >= BLURRED) & _unusual(blur)):
         value, path = float(blur[place]), records[at[place]].image.path
         evidence = f"blur {value:.2f} of 1; the median of the set is {float(np.median(blur)):.2f}"
-        yield Finding(kind="blurred", paths=(path,), evidence=evidence, score=value)
+        yield DataFinding(kind="blurred", paths=(path,), evidence=evidence, score=value)
 
 
 def _percentiles(luminance: UInt8[np.ndarray, "N S S"]) -> tuple[np.ndarray, np.ndarray]:

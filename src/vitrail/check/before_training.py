@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import defaultdict
@@ -56,7 +55,7 @@ def _equal_files(images: FileImages, seconds: float) -> Iterator[str]:
                 looked = 0
                 break
             try:
-                groups[size, _hash_bytes(source, images.images[index].path)].append(index)
+                groups[size, images.hash_file(index)].append(index)
             except OSError:
                 continue
     members = [[images.images[index] for index in group] for group in groups.values() if len(group) > 1]
@@ -71,11 +70,6 @@ def _equal_files(images: FileImages, seconds: float) -> Iterator[str]:
     some = "" if looked == len(images) else f" (not all files were compared in {seconds:g} s)"
     example = ", ".join(image.path for image in members[0][:2])
     yield f"{', '.join(what)}{some}, such as {example}"
-
-
-def _hash_bytes(source: FolderSource, path: str) -> bytes:
-    with open(source.root / path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
 def _classes(images: FileImages) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from vitrail.check.finding import Finding
+from vitrail.check.finding import DataFinding
 from vitrail.data.dataset import Source, SplitName
 
 FEWEST_TRAIN = 10
@@ -22,7 +22,7 @@ def count_classes(source: Source, images: Sequence[tuple[SplitName, tuple[int, .
     return {split: {name: counted[split, k] for k, name in enumerate(source.classes)} for split in source.splits}
 
 
-def find_class_faults(counts: Mapping[SplitName, Mapping[str, int]], *, noun: str = "class") -> Iterator[Finding]:
+def find_class_faults(counts: Mapping[SplitName, Mapping[str, int]], *, noun: str = "class") -> Iterator[DataFinding]:
     """Yield classes that are too small to be trained or scored, and a finding for unequal sizes."""
     train = counts.get("train", {})
     for name, images in train.items():
@@ -30,11 +30,11 @@ def find_class_faults(counts: Mapping[SplitName, Mapping[str, int]], *, noun: st
         why = [f"{images} training image{'s' * (images != 1)}"] if images < FEWEST_TRAIN else []
         why += [f"no image in {' and '.join(empty)}, so it is not scored there"] if empty else []
         if why:
-            yield Finding(kind="small-class", evidence=f'{noun} "{name}": {"; ".join(why)}')
+            yield DataFinding(kind="small-class", evidence=f'{noun} "{name}": {"; ".join(why)}')
     sizes = {name: images for name, images in train.items() if images}
     if len(sizes) > 1:
         largest, smallest = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
         ratio = sizes[largest] / sizes[smallest]
         if ratio >= IMBALANCE:
             evidence = f'"{largest}" has {sizes[largest]} training images, "{smallest}" {sizes[smallest]}: {ratio:.0f} to 1'
-            yield Finding(kind="imbalance", evidence=evidence, score=ratio)
+            yield DataFinding(kind="imbalance", evidence=evidence, score=ratio)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.check.finding import Finding
+from vitrail.check.finding import DataFinding
 from vitrail.check.scan import Moments, mean_and_deviation
 from vitrail.data.bands import ValuesInUse
 from vitrail.data.dataset import Source
@@ -72,20 +72,20 @@ def measure_colours(moments: Sequence[Moments], source: Source) -> ColourStatist
     return ColourStatistics(len(moments), tuple(mean), tuple(std), low, high, source.mean, source.std)
 
 
-def find_colour_faults(statistics: ColourStatistics | None, values: dict[Any, ValuesInUse]) -> Iterator[Finding]:
+def find_colour_faults(statistics: ColourStatistics | None, values: dict[Any, ValuesInUse]) -> Iterator[DataFinding]:
     """Yield findings about the whole set: a normalisation that does not fit, and a range with few levels."""
     if statistics is not None:
         off = max(map(abs, statistics.shift)) > SHIFT
         if off or min(statistics.stretch) < STRETCH[0] or max(statistics.stretch) > STRETCH[1]:
             mean, std = (f"[{', '.join(f'{value:.4g}' for value in each)}]" for each in (statistics.mean, statistics.std))
-            yield Finding(
+            yield DataFinding(
                 kind="colours",
                 evidence=f"normalised images have mean {_figures(statistics.shift)}, deviation {_figures(statistics.stretch)}",
                 suggestion=f'train with --data.mean "{mean}" --data.std "{std}", unless weights are fine-tuned',
             )
     used = values.get("train")
     if used is not None and (few := used.few_levels(used.range)):
-        yield Finding(kind="few-levels", evidence=few)
+        yield DataFinding(kind="few-levels", evidence=few)
 
 
 def _figures(values: Sequence[float]) -> str:

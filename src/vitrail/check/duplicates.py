@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from vitrail.check.finding import Finding
+from vitrail.check.finding import DataFinding
 from vitrail.check.image_set import ListedImage
 from vitrail.check.scan import Scan, sampled_key
 from vitrail.data.dataset import SplitName
@@ -23,7 +23,7 @@ class Group(NamedTuple):
 
     members: tuple[int, ...]
     evidence: str
-    """What they have in common."""
+    """Common property, in words."""
     score: float | None = None
     """Correlation or similarity; None for equal pixels."""
 
@@ -134,7 +134,7 @@ def _by_value(group: Sequence[int], values: Mapping[int, bytes]) -> list[list[in
 # Findings
 
 
-def find_copies(groups: Sequence[Group], images: Sequence[ListedImage], classes: Sequence[str]) -> Iterator[Finding]:
+def find_copies(groups: Sequence[Group], images: Sequence[ListedImage], classes: Sequence[str]) -> Iterator[DataFinding]:
     """Yield leakage, contradictory labels and duplicates of groups. `images` are those of the records."""
     for group in groups:
         members = [images[at] for at in group.members]
@@ -143,13 +143,13 @@ def find_copies(groups: Sequence[Group], images: Sequence[ListedImage], classes:
         yield from _copies(group, members)
 
 
-def _leakage(group: Group, members: Sequence[ListedImage]) -> Iterator[Finding]:
+def _leakage(group: Group, members: Sequence[ListedImage]) -> Iterator[DataFinding]:
     splits = {image.split for image in members}
     if len(splits) == 1:
         return
     stays = next(split for split in _KEEP if split in splits)
     inside, others = [i for i in members if i.split == stays], [i for i in members if i.split != stays]
-    yield Finding(
+    yield DataFinding(
         kind="leakage",
         paths=tuple(image.path for image in others),
         beside=tuple(image.path for image in inside),
@@ -159,12 +159,12 @@ def _leakage(group: Group, members: Sequence[ListedImage]) -> Iterator[Finding]:
     )
 
 
-def _two_labels(group: Group, members: Sequence[ListedImage], classes: Sequence[str]) -> Iterator[Finding]:
+def _two_labels(group: Group, members: Sequence[ListedImage], classes: Sequence[str]) -> Iterator[DataFinding]:
     labels = {image.labels for image in members}
     if len(labels) == 1:
         return
     names = " and ".join(sorted(f'"{label_text(each, classes)}"' for each in labels))
-    yield Finding(
+    yield DataFinding(
         kind="two-labels",
         paths=tuple(image.path for image in members),
         evidence=f"{group.evidence}: labels {names}",
@@ -172,14 +172,14 @@ def _two_labels(group: Group, members: Sequence[ListedImage], classes: Sequence[
     )
 
 
-def _copies(group: Group, members: Sequence[ListedImage]) -> Iterator[Finding]:
+def _copies(group: Group, members: Sequence[ListedImage]) -> Iterator[DataFinding]:
     """Yield a finding for each split in which a group has several images of the same labels."""
     alike: defaultdict[object, list[ListedImage]] = defaultdict(list)
     for image in members:
         alike[image.split, image.labels].append(image)
     for first, *copies in alike.values():
         if copies:
-            yield Finding(
+            yield DataFinding(
                 kind="exact-duplicate" if group.exact else "near-duplicate",
                 paths=tuple(image.path for image in copies),
                 beside=(first.path,),

@@ -1,4 +1,4 @@
-"""What a model's frozen features say: near duplicates, label suspects, images unlike all others.
+"""Findings by the frozen features of a model: near duplicates, label suspects, images unlike all others.
 
 Every image passes through the model once. The search for neighbours is exact, in blocks of one matrix product: N² · E
 multiplications, and memory N · E.
@@ -50,7 +50,7 @@ _FLOOR = 0.01  # share of votes of a class without any
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class SetEmbeddings:
     """Embeddings of the images of all splits, by path."""
 
     paths: tuple[str, ...]
@@ -88,7 +88,7 @@ class Unlike(NamedTuple):
     deviations: float
 
 
-def embed_all(weights: str | Path, source: Source, *, batch_size: int = 64, device: str = "auto") -> Features:
+def embed_all(weights: str | Path, source: Source, *, batch_size: int = 64, device: str = "auto") -> SetEmbeddings:
     """Compute the embeddings of all images, and the nearest neighbours of each. Unreadable images are left out.
 
     Raises ValueError for weights that do not load, and for images that the model does not take.
@@ -115,18 +115,18 @@ def embed_all(weights: str | Path, source: Source, *, batch_size: int = 64, devi
 
 def neighbours_of(
     paths: tuple[str, ...], embeddings: Float[Tensor, "N E"], *, device: torch.device | str, notes: tuple[str, ...] = ()
-) -> Features:
+) -> SetEmbeddings:
     """Find the nearest images of each image. There are none for a single one."""
     if len(embeddings) < 2:
         none = torch.zeros(len(embeddings), 0)
-        return Features(paths, embeddings, none, none.long(), notes)
+        return SetEmbeddings(paths, embeddings, none, none.long(), notes)
     count = min(max(NEIGHBOURS, FAR_NEIGHBOUR) + _SPARE, len(embeddings) - 1)
     blocks = list(nearest_neighbours(embeddings, embeddings, k=count, device=device, leave_out=True))
     similarity, neighbours = (torch.cat([block[part].cpu() for block in blocks]) for part in (0, 1))
-    return Features(paths, embeddings, similarity, neighbours, notes)
+    return SetEmbeddings(paths, embeddings, similarity, neighbours, notes)
 
 
-def close_pairs(features: Features) -> dict[tuple[str, str], float]:
+def close_pairs(features: SetEmbeddings) -> dict[tuple[str, str], float]:
     """Return the pairs of paths (in order) whose embeddings are much closer than those of any third image: their similarity."""
     images = len(features.paths)
     if images < 3:
@@ -146,7 +146,7 @@ def _in_order(one: str, other: str) -> tuple[str, str]:
 
 
 def find_label_suspects(
-    features: Features,
+    features: SetEmbeddings,
     labels: Int64[np.ndarray, " N"],
     groups: Sequence[int],
     classes: int,
@@ -210,7 +210,7 @@ def _agreement(share: Float[Tensor, "N K"], labels: Int64[Tensor, " N"], weights
     return agreement
 
 
-def find_unlike_others(features: Features) -> list[Unlike]:
+def find_unlike_others(features: SetEmbeddings) -> list[Unlike]:
     """Find images that are far from their tenth nearest neighbour, by the median and its absolute deviation."""
     far = min(FAR_NEIGHBOUR, features.similarity.shape[1]) - 1
     distance = (1 - features.similarity[:, far]).clamp_min(_SMALL)

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from vitrail.check.finding import Finding
+from vitrail.check.finding import DataFinding
 from vitrail.check.scan import ImageRecord, Unreadable
 from vitrail.data.dataset import Source
 from vitrail.data.decode import MissingImage, NoImage, OversizedImage, TruncatedImage
@@ -30,7 +30,7 @@ LONG = 4.0
 """Ratio of the sides from which an image is long, if it is also twice the set's median."""
 
 
-def find_unreadable(unreadable: Sequence[Unreadable]) -> Iterator[Finding]:
+def find_unreadable(unreadable: Sequence[Unreadable]) -> Iterator[DataFinding]:
     """Yield a finding for each file that can't be read."""
     kinds = (
         (MissingImage, "missing"),
@@ -40,16 +40,16 @@ def find_unreadable(unreadable: Sequence[Unreadable]) -> Iterator[Finding]:
     )
     for image, error in unreadable:
         kind = next((kind for error_type, kind in kinds if isinstance(error, error_type)), "corrupt")
-        yield Finding(kind=kind, paths=(image.path,), evidence=str(error))
+        yield DataFinding(kind=kind, paths=(image.path,), evidence=str(error))
 
 
-def find_wrong_extensions(records: Sequence[ImageRecord]) -> Iterator[Finding]:
+def find_wrong_extensions(records: Sequence[ImageRecord]) -> Iterator[DataFinding]:
     """Yield a finding for each file whose extension is not of its format. Images of a named set have no format."""
     for record in records:
         name = record.header.format
         suffix = os.path.splitext(record.image.path)[1].lower()
         if name in SUFFIXES and suffix not in SUFFIXES[name]:
-            yield Finding(
+            yield DataFinding(
                 kind="extension",
                 paths=(record.image.path,),
                 evidence=f"its contents are {name}, its extension is {suffix or 'missing'}",
@@ -57,21 +57,21 @@ def find_wrong_extensions(records: Sequence[ImageRecord]) -> Iterator[Finding]:
             )
 
 
-def find_odd_bands(records: Sequence[ImageRecord], source: Source) -> Iterator[Finding]:
+def find_odd_bands(records: Sequence[ImageRecord], source: Source) -> Iterator[DataFinding]:
     """Yield a finding for each image whose bands can't be converted to those that the set is trained with."""
     for record in records:
         bands = record.header.bands
         if bands != source.channels and not {bands, source.channels} <= {1, 3}:
             if source.channels == 4 and bands == 3:  # "RGBA" is counted without alpha
                 continue
-            yield Finding(
+            yield DataFinding(
                 kind="bands",
                 paths=(record.image.path,),
                 evidence=f"it has {bands} band{'s' * (bands != 1)} ({record.header.mode}), the set has {source.channels}",
             )
 
 
-def find_odd_sizes(records: Sequence[ImageRecord]) -> Iterator[Finding]:
+def find_odd_sizes(records: Sequence[ImageRecord]) -> Iterator[DataFinding]:
     """Yield a finding for each image that is much smaller or longer than the others."""
     if not records:
         return
@@ -81,7 +81,7 @@ def find_odd_sizes(records: Sequence[ImageRecord]) -> Iterator[Finding]:
     for record in records:
         height, width = record.header.size
         if min(height, width) < SMALL * short:
-            yield Finding(
+            yield DataFinding(
                 kind="small",
                 paths=(record.image.path,),
                 evidence=f"{width} x {height} px; the median of the shorter sides is {short:g} px",
@@ -89,7 +89,7 @@ def find_odd_sizes(records: Sequence[ImageRecord]) -> Iterator[Finding]:
             )
         ratio = max(height, width) / min(height, width)
         if ratio >= max(LONG, 2 * usual):
-            yield Finding(
+            yield DataFinding(
                 kind="aspect-ratio",
                 paths=(record.image.path,),
                 evidence=f"{width} x {height} px, {ratio:.1f} to 1; the median is {usual:.2g} to 1",

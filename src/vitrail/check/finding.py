@@ -1,4 +1,4 @@
-"""What `check` finds: the kinds of findings, and one finding with its images, evidence and suggestion."""
+"""Kinds of findings, and one finding with its images, evidence and suggestion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class FindingKind(NamedTuple):
     title: str
     """Noun phrase for tables, in the plural."""
     suggestion: str
-    """What to do about it."""
+    """Suggested action."""
 
 
 KINDS: dict[str, FindingKind] = {
@@ -45,7 +45,7 @@ KINDS: dict[str, FindingKind] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class DataFinding:
     """One finding: about images, or about the whole set."""
 
     kind: str
@@ -57,7 +57,7 @@ class Finding:
     beside: tuple[str, ...] = ()
     """Images that are the evidence: the other copies, or the neighbours."""
     suggestion: str = ""
-    """What to do, where it says more than that of the kind."""
+    """Suggested action, where it says more than that of the kind."""
     score: float | None = None
     """Strength of the evidence, comparable within the kind; higher is stronger."""
 
@@ -71,7 +71,7 @@ class Finding:
 
     @property
     def advice(self) -> str:
-        """What to do about it."""
+        """Suggested action."""
         return self.suggestion or KINDS[self.kind].suggestion
 
     def to_dict(self) -> dict[str, Any]:

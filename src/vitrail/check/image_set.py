@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class FileImages(ImageSet):
 
     def hash_file(self, index: int) -> bytes:
         """See ImageSet.hash_file."""
-        with open(self.source.root / self.images[index].path, "rb") as file:
+        with open(self.source.root / self.images[index].path, "rb", opener=_open_without_waiting) as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
     def picture(self, index: int, *, short_side: int) -> Image.Image:
@@ -142,6 +143,11 @@ class ArrayImages(ImageSet):
 def shown_bytes(pixels: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W *c"]:
     """Return bands as grey (H, W) or RGB (H, W, 3): the first three, or the first."""
     return np.ascontiguousarray(pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0])
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe under an image's name is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _labels(source: FolderSource, file: Listed) -> tuple[int, ...]:

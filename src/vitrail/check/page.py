@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
-from vitrail.check.finding import KINDS, Finding
+from vitrail.check.finding import KINDS, DataFinding
 from vitrail.check.image_set import ImageSet, list_images
 from vitrail.check.result import CheckedData
 from vitrail.check.run import open_any
@@ -98,7 +98,7 @@ def page(checked: CheckedData, thumbnail: Callable[[str], str | None]) -> Iterat
     yield "</main>\n</body>\n</html>\n"
 
 
-def section(kind: str, findings: tuple[Finding, ...], thumbnail: Callable[[str], str | None]) -> Iterator[str]:
+def section(kind: str, findings: tuple[DataFinding, ...], thumbnail: Callable[[str], str | None]) -> Iterator[str]:
     """Yield the section of one kind: heading, suggestion, and the strongest findings with their images."""
     yield f'<section>\n<h2 id="{kind}">{KINDS[kind].title.capitalize()}: {len(findings):,}</h2>\n'
     yield f'<p class="quiet">{_text(KINDS[kind].suggestion)}</p>\n<ul class="findings">\n'

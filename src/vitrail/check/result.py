@@ -15,7 +15,7 @@ from typing import Any
 
 from vitrail.check.classes import ClassCounts
 from vitrail.check.colours import ColourStatistics
-from vitrail.check.finding import KINDS, Finding
+from vitrail.check.finding import KINDS, DataFinding
 from vitrail.data.bands import ValuesInUse
 from vitrail.data.dataset import SplitName
 from vitrail.settings import Pair
@@ -28,7 +28,7 @@ UNREADABLE = ("missing", "not-an-image", "truncated", "corrupt", "oversized")
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedData:
-    """What `check` knows of a data set."""
+    """Figures and findings of a data set."""
 
     name: str
     counts: ClassCounts
@@ -47,7 +47,7 @@ class CheckedData:
     """Colours of some training images; None without images of 8 bits."""
     values: Mapping[SplitName, ValuesInUse] = field(default_factory=dict)
     """Value range of the images with more than 8 bits, by split."""
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[DataFinding, ...] = ()
     """All findings, in the order of `KINDS` and from strong to weak."""
     left_out: tuple[str, ...] = ()
     """Parts that do not apply to this data set, each with its reason."""
@@ -60,17 +60,17 @@ class CheckedData:
         return sum(self.totals.values())
 
     @property
-    def unreadable(self) -> tuple[Finding, ...]:
+    def unreadable(self) -> tuple[DataFinding, ...]:
         """Findings about files that can't be read."""
         return tuple(finding for finding in self.findings if finding.kind in UNREADABLE)
 
-    def of_kind(self, kind: str) -> tuple[Finding, ...]:
+    def of_kind(self, kind: str) -> tuple[DataFinding, ...]:
         """Return the findings of a kind. Raises ValueError for a kind that is none of `KINDS`."""
         if kind not in KINDS:
             raise ValueError(f'"{kind}" is none of the findings {", ".join(KINDS)}')
         return tuple(finding for finding in self.findings if finding.kind == kind)
 
-    def by_kind(self) -> Iterator[tuple[str, tuple[Finding, ...]]]:
+    def by_kind(self) -> Iterator[tuple[str, tuple[DataFinding, ...]]]:
         """Yield each kind that was found, with its findings."""
         for kind in KINDS:
             if findings := self.of_kind(kind):

@@ -15,14 +15,14 @@ from vitrail.check.classes import count_classes, find_class_faults
 from vitrail.check.colours import find_colour_faults, measure_colours
 from vitrail.check.duplicates import Group, Sets, find_copies, find_exact_groups
 from vitrail.check.features import (
-    Features,
+    SetEmbeddings,
     close_pairs,
     embed_all,
     find_label_suspects,
     find_unlike_others,
 )
 from vitrail.check.file_faults import find_odd_bands, find_odd_sizes, find_unreadable, find_wrong_extensions
-from vitrail.check.finding import KINDS, Finding
+from vitrail.check.finding import KINDS, DataFinding
 from vitrail.check.image_set import list_images
 from vitrail.check.near_duplicates import find_near_duplicates
 from vitrail.check.result import CheckedData
@@ -73,7 +73,7 @@ def check(
     }
     counts = count_classes(source, [(image.split, image.labels) for image in listed])
 
-    def find_all() -> Iterator[Finding]:
+    def find_all() -> Iterator[DataFinding]:
         yield from find_unreadable(scanned.unreadable)
         yield from find_wrong_extensions(scanned.records)
         yield from find_odd_bands(scanned.records, source)
@@ -140,7 +140,9 @@ def near_groups(scanned: Scan, exact: Sequence[Group], close: Mapping[tuple[str,
     ]
 
 
-def find_by_neighbours(features: Features, scanned: Scan, source: Source, groups: Sequence[Group]) -> Iterator[Finding]:
+def find_by_neighbours(
+    features: SetEmbeddings, scanned: Scan, source: Source, groups: Sequence[Group]
+) -> Iterator[DataFinding]:
     """Yield label suspects, for one class an image, and images unlike all others."""
     if len(features.paths) < 3:
         return
@@ -157,7 +159,7 @@ def find_by_neighbours(features: Features, scanned: Scan, source: Source, groups
             given, suggested = source.classes[suspect.label], source.classes[suspect.suggested]
             votes = f'{100 * suspect.share:.0f} % of its neighbours are "{suggested}"'
             votes += f" (as many are right in {100 * suspect.agreement:.0f} %)"
-            yield Finding(
+            yield DataFinding(
                 kind="label-suspect",
                 paths=(features.paths[suspect.number],),
                 beside=nearest,
@@ -166,7 +168,7 @@ def find_by_neighbours(features: Features, scanned: Scan, source: Source, groups
                 score=suspect.score,
             )
     for unlike in find_unlike_others(features):
-        yield Finding(
+        yield DataFinding(
             kind="unlike-others",
             paths=(features.paths[unlike.number],),
             evidence=f"distance {unlike.distance:.3f} to the tenth nearest image; the median is {unlike.typical:.3f}",

@@ -9,7 +9,7 @@ from vitrail import terminal
 from vitrail.text import printable
 
 if TYPE_CHECKING:
-    from vitrail.check import CheckedData, Finding
+    from vitrail.check import CheckedData, DataFinding
 
 USAGE = "check DATA [--weights W] [--fix-list FILE]"
 SUMMARY = "looks through a data set before training: broken files, duplicates, leakage, labels"
@@ -21,7 +21,8 @@ HELP = """Looks through a data set before training. Nothing is changed, moved or
 
 Files that are broken or named as another format; sizes, colours, range of values; classes too small or out of balance; exact
 and near duplicates, also across splits and under different labels; blank, dark and blurred images. With --weights also
-labels that the nearest images do not have, and images unlike all others."""
+labels that the nearest images do not have, and images unlike all others. With --weights RUN and RUN's own data, the findings
+are kept as RUN/check.json, which the report of the run shows."""
 
 _SHOWN = 3  # findings of a kind that the table names
 _LENGTH = 160  # characters of an example
@@ -61,7 +62,7 @@ def run(words: list[str]) -> int:
         written.append(write_page(checked, args.data, args.page))
     for path in written:
         mark_output(path.parent, [path], command="check")
-    if args.weights and is_run(args.weights) and same_data(args.data, read_run(Path(args.weights)).data):
+    if args.weights and is_run(args.weights) and read_run(Path(args.weights)).is_of(args.data):
         written.append(checked.write_json(Path(args.weights, CHECK)))
     if args.json:
         terminal.print_json(checked.to_dict())
@@ -72,11 +73,6 @@ def run(words: list[str]) -> int:
     if checked.unreadable or (args.strict and checked.findings):
         return terminal.SOME_FAILED
     return terminal.OK
-
-
-def same_data(data: str, other: str) -> bool:
-    """Return whether two names are of the same named set or folder."""
-    return data == other or Path(data).resolve() == Path(other).resolve()
 
 
 def print_checked(checked: CheckedData) -> None:
@@ -112,7 +108,7 @@ def print_checked(checked: CheckedData) -> None:
         terminal.say(f"left out: {line}")
 
 
-def _examples(findings: tuple[Finding, ...]) -> list[str]:
+def _examples(findings: tuple[DataFinding, ...]) -> list[str]:
     lines = []
     for finding in findings[:_SHOWN]:
         where = f"{finding.paths[0]}: " if finding.paths and finding.paths[0] not in finding.evidence else ""

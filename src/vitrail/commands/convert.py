@@ -52,7 +52,7 @@ def run(words: list[str]) -> int:
     parsed = terminal.parse_settings(parser, words)
     source, destination, to = parsed["source"], parsed.get("destination"), parsed.get("to")
     overwrite, revision = bool(parsed.get("overwrite")), parsed.get("revision")
-    fields = layers.model_fields(layers.layer_of(parsed)) | logits_on(parsed.get("answers") or [])
+    fields = layers.model_fields(layers.layer_of(parsed)) | parse_answers(parsed.get("answers") or [])
 
     from vitrail import weights
     from vitrail.weights.convert import place, planned, write
@@ -81,7 +81,7 @@ def run(words: list[str]) -> int:
     return terminal.OK
 
 
-def logits_on(words: list[str]) -> dict[str, Any]:
+def parse_answers(words: list[str]) -> dict[str, Any]:
     """Return the answers in FIELD=VALUE. Raises ValueError for a word of another form."""
     import yaml
 

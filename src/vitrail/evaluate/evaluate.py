@@ -18,9 +18,9 @@ from vitrail.data.augment import normalise
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import WHOLE, Part, eval_batches
 from vitrail.data.dataset import Split
-from vitrail.evaluate.answers import rank_answers, worst_answers
 from vitrail.evaluate.metrics import Evaluation, judge, summarise
 from vitrail.evaluate.multilabel import MultiLabelEvaluation, score_labels
+from vitrail.evaluate.predictions import find_worst_labels, rank_predictions
 from vitrail.evaluate.trust import measure_trust
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Preprocessing
@@ -112,8 +112,8 @@ def evaluate(
     judged = judge(logits, labels)
     calibration = model.card.calibration if isinstance(model, Backbone) else None  # a plain module has no card
     trust = measure_trust(logits, labels, calibration)
-    answers = rank_answers(logits, labels, indexes, predicted=judged.predicted, temperature=trust.temperature)
-    return dataclasses.replace(summarise(judged, labels, classes=classes), trust=trust, answers=answers)
+    predictions = rank_predictions(logits, labels, indexes, predicted=judged.predicted, temperature=trust.temperature)
+    return dataclasses.replace(summarise(judged, labels, classes=classes), trust=trust, predictions=predictions)
 
 
 def evaluate_labels(
@@ -150,7 +150,7 @@ def evaluate_labels(
     logits, targets, indexes = map(torch.cat, parts)
     require_finite(logits.isfinite().all(1))
     scores = score_labels(logits, targets > 0, classes=classes)
-    return dataclasses.replace(scores, answers=worst_answers(logits, targets > 0, indexes))
+    return dataclasses.replace(scores, predictions=find_worst_labels(logits, targets > 0, indexes))
 
 
 def require_finite(finite: Bool[Tensor, " N"]) -> None:

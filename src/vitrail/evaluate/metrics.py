@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vitrail.evaluate.answers import Answers
 from vitrail.evaluate.f1 import macro_f1, macro_f1_interval
 from vitrail.evaluate.intervals import Interval, interval_from, number_from, wilson_interval
+from vitrail.evaluate.predictions import ClassPredictions
 from vitrail.evaluate.trust import Trust
 
 TOP = 5
@@ -102,8 +102,8 @@ class Evaluation:
     classes: tuple[str, ...]
     trust: Trust | None = None
     """Calibration, selective prediction and sets; None where they were not measured."""
-    answers: Answers | None = None
-    """Answers image by image; None where they were not kept."""
+    predictions: ClassPredictions | None = None
+    """Predictions image by image; None where they were not kept."""
 
     @cached_property
     def macro_f1(self) -> float:
@@ -158,8 +158,10 @@ class Evaluation:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, confusion: Int64[Tensor, "K K"], answers: Answers | None) -> Evaluation:
-        """Restore what `to_dict` wrote, with the confusion matrix and the answers from their own files."""
+    def from_dict(
+        cls, values: Mapping[str, Any], *, confusion: Int64[Tensor, "K K"], predictions: ClassPredictions | None
+    ) -> Evaluation:
+        """Restore what `to_dict` wrote, with the confusion matrix and the predictions from their own files."""
         per_class = tuple(
             ClassScore(each["name"], each["count"], number_from(each["accuracy"]), interval_from(each["interval"]))
             for each in values["per_class"]
@@ -175,7 +177,7 @@ class Evaluation:
             confusion=confusion,
             classes=tuple(each.name for each in per_class),
             trust=Trust.from_dict(values["trust"]) if "trust" in values else None,
-            answers=answers,
+            predictions=predictions,
         )
 
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitrail.evaluate.answers import LabelAnswers
 from vitrail.evaluate.intervals import Interval, interval_from, number_from, share_interval
 from vitrail.evaluate.metrics import SHARE, Direction, Headline
+from vitrail.evaluate.predictions import WorstLabels
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class MultiLabelEvaluation:
     """Mean binary cross-entropy of every label of every image, in nats."""
     per_class: tuple[LabelScore, ...]
     classes: tuple[str, ...]
-    answers: LabelAnswers | None = None
+    predictions: WorstLabels | None = None
     """Worst answer to each image; None where they were not kept."""
 
     @property
@@ -90,8 +90,8 @@ class MultiLabelEvaluation:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, answers: LabelAnswers | None) -> MultiLabelEvaluation:
-        """Restore what `to_dict` wrote, with the answers from their own file."""
+    def from_dict(cls, values: Mapping[str, Any], *, predictions: WorstLabels | None) -> MultiLabelEvaluation:
+        """Restore what `to_dict` wrote, with the predictions from their own file."""
         per_class = tuple(
             LabelScore(each["name"], each["count"], number_from(each["average_precision"]), interval_from(each["interval"]))
             for each in values["per_class"]
@@ -105,7 +105,7 @@ class MultiLabelEvaluation:
             bce=number_from(values["bce"]),
             per_class=per_class,
             classes=tuple(each.name for each in per_class),
-            answers=answers,
+            predictions=predictions,
         )
 
 

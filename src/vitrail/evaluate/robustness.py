@@ -43,17 +43,17 @@ IMAGES = 1000
 SIZE_FACTORS = (0.5, 0.75, 1.25, 1.5, 2.0)
 """Input sizes, of the model's own, each rounded to a size that it takes."""
 _VALUES = 2**24  # in a batch, against the memory of draws
-Answers = Callable[..., Bool[Tensor, " N"]]
+FindCorrect = Callable[..., Bool[Tensor, " N"]]
 
 
-class Measured(NamedTuple):
+class ConditionAccuracy(NamedTuple):
     """Accuracy at one severity, or at one value of a sweep."""
 
     value: float
     accuracy: Accuracy
 
 
-class Mean(NamedTuple):
+class MeanError(NamedTuple):
     """Mean over images, with its interval at 95 % (Student's t)."""
 
     value: float
@@ -74,13 +74,13 @@ class Robustness:
     seed: int
     """Seed of the random numbers of corruptions."""
     clean: Accuracy
-    corruptions: Mapping[str, tuple[Measured, ...]]
+    corruptions: Mapping[str, tuple[ConditionAccuracy, ...]]
     """By name, at severity 1 to 5."""
-    sweeps: Mapping[str, tuple[Measured, ...]]
+    sweeps: Mapping[str, tuple[ConditionAccuracy, ...]]
     """By name ("rotation", "scale", "jpeg", "input size"), in the order of the values; unchanged images included."""
-    mean_corruption_error: Mean
+    mean_corruption_error: MeanError
     """Mean error over all corruptions and severities, without another model's as denominators."""
-    relative_corruption_error: Mean
+    relative_corruption_error: MeanError
     """The same minus the error on clean images."""
     notes: tuple[str, ...]
     """What could not be measured, and why."""
@@ -89,7 +89,7 @@ class Robustness:
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dict for JSON."""
 
-        def entries(measured: tuple[Measured, ...], key: str) -> list[dict[str, Any]]:
+        def entries(measured: tuple[ConditionAccuracy, ...], key: str) -> list[dict[str, Any]]:
             found = ((each.value, each.accuracy) for each in measured)
             return [{key: value, "accuracy": share.value, "interval": list(share.interval)} for value, share in found]
 
@@ -117,11 +117,12 @@ class Robustness:
         def accuracy(entry: Mapping[str, Any]) -> Accuracy:
             return Accuracy(round(entry["accuracy"] * images), images)
 
-        def measured(rows: Mapping[str, Any], key: str) -> dict[str, tuple[Measured, ...]]:
-            return {name: tuple(Measured(each[key], accuracy(each)) for each in row) for name, row in rows.items()}
+        def measured(rows: Mapping[str, Any], key: str) -> dict[str, tuple[ConditionAccuracy, ...]]:
+            return {name: tuple(ConditionAccuracy(each[key], accuracy(each)) for each in row) for name, row in rows.items()}
 
         means = {
-            name: Mean(number_from(mean["value"]), interval_from(mean["interval"])) for name, mean in values["summary"].items()
+            name: MeanError(number_from(mean["value"]), interval_from(mean["interval"]))
+            for name, mean in values["summary"].items()
         }
         return cls(
             data=values["data"],
@@ -190,19 +191,23 @@ def measure_robustness(
     whole = opened.load_split(in_memory=False)
     positions = stratified_order(whole.labels, whole.names)[:images].sort().values
     sample = read_sample(whole, positions, batch_size=batch_size)
-    answers = partial(find_correct, opened=opened, seed=seed, batch_size=batch_size)
+    find = partial(find_correct, opened=opened, seed=seed, batch_size=batch_size)
     conditions = pixel_conditions(opened.preprocessing)
     console = Console(stderr=True)
     shown = track(conditions, "robustness", console=console, transient=True, disable=not console.is_terminal)
-    clean = answers(opened.model, sample)
-    correct = {(each.name, each.value): answers(opened.model, sample, each.change) for each in shown}
-    unchanged = {"rotation": [Measured(0, accuracy_of(clean))], "scale": [Measured(1, accuracy_of(clean))], "jpeg": []}
+    clean = find(opened.model, sample)
+    correct = {(each.name, each.value): find(opened.model, sample, each.change) for each in shown}
+    unchanged = {
+        "rotation": [ConditionAccuracy(0, accuracy_of(clean))],
+        "scale": [ConditionAccuracy(1, accuracy_of(clean))],
+        "jpeg": [],
+    }
     sweeps = {
-        name: first + [Measured(value, accuracy_of(right)) for (of, value), right in correct.items() if of == name]
+        name: first + [ConditionAccuracy(value, accuracy_of(right)) for (of, value), right in correct.items() if of == name]
         for name, first in unchanged.items()
     }
-    sizes, notes = measure_sizes(run, opened, positions, answers, batch_size=batch_size)
-    sweeps["input size"] = [Measured(1, accuracy_of(clean)), *sizes]
+    sizes, notes = measure_sizes(run, opened, positions, find, batch_size=batch_size)
+    sweeps["input size"] = [ConditionAccuracy(1, accuracy_of(clean)), *sizes]
     every = torch.stack([correct[name, severity] for name in CORRUPTIONS for severity in SEVERITIES])  # (M, N)
     corrupted = every.double().mean(0)  # (N,): share of the corrupted versions of an image that are classified correctly
     return Robustness(
@@ -214,7 +219,7 @@ def measure_robustness(
         seed=seed,
         clean=accuracy_of(clean),
         corruptions={
-            name: tuple(Measured(severity, accuracy_of(correct[name, severity])) for severity in SEVERITIES)
+            name: tuple(ConditionAccuracy(severity, accuracy_of(correct[name, severity])) for severity in SEVERITIES)
             for name in CORRUPTIONS
         },
         sweeps={name: tuple(sorted(measured, key=lambda each: each.value)) for name, measured in sweeps.items()},
@@ -226,24 +231,24 @@ def measure_robustness(
 
 
 def measure_sizes(
-    run: str | Path, opened: OpenedRun, positions: Int64[Tensor, " n"], answers: Answers, *, batch_size: int
-) -> tuple[list[Measured], list[str]]:
+    run: str | Path, opened: OpenedRun, positions: Int64[Tensor, " n"], find: FindCorrect, *, batch_size: int
+) -> tuple[list[ConditionAccuracy], list[str]]:
     """Measure a model at other input sizes, for which it is loaded anew. Return also what it can't be measured at, and why."""
-    measured, notes = list[Measured](), list[str]()
+    measured, notes = list[ConditionAccuracy](), list[str]()
     for factor, size in input_sizes(opened.model, opened.preprocessing.img_size).items():
         try:
             model = load(str(run), img_size=size).to(opened.device)
             views = opened.load_split(img_size=size, in_memory=False)
-            right = answers(model, read_sample(views, positions, batch_size=batch_size))
+            right = find(model, read_sample(views, positions, batch_size=batch_size))
         except ValueError as error:  # such as that of a model whose windows do not fit
             notes.append(f"input size {size[0]}x{size[1]}: {error}")
         else:
-            measured.append(Measured(factor, accuracy_of(right)))
+            measured.append(ConditionAccuracy(factor, accuracy_of(right)))
     return measured, notes
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Images and answers
+# Images and predictions
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,13 +289,13 @@ def find_correct(
 
 
 def accuracy_of(correct: Bool[Tensor, " N"]) -> Accuracy:
-    """Count the correct answers."""
+    """Count the correct predictions."""
     return Accuracy(int(correct.sum()), len(correct))
 
 
-def mean_of(values: Float[Tensor, " N"]) -> Mean:
+def mean_of(values: Float[Tensor, " N"]) -> MeanError:
     """Return the mean of one value for each image."""
-    return Mean(float(values.mean()), mean_interval(values.tolist()))
+    return MeanError(float(values.mean()), mean_interval(values.tolist()))
 
 
 def input_sizes(model: Backbone, own: Pair) -> dict[float, Pair]:

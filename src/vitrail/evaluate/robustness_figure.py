@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from vitrail.weights.run_folder import write_atomically
 
 if TYPE_CHECKING:
-    from vitrail.evaluate.robustness import Measured, Robustness
+    from vitrail.evaluate.robustness import ConditionAccuracy, Robustness
 
 PICTURE = "robustness.png"
 LABELS = {"rotation": "degrees", "scale": "size, of its own", "jpeg": "quality", "input size": "size, of the model's own"}
@@ -53,7 +53,7 @@ def draw_corruptions(axes: Axes, result: Robustness) -> None:
     axes.set_title(title, fontsize=10, loc="left")
 
 
-def draw_sweep(axes: Axes, name: str, measured: tuple[Measured, ...], *, clean: float) -> None:
+def draw_sweep(axes: Axes, name: str, measured: tuple[ConditionAccuracy, ...], *, clean: float) -> None:
     """Draw accuracy over the values of a sweep, beside that of the unchanged images."""
     values = [each.value for each in measured]
     low, high = zip(*(each.accuracy.interval for each in measured), strict=True)

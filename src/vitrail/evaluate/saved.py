@@ -1,4 +1,4 @@
-"""Scores as files: evaluation.json, with the confusion matrix and the answers image by image beside it."""
+"""Scores as files: evaluation.json, with the confusion matrix and the predictions image by image beside it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from vitrail.evaluate.answers import ANSWERS, Answers, LabelAnswers, read_answers
 from vitrail.evaluate.confusion import TABLE, save_confusion
 from vitrail.evaluate.embedding import EmbeddingScores
 from vitrail.evaluate.metrics import Evaluation, Scores, confusion_matrix
 from vitrail.evaluate.multilabel import MultiLabelEvaluation
+from vitrail.evaluate.predictions import PREDICTIONS, ClassPredictions, WorstLabels, read_predictions
 from vitrail.weights.run_folder import write_atomically
 
 SCORES = "evaluation.json"
@@ -39,11 +39,10 @@ class SavedEvaluation:
 def save_evaluation(
     scores: Scores, folder: Path, *, data: str, split: str, stopped: Mapping[str, Any] | None = None
 ) -> tuple[Path, ...]:
-    """Write evaluation.json, answers.npz and, with one class per image, confusion.png and confusion.csv. Return their paths.
+    """Write evaluation.json, predictions.npz and, with one class per image, confusion.png and confusion.csv.
 
-    A model without classes has no answers.
-
-    `stopped` says why and where a run ended before its time; without it, the entry of a file that is replaced stays.
+    Return their paths. A model without classes has no predictions. `stopped` says why and where a run ended before its time;
+    without it, the entry of a file that is replaced stays.
     """
     path = folder / SCORES
     if stopped is None and path.exists():
@@ -51,10 +50,10 @@ def save_evaluation(
             stopped = json.loads(path.read_text(encoding="utf-8")).get("stopped")
     numbers = {"data": data, "split": split, **scores.to_dict(), **({} if stopped is None else {"stopped": dict(stopped)})}
     others: tuple[Path, ...] = save_confusion(scores, folder) if isinstance(scores, Evaluation) else ()
-    answers = scores.answers if isinstance(scores, Evaluation | MultiLabelEvaluation) else None
-    (folder / ANSWERS).unlink(missing_ok=True)  # those of other images, should the next lines fail
-    if answers is not None:
-        others = (*others, answers.save(folder))
+    predictions = scores.predictions if isinstance(scores, Evaluation | MultiLabelEvaluation) else None
+    (folder / PREDICTIONS).unlink(missing_ok=True)  # those of other images, should the next lines fail
+    if predictions is not None:
+        others = (*others, predictions.save(folder))
     with write_atomically(path) as draft:
         draft.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return (path, *others)
@@ -75,25 +74,25 @@ def read_evaluation(folder: Path) -> SavedEvaluation | None:
 
 
 def restore_evaluation(values: Mapping[str, Any], folder: Path) -> Evaluation:
-    """Restore scores of images with one class each; the matrix is that of the answers, else that of confusion.csv."""
-    answers = read_answers(folder, Answers)
-    if answers is not None and (len(answers), int(answers.correct.sum())) == hits(values):
-        matrix = confusion_matrix(answers.predicted, answers.labels, num_classes=len(values["per_class"]))
+    """Restore scores of images with one class each; the matrix is that of the predictions, else that of confusion.csv."""
+    predictions = read_predictions(folder, ClassPredictions)
+    if predictions is not None and (len(predictions), int(predictions.correct.sum())) == hits(values):
+        matrix = confusion_matrix(predictions.predicted, predictions.labels, num_classes=len(values["per_class"]))
     else:
-        answers, matrix = None, read_confusion(folder)
-    return Evaluation.from_dict(values, confusion=matrix, answers=answers)
+        predictions, matrix = None, read_confusion(folder)
+    return Evaluation.from_dict(values, confusion=matrix, predictions=predictions)
 
 
 def restore_labels(values: Mapping[str, Any], folder: Path) -> MultiLabelEvaluation:
     """Restore scores of images with any number of labels."""
-    answers = read_answers(folder, LabelAnswers)
-    if answers is not None and len(answers) != values["count"]:
-        answers = None
-    return MultiLabelEvaluation.from_dict(values, answers=answers)
+    predictions = read_predictions(folder, WorstLabels)
+    if predictions is not None and len(predictions) != values["count"]:
+        predictions = None
+    return MultiLabelEvaluation.from_dict(values, predictions=predictions)
 
 
 def hits(values: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the number of images and of right answers; a file of answers with others is that of an earlier evaluation."""
+    """Return the number of images and of correct ones: predictions with others are those of an earlier evaluation."""
     return values["count"], round(values["top1"] * values["count"])
 
 

@@ -1,4 +1,4 @@
-"""Choice of images to show: worst errors, least sure answers, and examples of the most confused pairs. Pure functions."""
+"""Choice of images to show: worst errors, least sure predictions, and examples of the most confused pairs. Pure functions."""
 
 # K classes · N images
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from jaxtyping import Int64
 from torch import Tensor
 
-from vitrail.evaluate.answers import Answers, LabelAnswers
 from vitrail.evaluate.intervals import Interval, wilson_interval
+from vitrail.evaluate.predictions import ClassPredictions, WorstLabels
 
 ERRORS, UNSURE, PAIRS, OF_A_PAIR = 6, 6, 8, 4
-"""Worst errors, least sure answers, confused pairs, and examples of each pair."""
+"""Worst errors, least sure predictions, confused pairs, and examples of each pair."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class ConfusedPair:
 
 @dataclass(frozen=True)
 class Choice:
-    """Rows of the answers to show."""
+    """Rows of the predictions to show."""
 
     errors: tuple[int, ...]
-    """Wrong answers, the most confident first."""
+    """Wrong predictions, the most confident first."""
     unsure: tuple[int, ...] = ()
-    """Answers of the least confidence, right or wrong, the least first."""
+    """Predictions of the least confidence, right or wrong, the least first."""
     pairs: tuple[tuple[int, ...], ...] = ()
     """Examples of each confused pair, in the order of `confused_pairs`, the most confident first."""
 
     @property
     def explained(self) -> tuple[int, ...]:
-        """Rows whose answers are explained by a map."""
+        """Rows whose predictions are explained by a map."""
         return tuple(dict.fromkeys((*self.errors, *self.unsure)))
 
     @property
@@ -68,20 +68,20 @@ def confused_pairs(confusion: Int64[Tensor, "K K"], *, most: int = PAIRS, least:
     return tuple(sorted(pairs, key=lambda pair: (-pair.count, -pair.share, pair.true, pair.predicted))[:most])
 
 
-def choose_examples(answers: Answers, confusion: Int64[Tensor, "K K"]) -> Choice:
+def choose_examples(predictions: ClassPredictions, confusion: Int64[Tensor, "K K"]) -> Choice:
     """Choose the images to show."""
-    by_confidence = answers.confidence.argsort(descending=True, stable=True)
-    wrong = by_confidence[~answers.correct[by_confidence]]
+    by_confidence = predictions.confidence.argsort(descending=True, stable=True)
+    wrong = by_confidence[~predictions.correct[by_confidence]]
     errors = wrong[:ERRORS].tolist()
     unsure = [row for row in by_confidence.flip(0).tolist() if row not in errors][:UNSURE]
     pairs = []
     for pair in confused_pairs(confusion):
-        of_pair = (answers.labels[wrong] == pair.true) & (answers.predicted[wrong] == pair.predicted)
+        of_pair = (predictions.labels[wrong] == pair.true) & (predictions.predicted[wrong] == pair.predicted)
         pairs.append(tuple(wrong[of_pair][:OF_A_PAIR].tolist()))
     return Choice(tuple(errors), tuple(unsure), tuple(pairs))
 
 
-def choose_labels(answers: LabelAnswers) -> Choice:
+def choose_labels(predictions: WorstLabels) -> Choice:
     """Choose the images whose worst label is farthest from right, of those that are on the wrong side of 50 %."""
-    order = answers.error.argsort(descending=True, stable=True)
-    return Choice(tuple(order[answers.error[order] > 0.5][:ERRORS].tolist()))
+    order = predictions.error.argsort(descending=True, stable=True)
+    return Choice(tuple(order[predictions.error[order] > 0.5][:ERRORS].tolist()))

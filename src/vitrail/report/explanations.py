@@ -85,7 +85,7 @@ class Explanations:
             f"(difference {gap - chance:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, {len(scores)} images)"
         )
         if low > 0:
-            return f"The maps point at what the answers depend on: {numbers}."
+            return f"The maps point at what the predictions depend on: {numbers}."
         return f"It is not shown that the maps say more than chance, so do not read them as reasons: {numbers}."
 
 

@@ -1,4 +1,4 @@
-"""Facts of a run folder, read once: what a report is made of, without the model and without images."""
+"""RunFacts of a run folder, read once: what a report is made of, without the model and without images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.evaluate.answers import ImageAnswers
 from vitrail.evaluate.metrics import Evaluation, Scores
 from vitrail.evaluate.multilabel import MultiLabelEvaluation
+from vitrail.evaluate.predictions import SplitPredictions
 from vitrail.evaluate.robustness import Robustness, read_robustness
 from vitrail.evaluate.saved import SavedEvaluation, read_evaluation
 from vitrail.settings import Settings, layers
@@ -29,7 +29,7 @@ PLACE = re.compile(r"(?<![\w.:/~])~?/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Facts:
+class RunFacts:
     """All that a run folder says of its run."""
 
     name: str
@@ -75,10 +75,10 @@ class Facts:
         return self.scores if isinstance(self.scores, MultiLabelEvaluation) else None
 
     @property
-    def answers(self) -> ImageAnswers | None:
-        """Answers image by image; None for a model without classes, and for an evaluation that did not keep them."""
+    def predictions(self) -> SplitPredictions | None:
+        """Predictions image by image; None for a model without classes, and for an evaluation that did not keep them."""
         scores = self.classified or self.labelled
-        return None if scores is None else scores.answers
+        return None if scores is None else scores.predictions
 
     @property
     def supervised(self) -> bool:
@@ -91,7 +91,7 @@ class Facts:
         return int((self.config.get("calibration") or {}).get("images", 0))
 
 
-def gather_facts(run: Path, *, scores: Path | None = None) -> Facts:
+def gather_facts(run: Path, *, scores: Path | None = None) -> RunFacts:
     """Read a finished run; `scores` is another folder with evaluation.json, of other images.
 
     Raises ValueError, in one line, for a folder that is no finished run, and for damaged files.
@@ -104,7 +104,7 @@ def gather_facts(run: Path, *, scores: Path | None = None) -> Facts:
         raise ValueError(f'run "{run}" has no scores yet; `vitrail evaluate {run}` makes them')
     call = read_object(run / CALL) or {}
     ours = read_object(run / CONFIG) or {}
-    return Facts(
+    return RunFacts(
         name=run.resolve().name,
         info=info,
         data=str(without_places(info.data)),

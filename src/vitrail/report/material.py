@@ -14,9 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.augment import normalise
-from vitrail.data.batch import RawBatch
 from vitrail.data.sources import Source, SplitName, open_source
-from vitrail.evaluate.answers import ImageAnswers
+from vitrail.evaluate.predictions import SplitPredictions
 from vitrail.explain import draw
 from vitrail.explain.layer_statistics import LayerStatistics
 from vitrail.explain.sample import sample_images
@@ -25,7 +24,7 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.device import pick_device
 from vitrail.report.choice import Choice, choose_examples, choose_labels
 from vitrail.report.explanations import NO_MAPS, Explanations, explain_images
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.weights.load import load
 
 STATISTICS_IMAGES = 32
@@ -47,9 +46,9 @@ class Material:
     """Pictures and measurements; what is missing has its reason."""
 
     choice: Choice | None = None
-    """Rows of the answers that are shown; None without answers image by image."""
+    """Rows of the predictions that are shown; None without predictions image by image."""
     examples: Mapping[int, Example] = field(default_factory=dict)
-    """By row of the answers."""
+    """By row of the predictions."""
     no_examples: str = ""
     """Why there are no pictures."""
     explanations: Explanations = NO_MAPS
@@ -59,7 +58,7 @@ class Material:
     """Why there are no statistics of layers and heads."""
 
 
-def collect_material(facts: Facts, *, images: str | None = None, device: str = "auto") -> Material:
+def collect_material(facts: RunFacts, *, images: str | None = None, device: str = "auto") -> Material:
     """Load the model and the images of a run, and measure what the report shows of them.
 
     `images` is where the data set of the scores is; by default where the run found it. Whatever can't be opened costs its part
@@ -70,9 +69,9 @@ def collect_material(facts: Facts, *, images: str | None = None, device: str = "
         source = open_images(facts, images)
         model = load(str(facts.info.folder)).to(pick_device(device)).eval()
         material = measure_layers(material, model, source, facts)
-        if material.choice is None or facts.answers is None:
-            return dataclasses.replace(material, no_examples="there are no answers image by image to choose from")
-        return show_examples(material, facts, model, source, facts.answers)
+        if material.choice is None or facts.predictions is None:
+            return dataclasses.replace(material, no_examples="there are no predictions image by image to choose from")
+        return show_examples(material, facts, model, source, facts.predictions)
     except (ValueError, OSError) as error:
         reason = str(error)
         return dataclasses.replace(
@@ -82,16 +81,16 @@ def collect_material(facts: Facts, *, images: str | None = None, device: str = "
         )
 
 
-def choose(facts: Facts) -> Choice | None:
-    """Choose the images to show; None without answers image by image."""
-    if facts.classified is not None and facts.classified.answers is not None:
-        return choose_examples(facts.classified.answers, facts.classified.confusion)
-    if facts.labelled is not None and facts.labelled.answers is not None:
-        return choose_labels(facts.labelled.answers)
+def choose(facts: RunFacts) -> Choice | None:
+    """Choose the images to show; None without predictions image by image."""
+    if facts.classified is not None and facts.classified.predictions is not None:
+        return choose_examples(facts.classified.predictions, facts.classified.confusion)
+    if facts.labelled is not None and facts.labelled.predictions is not None:
+        return choose_labels(facts.labelled.predictions)
     return None
 
 
-def open_images(facts: Facts, images: str | None) -> Source:
+def open_images(facts: RunFacts, images: str | None) -> Source:
     """Open the data set whose images the scores are of. Raises ValueError where it is not there."""
     return open_source(images or facts.info.data, val_fraction=facts.settings.data.val_fraction, classes=facts.supervised)
 
@@ -100,44 +99,41 @@ def open_images(facts: Facts, images: str | None) -> Source:
 # Examples
 
 
-def show_examples(material: Material, facts: Facts, model: Backbone, source: Source, answers: ImageAnswers) -> Material:
-    """Read the chosen images and explain some of them. Raises ValueError for another data set than that of the answers."""
+def show_examples(
+    material: Material, facts: RunFacts, model: Backbone, source: Source, predictions: SplitPredictions
+) -> Material:
+    """Read the chosen images and explain some of them. Raises ValueError for another data set than that of the predictions."""
     choice = material.choice
     assert choice is not None
     name = cast(SplitName, facts.evaluation.split)
     split = source.load(name, preprocessing=facts.info.preprocessing, cfg=facts.settings.data)
-    if not answers.are_of(split):
+    if not predictions.are_of(split):
         raise ValueError(
             f"the images of {source.name} are not those that were evaluated; name where those are (--images DATA), or evaluate "
             "these"
         )
     if not choice.rows:
         return dataclasses.replace(material, no_examples="there are no errors to show")
-    raw, _ = split.read(answers.indexes[list(choice.rows)])
-    rows = {int(index): row for index, row in zip(answers.indexes[list(choice.rows)].tolist(), choice.rows, strict=True)}
+    raw, _ = split.read(predictions.indexes[list(choice.rows)])
+    rows = {int(index): row for index, row in zip(predictions.indexes[list(choice.rows)].tolist(), choice.rows, strict=True)}
     found = {rows[index]: place for place, index in enumerate(raw.indexes.tolist())}
     examples = {
-        row: Example(str(split.names[int(raw.indexes[place])]), example_picture(raw, place)) for row, place in found.items()
+        row: Example(str(split.names[int(raw.indexes[place])]), draw.picture(raw.images[place])) for row, place in found.items()
     }
     explained = [row for row in choice.explained if row in found]
     explanations = NO_MAPS
     if explained:
         normalised = normalise(raw.images, facts.info.preprocessing)[[found[row] for row in explained]]
-        targets = answers.explained[explained].tolist()
+        targets = predictions.explained[explained].tolist()
         explanations = explain_images(model, normalised.to(next(model.parameters()).device), targets)
     return dataclasses.replace(material, examples=examples, explanations=explanations)
-
-
-def example_picture(raw: RawBatch, place: int) -> Image.Image:
-    """Return an image of a batch as a picture: the first three bands as colours."""
-    return draw.picture(raw.images[place])
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # The model as a whole
 
 
-def measure_layers(material: Material, model: Backbone, source: Source, facts: Facts) -> Material:
+def measure_layers(material: Material, model: Backbone, source: Source, facts: RunFacts) -> Material:
     """Add statistics of layers and heads on some images, or the reason why there are none."""
     if not model.global_attention:
         reason = "attention distances are measured of models whose patches attend to the whole image"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitrail.models.machine import package_version
 from vitrail.report.blocks import Pairs, Section
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 from vitrail.report.sections.baselines import baselines
 from vitrail.report.sections.calibration import calibration
@@ -34,7 +34,7 @@ from vitrail.report.sections.training import training
 from vitrail.report.sections.whole_model import whole_model
 from vitrail.text import one_line
 
-SECTIONS: tuple[Callable[[Facts, Material], Section], ...] = (
+SECTIONS: tuple[Callable[[RunFacts, Material], Section], ...] = (
     summary,
     next_steps,
     training,
@@ -57,7 +57,7 @@ SMALL_PX, LARGEST_PX = 96, 224
 QUALITY = 82
 
 
-def render_page(facts: Facts, material: Material) -> str:
+def render_page(facts: RunFacts, material: Material) -> str:
     """Return the page as HTML that needs no other file and no network."""
     title = f"{one_line(facts.name)}: report"
     return write_page(title, with_missing([section(facts, material) for section in SECTIONS]))

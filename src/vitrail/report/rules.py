@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vitrail.report.blocks import percent
-from vitrail.report.symptoms import Symptoms
+from vitrail.report.indicators import Indicators
 
 SUBJECTS = 3
 """Classes or pairs that a piece of advice names, at most; the others are counted."""
 
 
-class Measured(NamedTuple):
+class RuleValue(NamedTuple):
     """A number that a rule looks at."""
 
     value: float
@@ -26,7 +26,7 @@ class Rule:
     """One row of `RULES`."""
 
     name: str
-    measure: Callable[[Symptoms], list[Measured]]
+    measure: Callable[[Indicators], list[RuleValue]]
     """Numbers of a run; none where they are not known."""
     when: Literal["at least", "at most"]
     limit: float
@@ -42,7 +42,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Advice:
+class Recommendation:
     """A rule that applies to a run."""
 
     rule: str
@@ -65,41 +65,41 @@ def points(value: float) -> str:
     return f"{abs(100 * value):.1f} points"
 
 
-def known(value: float | None) -> list[Measured]:
+def known(value: float | None) -> list[RuleValue]:
     """Return a number as a list; none if it is not known."""
-    return [] if value is None else [Measured(value)]
+    return [] if value is None else [RuleValue(value)]
 
 
-def each(values: Mapping[str, float]) -> list[Measured]:
+def each(values: Mapping[str, float]) -> list[RuleValue]:
     """Return the numbers of a mapping with their names."""
-    return [Measured(value, name) for name, value in values.items()]
+    return [RuleValue(value, name) for name, value in values.items()]
 
 
-def imbalance(symptoms: Symptoms) -> list[Measured]:
+def imbalance(indicators: Indicators) -> list[RuleValue]:
     """Return the training images of the largest class over those of the smallest."""
-    counts = [count for count in symptoms.train_counts.values() if count]
-    return [Measured(max(counts) / min(counts))] if len(counts) > 1 else []
+    counts = [count for count in indicators.train_counts.values() if count]
+    return [RuleValue(max(counts) / min(counts))] if len(counts) > 1 else []
 
 
-def behind(symptoms: Symptoms) -> list[Measured]:
+def behind(indicators: Indicators) -> list[RuleValue]:
     """Return how far the interval of each class stays below the accuracy of all."""
-    if symptoms.accuracy is None:
+    if indicators.accuracy is None:
         return []
-    return [Measured(symptoms.accuracy - high, name) for name, (_, high) in symptoms.recall.items()]
+    return [RuleValue(indicators.accuracy - high, name) for name, (_, high) in indicators.recall.items()]
 
 
-def beyond_noise(symptoms: Symptoms, *, sign: int) -> list[Measured]:
+def beyond_noise(indicators: Indicators, *, sign: int) -> list[RuleValue]:
     """Return how far confidence exceeds accuracy, or the reverse, where that can't be chance."""
-    value = symptoms.over_confidence
+    value = indicators.over_confidence
     if value is None:
         return []
-    return [Measured(sign * value if abs(value) > symptoms.confidence_noise else 0.0)]
+    return [RuleValue(sign * value if abs(value) > indicators.confidence_noise else 0.0)]
 
 
 RULES: tuple[Rule, ...] = (
     Rule(
         name="unreadable files",
-        measure=lambda s: [Measured(float(s.skipped))],
+        measure=lambda s: [RuleValue(float(s.skipped))],
         when="at least",
         limit=1,
         finding="{value} files could not be read and were left out.",
@@ -201,7 +201,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="unlike training",
-        measure=lambda s: [] if s.outliers is None else [Measured(s.outliers[0])],
+        measure=lambda s: [] if s.outliers is None else [RuleValue(s.outliers[0])],
         when="at least",
         limit=0.08,
         finding="At least {value} of these images are marked as unlike those of training, where 5 % would be usual.",
@@ -219,7 +219,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="few test images",
-        measure=lambda s: [] if s.score_interval is None else [Measured(s.score_interval[1] - s.score_interval[0])],
+        measure=lambda s: [] if s.score_interval is None else [RuleValue(s.score_interval[1] - s.score_interval[0])],
         when="at least",
         limit=0.06,
         finding="The interval of the main score is {value} wide: improvements below that can't be seen.",
@@ -239,17 +239,17 @@ RULES: tuple[Rule, ...] = (
 """Every rule, in the order of the page: data first, then the model, then the measurement."""
 
 
-def advise(symptoms: Symptoms, rules: Sequence[Rule] = RULES) -> list[Advice]:
+def advise(indicators: Indicators, rules: Sequence[Rule] = RULES) -> list[Recommendation]:
     """Return the advice of every rule that applies."""
-    return [advice for rule in rules if (advice := apply_rule(rule, symptoms)) is not None]
+    return [advice for rule in rules if (advice := apply_rule(rule, indicators)) is not None]
 
 
-def apply_rule(rule: Rule, symptoms: Symptoms) -> Advice | None:
+def apply_rule(rule: Rule, indicators: Indicators) -> Recommendation | None:
     """Return the advice of a rule, which names what it is of, the worst first; None where it does not apply."""
-    found = [one for one in rule.measure(symptoms) if rule.applies(one.value)]
+    found = [one for one in rule.measure(indicators) if rule.applies(one.value)]
     if not found:
         return None
     found.sort(key=lambda one: one.value if rule.when == "at most" else -one.value)
     names = ", ".join(one.subject for one in found[:SUBJECTS])
     more = f" and {len(found) - SUBJECTS} more" if len(found) > SUBJECTS else ""
-    return Advice(rule.name, rule.finding.format(subjects=names + more, value=rule.form(found[0].value)), rule.advice)
+    return Recommendation(rule.name, rule.finding.format(subjects=names + more, value=rule.form(found[0].value)), rule.advice)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vitrail.data.listing import mark_output
 from vitrail.evaluate.run import evaluate_run
-from vitrail.report.facts import Facts, gather_facts
+from vitrail.report.facts import RunFacts, gather_facts
 from vitrail.report.material import collect_material, open_images
 from vitrail.report.page import render_page
 from vitrail.weights.run_folder import write_atomically
@@ -27,7 +27,7 @@ def write_report(
 
     The default of `out` is report.html in the folder of the scores, which is the run folder. `images` is where the scored
     images are now, by default where the run found them; without them, the page has no pictures. A run of an earlier version,
-    which kept no answers image by image, is evaluated first. `scores` is a folder that `vitrail evaluate` wrote for other
+    which kept no predictions image by image, is evaluated first. `scores` is a folder that `vitrail evaluate` wrote for other
     images. Raises ValueError, in one line, for a folder that is no finished run, for damaged
     files, and for `images` that are not there.
     """
@@ -48,9 +48,9 @@ def write_report(
     return path
 
 
-def complete_facts(facts: Facts, *, images: str | None, device: str) -> Facts:
-    """Evaluate a run whose answers were not kept, in one pass of the model; the facts stay as they are without its images."""
-    if not facts.info.classes or facts.answers is not None:
+def complete_facts(facts: RunFacts, *, images: str | None, device: str) -> RunFacts:
+    """Evaluate a run whose predictions were not kept, in one pass of the model; without its images the facts stay."""
+    if not facts.info.classes or facts.predictions is not None:
         return facts
     folder = facts.info.folder
     try:

@@ -92,7 +92,7 @@ def plan_run(request: Request) -> Plan:
     4. the settings: facts of the data, recipe or fitted settings, file, overrides; later ones win;
     5. values that the images hold: range of deep images, mean and deviation of bands;
     6. what is left at "auto": preprocessing, precision, absolute paths;
-    7. checks of model, task and image sizes, on the meta device; notes on the data and on settings without effect;
+    7. checks of model, task and image sizes, on the meta device; notes on settings without effect;
     8. smaller models of the recipe, for a machine that is too slow for its own.
     """
     requested, notes = request.layer, list[str]()
@@ -111,7 +111,7 @@ def plan_run(request: Request) -> Plan:
     settings = resolve_values(settings, source, preprocessing, notes)
     settings = resolve_auto(settings, source, preprocessing)
     model = check_plan(settings, source, task)
-    notes += [*(f"note: {line}" for line in source.notes), *check_before_training(source)]
+    notes += [f"note: {line}" for line in source.notes]
     notes += [
         f"note: {line}" for line in find_unused(settings, model, overrides=request.overrides, multi_label=source.multi_label)
     ]
@@ -120,11 +120,15 @@ def plan_run(request: Request) -> Plan:
 
 
 def plan_on_all(request: Request, processes: World) -> Plan:
-    """Return the plan in every process: the first one resolves the request, the others open the same data and weights."""
+    """Return the plan in every process: the first one resolves the request, the others open the same data and weights.
+
+    The first one also looks through the data, whose findings are among the notes.
+    """
     plans: list[Plan] = []
 
     def resolve() -> tuple[Settings, tuple[str, ...], tuple[Settings, ...]]:
-        plans.append(plan_run(request))
+        plan = plan_run(request)
+        plans.append(dataclasses.replace(plan, notes=(*plan.notes, *check_before_training(plan.source))))
         return plans[0].settings, plans[0].notes, plans[0].smaller
 
     settings, notes, smaller = processes.run_on_first(resolve)

@@ -43,6 +43,10 @@ class RunInfo:
     multi_label: bool = False
     """True for several labels per image."""
 
+    def is_of(self, data: str) -> bool:
+        """Return whether the run was trained on the named set or folder `data`."""
+        return self.data == data or Path(self.data).resolve() == Path(data).resolve()
+
 
 def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     """Write model.safetensors and config.json atomically. `load` reads the folder.

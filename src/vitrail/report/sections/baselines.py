@@ -7,13 +7,13 @@ from typing import Any
 
 from vitrail.evaluate.intervals import Accuracy
 from vitrail.report.blocks import Block, Section, Table, Text, absent, interval, percent
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 
 TITLE = "Baselines"
 
 
-def baselines(facts: Facts, material: Material) -> Section:
+def baselines(facts: RunFacts, material: Material) -> Section:
     """Return the ladder of a run from weights, or the comparison of a pre-training; a line for a run without either."""
     blocks: list[Block] = []
     if facts.ladder is not None:
@@ -25,7 +25,7 @@ def baselines(facts: Facts, material: Material) -> Section:
     return absent("baselines", TITLE, "the run started from random weights, whose frozen features are no baseline")
 
 
-def ladder_blocks(facts: Facts, ladder: Mapping[str, Any]) -> list[Block]:
+def ladder_blocks(facts: RunFacts, ladder: Mapping[str, Any]) -> list[Block]:
     """Return the accuracy of k-NN and the linear probe beside that of the trained model, and the advice given before."""
     split, rows = facts.evaluation.split, []
     for name, words in (("knn", "k-NN on frozen features"), ("probe", "linear probe on frozen features")):
@@ -37,7 +37,7 @@ def ladder_blocks(facts: Facts, ladder: Mapping[str, Any]) -> list[Block]:
         rows.append(accuracy_row("trained model", split, Accuracy(hits, facts.classified.count)))
     table = Table("Before and after training", ["model", "images", "number", "accuracy", "95 % interval"], rows, ("images",))
     why = str(ladder.get("advice", {}).get("why", ""))
-    return [table, *([Text(f"Advice before training: {why}.")] if why else [])]
+    return [table, *([Text(f"Recommendation before training: {why}.")] if why else [])]
 
 
 def accuracy_row(name: str, split: str, accuracy: Accuracy) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from vitrail.evaluate.trust import Trust
 from vitrail.report.blocks import Beside, Chart, Charts, Pairs, Section, Text, absent, percent
 from vitrail.report.charts import reliability_diagram
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 
 TITLE = "Calibration"
 
 
-def calibration(facts: Facts, material: Material) -> Section:
+def calibration(facts: RunFacts, material: Material) -> Section:
     """Return the reliability diagram and its figures; a line where they were not measured."""
     scored = facts.classified
     if scored is None or scored.trust is None:

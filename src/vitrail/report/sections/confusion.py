@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitrail.evaluate.metrics import Evaluation
 from vitrail.report.blocks import Beside, Block, Chart, Charts, Gallery, Section, Shown, Table, Text, absent, interval, percent
 from vitrail.report.choice import confused_pairs
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 from vitrail.report.matrix import COUNTED, MOST, confusion_chart
 from vitrail.report.sections.errors import alternative, name_of
@@ -15,7 +15,7 @@ WITH_EXAMPLES = 5
 """Pairs that are shown with examples, at most."""
 
 
-def confusion(facts: Facts, material: Material) -> Section:
+def confusion(facts: RunFacts, material: Material) -> Section:
     """Return matrix and pairs; a line for tasks without one class an image."""
     scored = facts.classified
     if scored is None:
@@ -54,9 +54,9 @@ def how_to_read(scored: Evaluation) -> str:
     return words
 
 
-def galleries(facts: Facts, material: Material, scored: Evaluation) -> list[Block]:
+def galleries(facts: RunFacts, material: Material, scored: Evaluation) -> list[Block]:
     """Return examples of the pairs, as far as there are pictures."""
-    if material.choice is None or not material.examples or scored.answers is None:
+    if material.choice is None or not material.examples or scored.predictions is None:
         return []
     blocks: list[Block] = []
     shown = zip(confused_pairs(scored.confusion), material.choice.pairs, strict=False)
@@ -65,7 +65,7 @@ def galleries(facts: Facts, material: Material, scored: Evaluation) -> list[Bloc
             Shown(
                 material.examples[row].picture,
                 alternative(facts, material, row),
-                [f"at {percent(float(scored.answers.confidence[row]), 0)}", name_of(material, row)],
+                [f"at {percent(float(scored.predictions.confidence[row]), 0)}", name_of(material, row)],
                 right=False,
             )
             for row in rows

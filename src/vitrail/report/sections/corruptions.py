@@ -7,7 +7,7 @@ from statistics import fmean
 from vitrail.evaluate.robustness import Robustness
 from vitrail.report.blocks import Beside, Block, Chart, Charts, Section, Table, Text, absent, interval, percent
 from vitrail.report.charts import Axis, IntervalRow, Series, interval_chart, line_chart
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 
 TITLE = "Robustness"
@@ -15,7 +15,7 @@ UNITS = {"rotation": "degrees", "scale": "factor", "jpeg": "quality", "input siz
 """Axis of each sweep."""
 
 
-def corruptions(facts: Facts, material: Material) -> Section:
+def corruptions(facts: RunFacts, material: Material) -> Section:
     """Return what corruptions and sweeps cost; a line where they were not measured."""
     found = facts.robustness
     if found is None or not (found.corruptions or found.sweeps):

@@ -7,14 +7,14 @@ from typing import Any
 
 from vitrail.check.finding import KINDS
 from vitrail.report.blocks import Block, Fold, Points, Section, Table, Text, absent
-from vitrail.report.facts import Facts, without_paths
+from vitrail.report.facts import RunFacts, without_paths
 from vitrail.report.material import Material
 
 TITLE = "Check of the data"
 _SHOWN = 3  # examples of a kind
 
 
-def data_check(facts: Facts, material: Material) -> Section:
+def data_check(facts: RunFacts, material: Material) -> Section:
     """Return how often each kind of fault was found, with examples; the reason where the data was not checked."""
     checked = facts.checked
     if checked is None:

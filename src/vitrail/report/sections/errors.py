@@ -1,27 +1,27 @@
-"""Worst errors and least sure answers, each with a map of what spoke for the answer and its faithfulness."""
+"""Worst errors and least sure predictions, each with a map of what spoke for the answer and its faithfulness."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from vitrail.evaluate.answers import Answers, LabelAnswers
+from vitrail.evaluate.predictions import ClassPredictions, WorstLabels
 from vitrail.report.blocks import Block, Gallery, Section, Shown, Text, absent, percent
 from vitrail.report.explanations import Explained
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 from vitrail.report.svg import shortened
 
-TITLE = "Errors and least sure answers"
+TITLE = "Errors and least sure predictions"
 NAME_LETTERS = 34
 """Letters of a file's name, which is shortened in the middle."""
 
 
-def errors(facts: Facts, material: Material) -> Section:
+def errors(facts: RunFacts, material: Material) -> Section:
     """Return the galleries; a line where there are no pictures."""
     choice = material.choice
-    if facts.answers is None or choice is None:
-        return absent("errors", TITLE, "there are no answers image by image, of a class or of labels")
+    if facts.predictions is None or choice is None:
+        return absent("errors", TITLE, "there are no predictions image by image, of a class or of labels")
     if not material.examples:
         return absent("errors", TITLE, f"there are no pictures: {material.no_examples}")
     blocks: list[Block] = []
@@ -29,14 +29,14 @@ def errors(facts: Facts, material: Material) -> Section:
         blocks.append(Text("There are no errors on these images."))
     if material.explanations.verdict:
         blocks.append(Text(material.explanations.verdict))
-    for title, rows in (("Worst errors: wrong, and most confident", choice.errors), ("Least sure answers", choice.unsure)):
+    for title, rows in (("Worst errors: wrong, and most confident", choice.errors), ("Least sure predictions", choice.unsure)):
         if pictures := shown(facts, material, rows):
             blocks.append(Gallery(title, pictures))
     blocks.append(Text(how_to_read(material), quiet=True))
     return Section("errors", TITLE, blocks)
 
 
-def shown(facts: Facts, material: Material, rows: Sequence[int]) -> list[Shown]:
+def shown(facts: RunFacts, material: Material, rows: Sequence[int]) -> list[Shown]:
     """Return pictures with their maps and the model's answer."""
     assert material.choice is not None
     with_pictures = [row for row in material.choice.explained if row in material.examples]
@@ -61,32 +61,32 @@ def shown(facts: Facts, material: Material, rows: Sequence[int]) -> list[Shown]:
     return found
 
 
-def answer_lines(facts: Facts, material: Material, row: int) -> tuple[list[str], bool]:
+def answer_lines(facts: RunFacts, material: Material, row: int) -> tuple[list[str], bool]:
     """Return label, answer and file of an image, and whether the answer is right."""
     words, right = ("", False)
-    if facts.classified is not None and facts.classified.answers is not None:
-        words, right = class_words(facts.classified.answers, facts.classified.classes, row)
-    elif facts.labelled is not None and facts.labelled.answers is not None:
-        words, right = label_words(facts.labelled.answers, facts.labelled.classes, row)
+    if facts.classified is not None and facts.classified.predictions is not None:
+        words, right = class_words(facts.classified.predictions, facts.classified.classes, row)
+    elif facts.labelled is not None and facts.labelled.predictions is not None:
+        words, right = label_words(facts.labelled.predictions, facts.labelled.classes, row)
     return [words, name_of(material, row)], right
 
 
-def class_words(answers: Answers, classes: Sequence[str], row: int) -> tuple[str, bool]:
+def class_words(predictions: ClassPredictions, classes: Sequence[str], row: int) -> tuple[str, bool]:
     """Return the answer to an image of one class, and whether it is right."""
-    label, predicted = classes[int(answers.labels[row])], classes[int(answers.predicted[row])]
-    sure, own = percent(float(answers.confidence[row]), 0), percent(float(answers.label_probability[row]), 0)
-    right = bool(answers.correct[row])
+    label, predicted = classes[int(predictions.labels[row])], classes[int(predictions.predicted[row])]
+    sure, own = percent(float(predictions.confidence[row]), 0), percent(float(predictions.label_probability[row]), 0)
+    right = bool(predictions.correct[row])
     return (f"{label}, right at {sure}" if right else f"{label} at {own}, taken for {predicted} at {sure}"), right
 
 
-def label_words(answers: LabelAnswers, classes: Sequence[str], row: int) -> tuple[str, bool]:
+def label_words(predictions: WorstLabels, classes: Sequence[str], row: int) -> tuple[str, bool]:
     """Return the worst answer to an image of any number of labels, and whether it is right."""
-    label, share = classes[int(answers.worst[row])], percent(float(answers.probability[row]), 0)
-    there = "has it" if bool(answers.wanted[row]) else "does not have it"
-    return f"{label} at {share}, and the image {there}", bool(answers.error[row] <= 0.5)
+    label, share = classes[int(predictions.worst[row])], percent(float(predictions.probability[row]), 0)
+    there = "has it" if bool(predictions.positive[row]) else "does not have it"
+    return f"{label} at {share}, and the image {there}", bool(predictions.error[row] <= 0.5)
 
 
-def alternative(facts: Facts, material: Material, row: int) -> str:
+def alternative(facts: RunFacts, material: Material, row: int) -> str:
     """Return the text alternative of an image."""
     lines, _ = answer_lines(facts, material, row)
     return f"Image {name_of(material, row)}: {lines[0]}"
@@ -97,7 +97,7 @@ def name_of(material: Material, row: int) -> str:
     return shortened("/".join(PurePath(material.examples[row].name).parts[-2:]), NAME_LETTERS)
 
 
-def map_words(facts: Facts, material: Material, drawn: Explained) -> str:
+def map_words(facts: RunFacts, material: Material, drawn: Explained) -> str:
     """Return the text alternative of a map."""
     return f"Map by {material.explanations.method} of what spoke for {facts.info.classes[drawn.target]}, bright where most"
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from vitrail.report.blocks import Code, Download, Fold, Section, Text
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 
 
-def hub_card(facts: Facts, material: Material) -> Section:
+def hub_card(facts: RunFacts, material: Material) -> Section:
     """Return the card, folded, with a link that saves it."""
     return Section(
         "card",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from vitrail.report.blocks import Findings, Section, Text
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
+from vitrail.report.indicators import compute_indicators
 from vitrail.report.material import Material
 from vitrail.report.rules import RULES, advise
-from vitrail.report.symptoms import find_symptoms
 
 TITLE = "What to do next"
 
 
-def next_steps(facts: Facts, material: Material) -> Section:
+def next_steps(facts: RunFacts, material: Material) -> Section:
     """Return findings and advice; a line where no rule applies."""
-    found = advise(find_symptoms(facts))
+    found = advise(compute_indicators(facts))
     note = f"Each of {len(RULES)} rules looks at a number of this run and has a limit; these are advice, and no verdict."
     if not found:
         return Section(

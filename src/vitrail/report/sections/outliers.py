@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from vitrail.report.blocks import Beside, Block, Chart, Charts, Section, Text, absent, interval, percent
 from vitrail.report.charts import Axis, histogram
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 
 TITLE = "Out of distribution"
 
 
-def outliers(facts: Facts, material: Material) -> Section:
+def outliers(facts: RunFacts, material: Material) -> Section:
     """Return the share that is marked and the histogram; a line for a model without a threshold."""
     scored = facts.classified
     if scored is None or scored.trust is None or scored.trust.outliers is None:
@@ -29,11 +29,11 @@ def outliers(facts: Facts, material: Material) -> Section:
             quiet=True,
         ),
     ]
-    if scored.answers is None:
+    if scored.predictions is None:
         return Section("outliers", TITLE, words)
-    label = f"Histogram of the energy of {len(scored.answers):,} images; {percent(marked.value)} are above {threshold:.2f}"
+    label = f"Histogram of the energy of {len(scored.predictions):,} images; {percent(marked.value)} are above {threshold:.2f}"
     axis = Axis("energy: higher is less like training")
-    drawing = histogram(scored.answers.energy.tolist(), threshold=threshold, axis=axis, label=label)
+    drawing = histogram(scored.predictions.energy.tolist(), threshold=threshold, axis=axis, label=label)
     chart = Chart("Energy of the images", drawing)
     left: list[Block] = [Charts([chart])]
     return Section("outliers", TITLE, [Beside(left, words)])

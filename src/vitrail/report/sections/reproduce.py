@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitrail.report.blocks import Code, Pairs, Section, Text
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 from vitrail.settings import layers
 from vitrail.text import one_line
@@ -16,7 +16,7 @@ from vitrail.weights.model_card import without_places
 TITLE = "Reproduction"
 
 
-def reproduce(facts: Facts, material: Material) -> Section:
+def reproduce(facts: RunFacts, material: Material) -> Section:
     """Return commands and versions."""
     provenance = facts.provenance
     rows = []
@@ -41,7 +41,7 @@ def reproduce(facts: Facts, material: Material) -> Section:
     return Section("reproduce", TITLE, [Code(commands, "commands"), Pairs(rows), note])
 
 
-def commands_of(facts: Facts) -> list[str]:
+def commands_of(facts: RunFacts) -> list[str]:
     """Return the commands, the run's own first."""
     name = shlex.quote(facts.name)
     train = "train" if facts.supervised else "pretrain"
@@ -53,7 +53,7 @@ def commands_of(facts: Facts) -> list[str]:
     ]
 
 
-def asked_words(facts: Facts) -> str:
+def asked_words(facts: RunFacts) -> str:
     """Return the data and the options of the command line."""
     asked: dict[str, Mapping[str, Any]] = dict(without_places(dict(facts.asked)))
     data = dict(asked.pop("data", {}))

@@ -9,7 +9,7 @@ from vitrail.evaluate.metrics import Evaluation
 from vitrail.evaluate.multilabel import MultiLabelEvaluation
 from vitrail.report.blocks import Block, Chart, Charts, Fold, Section, Table, Text, absent, interval, percent
 from vitrail.report.charts import Axis, IntervalRow, interval_chart
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 
 TITLE = "Accuracy by class"
@@ -17,7 +17,7 @@ DRAWN = 40
 """Classes of the chart: of more, those of the lowest scores."""
 
 
-def scores(facts: Facts, material: Material) -> Section:
+def scores(facts: RunFacts, material: Material) -> Section:
     """Return the score of each class or label; a line for a model without."""
     if facts.classified is not None:
         return Section("classes", TITLE, class_blocks(facts.classified))

@@ -1,13 +1,13 @@
-"""Selective answers at a precision, and sets of classes with a coverage."""
+"""Selective predictions at a precision, and sets of classes with a coverage."""
 
 from __future__ import annotations
 
-from vitrail.evaluate.answers import Answers
+from vitrail.evaluate.predictions import ClassPredictions
 from vitrail.evaluate.selective import SelectivePrediction, precision_curve
 from vitrail.evaluate.trust import Trust
 from vitrail.report.blocks import Beside, Block, Chart, Charts, Section, Table, Text, absent, interval, percent
 from vitrail.report.charts import Axis, Series, line_chart
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 
 TITLE = "Selective prediction and conformal sets"
@@ -15,13 +15,13 @@ LEAST_SHARE = 0.02
 """Share of images from which on the curve is drawn: the precision of fewer is mostly chance."""
 
 
-def selective(facts: Facts, material: Material) -> Section:
-    """Return the answers at a precision, the curve, and the sets; a line where they were not measured."""
+def selective(facts: RunFacts, material: Material) -> Section:
+    """Return the predictions at a precision, the curve, and the sets; a line where they were not measured."""
     scored = facts.classified
     if scored is None or scored.trust is None:
-        return absent("selective", TITLE, "answers at a precision, and sets, are of images with one class each")
+        return absent("selective", TITLE, "predictions at a precision, and sets, are of images with one class each")
     words: list[Block] = [Text(sentence(each)) for each in scored.trust.selective]
-    curve: list[Block] = [] if scored.answers is None else [Charts([precision_chart(scored.answers)])]
+    curve: list[Block] = [] if scored.predictions is None else [Charts([precision_chart(scored.predictions)])]
     return Section("selective", TITLE, [Beside(curve, [*words, *set_blocks(scored.trust)])])
 
 
@@ -35,9 +35,9 @@ def sentence(found: SelectivePrediction) -> str:
     )
 
 
-def precision_chart(answers: Answers) -> Chart:
+def precision_chart(predictions: ClassPredictions) -> Chart:
     """Return the precision over the share of images answered, most confident first."""
-    _, shares, precisions = precision_curve(answers.confidence, answers.correct)
+    _, shares, precisions = precision_curve(predictions.confidence, predictions.correct)
     curve = list(zip(shares.tolist(), precisions.tolist(), strict=True))
     points = [point for point in curve if point[0] >= LEAST_SHARE]
     near = {place: min(points, key=lambda point: abs(point[0] - place))[1] for place in (0.25, 0.5, 0.75, 1.0)}
@@ -46,9 +46,9 @@ def precision_chart(answers: Answers) -> Chart:
         [Series("precision", points)],
         x=Axis("share of the images answered", (0.0, 1.0), share=True),
         y=Axis("precision", share=True),
-        label=f"Precision of the most confident answers, by the share of images answered: {ends}",
+        label=f"Precision of the most confident predictions, by the share of images answered: {ends}",
     )
-    return Chart("Precision of the most confident answers", drawing)
+    return Chart("Precision of the most confident predictions", drawing)
 
 
 def set_blocks(trust: Trust) -> list[Block]:

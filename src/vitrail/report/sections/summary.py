@@ -8,13 +8,13 @@ from vitrail.evaluate.embedding import EmbeddingScores
 from vitrail.evaluate.metrics import SHARE, Evaluation
 from vitrail.evaluate.multilabel import MultiLabelEvaluation
 from vitrail.report.blocks import Block, Section, Text, Tile, Tiles, counted, interval, percent
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 from vitrail.settings.families import family_of_config
 from vitrail.text import one_line
 
 
-def summary(facts: Facts, material: Material) -> Section:
+def summary(facts: RunFacts, material: Material) -> Section:
     """Return the summary."""
     blocks: list[Block] = [Text(sentence(facts)), Tiles(list(tiles(facts)))]
     stopped = facts.evaluation.stopped
@@ -25,7 +25,7 @@ def summary(facts: Facts, material: Material) -> Section:
     return Section("summary", "Summary", blocks)
 
 
-def sentence(facts: Facts) -> str:
+def sentence(facts: RunFacts) -> str:
     """Return what the model is and how it does, in two sentences."""
     name, *_ = family_of_config(facts.info.config).words(facts.info.config)
     size = f" ({in_millions(facts.provenance.parameters)} parameters)" if facts.provenance.parameters else ""
@@ -44,7 +44,7 @@ def sentence(facts: Facts) -> str:
     return f"{trained} {who} right on {share} of {on}."
 
 
-def tiles(facts: Facts) -> Iterator[Tile]:
+def tiles(facts: RunFacts) -> Iterator[Tile]:
     """Yield the main figures of any task."""
     scores = facts.scores
     if isinstance(scores, Evaluation):
@@ -55,7 +55,9 @@ def tiles(facts: Facts) -> Iterator[Tile]:
         if scores.trust is not None:
             yield Tile("Calibration error", percent(scores.trust.error), "confidence against accuracy")
             best = scores.trust.selective[-1]
-            yield Tile(f"Answered at {percent(best.target, 0)} precision", percent(best.share, 0), "the most confident answers")
+            yield Tile(
+                f"Answered at {percent(best.target, 0)} precision", percent(best.share, 0), "the most confident predictions"
+            )
     elif isinstance(scores, MultiLabelEvaluation):
         yield Tile("Mean average precision", percent(scores.mean_ap), interval(scores.mean_ap_interval))
         yield Tile("F1 of all labels", percent(scores.f1), interval(scores.f1_interval))

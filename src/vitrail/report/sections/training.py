@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.report.blocks import Block, Chart, Charts, Fold, Pairs, Points, Section, Text, counted, percent
 from vitrail.report.charts import Axis, Series, line_chart
-from vitrail.report.facts import Facts, without_paths
+from vitrail.report.facts import RunFacts, without_paths
 from vitrail.report.material import Material
 from vitrail.settings.families import family_of_config
 from vitrail.text import one_line
@@ -26,7 +26,7 @@ SCORES: tuple[tuple[str, Mapping[str, str], bool], ...] = (
 """Charts of scores: title, names in the log with their words, and whether they are shares."""
 
 
-def training(facts: Facts, material: Material) -> Section:
+def training(facts: RunFacts, material: Material) -> Section:
     """Return what was trained on what, how, where, for how long, and how it went."""
     blocks: list[Block] = [Pairs([*data_rows(facts), *model_rows(facts), *machine_rows(facts)])]
     charts = curves(facts)
@@ -41,7 +41,7 @@ def training(facts: Facts, material: Material) -> Section:
     return Section("training", "Training", blocks)
 
 
-def data_rows(facts: Facts) -> list[tuple[str, str]]:
+def data_rows(facts: RunFacts) -> list[tuple[str, str]]:
     """Return the data set with its splits, and the size of its classes."""
     provenance, rows = facts.provenance, [("data", one_line(facts.data))]
     if provenance.images:
@@ -55,7 +55,7 @@ def data_rows(facts: Facts) -> list[tuple[str, str]]:
     return rows
 
 
-def model_rows(facts: Facts) -> list[tuple[str, str]]:
+def model_rows(facts: RunFacts) -> list[tuple[str, str]]:
     """Return the model, its images, and where its weights come from."""
     name, what, shape, *_ = family_of_config(facts.info.config).words(facts.info.config)
     height, width = facts.info.preprocessing.img_size
@@ -73,7 +73,7 @@ def model_rows(facts: Facts) -> list[tuple[str, str]]:
     return rows
 
 
-def machine_rows(facts: Facts) -> list[tuple[str, str]]:
+def machine_rows(facts: RunFacts) -> list[tuple[str, str]]:
     """Return optimizer, length, device and time."""
     optim, train, provenance = facts.settings.optim, facts.settings.train, facts.provenance
     rows = [
@@ -96,7 +96,7 @@ def machine_rows(facts: Facts) -> list[tuple[str, str]]:
     return rows
 
 
-def curves(facts: Facts) -> list[Chart]:
+def curves(facts: RunFacts) -> list[Chart]:
     """Return charts of loss, scores and learning rate over the steps."""
     steps, charts = Axis("step", whole=True), []
     loss = {"loss": "training, augmented", "val_nll": "validation", "val_bce": "validation"}
@@ -125,7 +125,7 @@ def ends(title: str, series: list[Series], *, share: bool = False) -> str:
     return f"{title} over the steps: {'; '.join(words)}"
 
 
-def all_settings(facts: Facts) -> list[tuple[str, str]]:
+def all_settings(facts: RunFacts) -> list[tuple[str, str]]:
     """Return every setting that differs from its section's default, or is of the model, data, optimizer or length."""
     always, rows = ("model", "data", "augment", "optim", "train"), []
     for section, values in vars(facts.settings).items():

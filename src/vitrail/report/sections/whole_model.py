@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from vitrail.report.blocks import Chart, Charts, Points, Section, Text, absent, counted
 from vitrail.report.charts import Axis, layer_chart
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
 
 TITLE = "Attention of layers and heads"
 
 
-def whole_model(facts: Facts, material: Material) -> Section:
+def whole_model(facts: RunFacts, material: Material) -> Section:
     """Return the attention distances; a line for a model without global attention."""
     found = material.statistics
     if found is None:

@@ -1,4 +1,4 @@
-"""Answers image by image: ranks, probabilities, the file, and whether they belong to a split."""
+"""Predictions image by image: ranks, probabilities, the file, and whether they belong to a split."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from torch import Tensor
 
 from vitrail.data.batch import RawBatch
 from vitrail.data.dataset import Skipped, Split
-from vitrail.evaluate.answers import ANSWERS, Answers, LabelAnswers, rank_answers, read_answers, worst_answers
 from vitrail.evaluate.metrics import judge
 from vitrail.evaluate.outliers import energy
+from vitrail.evaluate.predictions import (
+    PREDICTIONS,
+    ClassPredictions,
+    WorstLabels,
+    find_worst_labels,
+    rank_predictions,
+    read_predictions,
+)
 
 
 class Listed(Split):
@@ -39,7 +46,7 @@ def drawn(images: int, classes: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_the_predicted_class_is_that_of_the_scores(images: int, classes: int, seed: int) -> None:
     logits, labels = drawn(images, classes, seed=seed)
     judged = judge(logits, labels)
-    found = rank_answers(logits, labels, torch.arange(images), predicted=judged.predicted, temperature=1.5)
+    found = rank_predictions(logits, labels, torch.arange(images), predicted=judged.predicted, temperature=1.5)
     assert found.predicted.equal(judged.predicted)
     assert found.ranked.shape == (images, min(5, classes))
     assert all(len(set(row)) == len(row) for row in found.ranked.tolist())
@@ -53,36 +60,36 @@ def test_the_predicted_class_is_that_of_the_scores(images: int, classes: int, se
 
 def test_many_images_are_ranked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = drawn(50, 7)
-    whole = rank_answers(logits, labels, torch.arange(50), predicted=logits.argmax(1))
-    monkeypatch.setattr("vitrail.evaluate.answers._ROWS", 8)
-    parts = rank_answers(logits, labels, torch.arange(50), predicted=logits.argmax(1))
+    whole = rank_predictions(logits, labels, torch.arange(50), predicted=logits.argmax(1))
+    monkeypatch.setattr("vitrail.evaluate.predictions._ROWS", 8)
+    parts = rank_predictions(logits, labels, torch.arange(50), predicted=logits.argmax(1))
     assert all(getattr(whole, name).equal(value) for name, value in vars(parts).items())
 
 
 def test_a_file_gives_them_back(tmp_path: Path) -> None:
     logits, labels = drawn(20, 4)
-    saved = rank_answers(logits, labels, torch.arange(20), predicted=logits.argmax(1))
-    assert saved.save(tmp_path) == tmp_path / ANSWERS
-    restored = read_answers(tmp_path, Answers)
+    saved = rank_predictions(logits, labels, torch.arange(20), predicted=logits.argmax(1))
+    assert saved.save(tmp_path) == tmp_path / PREDICTIONS
+    restored = read_predictions(tmp_path, ClassPredictions)
     assert restored is not None
     for name, value in vars(saved).items():
         assert getattr(restored, name).equal(value), name
         assert getattr(restored, name).dtype == value.dtype, name
-    assert read_answers(tmp_path, LabelAnswers) is None, "of another kind"
-    assert read_answers(tmp_path / "elsewhere", Answers) is None
+    assert read_predictions(tmp_path, WorstLabels) is None, "of another kind"
+    assert read_predictions(tmp_path / "elsewhere", ClassPredictions) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", b"PK\x03\x04 cut short"])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, damage: bytes) -> None:
-    (tmp_path / ANSWERS).write_bytes(damage)
-    with pytest.raises(ValueError, match=r"answers\.npz can't be read .*`vitrail evaluate") as error:
-        read_answers(tmp_path, Answers)
+    (tmp_path / PREDICTIONS).write_bytes(damage)
+    with pytest.raises(ValueError, match=r"predictions\.npz can't be read .*`vitrail evaluate") as error:
+        read_predictions(tmp_path, ClassPredictions)
     assert "\n" not in str(error.value)
 
 
 def test_answers_know_their_split() -> None:
     logits, labels = drawn(10, 4)
-    found = rank_answers(logits[2:], labels[2:], torch.arange(2, 10), predicted=logits[2:].argmax(1))
+    found = rank_predictions(logits[2:], labels[2:], torch.arange(2, 10), predicted=logits[2:].argmax(1))
     assert found.are_of(Listed(labels))
     assert not found.are_of(Listed((labels + 1) % 4)), "other labels"
     assert not found.are_of(Listed(labels[:9])), "fewer images"
@@ -91,13 +98,13 @@ def test_answers_know_their_split() -> None:
 def test_the_worst_label_has_the_greatest_loss() -> None:
     logits = torch.tensor([[4.0, -1.0, 0.5], [-3.0, 2.0, -0.5], [9.0, -9.0, -9.0]])
     targets = torch.tensor([[True, True, False], [False, False, False], [True, False, False]])
-    found = worst_answers(logits, targets, torch.arange(3))
+    found = find_worst_labels(logits, targets, torch.arange(3))
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none")
     assert found.worst.equal(loss.argmax(1))
-    assert found.wanted.tolist() == [True, False, targets[2, found.worst[2]].item()]
+    assert found.positive.tolist() == [True, False, targets[2, found.worst[2]].item()]
     torch.testing.assert_close(found.error, 1 - torch.exp(-loss.max(1).values), atol=1e-6, rtol=0)
     assert found.explained.equal(found.worst)
     split = Listed(torch.full((3,), -1), targets)
     assert found.are_of(split)
-    assert not dataclasses.replace(found, wanted=~found.wanted).are_of(split)
+    assert not dataclasses.replace(found, positive=~found.positive).are_of(split)
     assert not found.are_of(Listed(torch.zeros(3).long())), "one class an image"

@@ -1,4 +1,4 @@
-"""Answers of a model, image by image, in one small file: what a report shows without a second pass of the model."""
+"""Predictions of a model, image by image, in one small file: what a report shows without a second pass of the model."""
 
 # N images · K classes · R ranks
 
@@ -19,18 +19,18 @@ from vitrail.data.dataset import Split
 from vitrail.evaluate.outliers import energy
 from vitrail.weights.run_folder import write_atomically
 
-ANSWERS = "answers.npz"
+PREDICTIONS = "predictions.npz"
 """Name of the file in a run folder."""
 RANKS = 5
 """Most probable classes that are kept of each image."""
 _ROWS = 4096  # at once, against the memory of a thousand classes in float64
 
-Kind = TypeVar("Kind", bound="ImageAnswers")
+Kind = TypeVar("Kind", bound="SplitPredictions")
 
 
 @dataclass(frozen=True, eq=False)
-class ImageAnswers:
-    """What answers to any task have in common: a row for each image."""
+class SplitPredictions:
+    """Predictions of any task: a row for each image."""
 
     indexes: Int64[Tensor, " N"]
     """Position of each image in the split; unreadable images are missing."""
@@ -44,12 +44,12 @@ class ImageAnswers:
         raise NotImplementedError
 
     def are_of(self, split: Split) -> bool:
-        """Return whether a split has the labels that these answers were given to."""
+        """Return whether a split has the labels that these predictions were made for."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> Path:
-        """Write answers.npz atomically, numbers in 32 bits. Return its path."""
-        path = folder / ANSWERS
+        """Write predictions.npz atomically, numbers in 32 bits. Return its path."""
+        path = folder / PREDICTIONS
         small = {torch.int64: np.int32, torch.float32: np.float32, torch.float64: np.float32, torch.bool: np.bool_}
         with write_atomically(path) as draft, draft.open("wb") as file:
             arrays: dict[str, Any] = {name: value.numpy().astype(small[value.dtype]) for name, value in vars(self).items()}
@@ -58,8 +58,8 @@ class ImageAnswers:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers(ImageAnswers):
-    """Answers to images with one class each; probabilities are those after the temperature of the model's card."""
+class ClassPredictions(SplitPredictions):
+    """Predictions for images with one class each; probabilities are those after the temperature of the model's card."""
 
     labels: Int64[Tensor, " N"]
     ranked: Int64[Tensor, "N R"]
@@ -88,52 +88,52 @@ class Answers(ImageAnswers):
 
     @property
     def explained(self) -> Int64[Tensor, " N"]:
-        """See ImageAnswers."""
+        """See SplitPredictions."""
         return self.predicted
 
     def are_of(self, split: Split) -> bool:
-        """See ImageAnswers."""
+        """See SplitPredictions."""
         inside = not len(self) or int(self.indexes.max()) < len(split)
         return inside and torch.equal(split.labels[self.indexes], self.labels)
 
 
 @dataclass(frozen=True, eq=False)
-class LabelAnswers(ImageAnswers):
+class WorstLabels(SplitPredictions):
     """The worst answer to each image that may have any number of labels."""
 
     worst: Int64[Tensor, " N"]
     """Label with the greatest loss."""
     probability: Float[Tensor, " N"]
     """Its probability."""
-    wanted: Bool[Tensor, " N"]
+    positive: Bool[Tensor, " N"]
     """Whether the image has it."""
 
     @property
     def error(self) -> Float[Tensor, " N"]:
         """Distance of the probability to 0 or 1, whichever is right."""
-        return torch.where(self.wanted, 1 - self.probability, self.probability)
+        return torch.where(self.positive, 1 - self.probability, self.probability)
 
     @property
     def explained(self) -> Int64[Tensor, " N"]:
-        """See ImageAnswers."""
+        """See SplitPredictions."""
         return self.worst
 
     def are_of(self, split: Split) -> bool:
-        """See ImageAnswers."""
+        """See SplitPredictions."""
         inside = not len(self) or int(self.indexes.max()) < len(split)
         targets = split.targets(self.indexes) if inside else None
-        return targets is not None and torch.equal(targets.gather(1, self.worst[:, None])[:, 0] > 0, self.wanted)
+        return targets is not None and torch.equal(targets.gather(1, self.worst[:, None])[:, 0] > 0, self.positive)
 
 
-def rank_answers(
+def rank_predictions(
     logits: Float[Tensor, "N K"],
     labels: Int64[Tensor, " N"],
     indexes: Int64[Tensor, " N"],
     *,
     predicted: Int64[Tensor, " N"],
     temperature: float = 1.0,
-) -> Answers:
-    """Return the answers of logits, on the CPU. `predicted` settles which of equal logits is first."""
+) -> ClassPredictions:
+    """Return the predictions of logits, on the CPU. `predicted` settles which of equal logits is first."""
     parts = []
     for rows in torch.arange(len(logits)).split(_ROWS):
         part, first = logits[rows], predicted[rows, None]
@@ -141,20 +141,20 @@ def rank_answers(
         ranked = part.float().scatter(1, first, torch.inf).topk(min(RANKS, part.shape[1])).indices
         parts.append((ranked, shares.gather(1, ranked), shares.gather(1, labels[rows, None])[:, 0], energy(part)))
     ranked, probabilities, right, energies = map(torch.cat, zip(*parts, strict=True))
-    return Answers(indexes, labels, ranked, probabilities.float(), right.float(), energies.float())
+    return ClassPredictions(indexes, labels, ranked, probabilities.float(), right.float(), energies.float())
 
 
-def worst_answers(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"], indexes: Int64[Tensor, " N"]) -> LabelAnswers:
+def find_worst_labels(logits: Float[Tensor, "N K"], targets: Bool[Tensor, "N K"], indexes: Int64[Tensor, " N"]) -> WorstLabels:
     """Return the label of the greatest loss of each image, by logits on the CPU."""
     distance = torch.where(targets, -logits, logits)  # the loss grows with it
     worst = distance.argmax(1)
     probability = logits.double().sigmoid().gather(1, worst[:, None])[:, 0]
-    return LabelAnswers(indexes, worst, probability.float(), targets.gather(1, worst[:, None])[:, 0])
+    return WorstLabels(indexes, worst, probability.float(), targets.gather(1, worst[:, None])[:, 0])
 
 
-def read_answers(folder: Path, kind: type[Kind]) -> Kind | None:
-    """Read answers.npz; None without one, and for one of another kind. Raises ValueError for a file that is damaged."""
-    path, names = folder / ANSWERS, {field.name for field in dataclasses.fields(kind)}
+def read_predictions(folder: Path, kind: type[Kind]) -> Kind | None:
+    """Read predictions.npz; None without one, and for one of another kind. Raises ValueError for a file that is damaged."""
+    path, names = folder / PREDICTIONS, {field.name for field in dataclasses.fields(kind)}
     if not path.exists():
         return None
     try:

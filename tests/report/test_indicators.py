@@ -10,7 +10,7 @@ import pytest
 
 from vitrail.evaluate.robustness import Robustness
 from vitrail.report.facts import gather_facts
-from vitrail.report.symptoms import find_symptoms, late_rise, train_gap
+from vitrail.report.indicators import compute_indicators, late_rise, train_gap
 
 
 def test_the_gap_is_of_the_last_tenth_and_the_last_evaluation() -> None:
@@ -35,7 +35,7 @@ def test_a_run_has_its_numbers(run: Path) -> None:
     (run / "ladder.json").write_text(json.dumps({"probe": {"test": {"correct": 9, "count": 12, "accuracy": 0.75}, "val": {}}}))
     (run / "skipped.txt").write_text("a.jpg\tcut short\nb.jpg\tno image\n")
     facts = gather_facts(run)
-    found = find_symptoms(facts)
+    found = compute_indicators(facts)
     assert facts.classified is not None
     assert found.accuracy == facts.classified.top1
     assert set(found.train_counts) == set(facts.info.classes)
@@ -51,4 +51,4 @@ def test_a_run_has_its_numbers(run: Path) -> None:
 
 def test_a_corruption_costs_its_mean_over_the_severities(run: Path, robustness: Robustness) -> None:
     facts = dataclasses.replace(gather_facts(run), robustness=robustness)
-    assert find_symptoms(facts).corruptions == {"motion_blur": pytest.approx(0.3)}
+    assert compute_indicators(facts).corruptions == {"motion_blur": pytest.approx(0.3)}

@@ -10,7 +10,7 @@ from statistics import fmean
 from vitrail.evaluate.intervals import Accuracy, Interval
 from vitrail.evaluate.metrics import SHARE, Evaluation
 from vitrail.report.choice import ConfusedPair, confused_pairs
-from vitrail.report.facts import Facts
+from vitrail.report.facts import RunFacts
 from vitrail.weights.run_log import Records, points
 
 LAST = 0.2
@@ -22,7 +22,7 @@ RISE_STEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Symptoms:
+class Indicators:
     """What rules look at. Empty and None: not known, or not of this task."""
 
     train_counts: Mapping[str, int] = field(default_factory=dict)
@@ -56,10 +56,10 @@ class Symptoms:
     """What each corruption costs, as a share of images."""
 
 
-def find_symptoms(facts: Facts) -> Symptoms:
+def compute_indicators(facts: RunFacts) -> Indicators:
     """Return the numbers of a run."""
     scores, counts = facts.classified, facts.provenance.class_counts
-    found = Symptoms(
+    found = Indicators(
         train_counts=dict(zip(facts.info.classes, counts, strict=True)) if len(counts) == len(facts.info.classes) else {},
         score_interval=facts.scores.headline.interval if facts.scores.unit == SHARE else None,
         rise=late_rise(facts.records, "val_top1" if scores is not None else f"val_{main_figure(facts)}"),
@@ -69,12 +69,12 @@ def find_symptoms(facts: Facts) -> Symptoms:
     return found if scores is None else with_classes(found, facts, scores)
 
 
-def with_classes(symptoms: Symptoms, facts: Facts, scores: Evaluation) -> Symptoms:
+def with_classes(indicators: Indicators, facts: RunFacts, scores: Evaluation) -> Indicators:
     """Add the numbers of a run on images with one class each."""
     trust, (low, high) = scores.trust, scores.top1_interval
     pairs = confused_pairs(scores.confusion, most=len(scores.classes) ** 2, least=LEAST_OF_A_PAIR)
     found = replace(
-        symptoms,
+        indicators,
         test_counts={each.name: each.count for each in scores.per_class},
         accuracy=scores.top1,
         recall={each.name: each.interval for each in scores.per_class if each.count},
@@ -94,13 +94,13 @@ def with_classes(symptoms: Symptoms, facts: Facts, scores: Evaluation) -> Sympto
     )
 
 
-def corruption_losses(facts: Facts) -> dict[str, float]:
+def corruption_losses(facts: RunFacts) -> dict[str, float]:
     """Return what each corruption costs; empty where none was measured."""
     found = facts.robustness
     return {} if found is None else {name: found.loss(name) for name in found.corruptions}
 
 
-def main_figure(facts: Facts) -> str:
+def main_figure(facts: RunFacts) -> str:
     """Return the name of the main score in the log."""
     return {"mAP": "map"}.get(facts.scores.headline.name, facts.scores.headline.name)
 
@@ -138,7 +138,7 @@ def late_rise(records: Records, name: str) -> float | None:
     return rise if math.isfinite(rise) else None
 
 
-def over_probe(facts: Facts, scores: Evaluation) -> float | None:
+def over_probe(facts: RunFacts, scores: Evaluation) -> float | None:
     """Return the accuracy minus that of the linear probe on the same split; None where no probe was run on it."""
     probe = (facts.ladder or {}).get("probe") or {}
     measured = probe.get(facts.evaluation.split)
