@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_PROGRESS_BAR ?= $(if $(CI),off,on)
 
 # Tests run in up to 4 processes of one thread each: two threads bring a tiny model nothing, a second process halves the wait.
-WITH_TOOLS = .[test,lint]# the comma would end an argument of $(call)
+WITH_TOOLS = .[test,lint,export,serve,ray]# the comma would end an argument of $(call)
 PYTEST_FLAGS ?= -n auto --maxprocesses 4 $(if $(CI),--durations 15,)
 
 .PHONY: help venv package demo check test test-slow tables clean

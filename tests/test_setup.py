@@ -140,7 +140,7 @@ def test_the_sample_its_licence_and_the_recipes_are_in_the_wheel() -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize(("target", "installs"), [("package", "'.'"), ("venv", "'.[test,lint]'")])
+@pytest.mark.parametrize(("target", "installs"), [("package", "'.'"), ("venv", "'.[test,lint,export,serve,ray]'")])
 def test_make_installs_what_the_target_needs(target: str, installs: str) -> None:
     shown = subprocess.run(["make", "-n", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     last = [line for line in shown.splitlines() if "-m pip install" in line][-1]
