@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from vitrail.deploy.predict import Predictor
 from vitrail.evaluate.features import model_hash
 from vitrail.models.backbone import Backbone
@@ -45,6 +47,14 @@ class ServedModel:
         """Card of the model: preprocessing, classes, task, calibration."""
         return self.model.card
 
+    def warm_up(self) -> None:
+        """Choose the backend and let torch set up what it does at the first batch, before anybody waits for it."""
+        preprocessing = self.predictor.preprocessing
+        noise = torch.Generator().manual_seed(0)
+        for count in (self.predictor.batch_size, 1):
+            shape = (count, preprocessing.in_channels, *preprocessing.img_size)
+            self.predictor.logits(torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise))
+
     def close(self) -> None:
         """Let the threads end."""
         for executor in (self.worker, self.explainer):
@@ -65,6 +75,7 @@ def load_models(
             raise ValueError(f'two models are called "{name}"; give one of them another name: NAME={run}')
         predictor = Predictor(run, device=device, batch_size=batch_size, backend=backend, calibrated=calibrated)
         models[name] = ServedModel(name, predictor, source=run)
+        models[name].warm_up()
     return models
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 from collections.abc import Callable, Mapping
+from types import FrameType
 
 import uvicorn
 
@@ -61,4 +63,13 @@ def serve(
         h11_max_incomplete_event_size=64 * 1024,
     )
     started()
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, for which a signal is the way to end and no failure."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; at a second Ctrl-C without waiting for the requests inside."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
