@@ -13,11 +13,11 @@ import pytest
 import timm
 import torch
 import transformers as T
-from command_line import Typed
 from safetensors.torch import save_file
 from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
+from command_line import Typed
 from vitrail.models import Cvt, Swin
 from vitrail.models.modern import ModernViT
 from vitrail.models.packing import pack_images, packed_logits
@@ -399,16 +399,23 @@ def test_a_run_folder_from_before_still_loads(tmp_path: Path) -> None:
         ({"mlp": "swiglu"}, "timm", 'timm\'s NaFlexVit has no mlp "swiglu", only "gelu" or "gelu_tanh" or '),
         ({"norm_eps": 1e-5}, "timm", "timm's NaFlexVit has no norm_eps 1e-05, only 1e-06"),
         ({"mlp_bias": False}, "timm", "timm's NaFlexVit has no proj_bias other than mlp_bias"),
-        ({"pos_square": True}, "hf", "Siglip2ForImageClassification has no pos_square true, only false; convert it to \"timm\""),
+        ({"pos_square": True}, "hf", 'Siglip2ForImageClassification has no pos_square true, only false; convert it to "timm"'),
         ({"pos_grid": (4, 7)}, "hf", "has no pos_grid 4x7, only squares"),
         ({"in_channels": 4}, "hf", "has no in_channels 4, only 1 or 3"),
-        ({"pool": "map", "num_classes": 5}, "hf", "Siglip2ForImageClassification has no pool \"map\", only \"avg\""),
+        ({"pool": "map", "num_classes": 5}, "hf", 'Siglip2ForImageClassification has no pool "map", only "avg"'),
     ],
 )
 def test_what_a_class_does_not_compute_is_refused_by_name(
     fields: dict[str, Any], library: str, message: str, tmp_path: Path
 ) -> None:
-    shape: dict[str, Any] = {**TINY, "img_size": 24, "pos_grid": 6, "pos_embed": "learn", "pos_resize": "bilinear", "rope": "none"}
+    shape: dict[str, Any] = {
+        **TINY,
+        "img_size": 24,
+        "pos_grid": 6,
+        "pos_embed": "learn",
+        "pos_resize": "bilinear",
+        "rope": "none",
+    }
     shape |= {"class_token": False, "reg_tokens": 0, "init_values": None, "key_bias": True, "pool": "avg", "norm_eps": 1e-6}
     model = ModernViT(ModernConfig(**{**shape, **fields})).eval()
     channels = model.config.in_channels
@@ -497,7 +504,7 @@ def test_v_jepa_2_of_an_image_at_any_size(hidden: int) -> None:
 def test_v_jepa_2_s_encoder_is_written_for_transformers(fields: dict[str, Any], tmp_path: Path) -> None:
     theirs = random(T.VJEPA2Model(video_config(**fields)))
     ours = load(theirs)
-    with pytest.warns(UserWarning) as notes:
+    with pytest.warns(UserWarning, match="not") as notes:
         convert(ours, "hf", tmp_path / "hf")
     assert [re.split("[ :]", str(note.message))[1] for note in notes] == ["predictor", "frames", "does"]
     again, info = T.VJEPA2Model.from_pretrained(tmp_path / "hf", output_loading_info=True)

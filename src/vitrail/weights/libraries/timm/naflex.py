@@ -51,8 +51,12 @@ def _write_patch(x: Tensor, cfg: ViTConfig) -> list[Tensor]:
     return LINEAR_PATCH.write(x, cfg) if is_linear(cfg) else [x]
 
 
+def _write_grid(x: Tensor, cfg: Any) -> list[Tensor]:
+    return [x.unflatten(1, cfg.position_grid)]
+
+
 PATCH = Form(LINEAR_PATCH.read, _write_patch)
-GRID = Form(lambda parts: parts[0].flatten(1, 2), lambda x, cfg: [x.unflatten(1, cfg.position_grid)])  # (1, h, w, D)
+GRID = Form(lambda parts: parts[0].flatten(1, 2), _write_grid)  # (1, h, w, D)
 ROWS_AND_COLUMNS = Form(lambda parts: (parts[0][:, :, None] + parts[1][:, None]).flatten(1, 2), _no_rows_and_columns)
 
 
