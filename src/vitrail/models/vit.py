@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.activations import GELUS
-from vitrail.models.attention import Attended, KeyMask, Mask, Tokens, attend, attention_weights, prefers_plain_attention
-from vitrail.models.backbone import Backbone, Context, Features, Images, Logits, MaskedPatches, Stage, View
+from vitrail.models.attention import Attended, KeyMask, KeySizes, Mask, Tokens, attend, attention_weights, prefers_plain_attention
+from vitrail.models.backbone import Backbone, Context, Features, HalvedBlock, Images, Logits, MaskedPatches, Stage, View
 from vitrail.models.conv_stem import conv_stem
 from vitrail.models.dense import begun_grid, block_tokens, tokens_and_maps
 from vitrail.models.drop_path import DropPath as DropPath
@@ -172,7 +172,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tokens, mask: Mask | None = None, kept: list[Attended] | None = None) -> Tokens:
         """Apply the block; `kept` collects inputs and output of the attention."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask, kept)))  # z' = γ₁·MSA(LN(z)) + z
+        return self.add_mlp(self.add_attention(x, mask, kept))
+
+    def add_attention(self, x: Tokens, mask: Mask | None = None, kept: list[Attended] | None = None) -> Tokens:
+        """Apply the first half of the block."""
+        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask, kept)))  # z' = γ₁·MSA(LN(z)) + z
+
+    def add_mlp(self, x: Tokens) -> Tokens:
+        """Apply the second half of the block."""
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # z  = γ₂·MLP(LN(z')) + z'
 
     def queries_keys_values(self, x: Tokens, mask: KeyMask | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,7 +205,9 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.mlp = Mlp(cfg)
 
-    def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, x: Tokens, mask: KeyMask | KeySizes | None = None, kept: list[Attended] | None = None
+    ) -> Float[Tensor, "B D"]:
         q = self.q(self.latent).expand(len(x), -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
         k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
         out = attend(q, k, v, mask, dropout=0.0)
@@ -373,6 +382,11 @@ class ViT(Backbone):
         head = ("norm", "fc_norm", "attn_pool", "pre_logits", "head", "head_dist")
         blocks = [Stage(f"blocks.{index}", (f"blocks.{index}",), block) for index, block in enumerate(self.blocks)]
         return [Stage("stem", stem), *blocks, Stage("head", head)]
+
+    def mergeable_blocks(self) -> list[HalvedBlock]:
+        """See Backbone.mergeable_blocks."""
+        blocks = [block for block in self.blocks if isinstance(block, HalvedBlock)]
+        return blocks if len(blocks) == len(self.blocks) else super().mergeable_blocks()
 
     # ---- calls: each is a part of `outputs`
 
