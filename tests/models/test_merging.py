@@ -43,7 +43,7 @@ def merged_by_hand(x: Tensor, sizes: Tensor, keys: Tensor, r: int, prefix: int) 
     for a in first:
         if a >= prefix:
             pairs = [(float(torch.cosine_similarity(keys[a], keys[b], dim=0)), b) for b in second if b >= prefix]
-            edges.append((*max(pairs, key=lambda pair: pair[0]), a))
+            edges += [(*max(pairs, key=lambda pair: pair[0]), a)] if pairs else []
     chosen = sorted(edges, key=lambda edge: -edge[0])[: min(r, (count - prefix) // 2)]
     sums, weights = {i: x[i] * sizes[i] for i in range(count)}, {i: sizes[i] for i in range(count)}
     for _, b, a in chosen:
@@ -62,9 +62,9 @@ def logits_by_hand(model: ViT, image: Tensor, r: int) -> Tensor:
         assert isinstance(block, Block)
         q, k, v = (part[0] for part in block.queries_keys_values(x[None]))  # (h, N, d)
         weights = (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1]) + sizes.log()).softmax(-1)
-        x = x + block.ls1(block.attn.proj((weights @ v).transpose(0, 1).flatten(1)))
+        x = x + block.ls1(block.attn.proj((weights @ v).transpose(0, 1).flatten(1))[None])[0]
         x, sizes = merged_by_hand(x, sizes, k.mean(0), r, model.prefix_tokens)
-        x = x + block.ls2(block.mlp(block.norm2(x)[None])[0])
+        x = x + block.ls2(block.mlp(block.norm2(x)[None]))[0]
     x, prefix, cfg = model.norm(x), model.prefix_tokens, model.config
     mean = (x * sizes[:, None])[prefix:].sum(0) / sizes[prefix:].sum()
     pooled = {"cls": x[0], "avg": mean, "cls+avg": torch.cat([x[0], mean])}[cfg.pool]
@@ -158,7 +158,7 @@ def test_it_is_a_backbone_with_the_models_card_stages_and_weights() -> None:
         merged.head_logits(images(), patch_size=8)
 
 
-@pytest.mark.parametrize("name", ["swin_t", "cait_xxs24", "beit_base_patch16_224", "resnet18"])
+@pytest.mark.parametrize("name", ["swin_t", "cait_xxs24", "beit_base_patch16_224", "timm:resnet18"])
 def test_models_without_plain_blocks_are_refused_in_one_line(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, num_classes=3)

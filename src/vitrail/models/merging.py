@@ -77,7 +77,7 @@ class MergeTokens(nn.Module):
 def rows_of(x: Float[Tensor, "B a D"], index: Int64[Tensor, "B _r"]) -> Float[Tensor, "B _r D"]:
     """Return rows of each image, from one table of all images: other runtimes gather whole rows faster than elements."""
     start = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]  # no len(x), which an export would freeze
-    return x.flatten(0, 1)[(index + start).flatten()].unflatten(0, (-1, index.shape[1]))
+    return x.flatten(0, 1)[(index + start).flatten()].reshape(x.shape[0], index.shape[1], x.shape[2])
 
 
 class MergedViT(Backbone):
