@@ -1,0 +1,90 @@
+"""The table of export formats: the file of each, what writes and opens it, and what it needs.
+
+The command line reads this table. A row names its module instead of importing it, so the table needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from vitrail.models.machine import missing
+from vitrail.settings import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from vitrail.deploy.export.trace import Traced
+    from vitrail.deploy.forms import Forward
+
+
+class Writer(Protocol):
+    """Module of a format."""
+
+    def write(self, traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the file of a traced model, with metadata in it."""
+
+    def open_forward(self, path: Path) -> Forward:
+        """Open a file: images of `Traced.inputs` to fp32 logits (B, K), computed in fp32 on the CPU."""
+
+    def read_metadata(self, path: Path) -> dict[str, str]:
+        """Return the metadata of a file."""
+
+
+class Quantizer(Protocol):
+    """Module that writes a format's file in int8."""
+
+    def quantize(self, source: Path, path: Path, images: Tensor, *, in_float: Sequence[str]) -> None:
+        """Write `path`, the file `source` with int8 products, calibrated on images; the layers `in_float` stay in float."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One format of an exported model."""
+
+    file: str
+    """Name of the model's file in the folder of the export."""
+    module: str
+    """Module of `write`, `open_forward` and `read_metadata`: see `Writer`."""
+    packages: tuple[str, ...]
+    """Packages that it needs, of the extra `export`."""
+    shows: str
+    """Description, in one line."""
+    companions: tuple[str, ...] = ()
+    """Names of further files that belong to the model's."""
+    quantizer: str | None = None
+    """Module of `quantize`: see `Quantizer`; None: the format has no int8."""
+
+    def load(self) -> Writer:
+        """Import the module. Raises ValueError, which names the extra, where a package is missing."""
+        if reason := missing(self.packages):
+            raise ValueError(f"{reason}, which this export needs; install them: pip install 'vitrail[export]'")
+        writer: Writer = importlib.import_module(self.module)  # type: ignore[assignment]
+        return writer
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        file="model.onnx",
+        module="vitrail.deploy.export.to_onnx",
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        shows="an ONNX file, for onnxruntime and whatever else reads ONNX",
+    ),
+}
+"""Every format by its name, as in `--to`."""
+
+
+def format_of(name: str) -> Format:
+    """Return the row of a name. Raises ValueError for another one."""
+    if name not in FORMATS:
+        raise ValueError(f'format "{name}" is none of {", ".join(FORMATS)}{nearest(name, list(FORMATS))}')
+    return FORMATS[name]
+
+
+def overview() -> str:
+    """Return a line for each format, with what it is."""
+    return "\n".join(f"  {name:<10}{row.shows}" for name, row in FORMATS.items())

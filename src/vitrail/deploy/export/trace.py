@@ -1,0 +1,80 @@
+"""A model as a graph of torch.export: any number of images, and any size where asked for."""
+
+# B batch · C channels · H W image · K classes
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from vitrail.deploy.packed import copy_as
+from vitrail.models.backbone import Backbone
+from vitrail.settings import Pair
+from vitrail.text import one_line
+
+Inputs = Literal["normalised", "raw"]
+"""Images that a file takes: fp32 (B, C, H, W) as `data.augment.normalise` returns them, or uint8 (B, H, W, C) as decoded."""
+
+INPUT, OUTPUT = "images", "logits"
+"""Names of a file's input and output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A model as a graph."""
+
+    program: ExportedProgram
+    example: Tensor
+    """Images of the right shape and type."""
+    inputs: Inputs
+    dynamic: dict[int, str]
+    """Names of the input's axes that have any length, by position."""
+
+
+def trace(model: Backbone, *, size: Pair, dynamic_size: bool = False) -> Traced:
+    """Trace a model for any number of images, which are (height, width) `size`, or any size with `dynamic_size`.
+
+    Raises ValueError for a model that can't be one graph for images of any size.
+    """
+    graph = Logits(copy_as(model, torch.float32).eval())
+    example = torch.randn(2, model.config.in_channels, *size)
+    batch: Any = {0: Dim("batch", min=1)}
+    sides = {2: _side("height", model.side_unit[0]), 3: _side("width", model.side_unit[1])} if dynamic_size else {}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(graph, (example,), dynamic_shapes=({**batch, **sides},))
+    except Exception as error:
+        if not dynamic_size:
+            raise
+        raise ValueError(
+            f"{type(model).__name__} has no one graph for images of any size ({_reason(error)}); leave --dynamic size out"
+        ) from error
+    names = {0: "batch", **({2: "height", 3: "width"} if dynamic_size else {})}
+    return Traced(program, example, "normalised", names)
+
+
+class Logits(nn.Module):
+    """A model with fp32 logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Return the logits."""
+        return self.model(images)
+
+
+def _side(name: str, unit: int) -> Any:
+    """Return the dimension of one side, a multiple of `unit` pixels."""
+    return Dim(name, min=2) if unit == 1 else unit * Dim(f"{name}_patches", min=1)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of an error of the tracer."""
+    return one_line(error).split(". ")[0][:160]
