@@ -72,6 +72,20 @@ BACKENDS: dict[str, Backend] = {
         tolerance=0.1,
         auto=frozenset(),  # compiling takes longer than a measurement may
     ),
+    "openvino": Backend(
+        function="openvino",
+        needs="needs_openvino",
+        shows="OpenVINO in fp32, on a CPU: for many images, since the model is converted first; needs vitrail[export]",
+        tolerance=1e-3,
+        auto=frozenset(),  # tracing and converting take longer than a measurement may
+    ),
+    "openvino-bf16": Backend(
+        function="openvino_bf16",
+        needs="needs_openvino_bf16",
+        shows="the same in bf16, where the CPU computes that faster",
+        tolerance=0.1,
+        auto=frozenset(),
+    ),
 }
 """Every backend by its name. The others are compared with fp32."""
 
@@ -96,7 +110,7 @@ def candidates(device: torch.device) -> list[str]:
 
 def overview() -> str:
     """Return a line for each backend, with what it is."""
-    return "\n".join(f"  {name:<10}{row.shows}" for name, row in BACKENDS.items())
+    return "\n".join(f"  {name:<15}{row.shows}" for name, row in BACKENDS.items())
 
 
 def _load(name: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -34,6 +34,7 @@ from vitrail.evaluate.conformal import prediction_sets, threshold
 from vitrail.evaluate.outliers import energy
 from vitrail.models.card import Calibration
 from vitrail.models.device import keep_freed_memory, pick_device
+from vitrail.models.merging import MergedViT
 
 Picture = str | Path | Image.Image | NDArray[Any]
 
@@ -103,8 +104,10 @@ class Predictor:
     `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. `backend` is
     a row of `BACKENDS`, or "auto": the fastest one of those that are correct, which the first batch measures (about 2 s, once
     for a machine and a kind of model). On a CPU these compute in fp32; on a GPU bf16 is among them. Probabilities have the
-    temperature of the model's card, unless `calibrated` is False. Raises ValueError for a
-    checkpoint that `vitrail.load` can't load, a model without a head, and an unavailable device or backend.
+    temperature of the model's card, unless `calibrated` is False. With `merge`, that many patches are merged in each block
+    (`models.merging`): faster, a little less exact, and `compare` and the check of a backend are against the merged model. Raises
+    ValueError for a checkpoint that `vitrail.load` can't load, a model without a head or whose tokens can't be merged, and an
+    unavailable device or backend.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Predictor:
         batch_size: int = 32,
         backend: str = "auto",
         calibrated: bool = True,
+        merge: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
@@ -128,6 +132,8 @@ class Predictor:
         self.model = weights.load(run).to(self.device).eval()
         if not self.model.config.num_classes:
             raise ValueError(f"{run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`")
+        if merge:
+            self.model = MergedViT(self.model, merge).eval()
         assert self.model.preprocessing is not None  # whatever loads weights says what happens to images
         self.preprocessing = self.model.preprocessing
         self.multi_label = self.model.multi_label

@@ -92,7 +92,7 @@ class MergedViT(Backbone):
         if r < 0:
             raise ValueError(f"{r} merged tokens a block must be at least 0")
         blocks = model.mergeable_blocks()
-        self.model = model
+        self.model, self.r = model, r
         self.merges = nn.ModuleList(MergeTokens(r, model.prefix_tokens) for _ in blocks)  # type: ignore[arg-type]
         self.config, self.card = model.config, model.card
         self.heads, self.stems = self.paths(model.heads), self.paths(model.stems)
@@ -102,6 +102,9 @@ class MergedViT(Backbone):
     def paths(names: Iterable[str]) -> tuple[str, ...]:
         """Return the paths of the model's parts in this one."""
         return tuple(f"model.{name}" for name in names)
+
+    def extra_repr(self) -> str:
+        return f"r={self.r}"
 
     def forward(self, images: Images) -> Logits:
         """Return logits (B, K), or the embedding without a head."""

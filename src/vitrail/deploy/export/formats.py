@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vitrail.models.machine import missing
 from vitrail.settings import nearest
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from vitrail.deploy.export.trace import Traced
@@ -38,8 +39,19 @@ class Writer(Protocol):
 class Quantizer(Protocol):
     """Module that writes a format's file in int8."""
 
+    METHOD: str
+    """Description, for contract.json."""
+    CALIBRATED: bool
+    """True if it takes the ranges of activations from images."""
+
+    def weights(self, source: Path) -> dict[str, NDArray[Any]]:
+        """Return the weights of the operations of a file that can be in int8, by name."""
+
     def quantize(self, source: Path, path: Path, images: Tensor, *, in_float: Sequence[str]) -> None:
-        """Write `path`, the file `source` with int8 products, calibrated on images; the layers `in_float` stay in float."""
+        """Write `path`, the file `source` with int8 products, calibrated on images; the operations `in_float` stay in float."""
+
+    def open_forward(self, path: Path) -> Forward:
+        """Open a file as `Writer.open_forward` does, computed as the runtime does by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,8 @@ class Format:
     """Names of further files that belong to the model's."""
     quantizer: str | None = None
     """Module of `quantize`: see `Quantizer`; None: the format has no int8."""
+    quantizer_packages: tuple[str, ...] = ()
+    """Packages that int8 needs too."""
 
     def load(self) -> Writer:
         """Import the module. Raises ValueError, which names the extra, where a package is missing."""
@@ -73,6 +87,7 @@ FORMATS: dict[str, Format] = {
         module="vitrail.deploy.export.to_onnx",
         packages=("onnx", "onnxscript", "onnxruntime"),
         shows="an ONNX file, for onnxruntime and whatever else reads ONNX",
+        quantizer="vitrail.deploy.export.int8_onnx",
     ),
 }
 """Every format by its name, as in `--to`."""
