@@ -64,7 +64,7 @@ def attend(
         assert bias is None, "images with a bias of pairs are not packed"
         return mask.attend(q, k, v)
     if mask is not None and mask.is_floating_point():
-        log_sizes = mask.log()[:, None, None]
+        log_sizes = mask.log()[:, None, None].expand(-1, -1, q.shape[-2], -1)  # ONNX's attention has no broadcast over queries
         mask, bias = None, log_sizes if bias is None else bias + log_sizes
     if prefers_plain_attention(q.device, q.dtype, k.shape[-2]):
         return F.dropout(attention_weights(q, k, mask, bias), dropout) @ v

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -137,18 +136,18 @@ def match_layers(weights: Mapping[str, NDArray[Any]], model: nn.Module) -> dict[
 
     A layer whose weights are changed in the file, such as a convolution that a batch norm was folded into, is missing.
     """
-    operations = {_key(torch.from_numpy(weight)): name for name, weight in weights.items()}
+    operations = {_key(weight): name for name, weight in weights.items()}
     matched = dict[str, str]()
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            weight = layer.weight.detach().float()
-            keys = [_key(weight), *([_key(weight.mT)] if weight.ndim == 2 else [])]
+            weight = layer.weight.detach().float().numpy()
+            keys = (_key(weight), _key(weight.T))
             matched |= {name: operations[key] for key in keys if key in operations}
     return matched
 
 
-def _key(weight: Tensor) -> bytes:
-    return hashlib.sha256(weight.contiguous().numpy().tobytes()).digest()
+def _key(weight: NDArray[Any]) -> bytes:
+    return hashlib.sha256(weight.tobytes()).digest()
 
 
 def _correct(forward: Forward, batches: tuple[Tensor, ...], labels: Tensor) -> Bool[Tensor, " N"]:

@@ -14,13 +14,12 @@ from typing import Any
 
 import nncf
 import openvino
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.deploy.export.quiet import quiet
-from vitrail.deploy.export.trace import OUTPUT
+from vitrail.deploy.export.to_openvino import compile_forward
 from vitrail.deploy.forms import Forward
 
 METHOD = "NNCF, static: weights by output, activations by tensor"
@@ -58,12 +57,7 @@ def quantize(source: Path, path: Path, images: Float[Tensor, "B C H W"], *, in_f
 
 def open_forward(path: Path) -> Forward:
     """Open a file for the CPU; what is not in int8 has OpenVINO's own choice, bf16 where the processor has it."""
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
-
-    def forward(images: Tensor) -> Tensor:
-        return torch.from_numpy(compiled(images.numpy(force=True))[OUTPUT].copy())
-
-    return forward
+    return compile_forward(path, precision=None)
 
 
 def _products(model: Any) -> Iterator[tuple[str, Any]]:
