@@ -139,6 +139,7 @@ class Beit(ViT):
     config: BeitConfig
     stems = ("patch_embed.proj",)
     pairwise_context = True
+    any_size_in_graph = False
 
     def __init__(self, config: BeitConfig | None = None, **fields: Any) -> None:
         super().__init__(BeitConfig() if config is None else config, **fields)

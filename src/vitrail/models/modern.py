@@ -26,7 +26,7 @@ from vitrail.models.backbone import Context, Images, Stage
 from vitrail.models.linear import Linear
 from vitrail.models.norms import make_norm
 from vitrail.models.parallel import make_block
-from vitrail.models.positions import positions_at, sincos_2d, token_mask
+from vitrail.models.positions import is_symbolic, positions_at, sincos_2d, token_mask
 from vitrail.models.relative_mlp import RelativeMlp, RelativePlaces, places_of
 from vitrail.models.rotary import Rotary, RotaryContext, Rotation
 from vitrail.models.vit import AttentionPool, PatchEmbed, Sizes, ViT
@@ -191,7 +191,7 @@ class ModernViT(ViT):
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
         """Return the absolute positions at this grid; sine-cosine ones are computed, not resized."""
         cfg, prefix = self.config, self.placed_tokens
-        if cfg.pos_embed == "sincos2d" and grid != self.grid:
+        if cfg.pos_embed == "sincos2d" and (is_symbolic(grid) or grid != self.grid):
             rows = self.get_buffer("pos_embed")[:, :prefix]
             return torch.cat([rows, sincos_2d(grid, cfg.embed_dim).to(rows)[None]], dim=1)
         assert self.pos_embed is not None

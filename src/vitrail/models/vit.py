@@ -251,6 +251,7 @@ class ViT(Backbone):
     config: ViTConfig
     no_decay = frozenset({"cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent"})
     global_attention = True
+    any_size_in_graph = True
     pos_embed: Tensor | None
 
     def __init__(self, config: ViTConfig | None = None, **fields: Any) -> None:

@@ -34,6 +34,10 @@ class Limits:
     """Smallest share of images with the same most probable class."""
 
 
+FP32 = Limits()
+"""Those of an export that computes in fp32."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
     """Logits of an export beside the original's, on the same images."""

@@ -66,8 +66,6 @@ class Format:
     """Packages that it needs, of the extra `export`."""
     shows: str
     """Description, in one line."""
-    companions: tuple[str, ...] = ()
-    """Names of further files that belong to the model's."""
     quantizer: str | None = None
     """Module of `quantize`: see `Quantizer`; None: the format has no int8."""
     quantizer_packages: tuple[str, ...] = ()
@@ -77,7 +75,7 @@ class Format:
         """Import the module. Raises ValueError, which names the extra, where a package is missing."""
         if reason := missing(self.packages):
             raise ValueError(f"{reason}, which this export needs; install them: pip install 'vitrail[export]'")
-        writer: Writer = importlib.import_module(self.module)  # type: ignore[assignment]
+        writer: Writer = importlib.import_module(self.module)
         return writer
 
 
@@ -88,6 +86,24 @@ FORMATS: dict[str, Format] = {
         packages=("onnx", "onnxscript", "onnxruntime"),
         shows="an ONNX file, for onnxruntime and whatever else reads ONNX",
         quantizer="vitrail.deploy.export.int8_onnx",
+    ),
+    "openvino": Format(
+        file="model.xml",
+        module="vitrail.deploy.export.to_openvino",
+        packages=("openvino",),
+        shows="OpenVINO's model.xml and model.bin, the fastest on most CPUs",
+    ),
+    "torch": Format(
+        file="model.pt2",
+        module="vitrail.deploy.export.to_torch",
+        packages=(),
+        shows="a program of torch.export, which torch loads without Vitrail",
+    ),
+    "aoti": Format(
+        file="model.pt2",
+        module="vitrail.deploy.export.to_aoti",
+        packages=(),
+        shows="the same compiled by AOTInductor for this kind of processor, which takes minutes and a C++ compiler",
     ),
 }
 """Every format by its name, as in `--to`."""

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +15,11 @@ from torch import Tensor
 from vitrail import weights
 from vitrail.data.augment import normalise
 from vitrail.data.listing import mark_output
-from vitrail.deploy.export.contract import BATCHES, Contract, Limits, compare_logits, logits_of, measure_speed
-from vitrail.deploy.export.formats import Format, format_of
+from vitrail.deploy.export.contract import BATCHES, FP32, Contract, Limits, compare_logits, logits_of, measure_speed
+from vitrail.deploy.export.formats import format_of
 from vitrail.deploy.export.images import Images, read_images
 from vitrail.deploy.export.metadata import CARD, CONTRACT, ExportCard, card_of
-from vitrail.deploy.export.trace import Inputs, trace
+from vitrail.deploy.export.trace import trace
 from vitrail.deploy.forms import Forward, fp32
 from vitrail.models.backbone import Backbone
 from vitrail.settings import pair
@@ -108,7 +106,7 @@ def free_folder(out: str | Path | None, *, source: str | Path, to: str) -> Path:
 
 
 def measure(
-    model: Backbone, exported: Forward, images: Images, *, card: ExportCard, size: int, limits: Limits = Limits()
+    model: Backbone, exported: Forward, images: Images, *, card: ExportCard, size: int, limits: Limits = FP32
 ) -> Contract:
     """Compare an export with the model that it was made of."""
     assert model.preprocessing is not None

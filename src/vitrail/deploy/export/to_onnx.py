@@ -4,11 +4,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -16,6 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from vitrail.deploy.export.quiet import quiet
 from vitrail.deploy.export.trace import INPUT, OUTPUT, Traced
 from vitrail.deploy.forms import Forward
 
@@ -39,9 +36,12 @@ def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
         )
     assert exported is not None
     model = exported.model
+    taken, given = model.graph.inputs[0].shape, model.graph.outputs[0].shape
+    assert taken is not None
+    assert given is not None
     for axis, name in traced.dynamic.items():
-        model.graph.inputs[0].shape[axis] = name
-    model.graph.outputs[0].shape[0] = traced.dynamic[0]
+        taken[axis] = name
+    given[0] = traced.dynamic[0]
     model.metadata_props.update(metadata)
     for node in model.graph.all_nodes():  # names of source files and lines
         node.metadata_props.clear()
@@ -69,18 +69,3 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a file."""
     model = onnx.load(path, load_external_data=False)
     return {entry.key: entry.value for entry in model.metadata_props}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporter's progress and its loggers' notes to itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

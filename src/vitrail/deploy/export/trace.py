@@ -41,20 +41,25 @@ def trace(model: Backbone, *, size: Pair, dynamic_size: bool = False) -> Traced:
 
     Raises ValueError for a model that can't be one graph for images of any size.
     """
+    if dynamic_size and not model.any_size_in_graph:
+        raise ValueError(f"{type(model).__name__} is a graph for images of one size; leave --dynamic size out, or use a ViT")
     graph = Logits(copy_as(model, torch.float32).eval())
     example = torch.randn(2, model.config.in_channels, *size)
     batch: Any = {0: Dim("batch", min=1)}
     sides = {2: _side("height", model.side_unit[0]), 3: _side("width", model.side_unit[1])} if dynamic_size else {}
+    names = {0: "batch", **({2: "height", 3: "width"} if dynamic_size else {})}
     try:
         with torch.no_grad():
             program = torch.export.export(graph, (example,), dynamic_shapes=({**batch, **sides},))
+            if dynamic_size:  # the tracer may hold a graph to the size of its example, and says so when it runs
+                program.module()(torch.zeros(1, model.config.in_channels, size[0] + model.side_unit[0], size[1]))
     except Exception as error:
         if not dynamic_size:
             raise
+        reason = one_line(error).split(". ")[0][:160]
         raise ValueError(
-            f"{type(model).__name__} has no one graph for images of any size ({_reason(error)}); leave --dynamic size out"
+            f"this {type(model).__name__} is no graph for images of any size ({reason}); leave --dynamic size out"
         ) from error
-    names = {0: "batch", **({2: "height", 3: "width"} if dynamic_size else {})}
     return Traced(program, example, "normalised", names)
 
 
@@ -73,8 +78,3 @@ class Logits(nn.Module):
 def _side(name: str, unit: int) -> Any:
     """Return the dimension of one side, a multiple of `unit` pixels."""
     return Dim(name, min=2) if unit == 1 else unit * Dim(f"{name}_patches", min=1)
-
-
-def _reason(error: Exception) -> str:
-    """Return the first sentence of an error of the tracer."""
-    return one_line(error).split(". ")[0][:160]
