@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vitrail import terminal
 
 if TYPE_CHECKING:
-    from vitrail.deploy.export import Exported
+    from vitrail.deploy.export import Contract, Exported
 
 USAGE = "export RUN --to …"
 SUMMARY = "a model as ONNX, checked against the original on real images"
@@ -31,9 +31,20 @@ def run(words: list[str]) -> int:
     parser.add_argument("--images", metavar="DATA", help="a folder or a named set to compare on [the run's validation images]")
     parser.add_argument("--count", type=terminal.count, metavar="N", help="images to compare on [256]")
     parser.add_argument("--dynamic", choices=("size",), help="size: the file takes images of any size, not only of the model's")
+    parser.add_argument("--int8", action="store_true", help="products in int8, within a budget of accuracy")
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        metavar="POINTS",
+        help="with --int8: points of top-1 that it may cost on the validation images [0.3]",
+    )
+    parser.add_argument("--merge", type=terminal.count, default=0, metavar="R", help="merge the R most similar patches in each block")
     parser.add_argument("--json", action="store_true", help="print the contract as JSON")
     args = terminal.parse(parser, words)
 
+    if args.max_loss is not None and not args.int8:
+        raise ValueError(f"--max-loss {args.max_loss:g} is for --int8; add it, or leave --max-loss out")
+    from vitrail.deploy.export.int8 import MAX_LOSS
     from vitrail.deploy.export.run import IMAGES, export
 
     done = export(
@@ -43,6 +54,9 @@ def run(words: list[str]) -> int:
         images=args.images,
         dynamic_size=args.dynamic == "size",
         count=args.count or IMAGES,
+        merge=args.merge,
+        int8=args.int8,
+        max_loss=MAX_LOSS if args.max_loss is None else args.max_loss,
     )
     if args.json:
         terminal.print_json(done.contract.to_dict())
@@ -60,11 +74,14 @@ def print_contract(done: Exported) -> None:
     console.print(title, style="bold", soft_wrap=True)
     console.print()
     table = terminal.make_table("logits", "value", "allowed")
-    table.add_row("largest difference", f"{deviation.max_difference:.1e}", f"{contract.limits.max_difference:.0e}")
+    difference, agreement = contract.limits.max_difference, contract.limits.agreement
+    allowed = "any" if difference is None else f"{difference:.0e}"
+    table.add_row("largest difference", f"{deviation.max_difference:.1e}", allowed)
     table.add_row("mean difference", f"{deviation.mean_difference:.1e}", "")
-    table.add_row("same class", terminal.percent(deviation.agreement), terminal.percent(contract.limits.agreement))
+    table.add_row("same class", terminal.percent(deviation.agreement), "any" if agreement is None else terminal.percent(agreement))
     console.print(table)
     console.print()
+    print_changes(contract)
     table = terminal.make_table("", "before", "after", "times faster")
     for speed in contract.speeds:
         before, after = speed.before_s, speed.after_s
@@ -75,4 +92,23 @@ def print_contract(done: Exported) -> None:
         table.add_row(f"images/s at batch {speed.batch}", *rates, "")
     table.add_row("size", terminal.in_bytes(contract.before_bytes), terminal.in_bytes(contract.after_bytes), "")
     console.print(table)
+    console.print()
+
+
+def print_changes(contract: Contract) -> None:
+    """Print what token merging and int8 cost in accuracy."""
+    changes = [change for change in (contract.merging, contract.int8 and contract.int8.change) if change is not None]
+    if not changes:
+        return
+    table, console = terminal.make_table("top-1", "before", "after", "points", "95 % interval", words=("top-1",)), terminal.make_console()
+    for change in changes:
+        low, high = (f"{100 * side:+.2f}" for side in change.paired.interval)
+        rates = (terminal.percent(top1.value) for top1 in (change.before, change.after))
+        table.add_row(change.method, *rates, f"{-change.loss:+.2f}", f"{low} to {high}")
+    console.print(table)
+    first = changes[0]
+    console.print(f"on {terminal.counted(first.before.count, 'image')} of {first.data}", soft_wrap=True)
+    if contract.int8 is not None:
+        stays = ", ".join(contract.int8.in_float) or "none"
+        console.print(f"layers in int8: {len(contract.int8.layers)}; back in float to keep the budget: {stays}", soft_wrap=True)
     console.print()

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vitrail.deploy.forms import Forward
+from vitrail.evaluate.intervals import Accuracy
+from vitrail.evaluate.paired import Paired, compare_pair
 from vitrail.models import machine
 
 BATCHES = (1, 32)
@@ -28,14 +30,16 @@ SECONDS = 1.5
 class Limits:
     """Largest deviation of an export that keeps its contract."""
 
-    max_difference: float = 1e-3
-    """Largest difference of a logit."""
-    agreement: float = 1.0
-    """Smallest share of images with the same most probable class."""
+    max_difference: float | None = 1e-3
+    """Largest difference of a logit; None: any."""
+    agreement: float | None = 1.0
+    """Smallest share of images with the same most probable class; None: any."""
 
 
 FP32 = Limits()
 """Those of an export that computes in fp32."""
+UNLIMITED = Limits(max_difference=None, agreement=None)
+"""Those of an export in int8, whose accuracy has a budget instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +56,9 @@ class Deviation:
 
     def broken(self, limits: Limits) -> str | None:
         """Return what is beyond the limits, in a few words; None where all is within."""
-        if not self.max_difference <= limits.max_difference:
+        if limits.max_difference is not None and not self.max_difference <= limits.max_difference:
             return f"logits differ by {self.max_difference:.1e}, and {limits.max_difference:.0e} is allowed"
-        if self.agreement < limits.agreement:
+        if limits.agreement is not None and self.agreement < limits.agreement:
             return f"only {100 * self.agreement:.2f} % of the images keep their class, and {100 * limits.agreement:g} % must"
         return None
 
@@ -76,6 +80,66 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """Accuracy of a model and of what was made of it, on the same labelled images."""
+
+    method: str
+    data: str
+    """Data set and split."""
+    before: Accuracy
+    after: Accuracy
+    paired: Paired
+    """The second minus the first."""
+
+    @classmethod
+    def of(cls, before: Bool[Tensor, " N"], after: Bool[Tensor, " N"], *, method: str, data: str) -> Change:
+        """Compare which images two models get right."""
+        rates = (Accuracy(int(correct.sum()), len(correct)) for correct in (before, after))
+        return cls(method=method, data=data, before=next(rates), after=next(rates), paired=compare_pair(before, after))
+
+    @property
+    def loss(self) -> float:
+        """Loss of top-1 in points; negative for a gain."""
+        return -100 * self.paired.difference
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to a dict for JSON."""
+        return {
+            "method": self.method,
+            "data": self.data,
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "loss_points": self.loss,
+            "paired": self.paired.to_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """How a model was quantised, and what it lost."""
+
+    change: Change
+    calibration: str
+    """Images that the ranges of activations are taken from."""
+    layers: tuple[str, ...]
+    """Layers in int8."""
+    in_float: tuple[str, ...]
+    """Layers that stay in float to keep the budget, the most sensitive first."""
+    max_loss: float
+    """Budget, in points of top-1."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to a dict for JSON."""
+        return {
+            **self.change.to_dict(),
+            "max_loss_points": self.max_loss,
+            "calibration": self.calibration,
+            "in_int8": list(self.layers),
+            "in_float": list(self.in_float),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contract:
     """Contents of contract.json."""
 
@@ -92,6 +156,10 @@ class Contract:
     after_bytes: int
     """Size of the export's files."""
     threads: int
+    merging: Change | None = None
+    """What token merging costs, beside the model without it; the logits are compared with the merged model."""
+    int8: Int8 | None = None
+    """How the model was quantised, and what that costs."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dict for JSON."""
@@ -103,6 +171,8 @@ class Contract:
             "limits": dataclasses.asdict(self.limits),
             "speed": [speed.to_dict() for speed in self.speeds],
             "size": {"before_bytes": self.before_bytes, "after_bytes": self.after_bytes},
+            **({} if self.merging is None else {"merging": self.merging.to_dict()}),
+            **({} if self.int8 is None else {"int8": self.int8.to_dict()}),
             "machine": {**machine.facts(), "threads": self.threads},
         }
 
@@ -124,6 +194,11 @@ def compare_logits(logits: Float[Tensor, "N K"], reference: Float[Tensor, "N K"]
 def logits_of(forward: Forward, batches: Sequence[Tensor]) -> Float[Tensor, "N K"]:
     """Compute the logits of some batches of images."""
     return torch.cat([forward(batch).float().cpu() for batch in batches])
+
+
+def correct_of(forward: Forward, batches: Sequence[Tensor], labels: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """Return which images of some batches get their label."""
+    return logits_of(forward, batches).argmax(1) == labels
 
 
 @torch.inference_mode()

@@ -19,6 +19,8 @@ from vitrail.settings import AugmentConfig, Preprocessing, Settings
 
 SPLITS: tuple[SplitName, ...] = ("val", "test", "train")
 """Splits, in order of preference: the validation images first."""
+LABELLED = 5000
+"""Number of images that accuracy is measured on at most."""
 WAY_OUT = "name images with --images FOLDER"
 
 
@@ -66,6 +68,22 @@ def read_images(
     )
     views = torch.stack([eval_view(picture.numpy(), preprocessing) for picture in whole])
     return Images(source.name, name, views, batch.labels, whole)
+
+
+def read_labelled(
+    run: str | Path, data: str | None, *, preprocessing: Preprocessing, split: SplitName, count: int = LABELLED
+) -> Images:
+    """Read at most `count` images of one split, for the accuracy on them or to calibrate with.
+
+    Raises ValueError for data without this split, and where an image has no class of its own.
+    """
+    source = open_data(run, data, way_out=WAY_OUT, classes=False)[1]
+    if split not in source.splits:
+        raise ValueError(f"{source.name} has no {split} images, which accuracy is measured with; {WAY_OUT}")
+    images = read_images(run, data, preprocessing=preprocessing, count=count, split=split)
+    if source.multi_label or bool((images.labels < 0).any()):
+        raise ValueError(f"accuracy is measured on images with one class each, which {source.name} has not; {WAY_OUT}")
+    return images
 
 
 def _load(source: Source, split: SplitName, preprocessing: Preprocessing, cfg: Settings, *, whole: bool) -> Split:

@@ -8,7 +8,17 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-_LOGGERS = ("torch.onnx", "torch.export", "torch._inductor", "onnxscript", "onnx_ir", "openvino")
+_LOGGERS = (
+    "root",
+    "torch.onnx",
+    "torch.export",
+    "torch._inductor",
+    "torch.utils.cpp_extension",
+    "onnxscript",
+    "onnx_ir",
+    "openvino",
+    "nncf",
+)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 from vitrail import weights
 from vitrail.data.augment import normalise
 from vitrail.data.listing import mark_output
-from vitrail.deploy.export.contract import BATCHES, FP32, Contract, Limits, compare_logits, logits_of, measure_speed
+from vitrail.deploy.export.contract import BATCHES, FP32, UNLIMITED, Contract, Limits, compare_logits, logits_of, measure_speed
 from vitrail.deploy.export.formats import format_of
 from vitrail.deploy.export.images import Images, read_images
+from vitrail.deploy.export.int8 import MAX_LOSS, quantize_file, quantizer_of
+from vitrail.deploy.export.merging import merged
 from vitrail.deploy.export.metadata import CARD, CONTRACT, ExportCard, card_of
 from vitrail.deploy.export.trace import trace
 from vitrail.deploy.forms import Forward, fp32
@@ -52,6 +54,9 @@ def export(
     images: str | None = None,
     dynamic_size: bool = False,
     count: int = IMAGES,
+    merge: int = 0,
+    int8: bool = False,
+    max_loss: float = MAX_LOSS,
 ) -> Exported:
     """Export a run, or any checkpoint with a head, and check it against the original on real images.
 
@@ -59,21 +64,49 @@ def export(
     compared. The folder `out` [SOURCE-FORMAT] has the model, card.json and contract.json. Raises ValueError for a folder
     that is not empty, for a model without a head, and where the logits differ by more than `Limits` allows: then nothing is
     written.
+
+    With `merge`, that many patches are merged in each block (`models.merging`): the contract is with the merged model, and
+    has the accuracy that merging costs. With `int8` the products are in int8, with a loss of at most `max_loss` points of top-1
+    on the validation images (`int8.quantize_within`); ValueError where that can't be.
     """
     row = format_of(to)
+    quantizer = quantizer_of(row, to) if int8 else None
     folder = free_folder(out, source=source, to=to)
     writer = row.load()
     model = load_model(source)
     assert model.preprocessing is not None
     pictures = read_images(source, images, preprocessing=model.preprocessing, count=count)
+    model, merging = merged(model, merge, source, images) if merge else (model, None)
     card = card_of(model, source=str(source), format=to, inputs="normalised", dynamic_size=dynamic_size)
     draft = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         traced = trace(model, size=pair(model.preprocessing.img_size), dynamic_size=dynamic_size)
-        writer.write(traced, draft / row.file, card.metadata())
-        contract = measure(model, writer.open_forward(draft / row.file), pictures, card=card, size=size_of(draft))
+        opened, quantized = writer.open_forward, None
+        if quantizer is None:
+            writer.write(traced, draft / row.file, card.metadata())
+        else:
+            card = replace(card, precision="int8")
+            quantized = quantize_file(
+                model,
+                lambda path: writer.write(traced, path, card.metadata()),
+                quantizer,
+                draft / row.file,
+                source=source,
+                images=images,
+                max_loss=max_loss,
+            )
+            opened = quantizer.open_forward
+        contract = measure(
+            model,
+            opened(draft / row.file),
+            pictures,
+            card=card,
+            size=size_of(draft),
+            limits=FP32 if quantized is None else UNLIMITED,
+        )
+        contract = replace(contract, merging=merging, int8=quantized)
         if reason := contract.deviation.broken(contract.limits):
             raise ValueError(
                 f"the {to} export of {source} breaks its contract on {contract.data}: {reason}; nothing is written"

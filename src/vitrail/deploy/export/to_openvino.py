@@ -23,25 +23,35 @@ INFO = "vitrail"
 
 def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the .xml file, and the .bin file with its weights. Weights stay in fp32."""
-    with quiet():
-        model = openvino.convert_model(traced.program, example_input=traced.example)
-    images, logits = model.input(), model.output()
-    shape = images.get_partial_shape()
-    for axis in traced.dynamic:
-        shape[axis] = openvino.Dimension(1, -1)
-    images.get_node().set_partial_shape(shape)
-    images.get_tensor().set_names({INPUT})
-    logits.get_tensor().set_names({OUTPUT})
-    model.validate_nodes_and_infer_types()
+    model = convert(traced)
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), [INFO, key])  # one line: an attribute of XML keeps no line ends
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
+def convert(traced: Traced) -> openvino.Model:
+    """Convert a traced model."""
+    with quiet():
+        model = openvino.convert_model(traced.program, example_input=traced.example)
+    images, logits = model.input(), model.output()
+    sides = [openvino.Dimension(1, -1) if axis in traced.dynamic else side for axis, side in enumerate(traced.example.shape)]
+    images.get_node().set_partial_shape(openvino.PartialShape(sides))  # the converter leaves all of them open
+    images.get_tensor().set_names({INPUT})
+    logits.get_tensor().set_names({OUTPUT})
+    model.validate_nodes_and_infer_types()
+    return model
+
+
 def open_forward(path: Path) -> Forward:
     """Open a file for the CPU, in fp32: without the hint OpenVINO computes in bf16 where the processor has it."""
-    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(path, "CPU", config)
+    return compile_forward(path, precision="f32")
+
+
+def compile_forward(model: openvino.Model | Path, *, precision: str | None) -> Forward:
+    """Compile a model or a file for the CPU, with as many threads as torch has; precision None is OpenVINO's choice."""
+    config = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    hint = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+    compiled = openvino.Core().compile_model(model, "CPU", {**config, **hint})
 
     def forward(images: Tensor) -> Tensor:
         return torch.from_numpy(compiled(images.numpy(force=True))[OUTPUT].copy())
