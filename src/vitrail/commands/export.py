@@ -10,14 +10,18 @@ if TYPE_CHECKING:
     from vitrail.deploy.export import Exported
 
 USAGE = "export RUN --to …"
-SUMMARY = "a model as ONNX, checked against the original on real images"
+SUMMARY = "a model as ONNX, OpenVINO, torch.export or a web page, checked on real images"
 
 HELP = """Writes a folder with the model in another format, card.json (preprocessing, classes, temperature …) and contract.json:
 the logits beside the original's on real images, time and size of both. An export whose logits differ is an error, and
 nothing is written.
 
   vitrail export runs/first --to onnx
-  vitrail export timm/vit_small_patch16_224.augreg_in21k --to onnx --images PHOTOS --out small"""
+  vitrail export timm/vit_small_patch16_224.augreg_in21k --to openvino --images PHOTOS --out small
+  vitrail export runs/first --to web --runtime node_modules/onnxruntime-web
+
+The file takes normalised images of the model's size, any number at once. With --dynamic size, of any size; with --raw-images,
+decoded ones: uint8, rows x columns x channels, which it resizes and normalises itself."""
 
 
 def run(words: list[str]) -> int:
@@ -30,7 +34,9 @@ def run(words: list[str]) -> int:
     parser.add_argument("--out", metavar="FOLDER", help="where it goes [RUN-FORMAT]")
     parser.add_argument("--images", metavar="DATA", help="a folder or a named set to compare on [the run's validation images]")
     parser.add_argument("--count", type=terminal.count, metavar="N", help="images to compare on [256]")
-    parser.add_argument("--dynamic", choices=("size",), help="size: the file takes images of any size, not only of the model's")
+    parser.add_argument("--dynamic", choices=("size",), help="size: take images of any size; for ViTs")
+    parser.add_argument("--raw-images", action="store_true", help="take decoded images, and resize and normalise in the graph")
+    parser.add_argument("--runtime", metavar="FOLDER", help="with --to web: folder of onnxruntime-web, to copy beside the page")
     parser.add_argument("--json", action="store_true", help="print the contract as JSON")
     args = terminal.parse(parser, words)
 
@@ -42,13 +48,17 @@ def run(words: list[str]) -> int:
         out=args.out,
         images=args.images,
         dynamic_size=args.dynamic == "size",
+        raw_images=args.raw_images,
         count=args.count or IMAGES,
+        runtime=args.runtime,
     )
     if args.json:
         terminal.print_json(done.contract.to_dict())
         return terminal.OK
     print_contract(done)
     terminal.say(f"Written: {done.folder}")
+    if FORMATS[args.to].page is not None and args.runtime is None:
+        terminal.say(f"The page needs two files in {done.folder / 'ort'}: --runtime copies them, see vitrail export --help")
     return terminal.OK
 
 
@@ -63,6 +73,8 @@ def print_contract(done: Exported) -> None:
     table.add_row("largest difference", f"{deviation.max_difference:.1e}", f"{contract.limits.max_difference:.0e}")
     table.add_row("mean difference", f"{deviation.mean_difference:.1e}", "")
     table.add_row("same class", terminal.percent(deviation.agreement), terminal.percent(contract.limits.agreement))
+    if deviation.pixel_difference is not None:
+        table.add_row("mean difference of a pixel, levels", f"{deviation.pixel_difference:.1e}", "")
     console.print(table)
     console.print()
     table = terminal.make_table("", "before", "after", "times faster")
