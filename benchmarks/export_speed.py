@@ -117,9 +117,7 @@ def openvino_int8(model: nn.Module, images: Tensor) -> Forward:
     openvino, nncf = importlib.import_module("openvino"), importlib.import_module("nncf")
     converted = openvino.convert_model(model, example_input=images)
     batches = [batch.numpy() for batch in calibration_images().split(1)]
-    quantized = nncf.quantize(
-        converted, nncf.Dataset(batches), subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER
-    )
+    quantized = nncf.quantize(converted, nncf.Dataset(batches), subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER)
     quantized.reshape(list(images.shape))
     compiled = openvino.compile_model(quantized, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
@@ -215,7 +213,9 @@ def accuracy(run: str) -> dict[str, Any]:
 def describe(model: Backbone) -> str:
     """Shape of a run's model, in a few words."""
     cfg = model.config
-    return f"{cfg.depth} blocks of width {cfg.embed_dim}, {cfg.img_size[0]} px, {(cfg.img_size[0] // cfg.patch_size) ** 2} patches"
+    return (
+        f"{cfg.depth} blocks of width {cfg.embed_dim}, {cfg.img_size[0]} px, {(cfg.img_size[0] // cfg.patch_size) ** 2} patches"
+    )
 
 
 def main() -> None:

@@ -32,7 +32,10 @@ def tiny() -> ViT:
     return model
 
 
-LAYERS = ["patch_embed.proj", *(f"blocks.{i}.{part}" for i in (0, 1) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))]
+LAYERS = [
+    "patch_embed.proj",
+    *(f"blocks.{i}.{part}" for i in (0, 1) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+]
 LAYERS.append("head")
 
 
@@ -60,7 +63,12 @@ def within(model: ViT, quantizer: Broken, *, max_loss: float = 0.3) -> Any:
     images = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         labels = model(images).argmax(1)
-    options: dict[str, Any] = {"calibration": images[:8], "inputs": images, "labels": labels, "data": ("set, train", "set, val")}
+    options: dict[str, Any] = {
+        "calibration": images[:8],
+        "inputs": images,
+        "labels": labels,
+        "data": ("set, train", "set, val"),
+    }
     return quantize_within(model, quantizer, Path("float"), Path("int8"), max_loss=max_loss, **options)
 
 
@@ -80,7 +88,9 @@ def test_the_most_sensitive_layers_go_back_to_float_until_the_loss_is_within_the
 
 def test_a_budget_that_cannot_be_met_is_one_line_with_every_try() -> None:
     model = tiny()
-    with pytest.raises(ValueError, match=r"^int8 loses more than 0\.3 points of top-1 on set, val \(100\.00 with 0 of 10 layers") as error:
+    with pytest.raises(
+        ValueError, match=r"^int8 loses more than 0\.3 points of top-1 on set, val \(100\.00 with 0 of 10 layers"
+    ) as error:
         within(model, Broken(model, LAYERS))
     assert "4 of 10 layers in float), so nothing is written; allow more with --max-loss" in str(error.value)
 
@@ -141,5 +151,7 @@ def test_formats_without_int8_and_missing_packages_are_one_line(monkeypatch: pyt
     with pytest.raises(ValueError, match="^torch has no int8; export to onnx or openvino, or leave --int8 out$"):
         quantizer_of(FORMATS["torch"], "torch")
     monkeypatch.setattr(machine_module.importlib.util, "find_spec", lambda name: None if name == "nncf" else name)
-    with pytest.raises(ValueError, match=r"^nncf is not installed, which int8 needs; install them: pip install 'vitrail\[export\]'$"):
+    with pytest.raises(
+        ValueError, match=r"^nncf is not installed, which int8 needs; install them: pip install 'vitrail\[export\]'$"
+    ):
         quantizer_of(FORMATS["openvino"], "openvino")

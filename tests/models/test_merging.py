@@ -90,7 +90,9 @@ def test_logits_are_those_of_the_paper(fields: dict[str, Any], r: int) -> None:
     batch = images(side=model.config.img_size if isinstance(model.config.img_size, int) else 20)
     with torch.no_grad():
         merged = MergedViT(model, r)(batch)
-        torch.testing.assert_close(merged, torch.stack([logits_by_hand(model, image, r) for image in batch]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            merged, torch.stack([logits_by_hand(model, image, r) for image in batch]), atol=1e-5, rtol=1e-5
+        )
         assert not torch.allclose(merged, model(batch), atol=1e-3)
 
 
@@ -162,7 +164,9 @@ def test_it_is_a_backbone_with_the_models_card_stages_and_weights() -> None:
 def test_models_without_plain_blocks_are_refused_in_one_line(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, num_classes=3)
-    with pytest.raises(ValueError, match=r"^\w+ has no plain blocks, whose tokens can be merged; use a ViT, or leave merging out$"):
+    with pytest.raises(
+        ValueError, match=r"^\w+ has no plain blocks, whose tokens can be merged; use a ViT, or leave merging out$"
+    ):
         MergedViT(model, 2)
 
 

@@ -10,14 +10,18 @@ if TYPE_CHECKING:
     from vitrail.deploy.export import Contract, Exported
 
 USAGE = "export RUN --to …"
-SUMMARY = "a model as ONNX, checked against the original on real images"
+SUMMARY = "a model as ONNX, OpenVINO, torch.export or a web page, checked on real images"
 
 HELP = """Writes a folder with the model in another format, card.json (preprocessing, classes, temperature …) and contract.json:
 the logits beside the original's on real images, time and size of both. An export whose logits differ is an error, and
 nothing is written.
 
   vitrail export runs/first --to onnx
-  vitrail export timm/vit_small_patch16_224.augreg_in21k --to onnx --images PHOTOS --out small"""
+  vitrail export timm/vit_small_patch16_224.augreg_in21k --to openvino --images PHOTOS --out small
+  vitrail export runs/first --to web --runtime node_modules/onnxruntime-web
+
+The file takes normalised images of the model's size, any number at once. With --dynamic size, of any size; with --raw-images,
+decoded ones: uint8, rows x columns x channels, which it resizes and normalises itself."""
 
 
 def run(words: list[str]) -> int:
@@ -30,7 +34,9 @@ def run(words: list[str]) -> int:
     parser.add_argument("--out", metavar="FOLDER", help="where it goes [RUN-FORMAT]")
     parser.add_argument("--images", metavar="DATA", help="a folder or a named set to compare on [the run's validation images]")
     parser.add_argument("--count", type=terminal.count, metavar="N", help="images to compare on [256]")
-    parser.add_argument("--dynamic", choices=("size",), help="size: the file takes images of any size, not only of the model's")
+    parser.add_argument("--dynamic", choices=("size",), help="size: take images of any size; for ViTs")
+    parser.add_argument("--raw-images", action="store_true", help="take decoded images, and resize and normalise in the graph")
+    parser.add_argument("--runtime", metavar="FOLDER", help="with --to web: folder of onnxruntime-web, to copy beside the page")
     parser.add_argument("--int8", action="store_true", help="products in int8, within a budget of accuracy")
     parser.add_argument(
         "--max-loss",
@@ -38,7 +44,9 @@ def run(words: list[str]) -> int:
         metavar="POINTS",
         help="with --int8: points of top-1 that it may cost on the validation images [0.3]",
     )
-    parser.add_argument("--merge", type=terminal.count, default=0, metavar="R", help="merge the R most similar patches in each block")
+    parser.add_argument(
+        "--merge", type=terminal.count, default=0, metavar="R", help="merge the R most similar patches in each block"
+    )
     parser.add_argument("--json", action="store_true", help="print the contract as JSON")
     args = terminal.parse(parser, words)
 
@@ -53,7 +61,9 @@ def run(words: list[str]) -> int:
         out=args.out,
         images=args.images,
         dynamic_size=args.dynamic == "size",
+        raw_images=args.raw_images,
         count=args.count or IMAGES,
+        runtime=args.runtime,
         merge=args.merge,
         int8=args.int8,
         max_loss=MAX_LOSS if args.max_loss is None else args.max_loss,
@@ -63,6 +73,8 @@ def run(words: list[str]) -> int:
         return terminal.OK
     print_contract(done)
     terminal.say(f"Written: {done.folder}")
+    if FORMATS[args.to].page is not None and args.runtime is None:
+        terminal.say(f"The page needs two files in {done.folder / 'ort'}: --runtime copies them, see vitrail export --help")
     return terminal.OK
 
 
@@ -78,7 +90,11 @@ def print_contract(done: Exported) -> None:
     allowed = "any" if difference is None else f"{difference:.0e}"
     table.add_row("largest difference", f"{deviation.max_difference:.1e}", allowed)
     table.add_row("mean difference", f"{deviation.mean_difference:.1e}", "")
-    table.add_row("same class", terminal.percent(deviation.agreement), "any" if agreement is None else terminal.percent(agreement))
+    table.add_row(
+        "same class", terminal.percent(deviation.agreement), "any" if agreement is None else terminal.percent(agreement)
+    )
+    if deviation.pixel_difference is not None:
+        table.add_row("mean difference of a pixel, levels", f"{deviation.pixel_difference:.1e}", "")
     console.print(table)
     console.print()
     print_changes(contract)
@@ -100,7 +116,10 @@ def print_changes(contract: Contract) -> None:
     changes = [change for change in (contract.merging, contract.int8 and contract.int8.change) if change is not None]
     if not changes:
         return
-    table, console = terminal.make_table("top-1", "before", "after", "points", "95 % interval", words=("top-1",)), terminal.make_console()
+    table, console = (
+        terminal.make_table("top-1", "before", "after", "points", "95 % interval", words=("top-1",)),
+        terminal.make_console(),
+    )
     for change in changes:
         low, high = (f"{100 * side:+.2f}" for side in change.paired.interval)
         rates = (terminal.percent(top1.value) for top1 in (change.before, change.after))

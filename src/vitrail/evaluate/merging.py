@@ -65,7 +65,9 @@ def measure_merging(
     """
     opened = open_run(run, data, split=split, device=device)
     if opened.headless or opened.source.multi_label:
-        raise ValueError(f"merging is measured by the accuracy on images with one class each, which {run} has not; leave it out")
+        raise ValueError(
+            f"merging is measured by the accuracy on images with one class each, which {run} has not; leave it out"
+        )
     split, right = opened.load_split(), []
     for model in (opened.model, MergedViT(opened.model, r).eval()):
         found = compute_logits(

@@ -234,7 +234,9 @@ class Backbone(nn.Module):
 
         Raises ValueError for any other.
         """
-        raise ValueError(f"{type(self).__name__} has no plain blocks, whose tokens can be merged; use a ViT, or leave merging out")
+        raise ValueError(
+            f"{type(self).__name__} has no plain blocks, whose tokens can be merged; use a ViT, or leave merging out"
+        )
 
     def valid_tokens(self, context: Context) -> Bool[Tensor, "B N"] | Float[Tensor, "B N"] | None:
         """Return the mask of valid tokens in the context of a pass with global attention; None: all are valid.

@@ -53,6 +53,8 @@ class Deviation:
     """Mean difference of a logit, in absolute terms."""
     agreement: float
     """Share of images with the same most probable class; in a multi-label model, with the same labels from 0.5 on."""
+    pixel_difference: float | None = None
+    """Mean difference of the graph's own view from Pillow's, in levels of 0 to 255; None where it takes normalised images."""
 
     def broken(self, limits: Limits) -> str | None:
         """Return what is beyond the limits, in a few words; None where all is within."""
@@ -202,14 +204,14 @@ def correct_of(forward: Forward, batches: Sequence[Tensor], labels: Int64[Tensor
 
 
 @torch.inference_mode()
-def measure_speed(before: Forward, after: Forward, inputs: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Speed, ...]:
+def measure_speed(before: Forward, after: Forward, inputs: Mapping[int, Tensor]) -> tuple[Speed, ...]:
     """Measure the time of both for each number of images, in turns; `inputs` has the images of each by that number."""
     speeds = []
-    for batch, (ours, theirs) in inputs.items():
+    for batch, images in inputs.items():
         times: tuple[list[float], list[float]] = [], []
         start, turns = time.perf_counter(), 0
         while turns < 4 or time.perf_counter() - start < SECONDS:
-            for kept, forward, images in zip(times, (before, after), (ours, theirs), strict=True):
+            for kept, forward in zip(times, (before, after), strict=True):
                 begun = time.perf_counter()
                 forward(images)
                 kept.append(time.perf_counter() - begun)

@@ -6,6 +6,7 @@ The command line reads this table. A row names its module instead of importing i
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -68,6 +69,10 @@ class Format:
     """Packages that it needs, of the extra `export`."""
     shows: str
     """Description, in one line."""
+    raw_images: bool = False
+    """True if the file always takes decoded images."""
+    page: str | None = None
+    """Function that writes a web page beside the model, as "module:name"; None: the format has none."""
     quantizer: str | None = None
     """Module of `quantize`: see `Quantizer`; None: the format has no int8."""
     quantizer_packages: tuple[str, ...] = ()
@@ -79,6 +84,13 @@ class Format:
             raise ValueError(f"{reason}, which this export needs; install them: pip install 'vitrail[export]'")
         writer: Writer = importlib.import_module(self.module)
         return writer
+
+    def check_options(self, *, dynamic_size: bool, raw_images: bool, runtime: str | Path | None) -> None:
+        """Raise ValueError for options that contradict each other."""
+        if dynamic_size and (raw_images or self.raw_images):
+            raise ValueError("--dynamic size is for normalised images: decoded ones have any size already; leave it out")
+        if runtime is not None and self.page is None:
+            raise ValueError(f"--runtime {runtime} is for a web page; leave it out, or take --to web")
 
 
 FORMATS: dict[str, Format] = {
@@ -109,8 +121,23 @@ FORMATS: dict[str, Format] = {
         packages=(),
         shows="the same compiled by AOTInductor for this kind of processor, which takes minutes and a C++ compiler",
     ),
+    "web": Format(
+        file="model.onnx",
+        module="vitrail.deploy.export.to_onnx",
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        shows="an ONNX file with a page that runs it in the browser, for a web server of any kind",
+        raw_images=True,
+        page="vitrail.deploy.export.to_web:write_page",
+    ),
 }
 """Every format by its name, as in `--to`."""
+
+
+def load(function: str) -> Callable[..., Any]:
+    """Import a function from "module:name"."""
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def format_of(name: str) -> Format:

@@ -21,6 +21,7 @@ from vitrail.deploy.export.formats import FORMATS, Format, Quantizer
 from vitrail.deploy.export.images import LABELLED, read_labelled
 from vitrail.deploy.export.quiet import quiet
 from vitrail.deploy.export.sensitivity import layer_errors
+from vitrail.deploy.export.trace import Inputs
 from vitrail.deploy.forms import fp32
 from vitrail.models.backbone import Backbone
 from vitrail.models.machine import missing
@@ -43,6 +44,12 @@ def quantizer_of(row: Format, name: str) -> Quantizer:
     with quiet():  # torch's notes on compilers, which NNCF asks for
         quantizer: Quantizer = importlib.import_module(row.quantizer)
     return quantizer
+
+
+def check_inputs(inputs: Inputs) -> None:
+    """Raise ValueError for a file that takes decoded images: int8 is calibrated on normalised ones."""
+    if inputs != "normalised":
+        raise ValueError("--int8 is for files that take normalised images; leave --raw-images or --int8 out")
 
 
 def quantize_file(
@@ -114,7 +121,9 @@ def quantize_within(
         after = correct_of(quantizer.open_forward(path), batches, labels)
         change = Change.of(right, after, method=quantizer.METHOD, data=data[1])
         if change.loss <= max_loss:
-            known = f"{len(calibration)} images of {data[0]}" if quantizer.CALIBRATED else "none: ranges are those of each batch"
+            known = (
+                f"{len(calibration)} images of {data[0]}" if quantizer.CALIBRATED else "none: ranges are those of each batch"
+            )
             return Int8(
                 change=change,
                 calibration=known,

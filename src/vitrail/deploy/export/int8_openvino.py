@@ -47,9 +47,7 @@ def quantize(source: Path, path: Path, images: Float[Tensor, "B C H W"], *, in_f
             nncf.Dataset(batches),
             subset_size=len(batches),
             model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(
-                names=[*in_float, *between], types=["ScaledDotProductAttention"], validate=False
-            ),
+            ignored_scope=nncf.IgnoredScope(names=[*in_float, *between], types=["ScaledDotProductAttention"], validate=False),
             advanced_parameters=advanced,
         )
     openvino.save_model(quantized, path, compress_to_fp16=False)

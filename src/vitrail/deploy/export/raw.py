@@ -1,7 +1,8 @@
 """Decoded images as the input of a graph: the evaluation view and its normalisation, computed as Pillow computes them.
 
-The resize is Pillow's arithmetic in whole numbers (coefficients of 22 bits, and pixels rounded after each direction), written in
-products of fp32 that are exact. So a runtime gives the pixels that `data.decode.eval_view` gives.
+The resize is Pillow's arithmetic in whole numbers (coefficients of 22 bits, and pixels rounded after each direction), written
+in products of fp32 that are exact. So a runtime gives the pixels of `data.decode.eval_view`, where Pillow resizes across
+first, as all versions before 13 do; Pillow 13 resizes some pictures down first, and their pixels differ by rounding.
 """
 
 # B batch · C channels · H W decoded image · h w view · K classes
@@ -56,8 +57,8 @@ def view(images: Float[Tensor, "B C H W"], preprocessing: Preprocessing) -> Floa
 
 
 def middle_size(
-    old_h: Float[Tensor, "1"], old_w: Float[Tensor, "1"], preprocessing: Preprocessing
-) -> tuple[Float[Tensor, "1"], Float[Tensor, "1"]]:
+    old_h: Float[Tensor, 1], old_w: Float[Tensor, 1], preprocessing: Preprocessing
+) -> tuple[Float[Tensor, 1], Float[Tensor, 1]]:
     """Return the size of the resized image before the centre crop."""
     height, width = (torch.full_like(old_h, math.floor(side / preprocessing.crop_pct)) for side in preprocessing.img_size)
     if preprocessing.crop_mode == "squash":
@@ -69,16 +70,17 @@ def middle_size(
 
 
 def view_matrix(
-    count: int, new: int, old: Float[Tensor, "1"], middle: Float[Tensor, "1"], *, cubic: bool
+    count: int, new: int, old: Float[Tensor, 1], middle: Float[Tensor, 1], *, cubic: bool
 ) -> Float[Tensor, "{new} _old"]:
     """Return the coefficients of one side in whole parts of 2⁻²², as Pillow's `resize` with a box has them.
 
     `count` is the old size, `old` the same as a tensor, `middle` that of the whole resized image, `new` of the crop.
     """
-    begin = torch.round((middle - new) / 2) * (old / middle)
-    scale = (torch.round((middle - new) / 2) + new) * (old / middle) - begin
-    scale = scale / new
-    centres = begin + (torch.arange(new, dtype=torch.float64) + 0.5) * scale  # (new,)
+    first = torch.round((middle - new) / 2)
+    begin, end = (place * (old / middle) for place in (first, first + new))
+    begin, end = begin.float(), end.float()  # as Pillow takes the box
+    scale = (end - begin).double() / new
+    centres = begin.double() + (torch.arange(new, dtype=torch.float64) + 0.5) * scale  # (new,)
     apart = (torch.arange(count, dtype=torch.float64)[None] - centres[:, None] + 0.5) / scale.clamp(min=1)
     weights = cubic_kernel(apart, -0.5) if cubic else linear_kernel(apart)
     weights = weights / weights.sum(1, keepdim=True) * _BITS
