@@ -1,13 +1,13 @@
-"""Exports for a CPU beside timm's same model and the runtimes called directly, and what int8 and token merging cost in accuracy.
+"""Exports for a CPU beside timm's model and the runtimes called directly, and what int8 and token merging cost in accuracy.
 
     python benchmarks/export_speed.py --run runs/demo       writes results/export_speed.json
     python benchmarks/export_speed.py --case Ti/16,8 --rounds 3 --out quick.json
 
-All contenders of the first part compute logits of the same images with the same random weights, each in a process of its own; in a
-round they run one after the other, never at once, and the order turns from round to round. What counts is the ratio to timm's
-eager fp32 within a round. "vitrail fp32" and "bf16" are the backends of `vitrail predict`, "int8" and "int8, merged" what
-`vitrail export --to openvino --int8` writes, opened for one number of images. Random weights say nothing of accuracy: the second
-part exports a run that was really trained, and measures int8 and merging on its test images, with paired intervals.
+In the first part all contenders compute logits of the same images with the same random weights, each in its own process. In
+a round they run one after the other, never at once, and the order turns from round to round; what counts is the ratio to timm's
+eager fp32 within a round. "vitrail fp32" and "bf16" are backends of `vitrail predict`, "int8" and "int8, merged" are files of
+`vitrail export --to openvino --int8`, opened for one number of images. Random weights say nothing of accuracy: the second part
+exports a run that was really trained, and measures int8 and merging on its test images, with paired intervals.
 """
 
 from __future__ import annotations

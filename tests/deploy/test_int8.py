@@ -148,7 +148,7 @@ def test_a_change_has_its_loss_in_points() -> None:
 
 
 def test_formats_without_int8_and_missing_packages_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="^torch has no int8; export to onnx or openvino, or leave --int8 out$"):
+    with pytest.raises(ValueError, match=r"^torch has no int8; export to onnx or openvino, or leave --int8 out$"):
         quantizer_of(FORMATS["torch"], "torch")
     monkeypatch.setattr(machine_module.importlib.util, "find_spec", lambda name: None if name == "nncf" else name)
     with pytest.raises(

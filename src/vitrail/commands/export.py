@@ -113,7 +113,8 @@ def print_contract(done: Exported) -> None:
 
 def print_changes(contract: Contract) -> None:
     """Print what token merging and int8 cost in accuracy."""
-    changes = [change for change in (contract.merging, contract.int8 and contract.int8.change) if change is not None]
+    costs = (contract.merging, None if contract.int8 is None else contract.int8.change)
+    changes = [change for change in costs if change is not None]
     if not changes:
         return
     table, console = (

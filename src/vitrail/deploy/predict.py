@@ -105,9 +105,9 @@ class Predictor:
     a row of `BACKENDS`, or "auto": the fastest one of those that are correct, which the first batch measures (about 2 s, once
     for a machine and a kind of model). On a CPU these compute in fp32; on a GPU bf16 is among them. Probabilities have the
     temperature of the model's card, unless `calibrated` is False. With `merge`, that many patches are merged in each block
-    (`models.merging`): faster, a little less exact, and `compare` and the check of a backend are against the merged model. Raises
-    ValueError for a checkpoint that `vitrail.load` can't load, a model without a head or whose tokens can't be merged, and an
-    unavailable device or backend.
+    (`models.merging`): faster, and a little less exact; backends are compared with the merged model in fp32. Raises ValueError
+    for a checkpoint that `vitrail.load` can't load, a model without a head or whose tokens can't be merged, and an unavailable
+    device or backend.
     """
 
     def __init__(

@@ -68,11 +68,11 @@ def measure_merging(
         raise ValueError(
             f"merging is measured by the accuracy on images with one class each, which {run} has not; leave it out"
         )
-    split, right = opened.load_split(), []
+    images, right = opened.load_split(), []
     for model in (opened.model, MergedViT(opened.model, r).eval()):
         found = compute_logits(
             model,
-            split,
+            images,
             preprocessing=opened.preprocessing,
             batch_size=batch_size,
             device=opened.device,

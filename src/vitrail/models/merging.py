@@ -1,8 +1,9 @@
 """Token merging (ToMe: Bolya et al. 2023): every block merges the r pairs of patches that are most alike.
 
-A model computes faster with it, without training, and a little less exactly. Between attention and MLP of a block the patches are
-split into two sets in turns; each patch of the first set looks for the one of the second whose key is most similar, and the r best
-pairs become one token each, their mean. A token counts in attention, and in the mean of the patches, as often as it stands for.
+A model computes faster with it, without training, and a little less exactly. Between attention and MLP of a block the patches
+are split into two sets in turns. Each patch of the first set looks for the one of the second with the most similar key, and the
+r best pairs become one token each, their mean. In attention, and in the mean of all patches, a token counts as often as the
+number of patches that it stands for.
 """
 
 # B batch · C channels · H W image · N tokens (prefix + patches) · D width · h heads · d = D / h · E embedding · K classes

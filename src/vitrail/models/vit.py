@@ -384,7 +384,7 @@ class ViT(Backbone):
 
     def mergeable_blocks(self) -> list[HalvedBlock]:
         """See Backbone.mergeable_blocks."""
-        blocks = [block for block in self.blocks if isinstance(block, HalvedBlock)]
+        blocks: list[HalvedBlock] = [block for block in self.blocks if isinstance(block, HalvedBlock)]
         return blocks if len(blocks) == len(self.blocks) else super().mergeable_blocks()
 
     # ---- calls: each is a part of `outputs`

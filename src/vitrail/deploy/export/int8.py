@@ -75,7 +75,7 @@ def quantize_file(
     with tempfile.TemporaryDirectory() as folder:
         floating = Path(folder) / path.name
         write(floating)
-        quantized = quantize_within(
+        return quantize_within(
             model,
             quantizer,
             floating,
@@ -86,7 +86,6 @@ def quantize_file(
             data=(f"{known.data}, {known.split}", f"{fresh.data}, {fresh.split}"),
             max_loss=max_loss,
         )
-    return quantized
 
 
 def quantize_within(

@@ -14,7 +14,7 @@ from vitrail.models.merging import MergedViT
 _BATCH = 32
 
 
-def merged(model: Backbone, r: int, source: str | Path, data: str | None) -> tuple[Backbone, Change]:
+def merged(model: Backbone, r: int, source: str | Path, data: str | None) -> tuple[MergedViT, Change]:
     """Return a model that merges `r` patches in each block, and its accuracy beside the model's on the validation images."""
     assert model.preprocessing is not None
     other = MergedViT(model, r).eval()

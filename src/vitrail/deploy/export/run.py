@@ -97,12 +97,12 @@ def export(
     writer, raw = row.load(), raw_images or row.raw_images
     model = load_model(source)
     assert model.preprocessing is not None
+    size = pair(model.preprocessing.img_size)
     samples = read_images(source, images, preprocessing=model.preprocessing, count=count, pictures=raw)
     inputs: Inputs = "raw" if raw else "normalised"
     model, merging = merged(model, merge, source, images) if merge else (model, None)
     card = card_of(model, source=str(source), format=to, inputs=inputs, dynamic_size=dynamic_size)
     with drafted(folder) as draft:
-        size = pair(model.preprocessing.img_size)
         traced = trace_raw(model) if raw else trace(model, size=size, dynamic_size=dynamic_size)
         opened, quantized, limits = writer.open_forward, None, FP32
         if quantizer is None:

@@ -15,14 +15,14 @@ LEVELS = 255
 """Steps of an unsigned number of 8 bits."""
 
 
-def rounded_weight(weight: Float[Tensor, "O *_I"]) -> Float[Tensor, "O *_I"]:
+def rounded_weight(weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
     """Round to int8, symmetric, with a scale for each output."""
     scale = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / (LEVELS // 2)
     scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
     return (weight / scale).round() * scale
 
 
-def rounded_input(x: Float[Tensor, "*_B"]) -> Float[Tensor, "*_B"]:
+def rounded_input(x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B I"]:
     """Round to 8 bits between the smallest and the largest value."""
     low, high = x.aminmax()
     scale = ((high - low) / LEVELS).clamp(min=1e-12)
