@@ -285,7 +285,7 @@ def test_wrong_names_are_one_line(run: Path) -> None:
     for name, message in (
         (
             "pack",
-            'backend "pack" is none of auto, fp32, packed, bf16, compiled, openvino, openvino-bf16; did you mean "packed"',
+            f'backend "pack" is none of auto, {", ".join(BACKENDS)}; did you mean "packed"',
         ),
         ("compiled", 'backend "compiled" is not available: it is for a CUDA device, and this is cpu; use auto, fp32'),
     ):
