@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vitrail.models.machine import missing
 from vitrail.settings import nearest
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vitrail.deploy.forms import Forward
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Module of a format."""
 
@@ -36,6 +37,7 @@ class Writer(Protocol):
         """Return the metadata of a file."""
 
 
+@runtime_checkable
 class Quantizer(Protocol):
     """Module that writes a format's file in int8."""
 
