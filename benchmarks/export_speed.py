@@ -193,7 +193,7 @@ def accuracy(run: str) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 done = export(run, name, out=Path(folder) / "export", int8=True)
                 assert done.contract.int8 is not None
-                after = correct_of(quantizer_of(row, name).open_forward(done.file), batches, images.labels)
+                after = correct_of(row.load().open_forward(done.file), batches, images.labels)
             change = Change.of(right, after, method=done.contract.int8.change.method, data=data)
             rows[f"int8, {name}"] = {**change.to_dict(), "in_float": list(done.contract.int8.in_float)}
     for r in MERGES:

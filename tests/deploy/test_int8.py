@@ -69,6 +69,7 @@ def within(model: ViT, quantizer: Broken, *, max_loss: float = 0.3) -> Any:
         "labels": labels,
         "data": ("set, train", "set, val"),
     }
+    options["open_forward"] = quantizer.open_forward
     return quantize_within(model, quantizer, Path("float"), Path("int8"), max_loss=max_loss, **options)
 
 

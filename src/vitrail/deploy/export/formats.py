@@ -53,9 +53,6 @@ class Quantizer(Protocol):
     def quantize(self, source: Path, path: Path, images: Tensor, *, in_float: Sequence[str]) -> None:
         """Write `path`, the file `source` with int8 products, calibrated on images; the operations `in_float` stay in float."""
 
-    def open_forward(self, path: Path) -> Forward:
-        """Open a file as `Writer.open_forward` does, computed as the runtime does by default."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Format:

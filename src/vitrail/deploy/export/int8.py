@@ -22,7 +22,7 @@ from vitrail.deploy.export.images import LABELLED, read_labelled
 from vitrail.deploy.export.quiet import quiet
 from vitrail.deploy.export.sensitivity import layer_errors
 from vitrail.deploy.export.trace import Inputs
-from vitrail.deploy.forms import fp32
+from vitrail.deploy.forms import Forward, fp32
 from vitrail.models.backbone import Backbone
 from vitrail.models.machine import missing
 
@@ -58,13 +58,14 @@ def quantize_file(
     quantizer: Quantizer,
     path: Path,
     *,
+    open_forward: Callable[[Path], Forward],
     source: str | Path,
     images: str | None,
     max_loss: float,
 ) -> Int8:
     """Write the file of a model in int8: calibrated on training images, measured on validation images.
 
-    `write` writes it in fp32. Raises ValueError where the loss is beyond `max_loss`, and for data without these images.
+    `write` writes it in fp32, `open_forward` opens either. Raises ValueError where the loss is beyond `max_loss`, and for data without these images.
     """
     if max_loss < 0:
         raise ValueError(f"max_loss {max_loss:g} must be at least 0 points")
@@ -80,6 +81,7 @@ def quantize_file(
             quantizer,
             floating,
             path,
+            open_forward=open_forward,
             calibration=normalise(known.views, preprocessing),
             inputs=normalise(fresh.views, preprocessing),
             labels=fresh.labels,
@@ -94,6 +96,7 @@ def quantize_within(
     floating: Path,
     path: Path,
     *,
+    open_forward: Callable[[Path], Forward],
     calibration: Float[Tensor, "n C H W"],
     inputs: Float[Tensor, "N C H W"],
     labels: Int64[Tensor, " N"],
@@ -117,7 +120,7 @@ def quantize_within(
             order = list(layer_errors(model, modules, calibration[:SENSITIVITY_IMAGES]))
         in_float = order[:count]
         quantizer.quantize(floating, path, calibration, in_float=[*others, *(layers[name] for name in in_float)])
-        after = correct_of(quantizer.open_forward(path), batches, labels)
+        after = correct_of(open_forward(path), batches, labels)
         change = Change.of(right, after, method=quantizer.METHOD, data=data[1])
         if change.loss <= max_loss:
             known = (

@@ -20,7 +20,6 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor
 
 from vitrail.deploy.export.quiet import quiet
-from vitrail.deploy.export.to_onnx import open_forward as open_forward
 
 METHOD = "ONNX Runtime, dynamic: weights by output, activations by batch"
 CALIBRATED = False

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.deploy.export.quiet import quiet
-from vitrail.deploy.export.to_openvino import compile_forward
-from vitrail.deploy.forms import Forward
 
 METHOD = "NNCF, static: weights by output, activations by tensor"
 CALIBRATED = True
@@ -51,11 +49,6 @@ def quantize(source: Path, path: Path, images: Float[Tensor, "B C H W"], *, in_f
             advanced_parameters=advanced,
         )
     openvino.save_model(quantized, path, compress_to_fp16=False)
-
-
-def open_forward(path: Path) -> Forward:
-    """Open a file for the CPU; what is not in int8 has OpenVINO's own choice, bf16 where the processor has it."""
-    return compile_forward(path, precision=None)
 
 
 def _products(model: Any) -> Iterator[tuple[str, Any]]:

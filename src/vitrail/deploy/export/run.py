@@ -104,7 +104,7 @@ def export(
     card = card_of(model, source=str(source), format=to, inputs=inputs, dynamic_size=dynamic_size)
     with drafted(folder) as draft:
         traced = trace_raw(model) if raw else trace(model, size=size, dynamic_size=dynamic_size)
-        opened, quantized, limits = writer.open_forward, None, FP32
+        quantized = None
         if quantizer is None:
             writer.write(traced, draft / row.file, card.metadata())
         else:
@@ -115,12 +115,13 @@ def export(
                 lambda path: writer.write(traced, path, card.metadata()),
                 quantizer,
                 draft / row.file,
+                open_forward=writer.open_forward,
                 source=source,
                 images=images,
                 max_loss=max_loss,
             )
-            opened, limits = quantizer.open_forward, UNLIMITED
-        contract = measure(model, opened(draft / row.file), samples, card=card, size=size_of(draft), limits=limits)
+        exported, limits = writer.open_forward(draft / row.file), FP32 if quantized is None else UNLIMITED
+        contract = measure(model, exported, samples, card=card, size=size_of(draft), limits=limits)
         contract = replace(contract, merging=merging, int8=quantized)
         if reason := contract.deviation.broken(contract.limits):
             raise ValueError(

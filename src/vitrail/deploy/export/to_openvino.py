@@ -43,12 +43,17 @@ def convert(traced: Traced) -> openvino.Model:
 
 
 def open_forward(path: Path) -> Forward:
-    """Open a file for the CPU, in fp32: without the hint OpenVINO computes in bf16 where the processor has it."""
-    return compile_forward(path, precision="f32")
+    """Open a file for the CPU, in fp32: without the hint OpenVINO computes in bf16 where the processor has it.
+
+    Of a file in int8, what is not in int8 is computed as OpenVINO chooses, which is fastest.
+    """
+    model = openvino.Core().read_model(path)
+    in_int8 = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+    return compile_forward(model, precision=None if in_int8 else "f32")
 
 
-def compile_forward(model: openvino.Model | Path, *, precision: str | None) -> Forward:
-    """Compile a model or a file for the CPU, with as many threads as torch has; precision None is OpenVINO's choice."""
+def compile_forward(model: openvino.Model, *, precision: str | None) -> Forward:
+    """Compile a model for the CPU, with as many threads as torch has; precision None is OpenVINO's choice."""
     config = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     hint = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
     compiled = openvino.Core().compile_model(model, "CPU", {**config, **hint})
