@@ -65,7 +65,8 @@ def quantize_file(
 ) -> Int8:
     """Write the file of a model in int8: calibrated on training images, measured on validation images.
 
-    `write` writes it in fp32, `open_forward` opens either. Raises ValueError where the loss is beyond `max_loss`, and for data without these images.
+    `write` writes it in fp32, `open_forward` opens either. Raises ValueError where the loss is beyond `max_loss`, and for data
+    without these images.
     """
     if max_loss < 0:
         raise ValueError(f"max_loss {max_loss:g} must be at least 0 points")
