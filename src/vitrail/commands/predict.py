@@ -28,7 +28,9 @@ def run(words: list[str]) -> int:
         f"backends:\n{overview()}\n\n"
         "Exit code: 0, or 1 when some images could not be read or got no label; the others are done all the same.",
     )
-    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or any checkpoint with a head")
+    parser.add_argument(
+        "run", metavar="RUN", help="the folder that `vitrail train` or `vitrail export` wrote; or any checkpoint with a head"
+    )
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="files, folders with all that is in them, - for a list on stdin"
     )
@@ -50,6 +52,9 @@ def run(words: list[str]) -> int:
         metavar="NAME",
         help="one of those below; auto: the fastest correct one on the device [auto]",
     )
+    parser.add_argument(
+        "--merge", type=terminal.count, default=0, metavar="R", help="merge the R most similar patches in each block: faster"
+    )
     parser.add_argument("--verbose", action="store_true", help="print the backend, its speed and its difference from fp32")
     args = terminal.parse(parser, words)
 
@@ -62,7 +67,12 @@ def run(words: list[str]) -> int:
     if not images:
         raise ValueError("stdin named no image; write one path a line")
     predictor = Predictor(
-        args.run, device=args.device, batch_size=args.batch_size, backend=args.backend, calibrated=not args.uncalibrated
+        args.run,
+        device=args.device,
+        batch_size=args.batch_size,
+        backend=args.backend,
+        calibrated=not args.uncalibrated,
+        merge=args.merge,
     )
     terminal.print_receipt(predictor.model, args.run)
     if mismatch := predictor.range_mismatch(images):
