@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -32,6 +32,7 @@ from vitrail.deploy.decoding import View, decoded_batches
 from vitrail.deploy.forms import Forward, fp32
 from vitrail.evaluate.conformal import prediction_sets, threshold
 from vitrail.evaluate.outliers import energy
+from vitrail.models.backbone import Backbone
 from vitrail.models.card import Calibration
 from vitrail.models.device import keep_freed_memory, pick_device
 
@@ -98,7 +99,7 @@ class Prediction:
 
 
 class Predictor:
-    """Model of a run folder, or of any checkpoint with a head, for prediction.
+    """Model of a run folder, of any checkpoint with a head, or one that is loaded already, for prediction.
 
     `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. `backend` is
     a row of `BACKENDS`, or "auto": the fastest one of those that are correct, which the first batch measures (about 2 s, once
@@ -109,7 +110,7 @@ class Predictor:
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | Backbone,
         *,
         device: str = "auto",
         batch_size: int = 32,
@@ -125,10 +126,11 @@ class Predictor:
         self.batch_size = batch_size
         self.backend = backend
         """Name of the backend; "auto" until the first batch has chosen one."""
-        self.model = weights.load(run).to(self.device).eval()
+        self.model = (run if isinstance(run, Backbone) else weights.load(run)).to(self.device).eval()
         if not self.model.config.num_classes:
             raise ValueError(f"{run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`")
-        assert self.model.preprocessing is not None  # whatever loads weights says what happens to images
+        if self.model.preprocessing is None:
+            raise ValueError("the model does not say what happens to its images; set model.preprocessing")
         self.preprocessing = self.model.preprocessing
         self.multi_label = self.model.multi_label
         card = self.model.card.calibration
@@ -153,17 +155,23 @@ class Predictor:
 
         At most two batches of images are in memory at a time: one is decoded while the model computes the other.
         """
+        with closing(self._decoded(images)) as batches:
+            yield from self.stream_decoded(batches, top=top, coverage=coverage)
+
+    def stream_decoded(
+        self, batches: Iterable[tuple[Sequence[str], Sequence[View]]], *, top: int = 5, coverage: float | None = None
+    ) -> Iterator[Prediction]:
+        """Yield predictions for batches of names and evaluation views, or the reasons why there is none."""
         if top < 1:
             raise ValueError(f"top {top} must be at least 1")
         if coverage is not None:
             self.check_coverage(coverage)
-        with closing(self._decoded(images)) as batches:
-            for names, views in batches:
-                readable = [view for view in views if isinstance(view, Tensor)]
-                rows = iter(self.logits(torch.stack(readable)).split(1) if readable else ())
-                for name, view in zip(names, views, strict=True):
-                    yield self._unread(name, view) if isinstance(view, str) else self._named(name, next(rows), top, coverage)
-                del views, readable, view  # before the next batch is fetched
+        for names, views in batches:
+            readable = [view for view in views if isinstance(view, Tensor)]
+            rows = iter(self.logits(torch.stack(readable)).split(1) if readable else ())
+            for name, view in zip(names, views, strict=True):
+                yield self._unread(name, view) if isinstance(view, str) else self._named(name, next(rows), top, coverage)
+            del views, readable, view  # before the next batch is fetched
 
     @torch.inference_mode()
     def probabilities(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
