@@ -46,9 +46,7 @@ def batcher(
     **options: Any,
 ) -> Iterator[Numbers]:
     with ThreadPoolExecutor(2) as preparers, ThreadPoolExecutor(1) as worker:
-        yield Batcher(
-            prepare, compute, preparers=preparers, worker=worker, batch_size=batch_size, capacity=capacity, **options
-        )
+        yield Batcher(prepare, compute, preparers=preparers, worker=worker, batch_size=batch_size, capacity=capacity, **options)
 
 
 async def until(condition: Callable[[], bool]) -> None:

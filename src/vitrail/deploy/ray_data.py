@@ -241,7 +241,7 @@ def _compute(
     _require_unique(all_names, lambda: images.chunks(ROWS, lambda names: [True] * len(names)))
     left = int((~before.holds(all_names.values)).sum())
     if left:
-        with _connected() as ray:
+        with connected() as ray:
             room, resources = _room(ray, job.device, cluster)
             least, most = cluster.workers or (room, room)
             if len(chunks) < _CHUNKS_EACH * most:  # few images: smaller chunks, so that every worker has some
@@ -282,7 +282,7 @@ def _run(
 
 
 @contextmanager
-def _connected() -> Iterator[Any]:
+def connected() -> Iterator[Any]:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine until the end."""
     ray = require_ray()
     if ray.is_initialized():

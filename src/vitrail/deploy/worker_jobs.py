@@ -7,7 +7,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,31 +27,6 @@ Batches = Iterable[tuple[Sequence[str], Sequence[View]]]
 """Names and evaluation views, or the reasons why there is none."""
 Compute = Callable[[Batches], Any]
 """Batches to a pyarrow table with the columns `path` and `error`."""
-
-
-class Job(Protocol):
-    """Work on images that travels to the workers with its model."""
-
-    @property
-    def model(self) -> Backbone:
-        """The model, with its preprocessing."""
-
-    @property
-    def batch_size(self) -> int:
-        """Images that the model computes at a time."""
-
-    @property
-    def device(self) -> str:
-        """Name of the workers' device, or "auto"."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return what the results depend on."""
-
-    def start(self) -> Compute:
-        """Make the model ready, in the worker. Raises ValueError for a backend or device that is not available there."""
-
-    def row_bytes(self) -> int:
-        """Return the size of a result in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +145,10 @@ class EmbedJob:
     def row_bytes(self) -> int:
         """Return the size of an embedding."""
         return math.prod(self.shape()) * np.dtype(self.dtype).itemsize
+
+
+Job = PredictJob | EmbedJob
+"""Work on images that travels to the workers with its model."""
 
 
 def _about(model: Backbone) -> dict[str, Any]:
