@@ -19,7 +19,6 @@ def two_machines(*, cpus: int = 1) -> Iterator[Any]:
     """Start the cluster and set RAY_ADDRESS; at the end its processes and those of its workers are gone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
         from ray.cluster_utils import Cluster
 
         machine = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}

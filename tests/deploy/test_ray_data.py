@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -321,4 +322,5 @@ def test_an_error_in_a_worker_is_one_line(cluster: Any, run: Path, photos: Path,
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 2
     assert 'vitrail: backend "fast" is none of auto, ' in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+    ours = [line for line in done.stderr.splitlines() if not re.match(r"\[[^]]+\] core_worker", line)]  # Ray's own warning
+    assert len(ours) == 1, done.stderr

@@ -29,8 +29,9 @@ from vitrail.deploy.embeddings import load_backbone, require_choices
 from vitrail.deploy.image_chunks import COLUMNS, NameSet, digests, is_url, open_images, pack, place_of, read_view, unpack
 from vitrail.deploy.part_files import PartFolder, Written, with_metadata
 from vitrail.deploy.predict import Predictor
-from vitrail.deploy.worker_jobs import EmbedJob, Job, PredictJob
+from vitrail.deploy.worker_jobs import Compute, EmbedJob, Job, PredictJob
 from vitrail.settings import Pair
+from vitrail.text import one_line
 
 ROWS = 4096
 """Images of a part file at most."""
@@ -152,7 +153,6 @@ def embed_on_ray(
 def require_ray() -> Any:
     """Return the module `ray`. Raises ValueError where Ray or Ray Data is missing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors come back as exceptions
     try:
         importlib.import_module("ray.data")
         return importlib.import_module("ray")
@@ -181,16 +181,18 @@ class Worker:
         torch.set_num_threads(cpus)
         self.job: Job = importlib.import_module("ray").get(job)
         self.parts, self.rows = parts, rows
-        self.compute = self.job.start()
+        self.compute: Compute | None = None
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> Iterator[dict[str, list[int]]]:
         """Yield the number of images of each part once it is written."""
+        if self.compute is None:
+            self.compute = self.job.start()  # here and not above, as Ray hands back the errors of calls as they are
         for packed in batch["chunk"]:
             for count in compute_chunk(bytes(packed), self.job, self.compute, self.parts, rows=self.rows):
                 yield {"images": [count]}
 
 
-def compute_chunk(packed: bytes, job: Job, compute: Callable[..., Any], parts: PartFolder, *, rows: int) -> Iterator[int]:
+def compute_chunk(packed: bytes, job: Job, compute: Compute, parts: PartFolder, *, rows: int) -> Iterator[int]:
     """Compute the parts of a chunk that are not there, and yield the number of images of each."""
     chunk = unpack(packed)
     items = chunk.items()
@@ -304,7 +306,7 @@ def _room(ray: Any, device: str, cluster: Cluster) -> tuple[int, dict[str, float
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
     on_gpus = device.startswith("cuda") or (device == "auto" and bool(with_gpus))
@@ -325,17 +327,11 @@ def _errors_in_one_line(ray: Any) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        cause = _first_cause(error)
+        cause = getattr(error, "cause", None)
         if isinstance(cause, ValueError | ConnectionError):
             raise ValueError(str(cause)) from error
-        reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else 'no reason given'}"
+        reason = one_line(str(error).strip().rpartition("\n")[2] or type(error).__name__)
         raise ValueError(f"a worker failed ({reason}); what is computed stays, and the same command goes on with it") from error
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None and cause is not error:
-        error = cause
-    return error
 
 
 def _require_unique(names: NameSet, chunks: Callable[[], Iterator[Any]]) -> None:
