@@ -44,6 +44,11 @@ def application(deployed: Deployed, settings: ServeSettings) -> Any:
     def build() -> FastAPI:  # in the replica: a model does not travel
         return build_app(deployed, settings)
 
+    return serve.deployment(serve.ingress(build)(), **deployment_options(deployed, settings)).bind()
+
+
+def deployment_options(deployed: Deployed, settings: ServeSettings) -> dict[str, Any]:
+    """Return what Ray needs to know of the deployment: its size, its resources and how much it answers at a time."""
     least, most = deployed.replicas
     scale: dict[str, Any] = {"num_replicas": least}
     if most > least:
@@ -54,15 +59,13 @@ def application(deployed: Deployed, settings: ServeSettings) -> Any:
                 "target_ongoing_requests": settings.batch_size,  # one batch is computed while the next one fills
             }
         }
-    deployment = serve.deployment(
-        serve.ingress(build)(),
-        name=NAME,
-        max_ongoing_requests=2 * settings.queue_images,  # the app itself refuses what has no room, at once and with 429
-        graceful_shutdown_timeout_s=settings.drain_timeout_s,
-        ray_actor_options={"num_cpus": deployed.cpus, "num_gpus": deployed.gpus},
+    return {
+        "name": NAME,
+        "max_ongoing_requests": 2 * settings.queue_images,  # the app itself refuses what has no room, at once and with 429
+        "graceful_shutdown_timeout_s": settings.drain_timeout_s,
+        "ray_actor_options": {"num_cpus": deployed.cpus, "num_gpus": deployed.gpus},
         **scale,
-    )
-    return deployment.bind()
+    }
 
 
 def build_app(deployed: Deployed, settings: ServeSettings) -> FastAPI:
