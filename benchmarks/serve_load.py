@@ -34,13 +34,16 @@ class Outcome:
     """By status; 0 is a connection that ended without an answer."""
 
     def note(self, status: int, latency_s: float) -> None:
+        """Add an answer."""
         self.latencies_s.setdefault(status, []).append(latency_s)
 
     @property
     def answered(self) -> int:
+        """Requests that got an answer."""
         return sum(len(values) for status, values in self.latencies_s.items() if status)
 
     def per_second(self, status: int = 200) -> float:
+        """Answers of a status a second."""
         return len(self.latencies_s.get(status, [])) / self.seconds
 
     def percentile_ms(self, share: float, *statuses: int) -> float | None:

@@ -116,7 +116,8 @@ class Batcher(Generic[Raw, Ready, Result]):
     into as many results, in a thread of `worker`, one call at a time. An exception of `prepare` becomes the result of its
     item, one of `compute` that of its whole batch; an item that takes longer to prepare than `prepare_timeout_s` has TooSlow.
     At most `capacity` items are inside at a time; one that is too late or too slow stays inside until its thread is done with
-    it, so that work which nobody waits for any more can't pile up. `on_batch` gets size and seconds of each batch, in the thread.
+    it, so that work which nobody waits for any more can't pile up. `on_batch` gets size and seconds of each batch, in the
+    thread.
     """
 
     def __init__(
@@ -187,9 +188,13 @@ class Batcher(Generic[Raw, Ready, Result]):
             request.abandoned = True
         return [result for result in request.results if result is not None]
 
+    def stop(self) -> None:
+        """Take no more items."""
+        self._closed = True
+
     async def close(self, timeout_s: float) -> bool:
         """Take no more items, and wait for those inside. Return whether all left in time."""
-        self._closed = True
+        self.stop()
         try:
             await asyncio.wait_for(self._empty.wait(), timeout_s)
         except TimeoutError:

@@ -108,6 +108,8 @@ class Engine:
 
     async def embed(self, model: ServedModel, uploads: Sequence[Upload], *, pool: str) -> list[list[float] | str]:
         """Return the embedding of each image, or the reason why there is none."""
+        if pool in model.missing_pools:
+            raise Problem(422, model.missing_pools[pool])
         results = await self._submit(self._embed[model.name], [EmbedItem(upload.contents, pool) for upload in uploads])
         return [reason_of(result) if isinstance(result, Exception) else result for result in results]
 
@@ -138,10 +140,12 @@ class Engine:
     async def close(self) -> None:
         """Take no more requests, answer those inside, and end the threads."""
         self.stopping = True
-        most = self.settings.drain_timeout_s
-        closing = [self._predict[name].close(most) for name in self.models] + [
-            self._embed[name].close(most) for name in self.models
-        ]
+        closing = []
+        for name in self.models:
+            predicting, embedding = self._predict[name], self._embed[name]
+            predicting.stop()
+            embedding.stop()
+            closing += [predicting.close(self.settings.drain_timeout_s), embedding.close(self.settings.drain_timeout_s)]
         await asyncio.gather(*closing)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 

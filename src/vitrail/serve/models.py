@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from vitrail.deploy.embeddings import FEATURES
 from vitrail.deploy.predict import Predictor
 from vitrail.evaluate.features import model_hash
 from vitrail.models.backbone import Backbone
@@ -32,6 +33,8 @@ class ServedModel:
         receipt = predictor.model.receipt
         self.version: str = (receipt.sha256 if receipt is not None else None) or model_hash(predictor.model)
         """SHA-256 of the file of the weights; of the tensors where there is no file."""
+        self.missing_pools = missing_pools(predictor)
+        """Pools of embeddings that the model does not have, each with the reason."""
         self.worker = ThreadPoolExecutor(1, thread_name_prefix=f"model {name}")
         self.explainer = ThreadPoolExecutor(1, thread_name_prefix=f"explain {name}")
         self.explaining = 0
@@ -59,6 +62,20 @@ class ServedModel:
         """Let the threads end."""
         for executor in (self.worker, self.explainer):
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+@torch.inference_mode()
+def missing_pools(predictor: Predictor) -> dict[str, str]:
+    """Return the pools of `embed` that a model does not have, each with the reason."""
+    preprocessing, missing = predictor.preprocessing, {}
+    blank = torch.zeros(1, preprocessing.in_channels, *preprocessing.img_size, device=predictor.device)
+    features = predictor.model.features(blank)
+    for pool, function in FEATURES.items():
+        try:
+            function(features, predictor.model)
+        except ValueError as error:
+            missing[pool] = str(error)
+    return missing
 
 
 def load_models(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine, Sequence
+from http import HTTPStatus
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Query, Request
@@ -75,8 +76,8 @@ def image_body(*, several: bool) -> dict[str, Any]:
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return OpenAPI's description of the errors of an endpoint."""
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}
-    return {status: {"model": ProblemAnswer, "content": content} for status in (401, *statuses)}
+    content = {"application/problem+json": {"schema": ProblemAnswer.model_json_schema()}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in (401, *statuses)}
 
 
 REFUSALS = problems(400, 404, 408, 413, 415, 422, 429, 503)
@@ -190,9 +191,10 @@ async def explain(
     uploads = await read_images(request, engine.settings)
     if len(uploads) > 1:
         raise Problem(422, f"one image at a time is explained, and there are {len(uploads)}")
+    most = engine.settings.max_pixels
     if format == "png":
-        return Response(await engine.run_beside(served, explain_png, served, uploads[0], config), media_type="image/png")
-    return json_response(await engine.run_beside(served, explain_json, served, uploads[0], config))
+        return Response(await engine.run_beside(served, explain_png, served, uploads[0], config, most), media_type="image/png")
+    return json_response(await engine.run_beside(served, explain_json, served, uploads[0], config, most))
 
 
 @router.get("/v1/model", response_model=ModelsAnswer, responses=problems(404))
@@ -211,7 +213,7 @@ async def healthz(request: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/readyz", response_model=HealthAnswer, responses={503: {"model": ProblemAnswer}})
+@router.get("/readyz", response_model=HealthAnswer, responses=problems(503))
 async def readyz(request: Request) -> Response:
     """Whether the server takes requests: 503 while it stops."""
     if engine_of(request).stopping:

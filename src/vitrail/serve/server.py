@@ -20,6 +20,8 @@ _KEEP_ALIVE_S = 30
 
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 is any free one. Raises ValueError for a host or port that can't be had."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port {port} is none; use one from 1024 to 65535, or 0 for any that is free")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError):
