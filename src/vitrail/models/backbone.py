@@ -132,6 +132,8 @@ class Backbone(nn.Module):
     `embed` returns tokens and a context, and blocks have `forward(x, context, kept)` and `queries_keys_values(x, context)`."""
     pairwise_context: bool = False
     """True if the context has numbers for pairs of tokens, such as relative positions: images can't be packed then."""
+    any_size_in_graph: bool = False
+    """True if a traced graph of the model takes images of any size that `side_unit` divides."""
     class_attention_layers: int = 0
     """Number of layers whose class token's attention `class_attention` returns; then the first prefix token is that one."""
     stems: tuple[str, ...] = ()

@@ -199,7 +199,7 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(cfg)
 
     def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B D"]:
-        q = self.q(self.latent).expand(len(x), -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
+        q = self.q(self.latent).expand(x.shape[0], -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
         k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
         out = attend(q, k, v, mask, dropout=0.0)
         if kept is not None:
@@ -244,6 +244,7 @@ class ViT(Backbone):
     config: ViTConfig
     no_decay = frozenset({"cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent"})
     global_attention = True
+    any_size_in_graph = True
     pos_embed: Tensor | None
 
     def __init__(self, config: ViTConfig | None = None, **fields: Any) -> None:
@@ -494,7 +495,7 @@ class ViT(Backbone):
         x = x if masked is None else masked.put(x)
 
         kinds = (self.cls_token, self.dist_token, self.reg_token)
-        tokens = [kind.expand(len(x), -1, -1).to(x.dtype) for kind in kinds if kind is not None]
+        tokens = [kind.expand(x.shape[0], -1, -1).to(x.dtype) for kind in kinds if kind is not None]
         place = self.placed_tokens  # the first ones have a position
         if place:
             x = torch.cat([*tokens[:place], x], dim=1)
@@ -525,7 +526,7 @@ class ViT(Backbone):
         """Drop a share of the patches, drawn for each image (PatchDropout: Liu et al. 2023)."""
         prefix, patches = self.prefix_tokens, x.shape[1] - self.prefix_tokens
         kept = max(1, round(patches * (1 - self.config.patch_drop_rate)))
-        order = torch.rand(len(x), patches, device=x.device)
+        order = torch.rand(x.shape[0], patches, device=x.device)
         if (mask := self.valid_tokens(context)) is not None:
             order = order + mask[:, prefix:]  # patches that are not there go first, so that something of every image is left
         return self.keep_patches(x, context, order.topk(kept, dim=1).indices.sort(dim=1).values)
@@ -534,7 +535,7 @@ class ViT(Backbone):
         self, x: Tokens, context: Context, patches: Int64[Tensor, "B _L"]
     ) -> tuple[Float[Tensor, "B _ D"], Context]:
         """Return the prefix tokens and the given patches, in that order, and their context."""
-        prefix = torch.arange(self.prefix_tokens, device=x.device).expand(len(x), -1)
+        prefix = torch.arange(self.prefix_tokens, device=x.device).expand(x.shape[0], -1)
         chosen = torch.cat([prefix, patches + self.prefix_tokens], dim=1)
         x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
         return x, None if context is None else context.gather(1, chosen)
