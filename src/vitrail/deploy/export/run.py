@@ -92,6 +92,7 @@ def export(
     with drafted(folder) as draft:
         size = pair(model.preprocessing.img_size)
         traced = trace_raw(model) if raw else trace(model, size=size, dynamic_size=dynamic_size)
+        (draft / row.file).parent.mkdir(exist_ok=True)
         writer.write(traced, draft / row.file, card.metadata())
         contract = measure(model, writer.open_forward(draft / row.file), samples, card=card, size=size_of(draft))
         if reason := contract.deviation.broken(contract.limits):
@@ -100,6 +101,8 @@ def export(
             )
         if row.page is not None:
             load(row.page)(draft, card, runtime=None if runtime is None else Path(runtime))
+        if row.server is not None:
+            load(row.server)(draft, draft / row.file, card, name=folder.name)
         seal(draft, card, contract)
     return Exported(folder, card, contract)
 

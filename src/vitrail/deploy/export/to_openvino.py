@@ -26,10 +26,9 @@ def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
     with quiet():
         model = openvino.convert_model(traced.program, example_input=traced.example)
     images, logits = model.input(), model.output()
-    shape = images.get_partial_shape()
-    for axis in traced.dynamic:
-        shape[axis] = openvino.Dimension(1, -1)
-    images.get_node().set_partial_shape(shape)
+    lengths = enumerate(traced.example.shape)
+    shape = [openvino.Dimension(1, -1) if axis in traced.dynamic else openvino.Dimension(length) for axis, length in lengths]
+    images.get_node().set_partial_shape(openvino.PartialShape(shape))
     images.get_tensor().set_names({INPUT})
     logits.get_tensor().set_names({OUTPUT})
     model.validate_nodes_and_infer_types()
