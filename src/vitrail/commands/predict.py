@@ -29,7 +29,9 @@ def run(words: list[str]) -> int:
         f"backends:\n{overview()}\n\n"
         "Exit code: 0, or 1 when some images could not be read or got no label; the others are done all the same.",
     )
-    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or any checkpoint with a head")
+    parser.add_argument(
+        "run", metavar="RUN", help="the folder that `vitrail train` or `vitrail export` wrote; or any checkpoint with a head"
+    )
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="files, folders with all that is in them, - for a list on stdin"
     )

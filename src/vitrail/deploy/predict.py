@@ -29,6 +29,8 @@ from vitrail.data.measure import measure_values
 from vitrail.deploy.backends import BACKENDS, require_available
 from vitrail.deploy.choice import Measured, choose, deviation, error_of, race
 from vitrail.deploy.decoding import View, decoded_batches
+from vitrail.deploy.export.metadata import is_export
+from vitrail.deploy.export.reopen import open_export
 from vitrail.deploy.forms import Forward, fp32
 from vitrail.evaluate.conformal import prediction_sets, threshold
 from vitrail.evaluate.outliers import energy
@@ -99,7 +101,7 @@ class Prediction:
 
 
 class Predictor:
-    """Model of a run folder, of any checkpoint with a head, or one that is loaded already, for prediction.
+    """Model of a run folder, of any checkpoint with a head, of an export, or one that is loaded already, for prediction.
 
     `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. `backend` is
     a row of `BACKENDS`, or "auto": the fastest one of those that are correct, which the first batch measures (about 2 s, once
@@ -119,6 +121,8 @@ class Predictor:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
+        if not isinstance(run, Backbone) and is_export(run):
+            device, backend = check_export_options(run, device=device, backend=backend)
         self.device = pick_device(device)
         require_available(backend, self.device)
         if self.device.type == "cpu":
@@ -126,7 +130,7 @@ class Predictor:
         self.batch_size = batch_size
         self.backend = backend
         """Name of the backend; "auto" until the first batch has chosen one."""
-        self.model = (run if isinstance(run, Backbone) else weights.load(run)).to(self.device).eval()
+        self.model: Backbone = _open(run, self.device)
         if not self.model.config.num_classes:
             raise ValueError(f"{run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`")
         if self.model.preprocessing is None:
@@ -284,6 +288,24 @@ class Predictor:
 
     def _unread(self, name: str, reason: str) -> Prediction:
         return Prediction(name, None, None, (), reason, () if self.multi_label else None)
+
+
+def check_export_options(run: str | Path, *, device: str, backend: str) -> tuple[str, str]:
+    """Return device and backend of an export, which its runtime decides. Raises ValueError for any other."""
+    if device not in ("auto", "cpu"):
+        raise ValueError(f'{run} is an export, which runs on the CPU, and not on "{device}"; leave the device out')
+    if backend not in ("auto", "fp32"):
+        raise ValueError(f'backend "{backend}" is a form of a torch model, and {run} is an export; leave the backend out')
+    return "cpu", "fp32"
+
+
+def _open(run: str | Path | Backbone, device: torch.device) -> Backbone:
+    """Return the model, on its device; that of an export is where its file's runtime computes."""
+    if not isinstance(run, Backbone):
+        if is_export(run):
+            return open_export(run)
+        run = weights.load(run)
+    return run.to(device).eval()
 
 
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:

@@ -26,6 +26,7 @@ from rich.progress import Progress
 
 from vitrail.deploy.decoding import decoded_batches
 from vitrail.deploy.embeddings import load_backbone, require_choices
+from vitrail.deploy.export.metadata import is_export
 from vitrail.deploy.image_chunks import COLUMNS, NameSet, digests, is_url, open_images, pack, place_of, read_view, unpack
 from vitrail.deploy.part_files import PartFolder, Written, with_metadata
 from vitrail.deploy.predict import Predictor
@@ -100,6 +101,8 @@ def predict_on_ray(
     require_ray()
     if top < 1:
         raise ValueError(f"top {top} must be at least 1")
+    if is_export(run):
+        raise ValueError(f"{run} is an export, which does not travel to workers; name the run that it was made of")
     predictor = Predictor(run, device="cpu", batch_size=batch_size, calibrated=calibrated)
     if coverage is not None:
         predictor.check_coverage(coverage)

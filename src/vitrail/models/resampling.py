@@ -29,7 +29,7 @@ def linear_kernel(x: Tensor) -> Tensor:
     return (1 - x.abs()).clamp(min=0)
 
 
-def antialiased_matrix(old: int, new: int, *, cubic: bool, dtype: torch.dtype = torch.float32) -> Float[Tensor, "{new} {old}"]:
+def antialiased_matrix(old: int, new: int, *, cubic: bool, dtype: torch.dtype = torch.float32) -> Float[Tensor, "_new _old"]:
     """Return the matrix that resizes one side as Pillow does, and torch's `interpolate` with antialias.
 
     Where a side shrinks, the kernel is as much wider. Either size may be a symbol.
@@ -43,7 +43,7 @@ def antialiased_matrix(old: int, new: int, *, cubic: bool, dtype: torch.dtype = 
 
 def plain_matrix(
     old: int, new: int, *, cubic: bool, corners: bool = False, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "{new} {old}"]:
+) -> Float[Tensor, "_new _old"]:
     """Return the matrix that resizes one side as torch's `interpolate` does without antialias; edges are repeated.
 
     `new` may be a symbol. `corners` places the first and the last on those of the old side.

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail.data.listing import EXPORT
 from vitrail.deploy.export.trace import Inputs
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Calibration, Card
 from vitrail.models.machine import package_version
 from vitrail.settings import Preprocessing, tupled
 
-CARD, CONTRACT = "card.json", "contract.json"
+CARD, CONTRACT = EXPORT, "contract.json"
 KEY = "vitrail.card"
 """Key of the card in a file's metadata; the value is the text of card.json."""
 

@@ -71,7 +71,7 @@ def middle_size(
 
 def view_matrix(
     count: int, new: int, old: Float[Tensor, 1], middle: Float[Tensor, 1], *, cubic: bool
-) -> Float[Tensor, "{new} _old"]:
+) -> Float[Tensor, "_new _old"]:
     """Return the coefficients of one side in whole parts of 2⁻²², as Pillow's `resize` with a box has them.
 
     `count` is the old size, `old` the same as a tensor, `middle` that of the whole resized image, `new` of the crop.
