@@ -22,6 +22,7 @@ from vitrail.deploy.embeddings import FEATURES
 from vitrail.deploy.embeddings import NOT_FINITE as EMBEDDING_NOT_FINITE
 from vitrail.deploy.predict import Prediction
 from vitrail.serve.batcher import Batcher, Closed, QueueFull, TooLate, TooSlow
+from vitrail.serve.describe import describe
 from vitrail.serve.images import Upload, require_count
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.models import ServedModel
@@ -62,6 +63,8 @@ class Engine:
         if not models:
             raise ValueError("there is no model to serve; name a run")
         self.models, self.settings = dict(models), settings
+        self.descriptions = {name: describe(model) for name, model in models.items()}
+        """Answers of `/v1/model`; to find out what a model offers takes a pass of it."""
         self.stopping = False
         self.metrics = Metrics()
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")

@@ -13,7 +13,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from vitrail.explain.sheets import ExplainConfig
-from vitrail.serve.describe import describe
 from vitrail.serve.engine import Engine
 from vitrail.serve.explain import explain_json, explain_png, parse_heads, parse_layers, parse_query
 from vitrail.serve.images import read_images
@@ -204,7 +203,7 @@ async def model(request: Request, model: ModelName = None) -> Response:
     chosen = [engine.model(model)] if model is not None else list(engine.models.values())
     settings = engine.settings
     limits = {name: getattr(settings, name) for name in ("max_body_bytes", "max_images", "max_pixels", "timeout_s")}
-    return json_response({"models": [describe(one) for one in chosen], "limits": limits})
+    return json_response({"models": [engine.descriptions[one.name] for one in chosen], "limits": limits})
 
 
 @router.get("/healthz", response_model=HealthAnswer)
