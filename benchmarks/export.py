@@ -90,7 +90,9 @@ def main() -> int:
     parser.add_argument("--images", help="where the images are [the run's validation images]")
     parser.add_argument("--count", type=int, default=32, help="how many images [32]")
     parser.add_argument("--environment", type=Path, help="keep the virtual environment there, or take the one that is there")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "export.json", help="where the results go")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "export.json", help="where the results go"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         python = make_environment((args.environment or Path(place, "environment")).absolute())

@@ -1,6 +1,6 @@
 """Open an ONNX export of decoded images (`vitrail export RUN --to onnx --raw-images`) with onnxruntime, numpy and Pillow alone.
 
-    python export_onnx.py EXPORT IMAGES…        prints a line of JSON for each image: path, label and logits
+python export_onnx.py EXPORT IMAGES…        prints a line of JSON for each image: path, label and logits
 """
 
 import json

@@ -1,6 +1,6 @@
 """Open an OpenVINO export of decoded images (`vitrail export RUN --to openvino --raw-images`) with openvino, numpy and Pillow.
 
-    python export_openvino.py EXPORT IMAGES…    prints a line of JSON for each image: path, label and logits
+python export_openvino.py EXPORT IMAGES…    prints a line of JSON for each image: path, label and logits
 """
 
 import json

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from export_cases import ANY_SIZE, MODELS, ONE_SIZE, make
 
 from cases import some_slow
-from export_cases import ANY_SIZE, MODELS, ONE_SIZE, make
 from vitrail.deploy.export.formats import FORMATS
 from vitrail.deploy.export.raw import RawImages
 from vitrail.deploy.export.trace import Traced, trace, trace_raw
@@ -72,10 +72,12 @@ def test_aoti(tmp_path: Path) -> None:
     assert FORMATS["aoti"].load().read_metadata(tmp_path / "model.pt2")["vitrail.card"] == "{}"
 
 
-@pytest.mark.parametrize(
-    ("name", "to"), some_slow([("vit", "torch"), *((name, "onnx") for name in ANY_SIZE), ("vit", "openvino")])
-)
-def test_images_of_any_size(name: str, to: str, tmp_path: Path) -> None:
+ANY_SIZE_CASES = [("vit", "torch"), *((name, "onnx") for name in ANY_SIZE), ("vit", "openvino")]
+
+
+@pytest.mark.parametrize("case", some_slow(ANY_SIZE_CASES), ids=[" to ".join(case) for case in ANY_SIZE_CASES])
+def test_images_of_any_size(case: tuple[str, str], tmp_path: Path) -> None:
+    name, to = case
     model = make(name)
     unit = model.side_unit[0]
     forward = written(trace(model, size=size_of(model), dynamic_size=True), to, tmp_path)

@@ -20,7 +20,7 @@ from vitrail.models import machine
 
 BATCHES = (1, 32)
 """Numbers of images whose time is measured."""
-SECONDS = 1.5
+SECONDS = 0.75
 """Time for the measurement of one number of images, of both together."""
 
 
@@ -129,13 +129,15 @@ def logits_of(forward: Forward, batches: Sequence[Tensor]) -> Float[Tensor, "N K
 
 
 @torch.inference_mode()
-def measure_speed(before: Forward, after: Forward, inputs: Mapping[int, Tensor]) -> tuple[Speed, ...]:
+def measure_speed(
+    before: Forward, after: Forward, inputs: Mapping[int, Tensor], *, seconds: float = SECONDS
+) -> tuple[Speed, ...]:
     """Measure the time of both for each number of images, in turns; `inputs` has the images of each by that number."""
     speeds = []
     for batch, images in inputs.items():
         times: tuple[list[float], list[float]] = [], []
         start, turns = time.perf_counter(), 0
-        while turns < 4 or time.perf_counter() - start < SECONDS:
+        while turns < 4 or time.perf_counter() - start < seconds:
             for kept, forward in zip(times, (before, after), strict=True):
                 begun = time.perf_counter()
                 forward(images)
