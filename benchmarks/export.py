@@ -3,8 +3,8 @@
     python benchmarks/export.py RUN [--images DATA] [--count 32] [--environment FOLDER]
 
 RUN is that of `make demo`, or any other. It is exported to ONNX and OpenVINO with --raw-images; some of the images of its
-contract are saved as PNG files. A virtual environment with onnxruntime, openvino, numpy and Pillow alone, made by pip, then runs
-examples/export_onnx.py and examples/export_openvino.py on them, and the logits are compared with those of the run in torch.
+contract are saved as PNG files. A virtual environment with onnxruntime, openvino, numpy and Pillow alone, made by pip, then
+runs examples/export_onnx.py and examples/export_openvino.py on them, and the logits are compared with the run's in torch.
 Writes benchmarks/results/export.json; the exit code is 1 where a contract is not kept.
 """
 

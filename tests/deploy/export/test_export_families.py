@@ -1,4 +1,4 @@
-"""Every family gives in each format the logits that it gives in torch: for any number of images, and for any size where it can."""
+"""Every family gives in each format the logits that it gives in torch: for any number of images, any size where it can."""
 
 from __future__ import annotations
 

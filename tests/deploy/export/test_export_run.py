@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import vitrail
 from vitrail.deploy import Predictor
 from vitrail.deploy.export import FORMATS, formats, to_onnx
 from vitrail.deploy.export.metadata import KEY, read_card
+from vitrail.deploy.export.raw import RawImages
 from vitrail.deploy.export.run import export
 from vitrail.weights import save_model
 
@@ -147,7 +150,7 @@ def test_an_error_on_the_way_leaves_nothing(run: Path, photos: Path, tmp_path: P
 def test_what_is_refused(run: Path, exported: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="first-onnx exists and is not empty; give another folder with --out"):
         export(run, "onnx", images=str(photos))
-    with pytest.raises(ValueError, match='format "onxx" is none of .*; did you mean "onnx"'):
+    with pytest.raises(ValueError, match=r'format "onxx" is none of .*; did you mean "onnx"'):
         export(run, "onxx")
     with pytest.raises(ValueError, match="so it does not say its data; name images with --images FOLDER"):
         export(run, "onnx", out=tmp_path / "out")
@@ -178,3 +181,23 @@ def test_several_labels(photos: Path, tmp_path: Path) -> None:
     images = sorted(photos.rglob("*.png"))
     ours, theirs = Predictor(tmp_path / "many", backend="fp32", device="cpu"), Predictor(done.folder)
     assert [one.labels for one in ours.predict(images)] == [one.labels for one in theirs.predict(images)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_the_example_gives_the_logits_of_the_run(to: str, run: Path, photos: Path, tmp_path: Path) -> None:
+    done = export(run, to, out=tmp_path / "raw", images=str(photos), raw_images=True)
+    images = sorted(photos.rglob("*.png"))
+    script = Path(__file__).resolve().parents[3] / "examples" / f"export_{to}.py"
+    said = subprocess.run(
+        [sys.executable, script, done.folder, *images], capture_output=True, text=True, check=True, timeout=120
+    )
+    given = [json.loads(line) for line in said.stdout.splitlines()]
+    model = vitrail.load(run)
+    assert model.preprocessing is not None
+    raw = RawImages(model, model.preprocessing).eval()
+    for image, entry in zip(images, given, strict=True):
+        with torch.inference_mode():
+            logits = raw(torch.from_numpy(np.array(Image.open(image)))[None])[0]
+        assert entry["logits"] == pytest.approx(logits.tolist(), abs=1e-3)
+        assert entry["label"] == model.classes[int(logits.argmax())]

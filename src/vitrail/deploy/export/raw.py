@@ -27,6 +27,9 @@ _HIGH = 2.0**11
 class RawImages(nn.Module):
     """A model of decoded images of any one size: resized, cropped and normalised in the graph."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model, self.preprocessing = model, preprocessing
