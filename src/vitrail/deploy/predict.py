@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -102,7 +102,7 @@ class Prediction:
 
 
 class Predictor:
-    """Model of a run folder, of any checkpoint with a head, or of an export, for prediction.
+    """Model of a run folder, of any checkpoint with a head, of an export, or one that is loaded already, for prediction.
 
     `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. `backend` is
     a row of `BACKENDS`, or "auto": the fastest one of those that are correct, which the first batch measures (about 2 s, once
@@ -115,7 +115,7 @@ class Predictor:
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | Backbone,
         *,
         device: str = "auto",
         batch_size: int = 32,
@@ -125,8 +125,7 @@ class Predictor:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
-        exported = is_export(run)
-        if exported:
+        if not isinstance(run, Backbone) and is_export(run):
             device, backend = check_export_options(run, device=device, backend=backend)
         self.device = pick_device(device)
         require_available(backend, self.device)
@@ -135,12 +134,13 @@ class Predictor:
         self.batch_size = batch_size
         self.backend = backend
         """Name of the backend; "auto" until the first batch has chosen one."""
-        self.model: Backbone = open_export(run) if exported else weights.load(run).to(self.device).eval()
+        self.model: Backbone = _open(run, self.device)
         if not self.model.config.num_classes:
             raise ValueError(f"{run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`")
+        if self.model.preprocessing is None:
+            raise ValueError("the model does not say what happens to its images; set model.preprocessing")
         if merge:
             self.model = MergedViT(self.model, merge).eval()
-        assert self.model.preprocessing is not None  # whatever loads weights says what happens to images
         self.preprocessing = self.model.preprocessing
         self.multi_label = self.model.multi_label
         card = self.model.card.calibration
@@ -165,17 +165,26 @@ class Predictor:
 
         At most two batches of images are in memory at a time: one is decoded while the model computes the other.
         """
+        with closing(self._decoded(images)) as batches:
+            yield from self.stream_decoded(batches, top=top, coverage=coverage)
+
+    def stream_decoded(
+        self, batches: Iterable[tuple[Sequence[str], Sequence[View]]], *, top: int = 5, coverage: float | None = None
+    ) -> Iterator[Prediction]:
+        """Yield predictions for batches of names and evaluation views, or the reasons why there is none."""
         if top < 1:
             raise ValueError(f"top {top} must be at least 1")
         if coverage is not None:
             self.check_coverage(coverage)
-        with closing(self._decoded(images)) as batches:
-            for names, views in batches:
-                readable = [view for view in views if isinstance(view, Tensor)]
-                rows = iter(self.logits(torch.stack(readable)).split(1) if readable else ())
-                for name, view in zip(names, views, strict=True):
-                    yield self._unread(name, view) if isinstance(view, str) else self._named(name, next(rows), top, coverage)
-                del views, readable, view  # before the next batch is fetched
+        for names, views in batches:
+            readable = [(name, view) for name, view in zip(names, views, strict=True) if isinstance(view, Tensor)]
+            named: Iterator[Prediction] = iter(())
+            if readable:
+                logits = self.logits(torch.stack([view for _, view in readable]))
+                named = iter(self.name([name for name, _ in readable], logits, top=top, coverage=coverage))
+            for name, view in zip(names, views, strict=True):
+                yield self._unread(name, view) if isinstance(view, str) else next(named)
+            del views, readable, view  # before the next batch is fetched
 
     @torch.inference_mode()
     def probabilities(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -249,21 +258,39 @@ class Predictor:
         except BadImage as error:
             return str(error)
 
-    def _named(self, name: str, logits: Float[Tensor, "1 K"], top: int, coverage: float | None) -> Prediction:
-        if logits.isnan().any():
-            return self._unread(name, NOT_FINITE)
-        row, known = self._probabilities(logits)[0], self.calibration
-        values, order = row.topk(min(top, len(row)))
-        best = tuple((self.classes[k], p) for k, p in zip(order.tolist(), values.tolist(), strict=True))
-        if not self.multi_label:
-            outlier = None if known.outlier_energy is None else bool(energy(logits) > known.outlier_energy)
-            chosen = None
-            if coverage is not None:
-                inside = prediction_sets(logits, known.conformal_scores, coverage=coverage, temperature=known.temperature)[0]
-                chosen = tuple(self.classes[k] for k in row.argsort(descending=True).tolist() if inside[k])
-            return Prediction(name, *best[0], best, outlier=outlier, classes=chosen)
-        falling = sorted(zip(row.tolist(), self.classes, strict=True), key=lambda pair: -pair[0])
-        return Prediction(name, *best[0], best, labels=tuple((label, p) for p, label in falling if p >= THRESHOLD))
+    def name(
+        self, names: Sequence[str], logits: Float[Tensor, "B K"], *, top: int = 5, coverage: float | None = None
+    ) -> list[Prediction]:
+        """Return the predictions of images of these names from their logits, as `predict` returns them."""
+        wrong = logits.isnan().any(dim=-1).tolist()
+        rows, known = self._probabilities(logits), self.calibration  # (B, K)
+        values, order = rows.topk(min(top, rows.shape[-1]))
+        best = [
+            tuple((self.classes[k], p) for k, p in zip(*pair, strict=True))
+            for pair in zip(order.tolist(), values.tolist(), strict=True)
+        ]
+        if self.multi_label:
+            falling = (sorted(zip(row, self.classes, strict=True), key=lambda pair: -pair[0]) for row in rows.tolist())
+            labels = [tuple((label, p) for p, label in row if p >= THRESHOLD) for row in falling]
+            return [
+                self._unread(name, NOT_FINITE) if bad else Prediction(name, *pairs[0], pairs, labels=several)
+                for name, bad, pairs, several in zip(names, wrong, best, labels, strict=True)
+            ]
+        outliers: list[bool | None] = [None] * len(names)
+        if known.outlier_energy is not None:
+            outliers = (energy(logits) > known.outlier_energy).tolist()
+        sets: list[tuple[str, ...] | None] = [None] * len(names)
+        if coverage is not None:
+            inside = prediction_sets(logits, known.conformal_scores, coverage=coverage, temperature=known.temperature)
+            falling_order = rows.argsort(descending=True)
+            sets = [
+                tuple(self.classes[k] for k in order if row[k])
+                for order, row in zip(falling_order.tolist(), inside.tolist(), strict=True)
+            ]
+        return [
+            self._unread(name, NOT_FINITE) if bad else Prediction(name, *pairs[0], pairs, outlier=outlier, classes=chosen)
+            for name, bad, pairs, outlier, chosen in zip(names, wrong, best, outliers, sets, strict=True)
+        ]
 
     def _unread(self, name: str, reason: str) -> Prediction:
         return Prediction(name, None, None, (), reason, () if self.multi_label else None)
@@ -276,6 +303,15 @@ def check_export_options(run: str | Path, *, device: str, backend: str) -> tuple
     if backend not in ("auto", "fp32"):
         raise ValueError(f'backend "{backend}" is a form of a torch model, and {run} is an export; leave the backend out')
     return "cpu", "fp32"
+
+
+def _open(run: str | Path | Backbone, device: torch.device) -> Backbone:
+    """Return the model, on its device; that of an export is where its file's runtime computes."""
+    if not isinstance(run, Backbone):
+        if is_export(run):
+            return open_export(run)
+        run = weights.load(run)
+    return run.to(device).eval()
 
 
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:

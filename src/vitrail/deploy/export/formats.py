@@ -70,6 +70,8 @@ class Format:
     """True if the file always takes decoded images."""
     page: str | None = None
     """Function that writes a web page beside the model, as "module:name"; None: the format has none."""
+    server: str | None = None
+    """Function that writes a model server's configuration beside the model, as "module:name"; None: the format has none."""
     quantizer: str | None = None
     """Module of `quantize`: see `Quantizer`; None: the format has no int8."""
     quantizer_packages: tuple[str, ...] = ()
@@ -125,6 +127,20 @@ FORMATS: dict[str, Format] = {
         shows="an ONNX file with a page that runs it in the browser, for a web server of any kind",
         raw_images=True,
         page="vitrail.deploy.export.to_web:write_page",
+    ),
+    "triton": Format(
+        file="1/model.onnx",
+        module="vitrail.deploy.export.to_onnx",
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        shows="a model of Triton Inference Server: config.pbtxt, and an ONNX file as its version 1",
+        server="vitrail.deploy.export.model_servers:write_triton",
+    ),
+    "ovms": Format(
+        file="1/model.xml",
+        module="vitrail.deploy.export.to_openvino",
+        packages=("openvino",),
+        shows="a model of OpenVINO Model Server: config.json, and OpenVINO's files as its version 1",
+        server="vitrail.deploy.export.model_servers:write_ovms",
     ),
 }
 """Every format by its name, as in `--to`."""

@@ -104,6 +104,7 @@ def export(
     card = card_of(model, source=str(source), format=to, inputs=inputs, dynamic_size=dynamic_size)
     with drafted(folder) as draft:
         traced = trace_raw(model) if raw else trace(model, size=size, dynamic_size=dynamic_size)
+        (draft / row.file).parent.mkdir(exist_ok=True)
         quantized = None
         if quantizer is None:
             writer.write(traced, draft / row.file, card.metadata())
@@ -129,6 +130,8 @@ def export(
             )
         if row.page is not None:
             load(row.page)(draft, card, runtime=None if runtime is None else Path(runtime))
+        if row.server is not None:
+            load(row.server)(draft, draft / row.file, card, name=folder.name)
         seal(draft, card, contract)
     return Exported(folder, card, contract)
 
