@@ -1,0 +1,103 @@
+// Maps through the whole model for one class, each with its faithfulness beside random orders.
+
+import { scaleOf, signedScale } from "./colors.js";
+import { make } from "./dom.js";
+import { drawPicture } from "./picture.js";
+import { MEAN } from "./attention.js";
+
+const SIDE_PX = 440;
+
+export class Methods {
+  /** `ask(method, target)` returns a map of the server's. */
+  constructor(element, { ask, failed }) {
+    this.element = element;
+    this.ask = ask;
+    this.failed = failed;
+    this.maps = element.querySelector(".maps");
+    this.target = element.querySelector(".target");
+    this.button = element.querySelector(".explain");
+    this.button.addEventListener("click", () => this.run());
+    this.target.addEventListener("change", () => this.maps.hasChildNodes() && this.run());
+  }
+
+  /** Prepare for an image: its classes, the likely ones first, and the methods of its model. */
+  show(model, prediction, source) {
+    this.model = model;
+    this.source = source;
+    this.maps.replaceChildren();
+    const likely = prediction.top.map(({ label }) => label);
+    const others = model.classes.filter((name) => !likely.includes(name));
+    this.target.replaceChildren(...[...likely, ...others].map((name) => make("option", { value: name }, name)));
+    this.element.hidden = !model.methods.length || !source;
+  }
+
+  /** Ask for the maps of all methods, one after the other: the server explains in turn anyway. */
+  async run(target = this.target.value) {
+    this.target.value = target;
+    const run = (this.current = {});
+    const figures = this.model.methods.map((method) => this.#figure(method));
+    this.maps.replaceChildren(...figures);
+    this.button.disabled = true;
+    try {
+      for (const [place, method] of this.model.methods.entries()) {
+        const answer = await this.ask(method.name, target);
+        if (this.current !== run) return;
+        this.#fill(figures[place], method, answer);
+      }
+    } catch (failure) {
+      if (this.current === run) this.maps.replaceChildren();
+      this.failed(failure);
+    } finally {
+      if (this.current === run) this.button.disabled = false;
+    }
+  }
+
+  #figure(method) {
+    const canvas = make("canvas", { role: "img", "aria-label": `${method.title}: on its way` });
+    canvas.width = SIDE_PX;
+    canvas.height = Math.round((SIDE_PX * this.source.height) / this.source.width);
+    drawPicture(canvas, { source: this.source, grid: [1, 1], values: null, look: "bare", query: null });
+    return make(
+      "figure",
+      { className: "waiting" },
+      canvas,
+      make("figcaption", {}, make("b", {}, method.title), make("span", { className: "shows" }, method.shows), make("span", { className: "score" }, " ")),
+    );
+  }
+
+  #fill(figure, method, { map, signed, scores }) {
+    const rows = map.length;
+    const values = map.flat();
+    const most = Math.max(...values.map(Math.abs)) || 1;
+    const canvas = figure.querySelector("canvas");
+    drawPicture(canvas, {
+      source: this.source,
+      grid: [rows, map[0].length],
+      values: signed ? values.map((value) => (value / most + 1) / 2) : values,
+      most: signed ? 1 : most,
+      colors: signed ? signedScale() : scaleOf(MEAN),
+      look: signed ? "signed" : "lit",
+      query: null,
+    });
+    canvas.setAttribute("aria-label", `${method.title} for ${this.target.value}`);
+    figure.classList.remove("waiting");
+    if (scores) figure.querySelector(".score").replaceChildren(gauge(scores), words(scores));
+  }
+}
+
+/** A line from -1 to 1: the gap of the map, and the range of random orders. */
+function gauge({ gap, random }) {
+  const at = (value) => `${50 + 50 * value}%`;
+  const chance = make("i", { className: "chance" });
+  chance.style.left = at(random[0]);
+  chance.style.width = `${Math.max(1, 50 * (random[1] - random[0]))}%`;
+  const mark = make("i", { className: gap > random[1] ? "gap better" : "gap" });
+  mark.style.left = at(gap);
+  return make("span", { className: "gauge", "aria-hidden": "true" }, chance, mark);
+}
+
+function words({ gap, random }) {
+  const beats = gap > random[1];
+  const chance = `random ${random[0].toFixed(2)} to ${random[1].toFixed(2)}`;
+  return `Faithfulness ${gap.toFixed(2)}, ${beats ? "better than chance" : "no better than chance"} (${chance})`;
+}
