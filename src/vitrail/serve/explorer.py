@@ -1,29 +1,36 @@
-"""What the page needs to know of the server: models with their attention and methods, samples, limits."""
+"""Endpoints of the page alone: samples, what it needs to know of the models, and the attention of one image."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from fastapi import APIRouter, Query, Request
 from PIL import Image
+from starlette.responses import Response
 
-from vitrail.data.decode import BadImage, read_header
+from vitrail.data.augment import normalise
+from vitrail.data.decode import BadImage, eval_view, read_header
 from vitrail.data.listing import files_under
 from vitrail.data.named import NAMED
-from vitrail.explain.inputs import model_name, offers_of
-from vitrail.explain.table import METHODS, as_words, usable
+from vitrail.explain.inputs import model_name
 from vitrail.models.backbone import Backbone
-from vitrail.models.card import Card
-from vitrail.serve.attention import attention_size
+from vitrail.serve.attention import attention_message, attention_size
+from vitrail.serve.explain import parse_layers
+from vitrail.serve.images import read_images
+from vitrail.serve.models import ServedModel
+from vitrail.serve.problems import Problem
+from vitrail.serve.routes import REFUSALS, ModelName, engine_of, image_body, json_response, problems
+from vitrail.serve.schemas import ExplorerAnswer
+from vitrail.settings import Preprocessing
 
 MAX_SAMPLES = 24
-HOVER = "attention"
-"""The method that the page shows by hovering, so it is not among the maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,46 +89,94 @@ def png_of(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def model_facts(name: str, model: Backbone, classes: Sequence[str]) -> dict[str, Any]:
-    """Return what the page needs to know of a model: classes, calibration, the view of its images, attention, methods."""
-    size, offers = attention_size(model), offers_of(model)
-    return {
-        "name": name,
-        "kind": model_name(model),
-        "classes": list(classes),
-        "multi_label": model.multi_label,
-        **calibration_facts(model.card),
-        "preprocessing": view_facts(model.card),
-        "attention": None if size is None else asdict(size),
-        "why_no_attention": "" if size is not None else no_attention(model),
-        "methods": [
-            {"name": method, "title": as_words(method).capitalize(), "shows": METHODS[method].shows}
-            for method in usable(offers, evidence=True)
-            if method != HOVER
-        ],
-    }
-
-
-def calibration_facts(card: Card) -> dict[str, bool]:
-    """Return whether probabilities have a temperature, and whether there are sets and a mark of outliers."""
-    known = card.calibration
-    return {
-        "calibrated": known is not None,
-        "coverage": known is not None and bool(known.conformal_scores),
-        "outliers": known is not None and known.outlier_energy is not None,
-    }
-
-
-def view_facts(card: Card) -> dict[str, Any]:
-    """Return how an image becomes the model's view, for the page to cut the picture in the same way."""
-    known = card.preprocessing
-    assert known is not None  # whatever loads weights says what happens to images
-    return {"size": known.img_size, "channels": known.in_channels, "crop": known.crop_pct, "mode": known.crop_mode}
-
-
 def no_attention(model: Backbone) -> str:
-    """Return the reason why there is nothing to hover over."""
+    """Return the reason why a model has nothing to hover over."""
     return (
-        f"{model_name(model)} has no attention over the whole image: its layers look at windows or neighbours only. "
-        "So there is no patch to hover over; the maps below show what speaks for a class."
+        f"{model_name(model)} has no attention over the whole image: its layers look at windows or neighbours only, so there is "
+        "no patch to hover over. The maps below show what speaks for a class."
     )
+
+
+def attention_facts(model: Backbone) -> dict[str, Any]:
+    """Return the size of a model's attention, or the reason why there is none to show."""
+    size = attention_size(model)
+    return {"attention": None, "why": no_attention(model)} if size is None else {"attention": asdict(size), "why": size.note}
+
+
+def attention_bytes(
+    model: Backbone, preprocessing: Preprocessing, contents: bytes, *, layers: Sequence[int] | None, max_pixels: int, gzipped: bool
+) -> bytes:
+    """Return the attention message of an image file. Raises ValueError for one that can't be read, and for layers as
+    `attention_message` does.
+    """
+    view = eval_view(contents, preprocessing, max_pixels=max_pixels)
+    message = attention_message(model, normalise(view[None], preprocessing), layers=layers).encode()
+    return gzip.compress(message, compresslevel=1, mtime=0) if gzipped else message
+
+
+def explorer_router(models: Mapping[str, ServedModel], samples: Sequence[Sample]) -> APIRouter:
+    """Return the endpoints that only the page needs."""
+    router = APIRouter()
+    facts = {
+        "models": {name: attention_facts(served.model) for name, served in models.items()},
+        "samples": [{"id": sample.id, "name": sample.name} for sample in samples],
+    }
+    by_id = {sample.id: sample for sample in samples}
+
+    @router.get("/v1/explorer", response_model=ExplorerAnswer, responses=problems())
+    async def explorer() -> Response:
+        """Attention of the models and samples, for the page."""
+        return json_response(facts)
+
+    @router.get("/v1/samples/{sample_id}", responses=problems(404) | {200: {"content": {"image/*": {}}}})
+    async def sample(sample_id: str) -> Response:
+        """A sample of the page."""
+        if sample_id not in by_id:
+            raise Problem(404, "there is no sample of this name")
+        return Response(by_id[sample_id].contents, media_type=by_id[sample_id].media_type)
+
+    @router.post(
+        "/v1/attention",
+        responses=REFUSALS | {200: {"content": {"application/octet-stream": {}}}},
+        openapi_extra=image_body(several=False),
+    )
+    async def attention(
+        request: Request,
+        model: ModelName = None,
+        layers: Annotated[str | None, Query(description="layers as in 0,-1; all that fit into one answer without")] = None,
+    ) -> Response:
+        """Attention of one image, of all heads and tokens, quantised: the layout is in `vitrail.serve.attention`."""
+        engine = engine_of(request)
+        served = engine.model(model)
+        engine.require_explain_room(served)
+        try:
+            chosen = parse_layers(layers)
+        except ValueError as error:
+            raise Problem(422, str(error)) from None
+        uploads = await read_images(request, engine.settings)
+        if len(uploads) > 1:
+            raise Problem(422, f"the attention of one image at a time is sent, and there are {len(uploads)}")
+        gzipped = accepts_gzip(request.headers.get("accept-encoding", ""))
+        body = await engine.run_beside(
+            served,
+            attention_bytes,
+            served.model,
+            served.predictor.preprocessing,
+            uploads[0].contents,
+            layers=None if chosen is None or chosen == "all" else chosen,
+            max_pixels=engine.settings.max_pixels,
+            gzipped=gzipped,
+        )
+        headers = {"Vary": "Accept-Encoding"} | ({"Content-Encoding": "gzip"} if gzipped else {})
+        return Response(body, headers=headers, media_type="application/octet-stream")
+
+    return router
+
+
+def accepts_gzip(header: str) -> bool:
+    """Return whether an Accept-Encoding header takes gzip."""
+    for part in header.lower().split(","):
+        name, _, weight = part.partition(";")
+        if name.strip() in ("gzip", "*"):
+            return not re.fullmatch(r"\s*q=0(\.0*)?\s*", weight)
+    return False

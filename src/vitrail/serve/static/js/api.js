@@ -14,6 +14,7 @@ const WORDS = {
   415: "This is no image that the server can read. Use a JPEG, PNG, WebP or TIFF.",
   503: "The server did not get to it in time. Try again in a moment.",
 };
+const STEPS = 20; // of insertion and deletion
 const IN_TURN = new Set([429, 503]);
 
 let token = ""; // in memory only: never stored, never in a link
@@ -62,9 +63,11 @@ function send(path, image, parameters, signal) {
   return call(`${path}?${new URLSearchParams(given)}`, { method: "POST", body: image, headers, signal });
 }
 
-/** Models, their attention, methods and coverages; samples and limits. */
+/** Models with their attention, samples and limits. */
 export async function facts() {
-  return (await call("v1/explorer")).json();
+  const [served, explorer] = await Promise.all(["v1/model", "v1/explorer"].map(async (path) => (await call(path)).json()));
+  const models = served.models.map((model) => ({ ...model, ...explorer.models[model.name] }));
+  return { models, samples: explorer.samples, limits: served.limits };
 }
 
 /** One sample, as a file. */
@@ -74,7 +77,7 @@ export async function sample(id) {
 
 /** The prediction for one image, with the set of a coverage if one is given. */
 export async function predict(model, image, { coverage, signal }) {
-  return (await send("v1/predict", image, { model, coverage }, signal)).json();
+  return (await (await send("v1/predict", image, { model, coverage }, signal)).json()).predictions[0];
 }
 
 /** The attention message of one image: some layers, or as many as one answer holds. */
@@ -82,7 +85,10 @@ export async function attention(model, image, { layers, signal }) {
   return (await send("v1/attention", image, { model, layers: layers?.join(",") }, signal)).arrayBuffer();
 }
 
-/** The map of a method for a class, with its faithfulness. */
+/** The map of a method for a class, with its faithfulness: insertion less deletion, beside that of random orders. */
 export async function explain(model, image, { method, target, signal }) {
-  return (await send("v1/explain", image, { model, method, target }, signal)).json();
+  const answer = await (await send("v1/explain", image, { model, method, target, steps: STEPS }, signal)).json();
+  const [{ map, note, insertion, deletion, random_insertion, random_deletion }] = answer.maps;
+  const scores = insertion === null ? null : { gap: insertion - deletion, random: random_insertion - random_deletion };
+  return { map, note, signed: answer.signed, scores };
 }

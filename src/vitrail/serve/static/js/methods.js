@@ -5,6 +5,7 @@ import { make } from "./dom.js";
 import { drawPicture } from "./picture.js";
 import { MEAN } from "./attention.js";
 
+const HOVER = "attention"; // the method that hovering shows
 const SIDE_PX = 440;
 
 export class Methods {
@@ -22,24 +23,26 @@ export class Methods {
 
   /** Prepare for an image: its classes, the likely ones first, and the methods of its model. */
   show(model, prediction, source) {
-    this.model = model;
+    this.current = null;
+    this.button.disabled = false;
+    this.methods = model.methods.filter(({ name, scored }) => scored && name !== HOVER);
     this.source = source;
     this.maps.replaceChildren();
     const likely = prediction.top.map(({ label }) => label);
     const others = model.classes.filter((name) => !likely.includes(name));
     this.target.replaceChildren(...[...likely, ...others].map((name) => make("option", { value: name }, name)));
-    this.element.hidden = !model.methods.length || !source;
+    this.element.hidden = !this.methods.length || !source;
   }
 
   /** Ask for the maps of all methods, one after the other: the server explains in turn anyway. */
   async run(target = this.target.value) {
     this.target.value = target;
     const run = (this.current = {});
-    const figures = this.model.methods.map((method) => this.#figure(method));
+    const figures = this.methods.map((method) => this.#figure(method));
     this.maps.replaceChildren(...figures);
     this.button.disabled = true;
     try {
-      for (const [place, method] of this.model.methods.entries()) {
+      for (const [place, method] of this.methods.entries()) {
         const answer = await this.ask(method.name, target);
         if (this.current !== run) return;
         this.#fill(figures[place], method, answer);
@@ -53,7 +56,7 @@ export class Methods {
   }
 
   #figure(method) {
-    const canvas = make("canvas", { role: "img", "aria-label": `${method.title}: on its way` });
+    const canvas = make("canvas", { role: "img", "aria-label": `${titleOf(method)}: on its way` });
     canvas.width = SIDE_PX;
     canvas.height = Math.round((SIDE_PX * this.source.height) / this.source.width);
     drawPicture(canvas, { source: this.source, grid: [1, 1], values: null, look: "bare", query: null });
@@ -61,7 +64,7 @@ export class Methods {
       "figure",
       { className: "waiting" },
       canvas,
-      make("figcaption", {}, make("b", {}, method.title), make("span", { className: "shows" }, method.shows), make("span", { className: "score" }, " ")),
+      make("figcaption", {}, make("b", {}, titleOf(method)), make("span", { className: "shows" }, method.shows), make("span", { className: "score" }, " ")),
     );
   }
 
@@ -79,25 +82,27 @@ export class Methods {
       look: signed ? "signed" : "lit",
       query: null,
     });
-    canvas.setAttribute("aria-label", `${method.title} for ${this.target.value}`);
+    canvas.setAttribute("aria-label", `${titleOf(method)} for ${this.target.value}`);
     figure.classList.remove("waiting");
     if (scores) figure.querySelector(".score").replaceChildren(gauge(scores), words(scores));
   }
 }
 
-/** A line from -1 to 1: the gap of the map, and the range of random orders. */
+function titleOf({ name }) {
+  const words = name.replaceAll("_", " ");
+  return words === "gradcam" ? "Grad-CAM" : words[0].toUpperCase() + words.slice(1);
+}
+
+/** A line from -1 to 1: the gap of the map, and that of random orders. */
 function gauge({ gap, random }) {
-  const at = (value) => `${50 + 50 * value}%`;
-  const chance = make("i", { className: "chance" });
-  chance.style.left = at(random[0]);
-  chance.style.width = `${Math.max(1, 50 * (random[1] - random[0]))}%`;
-  const mark = make("i", { className: gap > random[1] ? "gap better" : "gap" });
+  const at = (value) => `${50 + 50 * Math.min(1, Math.max(-1, value))}%`;
+  const [chance, mark] = [make("i", { className: "chance" }), make("i", { className: gap > random ? "gap better" : "gap" })];
+  chance.style.left = at(random);
   mark.style.left = at(gap);
   return make("span", { className: "gauge", "aria-hidden": "true" }, chance, mark);
 }
 
 function words({ gap, random }) {
-  const beats = gap > random[1];
-  const chance = `random ${random[0].toFixed(2)} to ${random[1].toFixed(2)}`;
-  return `Faithfulness ${gap.toFixed(2)}, ${beats ? "better than chance" : "no better than chance"} (${chance})`;
+  const than = gap > random ? "better than" : "no better than";
+  return `Faithfulness ${gap.toFixed(2)}, ${than} random orders (${random.toFixed(2)})`;
 }

@@ -60,7 +60,7 @@ export class Pane {
 
   /** Show an image. What is too large or no image is refused before it is sent. */
   async showFile(file, sample = null) {
-    const most = this.facts.max_bytes;
+    const most = this.facts.limits.max_body_bytes;
     if (file.size > most) {
       const [has, takes] = [file.size, most].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`);
       return tell(`${file.name} has ${has}, and this server takes ${takes}. Save it smaller, and try again.`);
@@ -80,7 +80,7 @@ export class Pane {
     const model = this.#modelFacts();
     this.#waiting(true);
     try {
-      const coverage = model.coverage ? this.page.coverage : null;
+      const coverage = model.calibration?.coverage ? this.page.coverage : null;
       const found = await load(model, file, { coverage, layer: this.view.state.layer, signal });
       const source = await sourceOf(file, model.preprocessing, found.attention);
       if (signal.aborted) return;
@@ -107,9 +107,9 @@ export class Pane {
   #show(model, file, { prediction, attention }, source) {
     this.attention = attention;
     this.element.querySelector(".name").textContent = file.name;
-    showPredictions(this.element.querySelector(".predictions"), model, prediction);
+    this.#showPrediction(model, prediction);
     const why = this.element.querySelector(".why");
-    why.textContent = attention ? [model.attention.note, attention.header.note].filter(Boolean).join(" ") : model.why_no_attention;
+    why.textContent = [model.why, attention?.header.note].filter(Boolean).join(" ");
     why.hidden = !why.textContent;
     this.element.querySelector(".window .count").textContent = attention
       ? `${attention.header.depth} × ${attention.header.heads}`
@@ -122,6 +122,25 @@ export class Pane {
     this.methods.show(model, prediction, source);
     this.draw();
     this.page.changed();
+  }
+
+  #showPrediction(model, prediction) {
+    const choose = (coverage) => {
+      this.page.coverage = coverage;
+      this.#predictAgain(model);
+    };
+    showPredictions(this.element.querySelector(".predictions"), model, prediction, { coverage: this.page.coverage, choose });
+  }
+
+  /** Ask for the set of another coverage. */
+  async #predictAgain(model) {
+    const { coverage } = this.page;
+    try {
+      const prediction = await patiently(() => api.predict(model.name, this.file, { coverage, signal: this.abort.signal }));
+      this.#showPrediction(model, prediction);
+    } catch (failure) {
+      this.#failed(failure, () => this.#predictAgain(model));
+    }
   }
 
   /** Draw what the view says: the picture at once, the window with the next frame. */

@@ -2,16 +2,18 @@
 
 import { make, percent } from "./dom.js";
 
-/** Fill the part of a pane. `model` are the model's facts, `prediction` the server's. */
-export function showPredictions(element, model, prediction) {
+const COVERAGES = [0.8, 0.9, 0.95, 0.99];
+
+/** Fill the part of a pane. `model` are the model's facts, `prediction` the server's; `choose(coverage)` asks for another. */
+export function showPredictions(element, model, prediction, { coverage, choose }) {
   element.querySelector(".bars").replaceChildren(...prediction.top.map(bar));
   const marks = [];
   if (prediction.outlier) marks.push(make("span", { className: "mark odd" }, "Unlike the training images"));
   else if (prediction.outlier === false) marks.push(make("span", { className: "mark fine" }, "Like the training images"));
-  if (model.multi_label) marks.push(make("span", { className: "mark" }, "Several labels, each with its own probability"));
-  else marks.push(make("span", { className: "mark" }, model.calibrated ? "Calibrated probabilities" : "Not calibrated"));
+  if (model.task === "multi-label") marks.push(make("span", { className: "mark" }, "Several labels, each with its own probability"));
+  else marks.push(make("span", { className: "mark" }, model.calibration ? "Calibrated probabilities" : "Not calibrated"));
   element.querySelector(".marks").replaceChildren(...marks);
-  showSet(element.querySelector(".set"), prediction);
+  showSet(element.querySelector(".set"), prediction.classes, { coverage, choose });
 }
 
 function bar({ label, probability }) {
@@ -26,14 +28,15 @@ function bar({ label, probability }) {
   );
 }
 
-function showSet(element, { classes, coverage }) {
-  if (!classes) {
-    element.replaceChildren();
-    return;
-  }
-  const words = `With ${percent(coverage)} coverage it is `;
+function showSet(element, classes, { coverage, choose }) {
+  element.hidden = !classes;
+  if (!classes) return;
+  const options = COVERAGES.map((each) => make("option", { value: each, selected: each === coverage }, percent(each)));
+  const select = make("select", { "aria-label": "Coverage", onchange: () => choose(Number(select.value)) }, ...options);
   const names = classes.map((name) => make("span", { className: "chip" }, name));
-  element.replaceChildren(...(names.length ? [words, ...between(names, " or ")] : [`No class has ${percent(coverage)} coverage.`]));
+  const start = names.length === 1 ? " it is " : " it is one of ";
+  const end = names.length ? [start, ...between(names, " ")] : [" no class is likely enough."];
+  element.replaceChildren("With a coverage of ", select, ...end);
   element.title = "For images like those of training, this share of the sets holds the right class.";
 }
 

@@ -4,8 +4,8 @@ const MOST_PX = 1400;
 
 /** Return a canvas with what the model looks at, or null where neither the browser nor the server can show it. */
 export async function sourceOf(file, preprocessing, attention) {
-  const sharp = preprocessing.channels === 3 ? await decode(file) : null;
-  const [height, width] = preprocessing.size;
+  const sharp = preprocessing.in_channels === 3 ? await decode(file) : null;
+  const [height, width] = preprocessing.img_size;
   if (sharp && sharp.width >= width && sharp.height >= height) return cropped(sharp, preprocessing);
   if (attention?.pixels) return fromPixels(attention.pixels, attention.header.size);
   const any = sharp ?? (await decode(file));
@@ -21,12 +21,12 @@ async function decode(file) {
 }
 
 /** Part of an image that the evaluation view keeps: resized to cover size / crop, then the centre (data/decode.py). */
-export function cropBox(width, height, { size, crop, mode }) {
+export function cropBox(width, height, { img_size, crop_pct: crop, crop_mode: mode }) {
   if (mode === "squash") {
     const [w, h] = [width * crop, height * crop];
     return [(width - w) / 2, (height - h) / 2, w, h];
   }
-  const [rows, columns] = size;
+  const [rows, columns] = img_size;
   const scale = Math.max(rows / crop / height, columns / crop / width);
   const [w, h] = [columns / scale, rows / scale];
   return [(width - w) / 2, (height - h) / 2, w, h];
@@ -34,7 +34,7 @@ export function cropBox(width, height, { size, crop, mode }) {
 
 function cropped(bitmap, preprocessing) {
   const [x, y, w, h] = cropBox(bitmap.width, bitmap.height, preprocessing);
-  const [rows, columns] = preprocessing.size;
+  const [rows, columns] = preprocessing.img_size;
   const least = Math.min(MOST_PX, Math.max(w, columns));
   const canvas = document.createElement("canvas");
   canvas.width = Math.round(least);

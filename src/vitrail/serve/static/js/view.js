@@ -27,7 +27,7 @@ export class View extends EventTarget {
 }
 
 function same(a, b) {
-  return a === b || (a && b && a.x === b.x && a.y === b.y);
+  return a === b || (typeof a === "object" && a !== null && b !== null && a.x === b.x && a.y === b.y);
 }
 
 /** The patch that holds a place, as its number in a grid. */
