@@ -35,6 +35,7 @@ ON_DATA = {
     "embed": "vitrail.commands.embed",
     "explain": "vitrail.commands.explain",
     "probe": "vitrail.commands.probe",
+    "serve": "vitrail.commands.serve",
 }
 ON_MODELS = {
     "bench": "vitrail.commands.bench",

@@ -131,10 +131,15 @@ def decode(source: File, *, channels: int, short_side: int | None = None, value_
 
 
 def decode_planes(
-    source: File, *, channels: int, short_side: int | None = None, value_range: ValueRange | None = None
+    source: File,
+    *,
+    channels: int,
+    short_side: int | None = None,
+    value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Image.Image]:
     """Decode as `decode`, to any number of channels: one "L" or "RGB" image, or one "L" image for each band."""
-    with _open_checked(source) as (image, _):
+    with _open_checked(source, max_pixels) as (image, _):
         if short_side is not None:
             image.draft("L" if channels == 1 else None, (short_side, short_side))
         planes = _read_planes(image, source, channels, value_range)
@@ -179,19 +184,20 @@ def read_bands(source: File) -> Bands | None:
         return read_values(image, _contents(source)) if has_bands(image) else None
 
 
-def eval_view(image: Picture, preprocessing: Preprocessing) -> UInt8[Tensor, "C H W"]:
+def eval_view(image: Picture, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "C H W"]:
     """Return the evaluation view of an image: resize to img_size / crop_pct, then crop the centre to img_size.
 
     `image` is a file, its bytes, a Pillow image, or an array (H, W) or (H, W, C). With crop_mode
     "center" the resized image keeps its aspect ratio and covers that size; with "squash" it has exactly that size, so
     with crop_pct 1 the view is the whole image. The intermediate size is rounded down, as in torchvision's Resize;
-    both steps are one resampling.
+    both steps are one resampling. A file whose header declares more than `max_pixels` is not decoded.
     Raises BadImage.
     """
     height, width = preprocessing.img_size
     channels, value_range = preprocessing.in_channels, preprocessing.range
     if isinstance(image, str | Path | bytes):
-        planes = decode_planes(image, channels=channels, short_side=max(_resized_to(preprocessing)), value_range=value_range)
+        short_side = max(_resized_to(preprocessing))
+        planes = decode_planes(image, channels=channels, short_side=short_side, value_range=value_range, max_pixels=max_pixels)
     else:
         with _raise_bad_image():  # Pillow may decode only now
             if isinstance(image, np.ndarray):
@@ -362,7 +368,7 @@ def _truncate_jpeg(contents: bytes, rows: int, *, size: Pair) -> bytes:
 
 
 @contextmanager
-def _open_checked(source: File) -> Iterator[tuple[Image.Image | TiffBands, bytes]]:
+def _open_checked(source: File, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Image.Image | TiffBands, bytes]]:
     """Open an image, check its format and size; yield it and the last 64 bytes of the file. Raises BadImage."""
     with (
         _raise_bad_image(),
@@ -379,8 +385,9 @@ def _open_checked(source: File) -> Iterator[tuple[Image.Image | TiffBands, bytes
         file.seek(0)
         silence_decoders()
         image = _open(file, formats)
-        if image.width * image.height > MAX_PIXELS:
-            raise OversizedImage(f"the header claims {image.width} x {image.height} pixels, more than 50 megapixels")
+        if image.width * image.height > max_pixels:
+            most = f"{max_pixels / 1e6:g} megapixels"
+            raise OversizedImage(f"the header claims {image.width} x {image.height} pixels, more than {most}")
         yield image, end
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -159,10 +159,13 @@ class Predictor:
             self.check_coverage(coverage)
         with closing(self._decoded(images)) as batches:
             for names, views in batches:
-                readable = [view for view in views if isinstance(view, Tensor)]
-                rows = iter(self.logits(torch.stack(readable)).split(1) if readable else ())
+                readable = [(name, view) for name, view in zip(names, views, strict=True) if isinstance(view, Tensor)]
+                named: Iterator[Prediction] = iter(())
+                if readable:
+                    logits = self.logits(torch.stack([view for _, view in readable]))
+                    named = iter(self.name([name for name, _ in readable], logits, top=top, coverage=coverage))
                 for name, view in zip(names, views, strict=True):
-                    yield self._unread(name, view) if isinstance(view, str) else self._named(name, next(rows), top, coverage)
+                    yield self._unread(name, view) if isinstance(view, str) else next(named)
                 del views, readable, view  # before the next batch is fetched
 
     @torch.inference_mode()
@@ -237,21 +240,39 @@ class Predictor:
         except BadImage as error:
             return str(error)
 
-    def _named(self, name: str, logits: Float[Tensor, "1 K"], top: int, coverage: float | None) -> Prediction:
-        if logits.isnan().any():
-            return self._unread(name, NOT_FINITE)
-        row, known = self._probabilities(logits)[0], self.calibration
-        values, order = row.topk(min(top, len(row)))
-        best = tuple((self.classes[k], p) for k, p in zip(order.tolist(), values.tolist(), strict=True))
-        if not self.multi_label:
-            outlier = None if known.outlier_energy is None else bool(energy(logits) > known.outlier_energy)
-            chosen = None
-            if coverage is not None:
-                inside = prediction_sets(logits, known.conformal_scores, coverage=coverage, temperature=known.temperature)[0]
-                chosen = tuple(self.classes[k] for k in row.argsort(descending=True).tolist() if inside[k])
-            return Prediction(name, *best[0], best, outlier=outlier, classes=chosen)
-        falling = sorted(zip(row.tolist(), self.classes, strict=True), key=lambda pair: -pair[0])
-        return Prediction(name, *best[0], best, labels=tuple((label, p) for p, label in falling if p >= THRESHOLD))
+    def name(
+        self, names: Sequence[str], logits: Float[Tensor, "B K"], *, top: int = 5, coverage: float | None = None
+    ) -> list[Prediction]:
+        """Return the predictions of images of these names from their logits, as `predict` returns them."""
+        wrong = logits.isnan().any(dim=-1).tolist()
+        rows, known = self._probabilities(logits), self.calibration  # (B, K)
+        values, order = rows.topk(min(top, rows.shape[-1]))
+        best = [
+            tuple((self.classes[k], p) for k, p in zip(*pair, strict=True))
+            for pair in zip(order.tolist(), values.tolist(), strict=True)
+        ]
+        if self.multi_label:
+            falling = (sorted(zip(row, self.classes, strict=True), key=lambda pair: -pair[0]) for row in rows.tolist())
+            labels = [tuple((label, p) for p, label in row if p >= THRESHOLD) for row in falling]
+            return [
+                self._unread(name, NOT_FINITE) if bad else Prediction(name, *pairs[0], pairs, labels=several)
+                for name, bad, pairs, several in zip(names, wrong, best, labels, strict=True)
+            ]
+        outliers: list[bool | None] = [None] * len(names)
+        if known.outlier_energy is not None:
+            outliers = (energy(logits) > known.outlier_energy).tolist()
+        sets: list[tuple[str, ...] | None] = [None] * len(names)
+        if coverage is not None:
+            inside = prediction_sets(logits, known.conformal_scores, coverage=coverage, temperature=known.temperature)
+            falling_order = rows.argsort(descending=True)
+            sets = [
+                tuple(self.classes[k] for k in order if row[k])
+                for order, row in zip(falling_order.tolist(), inside.tolist(), strict=True)
+            ]
+        return [
+            self._unread(name, NOT_FINITE) if bad else Prediction(name, *pairs[0], pairs, outlier=outlier, classes=chosen)
+            for name, bad, pairs, outlier, chosen in zip(names, wrong, best, outliers, sets, strict=True)
+        ]
 
     def _unread(self, name: str, reason: str) -> Prediction:
         return Prediction(name, None, None, (), reason, () if self.multi_label else None)

@@ -1,0 +1,78 @@
+"""Models that are served: predictor, name and version, and the threads in which they work."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vitrail.deploy.predict import Predictor
+from vitrail.evaluate.features import model_hash
+from vitrail.models.backbone import Backbone
+from vitrail.models.card import Card
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class ServedModel:
+    """A model under a name.
+
+    Everything that runs the model does so outside of the event loop: batches in `worker`, any other work in `explainer`. Each
+    is one thread, so batches go on while a picture is explained.
+    """
+
+    def __init__(self, name: str, predictor: Predictor, *, source: str = "") -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f'"{name}" is no name of a model; use up to 64 letters, digits, ".", "_" and "-": NAME=RUN')
+        self.name, self.predictor, self.source = name, predictor, source
+        receipt = predictor.model.receipt
+        self.version: str = (receipt.sha256 if receipt is not None else None) or model_hash(predictor.model)
+        """SHA-256 of the file of the weights; of the tensors where there is no file."""
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix=f"model {name}")
+        self.explainer = ThreadPoolExecutor(1, thread_name_prefix=f"explain {name}")
+        self.explaining = 0
+        """Calls that are in `explainer` or wait for it."""
+
+    @property
+    def model(self) -> Backbone:
+        """The model."""
+        return self.predictor.model
+
+    @property
+    def card(self) -> Card:
+        """Card of the model: preprocessing, classes, task, calibration."""
+        return self.model.card
+
+    def close(self) -> None:
+        """Let the threads end."""
+        for executor in (self.worker, self.explainer):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def load_models(
+    runs: Iterable[str], *, device: str = "auto", batch_size: int = 32, backend: str = "auto", calibrated: bool = True
+) -> dict[str, ServedModel]:
+    """Load models by name, in order: each of `runs` is a run or a checkpoint, as `Predictor` takes it, or NAME=RUN.
+
+    Without a name it has that of its folder or file. Raises ValueError for two models of one name, and as `Predictor` does.
+    """
+    models: dict[str, ServedModel] = {}
+    for text in runs:
+        name, run = split_name(text)
+        if name in models:
+            raise ValueError(f'two models are called "{name}"; give one of them another name: NAME={run}')
+        predictor = Predictor(run, device=device, batch_size=batch_size, backend=backend, calibrated=calibrated)
+        models[name] = ServedModel(name, predictor, source=run)
+    return models
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Split NAME=RUN; a run without a name gets that of its folder or file."""
+    name, equals, run = text.partition("=")
+    if equals and _NAME.fullmatch(name) and not os.path.exists(text):
+        return name, run
+    path = Path(text).expanduser().resolve() if os.path.exists(os.path.expanduser(text)) else Path(text)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem if path.is_file() else path.name).strip("-.")
+    return stem or "model", text
