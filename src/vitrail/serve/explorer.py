@@ -21,13 +21,13 @@ from vitrail.data.listing import files_under
 from vitrail.data.named import NAMED
 from vitrail.explain.inputs import model_name
 from vitrail.models.backbone import Backbone
-from vitrail.serve.attention import attention_message, attention_size
+from vitrail.serve.attention import Queries, attention_message, attention_size
 from vitrail.serve.explain import parse_layers
 from vitrail.serve.images import read_images
 from vitrail.serve.models import ServedModel
 from vitrail.serve.problems import Problem
 from vitrail.serve.routes import REFUSALS, ModelName, engine_of, image_body, json_response, problems
-from vitrail.serve.schemas import ExplorerAnswer
+from vitrail.serve.schemas import Answer
 from vitrail.settings import Preprocessing
 
 MAX_SAMPLES = 24
@@ -42,6 +42,39 @@ class Sample:
     name: str
     media_type: str
     contents: bytes = field(repr=False)
+
+
+class SizeAnswer(Answer):
+    """Size of a model's attention, and how it comes to the page."""
+
+    layers: int
+    heads: int
+    grid: tuple[int, int]
+    prefix: int
+    queries: Queries
+    layers_per_message: int
+    note: str
+
+
+class ExplorerModelAnswer(Answer):
+    """Attention of a model, or the reason why there is none to show."""
+
+    attention: SizeAnswer | None
+    why: str
+
+
+class SampleAnswer(Answer):
+    """A sample of the page."""
+
+    id: str
+    name: str
+
+
+class ExplorerAnswer(Answer):
+    """What the page needs to know beside `/v1/model`."""
+
+    models: dict[str, ExplorerModelAnswer]
+    samples: list[SampleAnswer]
 
 
 def package_samples() -> tuple[Sample, ...]:
@@ -143,7 +176,7 @@ def explorer_router(models: Mapping[str, ServedModel], samples: Sequence[Sample]
     async def attention(
         request: Request,
         model: ModelName = None,
-        layers: Annotated[str | None, Query(description="layers as in 0,-1; all that fit into one answer without")] = None,
+        layers: Annotated[str | None, Query(description="layers as in 0,-1; all without")] = None,
     ) -> Response:
         """Attention of one image, of all heads and tokens, quantised: the layout is in `vitrail.serve.attention`."""
         engine = engine_of(request)

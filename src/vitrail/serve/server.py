@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import uvicorn
 
 from vitrail.serve.app import create_app
+from vitrail.serve.explorer import Sample
 from vitrail.serve.models import ServedModel
 from vitrail.serve.settings import ServeSettings
 
@@ -46,10 +47,18 @@ def address_of(listener: socket.socket) -> str:
 
 
 def serve(
-    models: Mapping[str, ServedModel], settings: ServeSettings, listener: socket.socket, *, started: Callable[[], object]
+    models: Mapping[str, ServedModel],
+    settings: ServeSettings,
+    listener: socket.socket,
+    *,
+    samples: Sequence[Sample] | None = None,
+    started: Callable[[], object],
 ) -> None:
-    """Serve models on a socket until SIGTERM or Ctrl-C; requests inside are answered before it returns."""
-    app = create_app(models, settings)
+    """Serve models on a socket until SIGTERM or Ctrl-C; requests inside are answered before it returns.
+
+    `samples` are as for `create_app`.
+    """
+    app = create_app(models, settings, samples=samples)
     config = uvicorn.Config(
         app,
         access_log=False,

@@ -90,5 +90,5 @@ export async function explain(model, image, { method, target, signal }) {
   const answer = await (await send("v1/explain", image, { model, method, target, steps: STEPS }, signal)).json();
   const [{ map, note, insertion, deletion, random_insertion, random_deletion }] = answer.maps;
   const scores = insertion === null ? null : { gap: insertion - deletion, random: random_insertion - random_deletion };
-  return { map, note, signed: answer.signed, scores };
+  return { map, note, signed: answer.signed, target: answer.target, scores };
 }

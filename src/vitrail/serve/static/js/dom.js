@@ -26,6 +26,11 @@ export function announce(words) {
   }, 350);
 }
 
+/** Words with a capital at the start. */
+export function capital(words) {
+  return words.charAt(0).toUpperCase() + words.slice(1);
+}
+
 /** A share as percent: "0.4 %", "37 %". */
 export function percent(share) {
   const value = 100 * share;

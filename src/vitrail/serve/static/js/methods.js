@@ -1,7 +1,7 @@
 // Maps through the whole model for one class, each with its faithfulness beside random orders.
 
 import { scaleOf, signedScale } from "./colors.js";
-import { make } from "./dom.js";
+import { capital, make } from "./dom.js";
 import { drawPicture } from "./picture.js";
 import { MEAN } from "./attention.js";
 
@@ -43,7 +43,8 @@ export class Methods {
     this.button.disabled = true;
     try {
       for (const [place, method] of this.methods.entries()) {
-        const answer = await this.ask(method.name, target);
+        const knows = method.options.includes("target");
+        const answer = await this.ask(method.name, knows ? target : null);
         if (this.current !== run) return;
         this.#fill(figures[place], method, answer);
       }
@@ -68,7 +69,7 @@ export class Methods {
     );
   }
 
-  #fill(figure, method, { map, signed, scores }) {
+  #fill(figure, method, { map, signed, scores, target }) {
     const rows = map.length;
     const values = map.flat();
     const most = Math.max(...values.map(Math.abs)) || 1;
@@ -82,27 +83,27 @@ export class Methods {
       look: signed ? "signed" : "lit",
       query: null,
     });
-    canvas.setAttribute("aria-label", `${titleOf(method)} for ${this.target.value}`);
+    canvas.setAttribute("aria-label", `${titleOf(method)} for ${target}`);
     figure.classList.remove("waiting");
-    if (scores) figure.querySelector(".score").replaceChildren(gauge(scores), words(scores));
+    if (scores) figure.querySelector(".score").replaceChildren(gauge(scores), words(scores, target));
   }
 }
 
 function titleOf({ name }) {
   const words = name.replaceAll("_", " ");
-  return words === "gradcam" ? "Grad-CAM" : words[0].toUpperCase() + words.slice(1);
+  return words === "gradcam" ? "Grad-CAM" : capital(words);
 }
 
 /** A line from -1 to 1: the gap of the map, and that of random orders. */
 function gauge({ gap, random }) {
   const at = (value) => `${50 + 50 * Math.min(1, Math.max(-1, value))}%`;
-  const [chance, mark] = [make("i", { className: "chance" }), make("i", { className: gap > random ? "gap better" : "gap" })];
+  const [chance, mark] = [make("i", { className: "chance" }), make("i", { className: "gap" })];
   chance.style.left = at(random);
   mark.style.left = at(gap);
   return make("span", { className: "gauge", "aria-hidden": "true" }, chance, mark);
 }
 
-function words({ gap, random }) {
-  const than = gap > random ? "better than" : "no better than";
-  return `Faithfulness ${gap.toFixed(2)}, ${than} random orders (${random.toFixed(2)})`;
+function words({ gap, random }, target) {
+  const [own, chance] = [gap, random].map((value) => value.toFixed(2).replace("-", "−"));
+  return `Faithfulness for ${target}: ${own}, random orders: ${chance}`;
 }

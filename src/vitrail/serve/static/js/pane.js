@@ -1,7 +1,7 @@
 // One image under one model: picture, predictions, window and methods, and the loading of them.
 
 import * as api from "./api.js";
-import { copyOf, make } from "./dom.js";
+import { capital, copyOf, make } from "./dom.js";
 import { Lattice } from "./lattice.js";
 import { load, loadRest } from "./load.js";
 import { Methods } from "./methods.js";
@@ -109,7 +109,7 @@ export class Pane {
     this.element.querySelector(".name").textContent = file.name;
     this.#showPrediction(model, prediction);
     const why = this.element.querySelector(".why");
-    why.textContent = [model.why, attention?.header.note].filter(Boolean).join(" ");
+    why.textContent = [model.why, attention?.header.note].filter(Boolean).map(sentence).join(" ");
     why.hidden = !why.textContent;
     this.element.querySelector(".window .count").textContent = attention
       ? `${attention.header.depth} × ${attention.header.heads}`
@@ -164,4 +164,9 @@ export class Pane {
     const retry = failure.kind === "gone" || failure.kind === "busy";
     tell(failure.message, retry ? { label: "Try again", run: again } : null);
   }
+}
+
+/** A note of the server's as a sentence. */
+function sentence(note) {
+  return capital(note.endsWith(".") ? note : `${note}.`);
 }

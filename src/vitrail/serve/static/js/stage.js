@@ -2,7 +2,7 @@
 
 import { MEAN, READING } from "./attention.js";
 import { scaleOf } from "./colors.js";
-import { announce, percent } from "./dom.js";
+import { announce, capital, percent } from "./dom.js";
 import { drawPicture, drawScale } from "./picture.js";
 import { centreOf, patchAt } from "./view.js";
 
@@ -86,18 +86,18 @@ export class Stage {
       reads.textContent = `Layer ${layer} is on its way.`;
       return;
     }
-    const from = query === null ? this.#reader() : this.#name(query);
     const rest = seen.prefix >= 0.005 ? `; ${percent(seen.prefix)} goes to ${this.#prefixName()}` : "";
-    const words = `${from} looks most at ${this.#name(seen.best)}, with ${percent(seen.most)}${rest}.`;
-    reads.textContent = words[0].toUpperCase() + words.slice(1);
+    reads.textContent = `${this.#looker(query)} ${this.#name(seen.best)}, with ${percent(seen.most)}${rest}.`;
     const heads = head === MEAN ? "all heads" : `head ${head}`;
     this.canvas.setAttribute("aria-label", `Picture, layer ${layer}, ${heads}. ${reads.textContent} Arrow keys choose the patch.`);
     announce(reads.textContent);
     this.#drawLegend(seen, head);
   }
 
-  #reader() {
-    return this.attention.header.class_token && this.attention.readToken !== -1 ? "the class token" : "what the head reads";
+  #looker(query) {
+    if (query !== null) return `${capital(this.#name(query))} looks most at`;
+    const { class_token, queries } = this.attention.header;
+    return class_token && (this.attention.readToken === 0 || queries === 1) ? "The class token looks most at" : "The head, through all that it reads, looks most at";
   }
 
   #prefixName() {
