@@ -5,7 +5,7 @@ The message is little-endian:
     4 bytes         "VATT"
     uint32          length of the JSON header in bytes, a multiple of 4
     JSON            layers, heads, queries, tokens, prefix, grid, patch, size, reading, note
-    float32 (Q)     weight of each query in what the head reads
+    float32 (Q)     weight of each query in the first view: the class token, or what the head reads where there is none
     float32 (l h Q) scale of each row: its largest weight
     uint8 (l h Q N) weights, as parts of 255 of their row's scale
     uint8 (H W 3)   the image as the model sees it; left out where the model's normalisation is unknown
@@ -38,6 +38,7 @@ from vitrail.explain.inputs import (
     require_finite_output,
     require_layer,
 )
+from vitrail.explain.methods.attention import mixed_rows
 from vitrail.explain.passes import ForwardPass, attention_rows, forward_pass, head_reading, query_chunks
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Pair, pair
@@ -47,8 +48,8 @@ MAX_BYTES = 16 * 2**20
 """Weights of one message, in bytes: all layers of L/16 at 224 px (14.9 MB), five layers of B/16 at 384 px at a time."""
 LEVELS = 255
 
-Queries = Literal["all", "head"]
-"""All tokens; or one row alone, what the head reads."""
+Queries = Literal["all", "first"]
+"""All tokens; or the first view alone: the class token's row, or what the head reads where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class AttentionSize:
     prefix: int
     """Tokens before the patches."""
     queries: Queries
-    """"head" where one layer's rows of all tokens are more than a message holds, and where only a class token looks."""
+    """"first" where one layer's rows of all tokens are more than a message holds, and where only a class token looks."""
     layers_per_message: int
     note: str
     """Reason why only one row is shown; "" where all are."""
@@ -101,11 +102,11 @@ def attention_size(model: Backbone) -> AttentionSize | None:
 def fitting_queries(model: Backbone, *, row_bytes: int, tokens: int) -> tuple[Queries, str]:
     """Return the queries whose rows of one layer fit into a message, and the reason where these are not all."""
     if not model.global_attention:
-        return "head", f"In {model_name(model)} only the class token looks at the whole image, so patches have no rows to show."
+        return "first", f"In {model_name(model)} only the class token looks at the whole image, so patches have no rows to show."
     if row_bytes * tokens <= MAX_BYTES:
         return "all", ""
     size = f"{row_bytes * tokens / 1e6:,.0f} MB a layer"
-    return "head", f"The rows of all {tokens:,} tokens would be {size}, so only what the head reads is shown; use smaller images."
+    return "first", f"The rows of all {tokens:,} tokens would be {size}, so only the first view is shown; use smaller images."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -172,7 +173,7 @@ def attention_message(
         return AttentionMessage(
             layers=chosen,
             depth=depth,
-            queries="all" if weights.shape[2] == scene.prefix + scene.grid[0] * scene.grid[1] else "head",
+            queries="all" if weights.shape[2] == scene.prefix + scene.grid[0] * scene.grid[1] else "first",
             prefix=scene.prefix,
             has_class_token=has_class_token(scene.model),
             grid=scene.grid,
@@ -201,25 +202,38 @@ def _global_rows(scene: Scene, layers: Sequence[int], queries: Queries | None) -
             f"{len(layers)} layers are {count / 1e6:,.1f} MB, more than the {MAX_BYTES / 1e6:,.1f} MB of one answer; ask for {fit}"
         )
     if count > MAX_BYTES:
-        raise ValueError(f'{why} Ask for queries "head"')
+        raise ValueError(f'{why} Ask for queries "first"')
     forward = forward_pass(scene, layers=layers)
     require_finite_output(forward.last, "output", so="its attention says nothing")
-    reading, note = head_reading(forward)
+    reading, note = _first_view(forward)
     if asked == "all":
-        each = (quantise_chunks(_chunks(forward, layer), queries=tokens) for layer in layers)
-    else:
-        each = (quantise(_mixed(forward, layer, reading)) for layer in layers)
-        note = "; ".join(part for part in (note, why) if part)
-    scales, weights = zip(*each, strict=True)
-    of_queries = reading[0].float().cpu().numpy() if asked == "all" else np.ones(1, np.float32)
-    return of_queries, np.stack(scales), np.stack(weights), note
+        scales, weights = zip(*(_quantise_chunks(_chunks(forward, layer)) for layer in layers), strict=True)
+        return reading[0].float().cpu().numpy(), np.stack(scales), np.stack(weights), note
+    scales, weights = zip(*(quantise(_viewed(forward, layer, reading)) for layer in layers), strict=True)
+    return np.ones(1, np.float32), np.stack(scales), np.stack(weights), "; ".join(part for part in (note, why) if part)
+
+
+def _first_view(forward: ForwardPass) -> tuple[Float[Tensor, "1 N"], str]:
+    """Return the weight of each query in what is shown at first, as `explain.attention` has it for "cls"; and a note."""
+    if not has_class_token(forward.scene.model):
+        return head_reading(forward)
+    reading = torch.zeros(1, forward.last.shape[1])
+    reading[0, 0] = 1
+    return reading, ""
+
+
+def _viewed(forward: ForwardPass, layer: int, reading: Float[Tensor, "1 N"]) -> Float[Tensor, "h 1 N"]:
+    """Return the rows of the first view, head by head."""
+    if has_class_token(forward.scene.model):
+        return attention_rows(forward.queries_and_keys(layer), slice(0, 1), forward.mask)[0]
+    return mixed_rows(forward, layer, reading)[0, :, None]
 
 
 @torch.no_grad()
 def _class_rows(scene: Scene, layers: Sequence[int], queries: Queries | None) -> Rows:
     """Return the class token's rows in layers of class attention. Raises ValueError for other queries."""
     if queries == "all":
-        raise ValueError(f'in {model_name(scene.model)} only the class token has rows; ask for queries "head"')
+        raise ValueError(f'in {model_name(scene.model)} only the class token has rows; ask for queries "first"')
     rows = scene.model.class_attention(scene.images)
     require_finite_output(torch.stack([row[0].float() for row in rows]), "attention", so="it says nothing")
     scales, weights = zip(*(quantise(rows[layer][0, :, None].float()) for layer in layers), strict=True)
@@ -232,24 +246,12 @@ def _chunks(forward: ForwardPass, layer: int) -> Iterator[Float[Tensor, "h q N"]
     return (attention_rows(attended, chunk, forward.mask)[0] for chunk in query_chunks(attended))
 
 
-def _mixed(forward: ForwardPass, layer: int, reading: Float[Tensor, "1 N"]) -> Float[Tensor, "h 1 N"]:
-    """Return the attention rows of all tokens, weighted by what the head reads of each."""
-    attended, total = forward.queries_and_keys(layer), 0
-    parts = [
-        torch.einsum("q,hqn->hn", reading[0, chunk], attention_rows(attended, chunk, forward.mask)[0])
-        for chunk in query_chunks(attended)
-    ]
-    return torch.stack(parts).sum(dim=total)[:, None]
-
-
-def quantise_chunks(
-    chunks: Iterator[Float[Tensor, "h _ N"]], *, queries: int
+def _quantise_chunks(
+    chunks: Iterator[Float[Tensor, "h _ N"]],
 ) -> tuple[Float32[np.ndarray, "h Q"], UInt8[np.ndarray, "h Q N"]]:
     """Quantise rows that come some queries at a time, so that their floats are never in memory together."""
     scales, weights = zip(*(quantise(chunk) for chunk in chunks), strict=True)
-    joined = np.concatenate(scales, axis=1)
-    assert joined.shape[1] == queries
-    return joined, np.concatenate(weights, axis=1)
+    return np.concatenate(scales, axis=1), np.concatenate(weights, axis=1)
 
 
 def quantise(rows: Float[Tensor, "h q N"]) -> tuple[Float32[np.ndarray, "h q"], UInt8[np.ndarray, "h q N"]]:

@@ -35,7 +35,7 @@ export class Controls {
     this.slider.max = this.depth - 1;
     const names = Array.from({ length: this.heads }, (_, head) => make("option", { value: head }, String(head)));
     this.head.replaceChildren(make("option", { value: MEAN }, "mean"), ...names);
-    this.cls.textContent = attentions.every(({ header, readToken }) => header.class_token && readToken === 0) ? "Class token" : "Head's view";
+    this.cls.textContent = attentions.every(({ header }) => header.class_token) ? "Class token" : "Head's view";
     this.cls.title = "Look from what the head of the model reads, instead of from a patch";
     const { layer, head } = this.view.state;
     this.view.set({ layer: Math.min(layer, this.depth - 1), head: head < this.heads ? head : MEAN });

@@ -96,8 +96,7 @@ export class Stage {
 
   #looker(query) {
     if (query !== null) return `${capital(this.#name(query))} looks most at`;
-    const { class_token, queries } = this.attention.header;
-    return class_token && (this.attention.readToken === 0 || queries === 1) ? "The class token looks most at" : "The head, through all that it reads, looks most at";
+    return this.attention.header.class_token ? "The class token looks most at" : "The head, through all that it reads, looks most at";
   }
 
   #prefixName() {
