@@ -78,9 +78,9 @@ def test_samples_are_images_of_the_package(client: TestClient) -> None:
         assert Image.open(io.BytesIO(answer.content)).size == (28, 28)
 
 
-@pytest.mark.parametrize("name", ["10-hat", "../explorer", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "0-t-shirt.png"])
+@pytest.mark.parametrize("name", ["10-hat", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "0-t-shirt.png"])
 def test_other_samples_there_are_none(client: TestClient, name: str) -> None:
-    assert client.get(f"/v1/samples/{name}").status_code in (404, 200 if name == "../explorer" else 404)
+    assert client.get(f"/v1/samples/{name}").status_code == 404
 
 
 def test_samples_of_a_folder_are_read_once_and_have_no_paths(tmp_path: Path) -> None:

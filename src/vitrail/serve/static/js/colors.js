@@ -5,6 +5,7 @@ const HUES = [262, 75, 22, 165, 300, 225, 45, 130, 345, 195, 95, 280, 10, 150, 3
 const LIGHT_HUE = 85;
 
 const scales = new Map();
+const packed = new Map();
 
 /** 256 colours (r, g, b each) of a head; of the mean of all heads, -1, warm white light. */
 export function scaleOf(head) {
@@ -19,9 +20,23 @@ export function glassOf(head) {
   return `rgb(${scale[at]} ${scale[at + 1]} ${scale[at + 2]})`;
 }
 
+const FINE = 4096;
+const curve = Uint8Array.from({ length: FINE + 1 }, (_, step) => Math.round((STEPS - 1) * Math.pow(step / FINE, 0.65)));
+
 /** Brightness of a share of the largest weight: its power 0.65, for attention falls steeply. The legend has it too. */
 export function brightness(share) {
-  return Math.round((STEPS - 1) * Math.pow(Math.min(1, Math.max(0, share)), 0.65));
+  return curve[share <= 0 ? 0 : share >= 1 ? FINE : (FINE * share) | 0];
+}
+
+/** The colours of a head as whole pixels, for many small pictures at once. */
+export function pixelsOf(head) {
+  if (!packed.has(head)) {
+    const scale = scaleOf(head);
+    const bytes = new Uint8ClampedArray(4 * STEPS).fill(255);
+    for (let step = 0; step < STEPS; step++) bytes.set(scale.subarray(3 * step, 3 * step + 3), 4 * step);
+    packed.set(head, new Uint32Array(bytes.buffer));
+  }
+  return packed.get(head);
 }
 
 /** Blue against, amber for: the scale of signed maps, its middle dark. */

@@ -1,6 +1,6 @@
 // Draws a picture with light through it: the image, panes lit by values, lead between them, and the pane that looks.
 
-import { brightness, scaleOf } from "./colors.js";
+import { brightness, pixelsOf } from "./colors.js";
 
 const LEAD = "rgb(12 13 18)";
 const GLOW = 0.5;
@@ -50,15 +50,9 @@ export function drawScale(canvas, colors) {
 export function drawThumbnail(canvas, values, most, head) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(canvas.width, canvas.height);
-  const colors = scaleOf(head);
-  for (let patch = 0; patch < values.length; patch++) {
-    const from = 3 * brightness(values[patch] / most);
-    const to = 4 * patch;
-    image.data[to] = colors[from];
-    image.data[to + 1] = colors[from + 1];
-    image.data[to + 2] = colors[from + 2];
-    image.data[to + 3] = 255;
-  }
+  const pixels = new Uint32Array(image.data.buffer);
+  const colors = pixelsOf(head);
+  for (let patch = 0; patch < values.length; patch++) pixels[patch] = colors[brightness(values[patch] / most)];
   context.putImageData(image, 0, 0);
 }
 
