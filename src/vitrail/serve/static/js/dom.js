@@ -31,9 +31,11 @@ export function capital(words) {
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
-/** A share as percent: "0.4 %", "37 %". */
+/** A share as percent: "0.4 %", "37 %"; what is not whole is never said to be. */
 export function percent(share) {
   const value = 100 * share;
   if (value > 0 && value < 0.1) return "< 0.1 %";
+  if (value < 100 && value > 99.9) return "> 99.9 %";
+  if (value < 100 && value >= 99.5) return `${value.toFixed(1)} %`;
   return `${value < 10 ? value.toFixed(1) : Math.round(value)} %`;
 }

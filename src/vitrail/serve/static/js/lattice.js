@@ -50,7 +50,7 @@ export class Lattice {
   }
 
   #header(depth) {
-    const row = make("div", { role: "row", className: "line names" }, make("span", { role: "columnheader", "aria-label": "head" }));
+    const row = make("div", { role: "row", className: "line names" }, make("span", { role: "columnheader", className: "corner" }, "layer"));
     const every = depth > 16 ? 2 : 1;
     for (let layer = 0; layer < depth; layer++) {
       row.append(make("span", { role: "columnheader", "aria-label": `layer ${layer}` }, layer % every ? "" : String(layer)));

@@ -22,6 +22,7 @@ const page = {
   coverage: 0.9,
   changed() {
     controls.show(panes.map(({ attention }) => attention).filter(Boolean));
+    markSamples();
     remember();
   },
   wantImage(pane) {
@@ -40,7 +41,7 @@ const openDialog = listen((file, element) => {
   if (!pane) return;
   active = null;
   hush();
-  pane.showFile(file).then(markSample);
+  pane.showFile(file);
 });
 
 initTheme(byId("theme"));
@@ -96,7 +97,6 @@ async function restore() {
       if (target) await pane.methods.run(target);
     }),
   );
-  markSample();
 }
 
 function addPane() {
@@ -134,7 +134,6 @@ async function toggleCompare() {
   if (facts.models.length > 1 && first.file) await second.showFile(first.file, first.sample);
   else await second.showSample(next(facts.samples.map(({ id }) => id), first.sample));
   active = second;
-  markSample();
 }
 
 function sampleButton({ id, name }) {
@@ -143,7 +142,7 @@ function sampleButton({ id, name }) {
   button.dataset.sample = id;
   button.addEventListener("click", () => {
     hush();
-    (active ?? panes[0]).showSample(id).then(markSample);
+    (active ?? panes[0]).showSample(id);
   });
   return button;
 }
@@ -163,7 +162,7 @@ async function showSamples() {
   }
 }
 
-function markSample() {
+function markSamples() {
   for (const button of byId("samples").children) {
     button.setAttribute("aria-pressed", String(panes.some(({ sample }) => sample === button.dataset.sample)));
   }

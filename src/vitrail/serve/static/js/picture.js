@@ -4,7 +4,7 @@ import { brightness, pixelsOf } from "./colors.js";
 
 const LEAD = "rgb(12 13 18)";
 const GLOW = 0.5;
-const LEAST_LIGHT = 0.2;
+const LEAST_LIGHT = 0.32;
 const SMALL_PX = 64; // images below this are drawn as pixels
 
 const panes = document.createElement("canvas");
