@@ -31,6 +31,11 @@ export function capital(words) {
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
+/** Words of the server as a sentence. */
+export function sentence(words) {
+  return capital(/[.!?]$/.test(words) ? words : `${words}.`);
+}
+
 /** A share as percent: "0.4 %", "37 %"; what is not whole is never said to be. */
 export function percent(share) {
   const value = 100 * share;

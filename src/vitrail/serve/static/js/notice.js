@@ -1,12 +1,12 @@
 // Errors as people meet them: one sentence, and the way out as a button.
 
-import { make } from "./dom.js";
+import { make, sentence } from "./dom.js";
 
 const place = document.getElementById("notice");
 
 /** Show a sentence, with a button if there is a way out. */
 export function tell(words, action = null) {
-  place.replaceChildren(make("p", {}, words));
+  place.replaceChildren(make("p", {}, sentence(words)));
   if (action) {
     place.append(make("button", { type: "button", onclick: () => (hush(), action.run()) }, action.label));
   }

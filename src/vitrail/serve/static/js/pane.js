@@ -1,7 +1,7 @@
 // One image under one model: picture, predictions, window and methods, and the loading of them.
 
 import * as api from "./api.js";
-import { capital, copyOf, make } from "./dom.js";
+import { copyOf, make, sentence } from "./dom.js";
 import { Lattice } from "./lattice.js";
 import { load, loadRest } from "./load.js";
 import { Methods } from "./methods.js";
@@ -164,9 +164,4 @@ export class Pane {
     const retry = failure.kind === "gone" || failure.kind === "busy";
     tell(failure.message, retry ? { label: "Try again", run: again } : null);
   }
-}
-
-/** A note of the server's as a sentence. */
-function sentence(note) {
-  return capital(note.endsWith(".") ? note : `${note}.`);
 }
