@@ -16,6 +16,7 @@ from vitrail.data.decode import Picture
 from vitrail.explain import draw
 from vitrail.explain.comparison import Comparison, compare
 from vitrail.explain.inputs import (
+    Images,
     Query,
     Scene,
     Target,
@@ -112,7 +113,7 @@ class ExplainResult:
 # One method
 
 
-def explain(model: nn.Module, images: Picture | Sequence[Picture], config: ExplainConfig) -> ExplainResult:
+def explain(model: nn.Module, images: Images, config: ExplainConfig) -> ExplainResult:
     """Draw the maps of one method, each over its image, with scores where the method has them.
 
     Raises ValueError for a method that needs what the model does not offer, and as the method's function does.
@@ -144,7 +145,7 @@ def explain(model: nn.Module, images: Picture | Sequence[Picture], config: Expla
     return ExplainResult(_sheet(maps, compared, classes, note=note, grid=config.grid), tuple(maps), rows)
 
 
-def method_maps(model: nn.Module, images: Picture | Sequence[Picture], config: ExplainConfig, *, target: Target) -> list[Maps]:
+def method_maps(model: nn.Module, images: Images, config: ExplainConfig, *, target: Target) -> list[Maps]:
     """Return the maps of the config's method, for a class if it takes one: layer by layer, head by head."""
     assert config.method is not None
     method = METHODS[config.method]

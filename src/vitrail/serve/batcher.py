@@ -7,6 +7,7 @@ busy items gather, and when it is free it takes them at once. Nothing waits for 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -21,6 +22,7 @@ Ready = TypeVar("Ready")
 Result = TypeVar("Result")
 
 _LEAST_RETRY_S, _LONGEST_RETRY_S = 1, 60
+_LOOKS = 4  # at the items that are being prepared, within the time that one may take
 _SMOOTHING = 0.1  # weight of the newest batch in the running mean of seconds per item
 
 
@@ -35,6 +37,10 @@ class QueueFull(Exception):
 
 class TooLate(Exception):
     """The deadline passed before there was a result."""
+
+
+class TooSlow(Exception):
+    """An item took too long to prepare; it is the result of that item."""
 
 
 class Closed(Exception):
@@ -61,6 +67,8 @@ class _Job(Generic[Raw, Ready, Result]):
     raw: Raw | None
     ready: Ready | None = None
     result: Result | Exception | None = None
+    settled: bool = False
+    """Its request has its result, or an exception in its place."""
 
 
 @dataclass(eq=False)
@@ -106,7 +114,10 @@ class Batcher(Generic[Raw, Ready, Result]):
 
     `prepare` turns an item into what `compute` takes, in a thread of `preparers`; `compute` turns at most `batch_size` of them
     into as many results, in a thread of `worker`, one call at a time. An exception of `prepare` becomes the result of its
-    item, one of `compute` that of its whole batch. At most `capacity` items are inside at a time.
+    item, one of `compute` that of its whole batch; an item that takes longer to prepare than `prepare_timeout_s` has TooSlow.
+    At most `capacity` items are inside at a time; one that is too late or too slow stays inside until its thread is done with
+    it, so that work which nobody waits for any more can't pile up. `on_batch` gets size and seconds of each batch, in the
+    thread.
     """
 
     def __init__(
@@ -119,6 +130,7 @@ class Batcher(Generic[Raw, Ready, Result]):
         batch_size: int,
         capacity: int,
         threads: int = 2,
+        prepare_timeout_s: float = math.inf,
         on_batch: Callable[[int, float], object] | None = None,
     ) -> None:
         self._prepare_one, self._compute_all = prepare, compute
@@ -134,6 +146,9 @@ class Batcher(Generic[Raw, Ready, Result]):
         self._lock = threading.Lock()
         self._on_batch = on_batch
         self._seconds_per_item = 0.0
+        self._prepare_timeout_s = prepare_timeout_s
+        self._started: dict[_Job[Raw, Ready, Result], float] = {}
+        self._watching = False
         self._preparing = _Stage[Raw, Ready, Result](preparers, self._prepare, 1, threads)
         self._computing = _Stage[Raw, Ready, Result](worker, self._compute, batch_size, 1)
 
@@ -163,6 +178,9 @@ class Batcher(Generic[Raw, Ready, Result]):
         self._empty.clear()
         self._preparing.put([_Job(request, place, raw) for place, raw in enumerate(items)])
         timer = loop.call_later(timeout_s, self._expire, request)
+        if not self._watching and self._prepare_timeout_s < math.inf:
+            self._watching = True
+            loop.call_later(self._prepare_timeout_s / _LOOKS, self._watch)
         try:
             await request.done
         finally:
@@ -170,9 +188,13 @@ class Batcher(Generic[Raw, Ready, Result]):
             request.abandoned = True
         return [result for result in request.results if result is not None]
 
+    def stop(self) -> None:
+        """Take no more items."""
+        self._closed = True
+
     async def close(self, timeout_s: float) -> bool:
         """Take no more items, and wait for those inside. Return whether all left in time."""
-        self._closed = True
+        self.stop()
         try:
             await asyncio.wait_for(self._empty.wait(), timeout_s)
         except TimeoutError:
@@ -194,13 +216,17 @@ class Batcher(Generic[Raw, Ready, Result]):
             if job.request.abandoned:
                 self._finish([job])
                 continue
+            self._started[job] = time.monotonic()
             try:
                 job.ready = self._prepare_one(raw)  # type: ignore[arg-type]  # None only after this line
             except Exception as error:
                 job.result = error
-                self._finish([job])
-            else:
+            finally:
+                del self._started[job]
+            if job.result is None and not job.settled:
                 self._computing.put([job])
+            else:
+                self._finish([job])
 
     def _compute(self, jobs: list[_Job[Raw, Ready, Result]]) -> None:
         wanted = [job for job in jobs if not job.request.abandoned]
@@ -227,7 +253,8 @@ class Batcher(Generic[Raw, Ready, Result]):
             wake, self._scheduled = not self._scheduled, True
         if wake:
             assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._collect)
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+                self._loop.call_soon_threadsafe(self._collect)
 
     # ----------------------------------------------------------------------------------------------------------------
     # In the event loop
@@ -241,8 +268,25 @@ class Batcher(Generic[Raw, Ready, Result]):
         if not self.inside:
             self._empty.set()
         for job in jobs:
-            request = job.request
-            request.results[job.place] = job.result
-            request.missing -= 1
-            if not request.missing and not request.done.done():
-                request.done.set_result(None)
+            self._settle(job, job.result)
+
+    def _watch(self) -> None:
+        """Give up on items that take too long to prepare."""
+        now = time.monotonic()
+        for job, since in list(self._started.items()):
+            if now - since > self._prepare_timeout_s:
+                self._settle(job, TooSlow(f"it took longer than {self._prepare_timeout_s:g} s to decode"))
+        self._watching = self.inside > 0
+        if self._watching:
+            asyncio.get_running_loop().call_later(self._prepare_timeout_s / _LOOKS, self._watch)
+
+    @staticmethod
+    def _settle(job: _Job[Raw, Ready, Result], result: Result | Exception | None) -> None:
+        if job.settled:
+            return
+        job.settled = True
+        request = job.request
+        request.results[job.place] = result
+        request.missing -= 1
+        if not request.missing and not request.done.done():
+            request.done.set_result(None)

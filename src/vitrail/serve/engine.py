@@ -21,7 +21,7 @@ from vitrail.data.decode import BadImage, eval_view
 from vitrail.deploy.embeddings import FEATURES
 from vitrail.deploy.embeddings import NOT_FINITE as EMBEDDING_NOT_FINITE
 from vitrail.deploy.predict import Prediction
-from vitrail.serve.batcher import Batcher, Closed, QueueFull, TooLate
+from vitrail.serve.batcher import Batcher, Closed, QueueFull, TooLate, TooSlow
 from vitrail.serve.images import Upload, require_count
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.models import ServedModel
@@ -108,6 +108,8 @@ class Engine:
 
     async def embed(self, model: ServedModel, uploads: Sequence[Upload], *, pool: str) -> list[list[float] | str]:
         """Return the embedding of each image, or the reason why there is none."""
+        if pool in model.missing_pools:
+            raise Problem(422, model.missing_pools[pool])
         results = await self._submit(self._embed[model.name], [EmbedItem(upload.contents, pool) for upload in uploads])
         return [reason_of(result) if isinstance(result, Exception) else result for result in results]
 
@@ -138,8 +140,13 @@ class Engine:
     async def close(self) -> None:
         """Take no more requests, answer those inside, and end the threads."""
         self.stopping = True
-        batchers = [*self._predict.values(), *self._embed.values()]
-        await asyncio.gather(*(batcher.close(self.settings.drain_timeout_s) for batcher in batchers))
+        closing = []
+        for name in self.models:
+            predicting, embedding = self._predict[name], self._embed[name]
+            predicting.stop()
+            embedding.stop()
+            closing += [predicting.close(self.settings.drain_timeout_s), embedding.close(self.settings.drain_timeout_s)]
+        await asyncio.gather(*closing)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _batcher(
@@ -157,6 +164,7 @@ class Engine:
             batch_size=self.settings.batch_size,
             capacity=self.settings.queue_images,
             threads=self.settings.decoders,
+            prepare_timeout_s=self.settings.decode_timeout_s,
             on_batch=functools.partial(self.metrics.observe_batch, model.name, work),
         )
 
@@ -168,7 +176,7 @@ class Engine:
 
 def reason_of(error: Exception) -> str:
     """Return the line for an image that can't be read. Any other error is a fault of the server, and raised."""
-    if isinstance(error, BadImage):
+    if isinstance(error, BadImage | TooSlow):
         return str(error)
     raise error
 

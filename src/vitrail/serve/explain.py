@@ -1,11 +1,18 @@
 """Explanations of one image, as JSON or as a picture."""
 
+# C channels · H W image
+
 from __future__ import annotations
 
 import io
 import re
 from typing import Any, Literal, cast
 
+from jaxtyping import Float
+from torch import Tensor
+
+from vitrail.data.augment import normalise
+from vitrail.data.decode import eval_view
 from vitrail.explain import draw
 from vitrail.explain.inputs import Query
 from vitrail.explain.maps import Maps
@@ -25,14 +32,20 @@ SCORES = (
 )
 
 
-def explained(served: ServedModel, upload: Upload, config: ExplainConfig) -> ExplainResult:
+def view_of(served: ServedModel, upload: Upload, *, max_pixels: int) -> Float[Tensor, "1 C H W"]:
+    """Return an image as its model sees it, normalised. Raises BadImage."""
+    preprocessing = served.predictor.preprocessing
+    return normalise(eval_view(upload.contents, preprocessing, max_pixels=max_pixels)[None], preprocessing)
+
+
+def explained(served: ServedModel, upload: Upload, config: ExplainConfig, max_pixels: int) -> ExplainResult:
     """Return the maps of an image. Raises ValueError for an image that can't be read, and as `vitrail.explain` does."""
-    return explain(served.model, [upload.contents], config.for_model(served.model))
+    return explain(served.model, view_of(served, upload, max_pixels=max_pixels), config)
 
 
-def explain_json(served: ServedModel, upload: Upload, config: ExplainConfig) -> dict[str, Any]:
+def explain_json(served: ServedModel, upload: Upload, config: ExplainConfig, max_pixels: int) -> dict[str, Any]:
     """Return the maps of an image and their scores as numbers."""
-    result = explained(served, upload, config)
+    result = explained(served, upload, config, max_pixels)
     first, row = result.maps[0], result.rows[0]
     return {
         "model": {"name": served.name, "version": served.version},
@@ -47,10 +60,10 @@ def explain_json(served: ServedModel, upload: Upload, config: ExplainConfig) -> 
     }
 
 
-def explain_png(served: ServedModel, upload: Upload, config: ExplainConfig) -> bytes:
+def explain_png(served: ServedModel, upload: Upload, config: ExplainConfig, max_pixels: int) -> bytes:
     """Return the sheet of an image: its maps over it, with their scores, as a PNG."""
     file = io.BytesIO()
-    explained(served, upload, config).figure.savefig(file, format="png", dpi=draw.DPI)
+    explained(served, upload, config, max_pixels).figure.savefig(file, format="png", dpi=draw.DPI)
     return file.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -19,6 +20,8 @@ from vitrail.text import printable
 FORM, JSON = "multipart/form-data", "application/json"
 RAW = ("image/", "application/octet-stream")
 _LONGEST_NAME = 200
+_LONG_JSON_BYTES = 1 << 17
+_LONGEST_HEADERS_BYTES = 8192
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ async def read_images(request: Request, settings: ServeSettings) -> list[Upload]
     if kind == FORM:
         uploads = await _of_form(request, settings)
     elif kind == JSON:
-        uploads = _of_json(await request.body(), settings)
+        body = await request.body()
+        aside = len(body) > _LONG_JSON_BYTES  # to parse a long one takes time that others would wait
+        uploads = await asyncio.to_thread(_of_json, body, settings) if aside else _of_json(body, settings)
     else:
         shown = f'"{printable(kind[:80])}"' if kind else "missing"
         raise Problem(415, f"the content type is {shown}; send image/…, application/octet-stream, {FORM} or {JSON}")
@@ -57,9 +62,33 @@ def require_count(count: int, settings: ServeSettings) -> None:
 
 
 class _InMemory(MultiPartParser):
-    """Parser of forms whose files never go to the disk: the limit of the body is the limit of each."""
+    """Parser of forms whose files never go to the disk: the limit of the body is the limit of each.
+
+    The headers of a part have a limit, too: the parser joins them piece by piece, which takes long where they are long.
+    """
 
     spool_max_size = 1 << 62
+    _header_bytes = 0
+
+    def on_part_begin(self) -> None:
+        """Begin to count a part's headers."""
+        self._header_bytes = 0
+        super().on_part_begin()
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        """Count bytes of a header's name."""
+        self._count(end - start)
+        super().on_header_field(data, start, end)
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        """Count bytes of a header's value."""
+        self._count(end - start)
+        super().on_header_value(data, start, end)
+
+    def _count(self, more: int) -> None:
+        self._header_bytes += more
+        if self._header_bytes > _LONGEST_HEADERS_BYTES:
+            raise MultiPartException("The headers of a part are too long.")
 
 
 async def _of_form(request: Request, settings: ServeSettings) -> list[Upload]:

@@ -20,10 +20,20 @@ from vitrail.serve.settings import ServeSettings
 
 _LOG = logging.getLogger("vitrail.serve")
 OPEN_PATHS = ("/healthz", "/readyz")
-"""Paths that need no token, as does the page; under `/v1`, and of metrics and OpenAPI, all need it."""
+"""Endpoints that need no token."""
 GUARDED = ("/v1/", "/metrics", "/openapi.json")
+"""Beginnings of the paths that need it; the files of the page do not."""
 API_POLICY = "default-src 'none'; frame-ancestors 'none'"
-PAGE_POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+PAGE_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "img-src 'self' data: blob:",
+        "object-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -41,6 +51,7 @@ class Outermost:
         self.app, self.observe, self.log = app, observe, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, count it and write its line."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -109,6 +120,7 @@ class RequireToken:
         self.app, self.expected = app, f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on if it has the token."""
         if scope["type"] != "http" or not scope["path"].startswith(GUARDED):
             await self.app(scope, receive, send)
             return
@@ -130,6 +142,7 @@ class LimitBody:
         self.app, self.settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and count the bytes of its body."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
+from vitrail.deploy.embeddings import FEATURES
 from vitrail.deploy.predict import Predictor
 from vitrail.evaluate.features import model_hash
 from vitrail.models.backbone import Backbone
@@ -30,6 +33,8 @@ class ServedModel:
         receipt = predictor.model.receipt
         self.version: str = (receipt.sha256 if receipt is not None else None) or model_hash(predictor.model)
         """SHA-256 of the file of the weights; of the tensors where there is no file."""
+        self.missing_pools = missing_pools(predictor)
+        """Pools of embeddings that the model does not have, each with the reason."""
         self.worker = ThreadPoolExecutor(1, thread_name_prefix=f"model {name}")
         self.explainer = ThreadPoolExecutor(1, thread_name_prefix=f"explain {name}")
         self.explaining = 0
@@ -45,10 +50,32 @@ class ServedModel:
         """Card of the model: preprocessing, classes, task, calibration."""
         return self.model.card
 
+    def warm_up(self) -> None:
+        """Choose the backend and let torch set up what it does at the first batch, before anybody waits for it."""
+        preprocessing = self.predictor.preprocessing
+        noise = torch.Generator().manual_seed(0)
+        for count in (self.predictor.batch_size, 1):
+            shape = (count, preprocessing.in_channels, *preprocessing.img_size)
+            self.predictor.logits(torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise))
+
     def close(self) -> None:
         """Let the threads end."""
         for executor in (self.worker, self.explainer):
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+@torch.inference_mode()
+def missing_pools(predictor: Predictor) -> dict[str, str]:
+    """Return the pools of `embed` that a model does not have, each with the reason."""
+    preprocessing, missing = predictor.preprocessing, {}
+    blank = torch.zeros(1, preprocessing.in_channels, *preprocessing.img_size, device=predictor.device)
+    features = predictor.model.features(blank)
+    for pool, function in FEATURES.items():
+        try:
+            function(features, predictor.model)
+        except ValueError as error:
+            missing[pool] = str(error)
+    return missing
 
 
 def load_models(
@@ -65,6 +92,7 @@ def load_models(
             raise ValueError(f'two models are called "{name}"; give one of them another name: NAME={run}')
         predictor = Predictor(run, device=device, batch_size=batch_size, backend=backend, calibrated=calibrated)
         models[name] = ServedModel(name, predictor, source=run)
+        models[name].warm_up()
     return models
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 
 import uvicorn
 
@@ -19,6 +21,8 @@ _KEEP_ALIVE_S = 30
 
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 is any free one. Raises ValueError for a host or port that can't be had."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port {port} is none; use one from 1024 to 65535, or 0 for any that is free")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError):
@@ -70,4 +74,13 @@ def serve(
         h11_max_incomplete_event_size=64 * 1024,
     )
     started()
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, for which a signal is the way to end and no failure."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; at a second Ctrl-C without waiting for the requests inside."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True

@@ -27,7 +27,7 @@ class ServeSettings:
     decoders: int = 2
     """Threads that decode."""
     timeout_s: float = 10.0
-    """Time from the first byte of a request to its answer; a later one is 503."""
+    """Time to wait, to be decoded and computed, from when the body has arrived; a later answer is 503."""
 
     max_body_bytes: int = 32 * MEBIBYTE
     """Size of a request's body; a larger one is 413."""
@@ -60,8 +60,8 @@ class ServeSettings:
                 raise ValueError(f"{one.name} {value} must be {rule}")
         if self.max_images > self.queue_images:
             raise ValueError(
-                f"max_images {self.max_images} is above queue_images {self.queue_images}, so the largest request would never fit; "
-                "use a longer queue, or fewer images a request"
+                f"max_images {self.max_images} is above queue_images {self.queue_images}, so the largest request would never "
+                "fit; use a longer queue, or fewer images a request"
             )
         if self.token is not None and (
             not self.token.isascii() or not self.token.isprintable() or " " in self.token or not self.token
