@@ -55,7 +55,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     if files := page.read_files(page.STATIC):
-        app.mount("/", page.Page(files))
+        app.router.default = page.Page(files)  # after the endpoints: mounted at "/", it would answer a GET of /v1/predict too
     app.add_middleware(LimitBody, settings=settings)
     if settings.token is not None:
         app.add_middleware(RequireToken, token=settings.token)
