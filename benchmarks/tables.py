@@ -522,9 +522,18 @@ def pages(result: dict[str, Any]) -> str:
                 f"{row['picture_p95_ms']:.0f} ms",
             ]
         )
-    head = ["model", "layers × heads, patches", "message", "computed in", "page ready in", "picture drawn in", "frame after it", "95 % of them"]
+    head = [
+        "model",
+        "layers × heads, patches",
+        "message",
+        "computed in",
+        "page ready in",
+        "picture drawn in",
+        "frame after it",
+        "95 % of them",
+    ]
     words = (
-        "From a pointer event to the picture, and to the second frame after it, when the picture and all small panes are on the screen; "
+        "From a pointer event to the picture, and to the second frame after it, when it and all small panes are on the screen; "
         f"two frames are 33 ms at 60 Hz. Medians, in Chromium {result['browser']}. {_machines([result['machine']])}"
     )
     return f"{_grid(head, rows)}\n\n{words}\n"

@@ -17,14 +17,15 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 SCREENS = {"wide": (1440, 900), "narrow": (390, 844)}
 """Width and height of each screen, in CSS pixels."""
-SCHEMES = ("light", "dark")
+Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 SERIOUS = ("serious", "critical")
 WAIT_MS = 180_000
 QUALITY = 82
@@ -34,7 +35,7 @@ class DocsPicture(NamedTuple):
     """A picture of docs/serve.md."""
 
     screen: str
-    scheme: str
+    scheme: Scheme
     height: int
     """CSS pixels of the page, at most."""
     compare: bool = False
@@ -48,7 +49,7 @@ DOCS = {
 }
 
 
-def open_view(browser: Browser, address: str, view: str, *, screen: str, scheme: str) -> Page:
+def open_view(browser: Browser, address: str, view: str, *, screen: str, scheme: Scheme) -> Page:
     """Open the page at a view, and wait until its pictures and maps are there."""
     width, height = SCREENS[screen]
     page = browser.new_page(

@@ -178,7 +178,9 @@ def test_weights_that_are_not_finite_are_an_error() -> None:
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), st.floats(0.1, 30), st.integers(0, 2**31))
-def test_quantising_keeps_order_and_is_off_by_half_a_level(heads: int, queries: int, tokens: int, sharp: float, seed: int) -> None:
+def test_quantising_keeps_order_and_is_off_by_half_a_level(
+    heads: int, queries: int, tokens: int, sharp: float, seed: int
+) -> None:
     drawn = torch.randn(heads, queries, tokens, generator=torch.Generator().manual_seed(seed))
     rows = (sharp * drawn).softmax(dim=-1)
     scales, weights = quantise(rows)
@@ -190,4 +192,4 @@ def test_quantising_keeps_order_and_is_off_by_half_a_level(heads: int, queries: 
 
 
 def test_one_message_is_enough_for_the_usual_sizes() -> None:
-    assert 24 * 16 * 197**2 <= MAX_BYTES
+    assert MAX_BYTES >= 24 * 16 * 197**2

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from served import CLASSES, served, tiny_swin, tiny_vit
 from starlette.testclient import TestClient
 
-from served import CLASSES, served, tiny_swin, tiny_vit
 from vitrail.serve.app import create_app
 from vitrail.serve.explorer import (
     ExplorerAnswer,
@@ -92,9 +92,9 @@ def test_samples_of_a_folder_are_read_once_and_have_no_paths(tmp_path: Path) -> 
     assert len(found) <= 24
     assert found[0].id == "0-a-photo-00"
     assert found[0].media_type == "image/png"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match="holds no images that can be read"):
-        (tmp_path / "empty").mkdir()
-        (tmp_path / "empty" / "notes.txt").write_text("no image")
         folder_samples(tmp_path / "empty")
 
 
@@ -151,7 +151,15 @@ def test_refusals_are_one_line(client: TestClient, query: str, body: bytes, stat
 
 @pytest.mark.parametrize(
     ("header", "takes"),
-    [("gzip", True), ("br, GZIP;q=0.5", True), ("*", True), ("", False), ("br", False), ("gzip;q=0", False), ("gzip; q=0.0", False)],
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("*", True),
+        ("", False),
+        ("br", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.0", False),
+    ],
 )
 def test_gzip_where_it_is_accepted(header: str, takes: bool) -> None:
     assert accepts_gzip(header) is takes

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
 from served import CLASSES, running, served, tiny_swin, tiny_vit
+
 from vitrail.serve import attention as attention_module
 from vitrail.serve.models import ServedModel
 
@@ -235,7 +235,9 @@ def test_hovering_shows_where_a_patch_looks(open_page: Opened) -> None:
 
 def test_what_is_said_is_what_the_model_computes(open_page: Opened, models: dict[str, ServedModel]) -> None:
     page = ready(open_page("#layer=1&head=1&at=0.4,0.9"))
-    sample = page.evaluate("fetch('/v1/samples/0-t-shirt').then(a => a.blob()).then(b => b.arrayBuffer()).then(a => [...new Uint8Array(a)])")
+    sample = page.evaluate(
+        "fetch('/v1/samples/0-t-shirt').then(a => a.blob()).then(b => b.arrayBuffer()).then(a => [...new Uint8Array(a)])"
+    )
     from vitrail.explain import attention
 
     maps = attention(models["one"].model, [bytes(sample)], layer=1, heads=1, query=(13, 29)).numpy()[0]
@@ -411,7 +413,12 @@ def test_what_is_no_image_or_too_large(open_page: Opened) -> None:
 
 
 def problem(status: int, detail: str, **headers: str) -> dict[str, Any]:
-    return {"status": status, "headers": headers, "content_type": "application/problem+json", "body": json.dumps({"detail": detail})}
+    return {
+        "status": status,
+        "headers": headers,
+        "content_type": "application/problem+json",
+        "body": json.dumps({"detail": detail}),
+    }
 
 
 def test_a_busy_server_is_asked_again(open_page: Opened) -> None:
@@ -452,7 +459,9 @@ def test_a_token_is_asked_for_and_kept_in_memory_only(open_page: Opened, models:
         page.keyboard.press("Enter")
         ready(page)
         assert page.locator(".bars li").count() == 5
-        kept = page.evaluate("JSON.stringify({...localStorage}) + JSON.stringify({...sessionStorage}) + document.cookie + location.href")
+        kept = page.evaluate(
+            "JSON.stringify({...localStorage}) + JSON.stringify({...sessionStorage}) + document.cookie + location.href"
+        )
         assert "sesame" not in kept
         assert page.locator("#token-field").input_value() == ""
         page.reload()
@@ -568,5 +577,7 @@ def test_axe_core_finds_nothing_serious(open_page: Opened, screen: dict[str, int
         if state == "dialog":
             page.click("#keys-open")
         page.evaluate(source)
-        found = page.evaluate("axe.run().then(r => r.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html.slice(0, 120))]))")
+        found = page.evaluate(
+            "axe.run().then(r => r.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html.slice(0, 120))]))"
+        )
         assert [one for one in found if one[0] in ("serious", "critical")] == [], state

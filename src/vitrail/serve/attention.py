@@ -102,7 +102,10 @@ def attention_size(model: Backbone) -> AttentionSize | None:
 def fitting_queries(model: Backbone, *, row_bytes: int, tokens: int) -> tuple[Queries, str]:
     """Return the queries whose rows of one layer fit into a message, and the reason where these are not all."""
     if not model.global_attention:
-        return "first", f"In {model_name(model)} only the class token looks at the whole image, so patches have no rows to show."
+        return (
+            "first",
+            f"In {model_name(model)} only the class token looks at the whole image, so patches have no rows to show.",
+        )
     if row_bytes * tokens <= MAX_BYTES:
         return "all", ""
     size = f"{row_bytes * tokens / 1e6:,.0f} MB a layer"
@@ -129,7 +132,7 @@ class AttentionMessage:
 
     def encode(self) -> bytes:
         """Return the message."""
-        layers, heads, queries, tokens = self.weights.shape
+        _, heads, queries, tokens = self.weights.shape
         header: dict[str, Any] = {
             "layers": self.layers,
             "depth": self.depth,
@@ -199,7 +202,7 @@ def _global_rows(scene: Scene, layers: Sequence[int], queries: Queries | None) -
     if count > MAX_BYTES and len(layers) > 1:
         fit = max(1, MAX_BYTES * len(layers) // count)
         raise ValueError(
-            f"{len(layers)} layers are {count / 1e6:,.1f} MB, more than the {MAX_BYTES / 1e6:,.1f} MB of one answer; ask for {fit}"
+            f"{len(layers)} layers are {count / 1e6:,.1f} MB, more than the {MAX_BYTES / 1e6:,.1f} MB of an answer; ask for {fit}"
         )
     if count > MAX_BYTES:
         raise ValueError(f'{why} Ask for queries "first"')

@@ -102,9 +102,7 @@ def folder_samples(folder: Path, *, limit: int = MAX_SAMPLES) -> tuple[Sample, .
             continue
         with Image.open(io.BytesIO(contents)) as image:
             media_type = image.get_format_mimetype() or "application/octet-stream"
-        found.append(
-            Sample(id=sample_id(len(found), path.stem), name=path.stem, media_type=media_type, contents=contents)
-        )
+        found.append(Sample(id=sample_id(len(found), path.stem), name=path.stem, media_type=media_type, contents=contents))
     if not found:
         raise ValueError(f"{folder} holds no images that can be read; name a folder that does, or leave the samples out")
     return tuple(found)
@@ -125,8 +123,8 @@ def png_of(pixels: np.ndarray) -> bytes:
 def no_attention(model: Backbone) -> str:
     """Return the reason why a model has nothing to hover over."""
     return (
-        f"{model_name(model)} has no attention over the whole image: its layers look at windows or neighbours only, so there is "
-        "no patch to hover over. The maps below show what speaks for a class."
+        f"{model_name(model)} has no attention over the whole image: its layers look at windows or neighbours only, so there "
+        "is no patch to hover over. The maps below show what speaks for a class."
     )
 
 
@@ -137,7 +135,13 @@ def attention_facts(model: Backbone) -> dict[str, Any]:
 
 
 def attention_bytes(
-    model: Backbone, preprocessing: Preprocessing, contents: bytes, *, layers: Sequence[int] | None, max_pixels: int, gzipped: bool
+    model: Backbone,
+    preprocessing: Preprocessing,
+    contents: bytes,
+    *,
+    layers: Sequence[int] | None,
+    max_pixels: int,
+    gzipped: bool,
 ) -> bytes:
     """Return the attention message of an image file. Raises ValueError for one that can't be read, and for layers as
     `attention_message` does.
