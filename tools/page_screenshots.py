@@ -42,9 +42,9 @@ class DocsPicture(NamedTuple):
 
 
 DOCS = {
-    "page": DocsPicture("wide", "light", 1190),
+    "page": DocsPicture("wide", "light", 1075),
     "page-dark": DocsPicture("wide", "dark", 1900),
-    "page-compare": DocsPicture("wide", "dark", 1750, compare=True),
+    "page-compare": DocsPicture("wide", "light", 1500, compare=True),
     "page-phone": DocsPicture("narrow", "dark", 1250),
 }
 

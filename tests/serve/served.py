@@ -13,7 +13,7 @@ import torch
 import uvicorn
 
 from vitrail.deploy import Predictor
-from vitrail.models import Swin, ViT
+from vitrail.models import Cait, Swin, ViT
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Calibration
 from vitrail.serve.app import create_app
@@ -36,6 +36,11 @@ def tiny_vit(**fields: Any) -> ViT:
 def tiny_swin() -> Swin:
     """A model without attention over the whole image."""
     return Swin(img_size=SIDE, patch_size=4, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2), num_classes=5)
+
+
+def tiny_cait() -> Cait:
+    """A model whose class token alone looks at the whole image."""
+    return Cait(img_size=SIDE, patch_size=8, num_classes=5, embed_dim=16, depth=1, num_heads=2, class_depth=2)
 
 
 def served(name: str, model: Backbone, folder: Path, *, calibrated: bool = True) -> ServedModel:

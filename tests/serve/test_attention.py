@@ -152,7 +152,7 @@ def test_large_models_come_in_parts_or_with_one_row(name: str, side: int, expect
 def test_more_than_a_message_holds_is_refused_with_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = spread(ViT(**SHAPE))
     monkeypatch.setattr(module, "MAX_BYTES", 2 * 2 * 7 * 7)  # two layers
-    with pytest.raises(ValueError, match=r"3 layers are .* more than .* ask for 2"):
+    with pytest.raises(ValueError, match=r"3 layers are .* above .* ask for 2"):
         attention_message(model, image())
     monkeypatch.setattr(module, "MAX_BYTES", 2 * 7 * 3)  # the rows of three tokens
     got = read(attention_message(model, image()).encode())

@@ -17,6 +17,7 @@ from PIL import Image
 from served import CLASSES, served, tiny_swin, tiny_vit
 from starlette.testclient import TestClient
 
+from command_line import Typed
 from vitrail.serve.app import create_app
 from vitrail.serve.explorer import (
     ExplorerAnswer,
@@ -96,6 +97,21 @@ def test_samples_of_a_folder_are_read_once_and_have_no_paths(tmp_path: Path) -> 
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match="holds no images that can be read"):
         folder_samples(tmp_path / "empty")
+
+
+def test_a_folders_samples_take_the_place_of_the_packages(models: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "leaf.png").write_bytes(png(8))
+    app = create_app(models, ServeSettings(access_log=False), samples=folder_samples(tmp_path))
+    with TestClient(app) as opened:
+        assert opened.get("/v1/explorer").json()["samples"] == [{"id": "0-leaf", "name": "leaf"}]
+        assert opened.get("/v1/samples/0-leaf").content == png(8)
+
+
+def test_a_folder_without_images_is_refused_as_typed(vitrail: Typed, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    said = vitrail("serve", tmp_path / "run", "--samples", tmp_path)
+    assert said.code != 0
+    assert "holds no images that can be read" in said.err
 
 
 def test_ids_are_safe_in_addresses() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from served import CLASSES, running, served, tiny_swin, tiny_vit
+from served import CLASSES, running, served, tiny_cait, tiny_swin, tiny_vit
 
 from vitrail.serve import attention as attention_module
 from vitrail.serve.models import ServedModel
@@ -36,6 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ServedModel]:
         "one": served("one", tiny_vit(), folder / "one"),
         "two": served("two", tiny_vit(class_token=False, pool="avg", patch_size=4, num_heads=4), folder / "two"),
         "swin": served("swin", tiny_swin(), folder / "swin", calibrated=False),
+        "cait": served("cait", tiny_cait(), folder / "cait"),
     }
 
 
@@ -377,6 +378,19 @@ def test_without_attention_the_page_says_why(open_page: Opened) -> None:
     page.click(".explain")
     until(page, "document.querySelectorAll('.maps figure:not(.waiting)').length === 2")
     assert page.locator(".maps b").all_inner_texts() == ["Grad-CAM", "Integrated gradients"]
+
+
+def test_of_a_class_token_alone_its_maps_are_shown(open_page: Opened) -> None:
+    page = ready(open_page("#model=cait&sample=0-t-shirt"))
+    assert "only the class token looks at the whole image" in page.inner_text(".why")
+    assert said(page).startswith("The class token looks most at row ")
+    assert page.locator(".grid button").count() == 2 * 3
+    before = picture(page)
+    hover(page, 0.1, 0.1)
+    assert picture(page) == before
+    page.keyboard.press("[")
+    assert chosen(page) == ("0", "-1")
+    assert picture(page) != before
 
 
 def test_the_model_is_changed(open_page: Opened) -> None:

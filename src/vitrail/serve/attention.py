@@ -202,7 +202,7 @@ def _global_rows(scene: Scene, layers: Sequence[int], queries: Queries | None) -
     if count > MAX_BYTES and len(layers) > 1:
         fit = max(1, MAX_BYTES * len(layers) // count)
         raise ValueError(
-            f"{len(layers)} layers are {count / 1e6:,.1f} MB, more than the {MAX_BYTES / 1e6:,.1f} MB of an answer; ask for {fit}"
+            f"{len(layers)} layers are {count / 1e6:,.1f} MB, above the {MAX_BYTES / 1e6:,.1f} MB of an answer; ask for {fit}"
         )
     if count > MAX_BYTES:
         raise ValueError(f'{why} Ask for queries "first"')
