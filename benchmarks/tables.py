@@ -591,6 +591,34 @@ def trusted(result: dict[str, Any]) -> str:
     return f"{_grid(['on test images', ''], cells)}\n\n{note} One seed. {_machines([result['machine']])}\n"
 
 
+def serving(result: dict[str, Any]) -> str:
+    """Speed beside other servers, then latency, overload and memory."""
+    speed, ratio = result["speed"]["images_per_s"], result["speed"]["of_the_predictor"]
+    speeds = [[name, f"{value['median']:,.0f}", _ratio(ratio[name]) if name in ratio else ""] for name, value in speed.items()]
+    half, over, memory = result["latency"], result["overload"], result["memory"]
+    count = over["statuses"].get
+    answers = f"{over['answered']:,} of {over['sent']:,}: {count('200', 0):,} with predictions, {count('429', 0):,} refused"
+    normal = over["normal_after_s"]
+    health = f"{over['health']['statuses'].get('200', 0):,} of {over['health']['sent']:,}"
+    rows = [
+        [f"half load ({half['rate_per_s']:,.0f} requests/s): p50, p99", f"{half['p50_ms']:.1f} ms, {half['p99_ms']:.1f} ms"],
+        ["p99 / p50", f"**{half['p99_ms'] / half['p50_ms']:.1f}**"],
+        [f"ten times the capacity, {over['seconds']:.0f} s: answered", answers],
+        ["refusals, p99", "none" if over["refused_p99_ms"] is None else f"**{over['refused_p99_ms']:.0f} ms**"],
+        ["`/healthz` meanwhile: answered, p99", f"{health}, {over['health']['p99_ms']:.0f} ms"],
+        ["as before after", "more than 10 s" if normal is None else f"**{normal:.1f} s**"],
+        [f"resident memory over {memory['requests']:,} requests", f"{memory['grown_mb']:+.1f} MB"],
+    ]
+    note = (
+        "One PNG of 28 x 28 px a request, 64 connections, unless said; median of interleaved rounds. The client is a process of its own "
+        "on the same cores. Overload comes in forms of 32 images."
+    )
+    return (
+        f"{_grid(['full load', 'images/s', 'times the Predictor'], speeds)}\n\n{_grid(['server', ''], rows)}\n\n"
+        f"{note} {_machines([result['machine']])}\n"
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "train-step": ("train_step", train_step),
@@ -621,6 +649,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "trust": ("trust", trusted),
     "pretraining-step": ("pretraining_step", pretraining_steps),
     "family-speed": ("family_speed", family_speeds),
+    "serve": ("serve", serving),
 }
 
 

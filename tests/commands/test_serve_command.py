@@ -120,6 +120,7 @@ def test_requests_inside_are_answered_at_the_end(run: Path, photo: Path) -> None
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_token_comes_from_the_environment(run: Path) -> None:
     with serving(run, "--host", "0.0.0.0", "--quiet", VITRAIL_TOKEN="t0ken") as (address, process):
         local = address.replace("0.0.0.0", "127.0.0.1")

@@ -6,8 +6,6 @@ import ipaddress
 import math
 from dataclasses import dataclass, field, fields
 
-MEBIBYTE = 1 << 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
@@ -29,7 +27,7 @@ class ServeSettings:
     timeout_s: float = 10.0
     """Time to wait, to be decoded and computed, from when the body has arrived; a later answer is 503."""
 
-    max_body_bytes: int = 32 * MEBIBYTE
+    max_body_bytes: int = 32_000_000
     """Size of a request's body; a larger one is 413."""
     body_timeout_s: float = 30.0
     """Time for the body to arrive; after that it is 408."""
