@@ -549,6 +549,40 @@ def reports(result: dict[str, Any]) -> str:
     return f"{_grid(['from start to end', 'CPU time', 'by the clock'], cells)}\n\n{note} {_machines([facts])}\n"
 
 
+def pages(result: dict[str, Any]) -> str:
+    """Message of an image's attention, and time from a hover to the picture."""
+    rows = []
+    for name, row in result["models"].items():
+        grid, zipped = "×".join(map(str, row["grid"])), f"{row['gzip_mb']:.2f} MB gzipped"
+        rows.append(
+            [
+                name,
+                f"{row['layers']} × {row['heads']}, {grid}",
+                f"{row['message_mb']:.2f} MB, {zipped}",
+                f"{row['compute_s']:.2f} s",
+                f"{row['load_s']:.1f} s",
+                f"{row['event_ms']:.1f} ms",
+                f"**{row['picture_ms']:.0f} ms**",
+                f"{row['picture_p95_ms']:.0f} ms",
+            ]
+        )
+    head = [
+        "model",
+        "layers × heads, patches",
+        "message",
+        "computed in",
+        "page ready in",
+        "picture drawn in",
+        "frame after it",
+        "95 % of them",
+    ]
+    words = (
+        "From a pointer event to the picture, and to the second frame after it, when it and all small panes are on the screen; "
+        f"two frames are 33 ms at 60 Hz. Medians, in Chromium {result['browser']}. {_machines([result['machine']])}"
+    )
+    return f"{_grid(head, rows)}\n\n{words}\n"
+
+
 def family_speeds(result: dict[str, Any]) -> str:
     """Forward pass and training step of families beside the same architecture of other libraries."""
     cells = []
@@ -650,6 +684,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "pretraining": ("pretraining", pretraining),
     "distillation": ("distillation", distillation),
     "explain": ("explain", explaining),
+    "page": ("page", pages),
     "explain-scores": ("pictures", explain_scores),
     "pointing": ("pointing", pointing),
     "check-near": ("check", check_near),

@@ -70,6 +70,10 @@ def make_parser() -> terminal.Parser:
         "--max-images", type=terminal.count, default=default.max_images, metavar="N",
         help=f"images of a request [{default.max_images}]",
     )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=Path, metavar="FOLDER",
+        help="offer images of this folder on the page, to everybody who opens it [some of Fashion-MNIST]",
+    )  # fmt: skip
     parser.add_argument("--uncalibrated", action="store_true", help="probabilities without the temperature of the model's card")
     parser.add_argument("--quiet", action="store_true", help="no line for each request")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="as `vitrail predict --help` lists them [auto]")
@@ -96,9 +100,11 @@ def run(words: list[str]) -> int:
     if given := [name for name in ("replicas", "replica_cpus", "replica_gpus") if getattr(args, name) is not None]:
         raise ValueError(f"--{given[0].replace('_', '-')} is for --ray; add it, or leave it out")
 
+    from vitrail.serve.explorer import folder_samples
     from vitrail.serve.models import load_models
     from vitrail.serve.server import address_of, bind, serve
 
+    samples = None if args.samples is None else folder_samples(args.samples)
     listener = bind(args.host, args.port)  # before the models are loaded, which takes longer
     with listener:
         models = load_models(
@@ -110,8 +116,8 @@ def run(words: list[str]) -> int:
         )
         for model in models.values():
             terminal.print_receipt(model.model, model.source)
-        names = ", ".join(models)
-        serve(models, settings, listener, started=lambda: print(f"Serving {names} on {address_of(listener)}", flush=True))
+        line = f"Serving {', '.join(models)} on {address_of(listener)}"
+        serve(models, settings, listener, samples=samples, started=lambda: print(line, flush=True))
     return terminal.OK
 
 
