@@ -95,16 +95,17 @@ def run(words: list[str]) -> int:
     require_extra()
     settings = settings_of(args)
 
+    from vitrail.serve.explorer import folder_samples
+
+    samples = None if args.samples is None else folder_samples(args.samples)
     if args.ray:
         return _serve_on_ray(args, settings)
     if given := [name for name in ("replicas", "replica_cpus", "replica_gpus") if getattr(args, name) is not None]:
         raise ValueError(f"--{given[0].replace('_', '-')} is for --ray; add it, or leave it out")
 
-    from vitrail.serve.explorer import folder_samples
     from vitrail.serve.models import load_models
     from vitrail.serve.server import address_of, bind, serve
 
-    samples = None if args.samples is None else folder_samples(args.samples)
     listener = bind(args.host, args.port)  # before the models are loaded, which takes longer
     with listener:
         models = load_models(
@@ -139,6 +140,7 @@ def _serve_on_ray(args: argparse.Namespace, settings: ServeSettings) -> int:
         device=args.device,
         backend=args.backend,
         calibrated=not args.uncalibrated,
+        samples=None if args.samples is None else str(args.samples.resolve()),
     )
     models = load_models(args.runs, device="cpu", batch_size=args.batch_size)  # what is wrong with them is reported here
     for model in models.values():

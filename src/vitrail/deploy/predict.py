@@ -139,9 +139,9 @@ class Predictor:
             raise ValueError(f"{run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`")
         if self.model.preprocessing is None:
             raise ValueError("the model does not say what happens to its images; set model.preprocessing")
+        self.preprocessing = self.model.preprocessing
         if merge:
             self.model = MergedViT(self.model, merge).eval()
-        self.preprocessing = self.model.preprocessing
         self.multi_label = self.model.multi_label
         card = self.model.card.calibration
         self.calibration = card if calibrated and card is not None else Calibration(images=0)

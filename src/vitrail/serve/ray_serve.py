@@ -35,6 +35,8 @@ class Deployed:
     device: str = "auto"
     backend: str = "auto"
     calibrated: bool = True
+    samples: str | None = None
+    """Folder whose images the page offers, on every machine of the cluster; None: those of the package."""
 
 
 def application(deployed: Deployed, settings: ServeSettings) -> Any:
@@ -73,6 +75,7 @@ def build_app(deployed: Deployed, settings: ServeSettings) -> FastAPI:
     import torch
 
     from vitrail.serve.app import create_app
+    from vitrail.serve.explorer import folder_samples
     from vitrail.serve.models import load_models
 
     torch.set_num_threads(max(1, deployed.cpus))
@@ -83,7 +86,7 @@ def build_app(deployed: Deployed, settings: ServeSettings) -> FastAPI:
         backend=deployed.backend,
         calibrated=deployed.calibrated,
     )
-    return create_app(models, settings)
+    return create_app(models, settings, samples=None if deployed.samples is None else folder_samples(Path(deployed.samples)))
 
 
 def from_config(arguments: dict[str, Any]) -> Any:
