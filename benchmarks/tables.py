@@ -378,6 +378,50 @@ def inference(result: dict[str, Any]) -> str:
     return "\n\n".join([*grids, f"{note} {_machines([result['machine']])}\n"])
 
 
+def export_speeds(result: dict[str, Any]) -> str:
+    """Speed of exports relative to timm's eager fp32 and to the fastest peer of the same number type."""
+    cases = result["cases"]
+    names = list(next(iter(cases.values()))["contenders"])
+    cells = []
+    for name in names:
+        rows = [case["contenders"][name] for case in cases.values()]
+        speeds = [
+            f"{row['images_per_s']['median']:,.1f} images/s" if name == names[0] else _ratio(row["ratio"]) for row in rows
+        ]
+        cells.append([name, *speeds, f"{max(row['difference'] for row in rows):.0e}"])
+    against = []
+    for kind in next(iter(cases.values()))["to_best_peer"]:
+        rows = [case["to_best_peer"][kind] for case in cases.values()]
+        shown = "int8, merged" if kind == "merged" else kind
+        against.append([f"vitrail {shown}", *(f"{_ratio(row['ratio'])} of {row['peer']}" for row in rows)])
+    grids = [
+        _grid(["images/s", *cases, "logits differ by at most"], cells),
+        _grid(["times as fast as the best peer of its type", *cases], against),
+    ]
+    facts = result["machine"]
+    note = f"Random weights: speed only, not accuracy. Merged: {result['merge']} patches in each block. "
+    note += f"Times as fast as the first line, median of {result['rounds']} interleaved rounds, least to greatest. "
+    note += f"Instructions: {facts['instructions']}; onnxruntime {facts['onnxruntime']}, openvino {facts['openvino']}, "
+    note += f"nncf {facts['nncf']}. {_machines([facts])}"
+    return "\n\n".join([*grids, f"{note}\n"])
+
+
+def export_accuracy(result: dict[str, Any]) -> str:
+    """What int8 and token merging cost a trained run."""
+    if "accuracy" not in result:
+        return "Not measured yet: `python benchmarks/export_speed.py --run runs/demo`.\n"
+    measured, cells = result["accuracy"], []
+    for name, row in measured["rows"].items():
+        low, high = (f"{100 * side:+.2f}" for side in row["paired"]["interval"])
+        stays = ", ".join(f"`{layer}`" for layer in row["in_float"]) or "none" if "in_float" in row else ""
+        sides = [f"{_percent(row[side]['accuracy'])} %" for side in ("before", "after")]
+        cells.append([name, *sides, f"**{-row['loss_points']:+.2f}**", f"{low} to {high}", stays])
+    head = ["", "top-1 before", "after", "points", "95 % interval", "layers in float"]
+    first = next(iter(measured["rows"].values()))
+    note = f"{measured['model']}, on {first['paired']['images']:,} images of {first['data']}. {_machines([result['machine']])}"
+    return f"{_grid(head, cells)}\n\n{note}\n"
+
+
 def laptop(result: dict[str, Any]) -> str:
     """What a machine without bf16 gets, beside this machine's own instructions."""
     parts, sets = result["parts"], ("as it is", "AVX2 alone")
@@ -505,6 +549,40 @@ def reports(result: dict[str, Any]) -> str:
     return f"{_grid(['from start to end', 'CPU time', 'by the clock'], cells)}\n\n{note} {_machines([facts])}\n"
 
 
+def pages(result: dict[str, Any]) -> str:
+    """Message of an image's attention, and time from a hover to the picture."""
+    rows = []
+    for name, row in result["models"].items():
+        grid, zipped = "×".join(map(str, row["grid"])), f"{row['gzip_mb']:.2f} MB gzipped"
+        rows.append(
+            [
+                name,
+                f"{row['layers']} × {row['heads']}, {grid}",
+                f"{row['message_mb']:.2f} MB, {zipped}",
+                f"{row['compute_s']:.2f} s",
+                f"{row['load_s']:.1f} s",
+                f"{row['event_ms']:.1f} ms",
+                f"**{row['picture_ms']:.0f} ms**",
+                f"{row['picture_p95_ms']:.0f} ms",
+            ]
+        )
+    head = [
+        "model",
+        "layers × heads, patches",
+        "message",
+        "computed in",
+        "page ready in",
+        "picture drawn in",
+        "frame after it",
+        "95 % of them",
+    ]
+    words = (
+        "From a pointer event to the picture, and to the second frame after it, when it and all small panes are on the screen; "
+        f"two frames are 33 ms at 60 Hz. Medians, in Chromium {result['browser']}. {_machines([result['machine']])}"
+    )
+    return f"{_grid(head, rows)}\n\n{words}\n"
+
+
 def family_speeds(result: dict[str, Any]) -> str:
     """Forward pass and training step of families beside the same architecture of other libraries."""
     cells = []
@@ -591,6 +669,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "compile": ("compile", compiling),
     "attention": ("attention", attention),
     "inference": ("inference", inference),
+    "export-speed": ("export_speed", export_speeds),
+    "export-accuracy": ("export_speed", export_accuracy),
     "laptop": ("laptop", laptop),
     "load": ("load", load),
     "memory": ("memory", memory),
@@ -604,6 +684,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "pretraining": ("pretraining", pretraining),
     "distillation": ("distillation", distillation),
     "explain": ("explain", explaining),
+    "page": ("page", pages),
     "explain-scores": ("pictures", explain_scores),
     "pointing": ("pointing", pointing),
     "check-near": ("check", check_near),

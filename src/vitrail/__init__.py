@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vitrail import explain as explain
     from vitrail.deploy import Predictor, embed
+    from vitrail.deploy.export import export
     from vitrail.models import ViT, create_model
     from vitrail.report import write_report
     from vitrail.settings import ViTConfig
@@ -21,6 +22,7 @@ __all__ = [
     "ViTConfig",
     "create_model",
     "embed",
+    "export",
     "load",
     "pretrain",
     "resume",
@@ -36,6 +38,7 @@ _ROOMS = {  # imported when first asked for: `vitrail --help` has no use for tor
     "ViTConfig": "settings",
     "create_model": "models",
     "embed": "deploy",
+    "export": "deploy.export",
     "load": "weights",
     "pretrain": "train",
     "resume": "train",

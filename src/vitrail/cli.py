@@ -42,6 +42,7 @@ ON_MODELS = {
     "models": "vitrail.commands.models",
     "show": "vitrail.commands.show",
     "convert": "vitrail.commands.convert",
+    "export": "vitrail.commands.export",
     "push": "vitrail.commands.push",
 }
 COMMANDS = ON_DATA | ON_MODELS

@@ -79,6 +79,62 @@ def add_device(parser: Parser, *, batch_size: int) -> None:
     parser.add_argument("--batch-size", type=count, default=batch_size, metavar="N", help=f"images a batch [{batch_size}]")
 
 
+def add_ray(parser: Parser, *, formats: Sequence[str]) -> None:
+    """Add the options of a command that runs on a Ray cluster. Read them with `ray_options`."""
+    group = parser.add_argument_group(
+        "past one machine",
+        "The Ray cluster of RAY_ADDRESS, or one that starts here. All its machines see images and output.",
+    )
+    group.add_argument("--ray", action="store_true", help="compute on a Ray cluster; the output is a folder, here or a URL")
+    if len(formats) > 1:
+        group.add_argument("--format", choices=formats, help=f"format of the output's files [{formats[0]}]")
+    group.add_argument("--workers", metavar="N|MIN-MAX", help="number of workers [as many as there is room for]")
+    group.add_argument("--worker-cpus", type=count, metavar="N", help="CPUs of a worker [4, or all that a machine has]")
+    group.add_argument("--columns", metavar="ID,IMAGE", help="columns of a Parquet table of images [id,image]")
+    group.add_argument("--rows", type=count, metavar="N", help="images of a file at most [4096]")
+
+
+RAY_OPTIONS = ("format", "workers", "worker_cpus", "columns", "rows")
+
+
+def ray_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `add_ray`, as `deploy.ray_data` takes them. Raises ValueError for those without --ray."""
+    given = {name: getattr(args, name) for name in RAY_OPTIONS if getattr(args, name, None) is not None}
+    if not args.ray:
+        if given:
+            raise ValueError(f"--{next(iter(given)).replace('_', '-')} is for --ray; add it, or leave it out")
+        return {}
+    from vitrail.deploy.ray_data import Cluster, parse_workers, require_ray
+
+    require_ray()
+    options: dict[str, Any] = {name: given[name] for name in ("format", "rows") if name in given}
+    if "columns" in given:
+        columns = tuple(given["columns"].split(","))
+        if len(columns) != 2 or not all(columns):
+            raise ValueError(f'--columns "{given["columns"]}" must be two names with a comma between: ID,IMAGE')
+        options["columns"] = columns
+    workers = parse_workers(given["workers"]) if "workers" in given else None
+    return options | {"cluster": Cluster(workers=workers, cpus=given.get("worker_cpus"))}
+
+
+def report_computed(done: Any, what: str, *, json: bool) -> int:
+    """Print the result of a command on a cluster (`deploy.ray_data.Computed`). Return the exit code."""
+    written = done.written
+    if json:
+        print_json(done.to_dict())
+    else:
+        speed = f"{(written.images - done.begun_with) / max(done.seconds, 1e-9):,.1f} images/s"
+        before = f"; {done.begun_with:,} were there already" if done.begun_with else ""
+        say(f"Written: {done.out}")
+        say(f"{counted(written.images, 'row')} in {counted(written.files, 'file')}, {speed}{before}")
+    if not written.failed:
+        return OK
+    some = "; ".join(f"{name}: {error}" for name, error in written.first_failed)
+    more = f"; and {written.failed - len(written.first_failed)} more" if written.failed > len(written.first_failed) else ""
+    report(f"{written.failed} of {counted(written.images, 'image')} have no {what} ({some}{more})")
+    return SOME_FAILED
+
+
 def add_report(parser: Parser | ArgumentParser) -> None:
     """Add the option of a command that writes a report at its end."""
     parser.add_argument("--no-report", action="store_true", help="write no report.html at the end")

@@ -132,7 +132,10 @@ def test_verbose_tells_nothing_where_no_image_can_be_read(vitrail: Typed, run: P
 
 def test_a_backend_that_is_not_there_is_one_line(vitrail: Typed, run: Path, images: Path) -> None:
     said = vitrail("predict", run, images, "--backend", "onnx")
-    assert (said.code, said.err) == (2, 'vitrail: backend "onnx" is none of auto, fp32, packed, bf16, compiled\n')
+    assert (said.code, said.err) == (
+        2,
+        'vitrail: backend "onnx" is none of auto, fp32, packed, bf16, compiled, openvino, openvino-bf16\n',
+    )
     said = vitrail("predict", run, images, "--device", "cpu", "--backend", "compiled")
     assert said.code == 2
     assert said.err.startswith('vitrail: backend "compiled" is not available: it is for a CUDA device, and this is cpu; use ')

@@ -283,7 +283,10 @@ def test_nothing_is_compared_without_an_image(run: Path, tmp_path: Path) -> None
 
 def test_wrong_names_are_one_line(run: Path) -> None:
     for name, message in (
-        ("pack", 'backend "pack" is none of auto, fp32, packed, bf16, compiled; did you mean "packed"'),
+        (
+            "pack",
+            f'backend "pack" is none of auto, {", ".join(BACKENDS)}; did you mean "packed"',
+        ),
         ("compiled", 'backend "compiled" is not available: it is for a CUDA device, and this is cpu; use auto, fp32'),
     ):
         with pytest.raises(ValueError, match=message) as caught:

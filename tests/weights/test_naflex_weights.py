@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,15 @@ import pytest
 import timm
 import torch
 import transformers as T
+from safetensors.torch import save_file
+from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
+from command_line import Typed
 from vitrail.models import Cvt, Swin
 from vitrail.models.modern import ModernViT
 from vitrail.models.packing import pack_images, packed_logits
+from vitrail.settings import Preprocessing
 from vitrail.settings.modern import ModernConfig
 from vitrail.weights import load
 from vitrail.weights.convert import convert
@@ -305,13 +311,159 @@ def test_settings_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
         ModernConfig(**fields)
 
 
-def test_what_no_library_s_class_computes_is_not_written(tmp_path: Path) -> None:
+WRITTEN: dict[str, dict[str, Any]] = {
+    **{name: {} for name in timm.list_models(module="naflexvit")},
+    "naflexvit_base_patch16_gap": {"norm_layer": "rmsnorm", "qk_norm": True, "pos_embed_grid_size": (4, 7)},
+    "naflexvit_base_patch16_map": {"act_layer": "quick_gelu", "attn_pool_num_heads": 4, "attn_pool_mlp_ratio": 2.0},
+    "naflexvit_so150m2_patch16_reg1_map": {"pool_include_prefix": True, "pre_norm": True, "in_chans": 1},
+}
+
+
+def written_for_timm(model: Any, path: Path) -> Any:
+    convert(model, "timm", path)
+    return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_naflex_model_is_written_for_timm_with_its_own_tensors_and_arguments(name: str, tmp_path: Path) -> None:
+    theirs = of_timm(name, **WRITTEN[name])
+    ours = load(theirs)
+    again = written_for_timm(ours, tmp_path / "timm")
+    assert type(again) is type(theirs)
+    if "parfac" not in name:  # whose rows and columns are a sum here
+        torch.testing.assert_close(dict(again.state_dict()), dict(theirs.state_dict()), atol=0, rtol=0)
+        resized = ("interp_mode", "antialias", "align_corners", "ar_preserving", "grid_size")
+        for one in (f"pos_embed_{what}" for what in resized):
+            got, expected = (getattr(model.embeds, one) for model in (again, theirs))
+            assert (list(got) if one.endswith("size") else got) == (list(expected) if one.endswith("size") else expected)
+    for model in (again, load(tmp_path / "timm"), load(again)):  # theirs, the folder read here, and theirs read again
+        for size in SIZES:
+            x = image(*size) if ours.config.in_channels == 3 else image(*size)[:, :1]
+            with torch.no_grad():
+                close(model(x), theirs(x))
+    assert load(tmp_path / "timm").config == ours.config
+
+
+@pytest.mark.parametrize("fields", [{"in_channels": 4}, {"patch_size": (4, 2)}, {"num_classes": 0}])
+def test_patches_whose_width_does_not_tell_them_are_written_as_a_convolution(fields: dict[str, Any], tmp_path: Path) -> None:
+    ours = load(of_timm("naflexvit_base_patch16_siglip"), **fields)
+    again = written_for_timm(ours, tmp_path / "timm")
+    assert again.embeds.is_linear is ("num_classes" in fields)
+    x = torch.randn(2, ours.config.in_channels, 32, 20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        close(again(x), ours(x))
+        close(load(tmp_path / "timm")(x), ours(x))
+
+
+@pytest.mark.parametrize("name", ["C-RADIO", "Pixio", "Qianfan-OCR"])
+def test_towers_of_transformers_are_naflex_models_of_timm(name: str, tmp_path: Path) -> None:
+    theirs = random(TOWERS[name]())
+    ours, again = load(theirs), written_for_timm(load(theirs), tmp_path / "timm")
+    assert type(again).__name__ == "NaFlexVit"
+    for size in SIZES:
+        with torch.no_grad():
+            expected = theirs(image(*size)).last_hidden_state
+            close(again.forward_features(image(*size)), expected)
+            close(load(tmp_path / "timm").features(image(*size)).tokens, expected)
+    close(ours.pos_embed, load(theirs).pos_embed)  # type: ignore[arg-type]
+
+
+def test_converting_a_run_folder_as_typed(vitrail: Typed, tmp_path: Path) -> None:
+    theirs = of_timm("naflexvit_base_patch16_radio_v3")
+    save_for_hf(theirs, tmp_path / "theirs", model_args={**TINY, "pos_embed_grid_size": [6, 6]}, safe_serialization=True)
+    for source, target in (("theirs", "timm"), ("timm", "again")):  # a checkpoint of timm, then a run folder
+        said = vitrail("convert", tmp_path / source, tmp_path / target, "--to", "timm")
+        assert said.code == 0
+        assert "create_model" in said.out
+    model = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).eval()
+    with torch.no_grad():
+        close(model(image(32, 20)), theirs(image(32, 20)))
+
+
+def test_a_run_folder_from_before_still_loads(tmp_path: Path) -> None:
+    """Its tensors have our names, and its config.json says nothing to timm."""
     ours = load(of_timm("naflexvit_base_patch16_siglip"))
-    for library, message in (("timm", "timm's .* has no "), ("hf", "has no ")):
-        with pytest.raises(Inexpressible, match=message):
-            convert(ours, library, tmp_path / library)
+    convert(ours, "timm", tmp_path / "run")
+    weights, config_file = (tmp_path / "run" / name for name in ("model.safetensors", "config.json"))
+    save_file({name: value.contiguous() for name, value in ours.state_dict().items()}, weights)
+    config = json.loads(config_file.read_text())
+    config["vitrail"]["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    config_file.write_text(json.dumps({key: config[key] for key in ("vitrail", "label_names")}))
+    with torch.no_grad():
+        close(load(tmp_path / "run")(image(32, 20)), ours(image(32, 20)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "library", "message"),
+    [
+        ({"mlp": "swiglu"}, "timm", 'timm\'s NaFlexVit has no mlp "swiglu", only "gelu" or "gelu_tanh" or '),
+        ({"norm_eps": 1e-5}, "timm", "timm's NaFlexVit has no norm_eps 1e-05, only 1e-06"),
+        ({"mlp_bias": False}, "timm", "timm's NaFlexVit has no proj_bias other than mlp_bias"),
+        ({"pos_square": True}, "hf", 'Siglip2ForImageClassification has no pos_square true, only false; convert it to "timm"'),
+        ({"pos_grid": (4, 7)}, "hf", "has no pos_grid 4x7, only squares"),
+        ({"in_channels": 4}, "hf", "has no in_channels 4, only 1 or 3"),
+        ({"pool": "map", "num_classes": 5}, "hf", 'Siglip2ForImageClassification has no pool "map", only "avg"'),
+    ],
+)
+def test_what_a_class_does_not_compute_is_refused_by_name(
+    fields: dict[str, Any], library: str, message: str, tmp_path: Path
+) -> None:
+    shape: dict[str, Any] = {
+        **TINY,
+        "img_size": 24,
+        "pos_grid": 6,
+        "pos_embed": "learn",
+        "pos_resize": "bilinear",
+        "rope": "none",
+    }
+    shape |= {"class_token": False, "reg_tokens": 0, "init_values": None, "key_bias": True, "pool": "avg", "norm_eps": 1e-6}
+    model = ModernViT(ModernConfig(**{**shape, **fields})).eval()
+    channels = model.config.in_channels
+    model.preprocessing = Preprocessing(img_size=(24, 24), in_channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+    with pytest.raises(Inexpressible, match=re.escape(message)) as error:
+        convert(model, library, tmp_path / library)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / library).exists()
+
+
+def test_a_swin_without_a_norm_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(Inexpressible, match="timm's SwinTransformer has no final_norm false"):
         convert(load(random(T.DonutSwinModel(T.DonutSwinConfig(**PYRAMID)))), "timm", tmp_path / "swin")
+
+
+@pytest.mark.parametrize("make", [siglip2, lambda: siglip2(head=False), siglip2_classifier])
+def test_siglip_2_is_written_for_transformers_with_its_own_tensors(make: Callable[[], Any], tmp_path: Path) -> None:
+    theirs = make()
+    ours = load(theirs)
+    with pytest.warns(UserWarning, match="image processor keeps the aspect ratio"):
+        convert(ours, "hf", tmp_path / "hf")
+    again, info = type(theirs).from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values())
+    state = again.state_dict()
+    kept = {name: value for name, value in theirs.state_dict().items() if name in state}
+    assert {name for name in theirs.state_dict() if name not in state} == {
+        name for name in theirs.state_dict() if hasattr(theirs, "classifier") and ".head." in name
+    }  # a classifier's file has a pooling that nothing reads
+    torch.testing.assert_close(dict(state), kept, atol=0, rtol=0)
+    images = [image(*size, count=1)[0] for size in SIZES]
+    with torch.no_grad():
+        for what in ("logits", "last_hidden_state", "pooler_output"):
+            expected, got = (getattr(siglip2_of(model, images), what, None) for model in (theirs, again.eval()))
+            assert (expected is None) is (got is None)
+            if expected is not None:
+                close(got, expected)
+        close(load(tmp_path / "hf")(image(32, 20)), ours(image(32, 20)))
+    assert load(tmp_path / "hf").config == ours.config
+    assert load(tmp_path / "hf").preprocessing == ours.preprocessing
+    processor = T.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    assert (type(processor).__name__, processor.max_num_patches, processor.patch_size) == ("Siglip2ImageProcessor", 36, 4)
+
+
+def test_siglip_2_goes_from_transformers_to_timm_and_back(tmp_path: Path) -> None:
+    theirs = siglip2()
+    convert(load(written_for_timm(load(theirs), tmp_path / "timm")), "hf", tmp_path / "hf")
+    again = T.Siglip2VisionModel.from_pretrained(tmp_path / "hf")
+    torch.testing.assert_close(dict(again.state_dict()), dict(theirs.state_dict()), atol=0, rtol=0)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -346,6 +498,44 @@ def test_v_jepa_2_of_an_image_at_any_size(hidden: int) -> None:
             assert not [entry for entry in ours.receipt.entries if entry.status == "dropped"]
             for size in SIZES:
                 close(ours.features(image(*size)).tokens, still_tokens(theirs, image(*size)))
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": 48}, {"qkv_bias": False, "hidden_act": "gelu_pytorch_tanh", "in_chans": 1}])
+def test_v_jepa_2_s_encoder_is_written_for_transformers(fields: dict[str, Any], tmp_path: Path) -> None:
+    theirs = random(T.VJEPA2Model(video_config(**fields)))
+    ours = load(theirs)
+    with pytest.warns(UserWarning, match="not") as notes:
+        convert(ours, "hf", tmp_path / "hf")
+    assert [re.split("[ :]", str(note.message))[1] for note in notes] == ["predictor", "frames", "does"]
+    again, info = T.VJEPA2Model.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert all(name.startswith("predictor.") for name in info["missing_keys"])
+    patch, state = "encoder.embeddings.patch_embeddings.proj.weight", theirs.state_dict()
+    for name in (name for name in state if not name.startswith("predictor.") and name != patch):
+        torch.testing.assert_close(again.state_dict()[name], state[name], atol=0, rtol=0)
+    torch.testing.assert_close(again.state_dict()[patch].sum(2), state[patch].sum(2), atol=0, rtol=0)
+    for name in ("hidden_size", "mlp_ratio", "hidden_act", "qkv_bias", "crop_size", "patch_size", "tubelet_size", "in_chans"):
+        assert getattr(again.config, name) == getattr(theirs.config, name)
+    x = image(24, 24)[:, : ours.config.in_channels]
+    with torch.no_grad():
+        expected = theirs(x[:, None], skip_predictor=True).last_hidden_state
+        for video in (x[:, None], torch.stack([x, x], 1)):  # one frame, which is shown twice, and two
+            close(again.eval()(video, skip_predictor=True).last_hidden_state, expected)
+        close(load(tmp_path / "hf").features(x).tokens, expected)
+    assert load(tmp_path / "hf").config == ours.config
+    assert type(T.AutoModel.from_pretrained(tmp_path / "hf")).__name__ == "VJEPA2Model"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"img_size": (24, 32)}, "transformers' VJEPA2Model has no img_size 24x32, only squares"),
+        ({"num_classes": 3}, "transformers' VJEPA2Model has no num_classes 3, only 0"),
+    ],
+)
+def test_v_jepa_2_as_its_class_can_not_be(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(Inexpressible, match=message):
+        convert(load(random(T.VJEPA2Model(video_config())), **fields), "hf", tmp_path / "hf")
 
 
 def test_v_jepa_2_s_gradients() -> None:

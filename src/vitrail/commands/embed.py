@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitrail import terminal
 from vitrail.text import printable
@@ -53,7 +54,10 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     terminal.add_device(parser, batch_size=32)
+    terminal.add_ray(parser, formats=("parquet",))
     args = terminal.parse(parser, words)
+    if on_ray := terminal.ray_options(args):
+        return _embed_on_ray(args, on_ray)
 
     from vitrail.commands.predict import lines
     from vitrail.deploy.embeddings import embed
@@ -85,6 +89,31 @@ def run(words: list[str]) -> int:
         f"{len(done.failed)} of {terminal.counted(done.count, 'image')} have no embedding ({printable(some)}{more})"
     )
     return terminal.SOME_FAILED
+
+
+def _embed_on_ray(args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Embed on a Ray cluster, into a folder."""
+    from vitrail.deploy.ray_data import embed_on_ray
+
+    if args.split is not None:
+        raise ValueError("--split is for folders with splits on one machine; with --ray name the split's folder")
+    if args.data == "-":
+        raise ValueError("with --ray a list of images is a .txt file, not stdin")
+    done = embed_on_ray(
+        args.weights,
+        args.data,
+        args.out,
+        patches=args.patches,
+        pool=args.pool,
+        dtype=args.dtype,
+        img_size=args.img_size,
+        batch_size=args.batch_size,
+        device=args.device,
+        backend=args.backend,
+        overwrite=args.overwrite,
+        **options,
+    )
+    return terminal.report_computed(done, "embedding", json=args.json)
 
 
 def print_embedded(done: Embedded) -> None:

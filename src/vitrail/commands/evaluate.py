@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation
+    from vitrail.evaluate.merging import MergingLoss
     from vitrail.evaluate.robustness import Robustness
     from vitrail.evaluate.trust import Trust
 
@@ -44,6 +45,12 @@ def run(words: list[str]) -> int:
         help="also measure some of the images corrupted, rotated, rescaled, compressed and at other input sizes",
     )
     parser.add_argument("--images", type=terminal.count, metavar="N", help="with --robustness: how many images [1000]")
+    parser.add_argument(
+        "--merge",
+        type=terminal.count,
+        metavar="R",
+        help="also measure with R patches merged in each block (token merging): what it costs in accuracy",
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     terminal.add_device(parser, batch_size=256)
     terminal.add_report(parser)
@@ -52,13 +59,19 @@ def run(words: list[str]) -> int:
         raise ValueError(f"--images {args.images} is for --robustness; add it, or leave --images out")
 
     from vitrail.evaluate import EmbeddingScores, Evaluation, MultiLabelEvaluation, evaluate_run
+    from vitrail.evaluate.merging import measure_merging
     from vitrail.evaluate.robustness import IMAGES, measure_robustness
     from vitrail.evaluate.run import is_run
 
     done = evaluate_run(
         args.run, args.data, split=args.split, batch_size=args.batch_size, device=args.device, report=terminal.report
     )
-    files, robustness = done.save(args.out), None
+    files, robustness, merging = done.save(args.out), None, None
+    if args.merge:
+        merging = measure_merging(
+            args.run, args.data, r=args.merge, split=args.split, batch_size=args.batch_size, device=args.device
+        )
+        files += merging.save(args.out or done.folder)
     if args.robustness and not isinstance(done.scores, Evaluation):
         terminal.report("robustness is not measured: it is the accuracy on images with one class each")
     elif args.robustness:
@@ -73,7 +86,8 @@ def run(words: list[str]) -> int:
         files += robustness.save(args.out or done.folder)
     report = "" if args.no_report or not is_run(args.run) else write_report(args, files[0].parent)
     if args.json:
-        terminal.print_json(done.to_dict() | ({} if robustness is None else {"robustness": robustness.to_dict()}))
+        more: dict[str, MergingLoss | Robustness | None] = {"merging": merging, "robustness": robustness}
+        terminal.print_json(done.to_dict() | {name: part.to_dict() for name, part in more.items() if part is not None})
         return terminal.OK
     title = f"{done.data}, {done.split}: {done.scores.count:,} images"
     if isinstance(done.scores, MultiLabelEvaluation):
@@ -83,6 +97,8 @@ def run(words: list[str]) -> int:
     else:
         assert isinstance(done.scores, Evaluation)
         print_evaluation(done.scores, title=title)
+    if merging is not None:
+        print_merging(merging)
     if robustness is not None:
         print_robustness(robustness)
     terminal.say("Written: " + ", ".join(map(str, files)))
@@ -125,6 +141,18 @@ def print_trust(trust: Trust) -> None:
         table.add_row(what, terminal.percent(sets.covered.value), terminal.interval(sets.covered.interval))
     if trust.outliers is not None:
         table.add_row("unlike training", terminal.percent(trust.outliers.value), terminal.interval(trust.outliers.interval))
+    console = terminal.make_console()
+    console.print(table)
+    console.print()
+
+
+def print_merging(merging: MergingLoss) -> None:
+    """Print the accuracy with and without token merging."""
+    table = terminal.make_table("token merging", "top-1", "95 % interval")
+    for what, top1 in (("none", merging.without), (f"{merging.r} patches in each block", merging.merged)):
+        table.add_row(what, terminal.percent(top1.value), terminal.interval(top1.interval))
+    low, high = (f"{100 * side:+.2f}" for side in merging.paired.interval)
+    table.add_row("difference in points", f"{100 * merging.paired.difference:+.2f}", f"{low} to {high}")
     console = terminal.make_console()
     console.print(table)
     console.print()

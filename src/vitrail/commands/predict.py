@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitrail import terminal
 from vitrail.text import printable
@@ -28,7 +29,9 @@ def run(words: list[str]) -> int:
         f"backends:\n{overview()}\n\n"
         "Exit code: 0, or 1 when some images could not be read or got no label; the others are done all the same.",
     )
-    parser.add_argument("run", metavar="RUN", help="the folder that `vitrail train` wrote; or any checkpoint with a head")
+    parser.add_argument(
+        "run", metavar="RUN", help="the folder that `vitrail train` or `vitrail export` wrote; or any checkpoint with a head"
+    )
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="files, folders with all that is in them, - for a list on stdin"
     )
@@ -50,8 +53,18 @@ def run(words: list[str]) -> int:
         metavar="NAME",
         help="one of those below; auto: the fastest correct one on the device [auto]",
     )
+    parser.add_argument(
+        "--merge", type=terminal.count, default=0, metavar="R", help="merge the R most similar patches in each block: faster"
+    )
     parser.add_argument("--verbose", action="store_true", help="print the backend, its speed and its difference from fp32")
+    terminal.add_ray(parser, formats=("parquet", "csv"))
+    parser.add_argument("--out", metavar="OUT", help="with --ray, the folder or URL to write to; it is gone on with")
+    parser.add_argument("--overwrite", action="store_true", help="with --ray, remove what OUT has and start over")
     args = terminal.parse(parser, words)
+    if on_ray := terminal.ray_options(args):
+        return _predict_on_ray(args, on_ray)
+    if args.out or args.overwrite:
+        raise ValueError("--out and --overwrite are for --ray; without it predictions are printed: `… --csv > FILE`")
 
     from vitrail.deploy.predict import NOT_FINITE, Predictor, find_images
 
@@ -62,7 +75,12 @@ def run(words: list[str]) -> int:
     if not images:
         raise ValueError("stdin named no image; write one path a line")
     predictor = Predictor(
-        args.run, device=args.device, batch_size=args.batch_size, backend=args.backend, calibrated=not args.uncalibrated
+        args.run,
+        device=args.device,
+        batch_size=args.batch_size,
+        backend=args.backend,
+        calibrated=not args.uncalibrated,
+        merge=args.merge,
     )
     terminal.print_receipt(predictor.model, args.run)
     if mismatch := predictor.range_mismatch(images):
@@ -84,6 +102,31 @@ def run(words: list[str]) -> int:
     if wrong := len(bad) - unread:
         terminal.report(f"{wrong} of {len(done)} image{'s' * (len(done) > 1)} got no label: the model's output is not finite")
     return terminal.report_unread(unread, len(done)) or (terminal.SOME_FAILED if wrong else terminal.OK)
+
+
+def _predict_on_ray(args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Predict on a Ray cluster, into a folder."""
+    from vitrail.deploy.ray_data import predict_on_ray
+
+    if not args.out:
+        raise ValueError("--ray needs --out: the folder or URL that the workers write to")
+    if args.csv or args.verbose:
+        raise ValueError("--csv and --verbose are for printed predictions, and --ray writes files; use --format csv")
+    data = list(chain.from_iterable(lines(sys.stdin) if path == "-" else [path] for path in args.images))
+    done = predict_on_ray(
+        args.run,
+        data,
+        args.out,
+        top=args.top,
+        coverage=args.coverage,
+        calibrated=not args.uncalibrated,
+        device=args.device,
+        batch_size=args.batch_size,
+        backend=args.backend,
+        overwrite=args.overwrite,
+        **options,
+    )
+    return terminal.report_computed(done, "label", json=args.json)
 
 
 def lines(stream: Iterable[str]) -> Iterator[str]:

@@ -77,10 +77,21 @@ def make_parser() -> terminal.Parser:
         "--max-images", type=terminal.count, default=default.max_images, metavar="N",
         help=f"images of a request [{default.max_images}]",
     )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=Path, metavar="FOLDER",
+        help="offer images of this folder on the page, to everybody who opens it [some of Fashion-MNIST]",
+    )  # fmt: skip
     parser.add_argument("--uncalibrated", action="store_true", help="probabilities without the temperature of the model's card")
     parser.add_argument("--quiet", action="store_true", help="no line for each request")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="as `vitrail predict --help` lists them [auto]")
     terminal.add_device(parser, batch_size=default.batch_size)
+    group = parser.add_argument_group(
+        "past one machine", "The Ray cluster of RAY_ADDRESS, or one that starts here. All its machines see the runs."
+    )
+    group.add_argument("--ray", action="store_true", help="deploy on a Ray cluster, with Ray Serve; every machine listens")
+    group.add_argument("--replicas", metavar="N|MIN-MAX", help="number of servers; in a range Ray adapts it to the load [1]")
+    group.add_argument("--replica-cpus", type=terminal.count, metavar="N", help="CPUs of a replica [2]")
+    group.add_argument("--replica-gpus", type=float, metavar="N", help="GPUs of a replica, or the share of one [0]")
     return parser
 
 
@@ -90,6 +101,14 @@ def run(words: list[str]) -> int:
     args = terminal.parse(parser, words)
     require_extra()
     settings = settings_of(args)
+
+    from vitrail.serve.explorer import folder_samples
+
+    samples = None if args.samples is None else folder_samples(args.samples)
+    if args.ray:
+        return _serve_on_ray(args, settings)
+    if given := [name for name in ("replicas", "replica_cpus", "replica_gpus") if getattr(args, name) is not None]:
+        raise ValueError(f"--{given[0].replace('_', '-')} is for --ray; add it, or leave it out")
 
     from vitrail.serve.models import load_models
     from vitrail.serve.server import address_of, bind, serve
@@ -105,9 +124,54 @@ def run(words: list[str]) -> int:
         )
         for model in models.values():
             terminal.print_receipt(model.model, model.source)
-        names = ", ".join(models)
-        serve(models, settings, listener, started=lambda: print(f"Serving {names} on {address_of(listener)}", flush=True))
+        line = f"Serving {', '.join(models)} on {address_of(listener)}"
+        serve(models, settings, listener, samples=samples, started=lambda: print(line, flush=True))
     return terminal.OK
+
+
+def _serve_on_ray(args: argparse.Namespace, settings: ServeSettings) -> int:
+    """Serve from replicas on a Ray cluster."""
+    from vitrail.deploy.ray_data import parse_workers
+    from vitrail.serve.models import load_models
+    from vitrail.serve.ray_serve import Deployed, require_serve, serve_on_ray
+
+    require_serve()
+    if not args.port:
+        raise ValueError("with --ray every machine of the cluster listens on the same port; name one: --port 8000")
+    gpus = args.replica_gpus if args.replica_gpus is not None else float(args.device.startswith("cuda"))
+    deployed = Deployed(
+        runs=tuple(map(_absolute, args.runs)),
+        replicas=parse_workers(args.replicas or "1"),
+        cpus=args.replica_cpus or Deployed.cpus,
+        gpus=gpus,
+        device=args.device,
+        backend=args.backend,
+        calibrated=not args.uncalibrated,
+        samples=None if args.samples is None else str(args.samples.resolve()),
+    )
+    models = load_models(args.runs, device="cpu", batch_size=args.batch_size)  # what is wrong with them is reported here
+    for model in models.values():
+        terminal.print_receipt(model.model, model.source)
+        model.close()
+    names = ", ".join(models)
+    where = f"http://{args.host}:{args.port} of every machine"
+    serve_on_ray(
+        deployed,
+        settings,
+        host=args.host,
+        port=args.port,
+        started=lambda: print(f"Serving {names} on {where}", flush=True),
+    )
+    return terminal.OK
+
+
+def _absolute(text: str) -> str:
+    """Return NAME=RUN with the absolute path of a run that is one."""
+    from vitrail.serve.models import split_name
+
+    name, run = split_name(text)
+    path = os.path.abspath(os.path.expanduser(run))
+    return f"{name}={path if os.path.exists(path) else run}"
 
 
 def require_extra() -> None:

@@ -28,6 +28,8 @@ VENDOR = frozenset(
     }
 )
 """Lower-case names of files and folders of operating systems and programs; names with a leading dot are skipped as well."""
+EXPORT = "card.json"
+"""The card in a folder that `vitrail export` wrote."""
 MARKER = ".vitrail-output"
 """File that lists the files a command wrote into the same folder."""
 LOCK = ".lock"

@@ -22,8 +22,8 @@ class Backend:
     """One form of a model for inference."""
 
     function: str | Callable[..., Any]
-    """Model and usual number of images a batch to a `forms.Forward`: a name in `vitrail.deploy.forms`, or a function. The
-    model is in fp32 and in evaluation mode, and stays as it is."""
+    """Model and usual number of images a batch to a `forms.Forward`: a name in `vitrail.deploy.forms`, "module.name" of another
+    module there, or a function. The model is in fp32 and in evaluation mode, and stays as it is."""
     needs: str | Callable[[torch.device], str | None]
     """Device to the reason why it can't run the form, or None: a name in `vitrail.deploy.forms`, or a function."""
     shows: str
@@ -72,6 +72,20 @@ BACKENDS: dict[str, Backend] = {
         tolerance=0.1,
         auto=frozenset(),  # compiling takes longer than a measurement may
     ),
+    "openvino": Backend(
+        function="openvino_forms.fp32",
+        needs="needs_openvino",
+        shows="OpenVINO in fp32, on a CPU: for many images, since the model is converted first; needs vitrail[export]",
+        tolerance=1e-3,
+        auto=frozenset(),  # tracing and converting take longer than a measurement may
+    ),
+    "openvino-bf16": Backend(
+        function="openvino_forms.bf16",
+        needs="needs_openvino_bf16",
+        shows="the same in bf16, where the CPU computes that faster",
+        tolerance=0.1,
+        auto=frozenset(),
+    ),
 }
 """Every backend by its name. The others are compared with fp32."""
 
@@ -96,11 +110,12 @@ def candidates(device: torch.device) -> list[str]:
 
 def overview() -> str:
     """Return a line for each backend, with what it is."""
-    return "\n".join(f"  {name:<10}{row.shows}" for name, row in BACKENDS.items())
+    return "\n".join(f"  {name:<15}{row.shows}" for name, row in BACKENDS.items())
 
 
 def _load(name: str | Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(name, str):
         return name
-    function: Callable[..., Any] = getattr(importlib.import_module("vitrail.deploy.forms"), name)
+    module, _, attribute = name.rpartition(".")
+    function: Callable[..., Any] = getattr(importlib.import_module(f"vitrail.deploy.{module or 'forms'}"), attribute)
     return function

@@ -145,7 +145,7 @@ def key_of(model: nn.Module, images: Float[Tensor, "B C H W"]) -> str:
     """Return the key of a choice: processor, instructions, threads, torch, device; architecture and shape of the images."""
     device = images.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor().name
-    shape = f"{type(model).__name__} {getattr(model, 'config', '')!r}"
+    shape = f"{type(model).__name__} {getattr(model, 'config', '')!r}{model.extra_repr()}"
     return ", ".join(
         (
             f"{_LAYOUT}",

@@ -50,7 +50,7 @@ class Draft:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._lock = self._locked(out)
         begun = (self.folder / _SETTINGS).is_file()
-        changed = _changes(json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8")), settings) if begun else []
+        changed = changed_settings(json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8")), settings) if begun else []
         if changed and not overwrite:
             raise ValueError(
                 f"{self.folder} was begun with other settings: {', '.join(changed)}; run the first command again, "
@@ -193,7 +193,7 @@ def _names(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name != LOCK]
 
 
-def _changes(begun: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+def changed_settings(begun: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """Return the settings that differ, with both values where they are short."""
     changed = []
     for name in dict.fromkeys([*settings, *begun]):

@@ -108,13 +108,13 @@ def embed(
     """
     out = Path(out).expanduser()
     form, files = format_of(out), format_of(out).files(out)
-    _require_choices(pool=pool, dtype=dtype, patches=patches, batch_size=batch_size)
+    require_choices(pool=pool, dtype=dtype, patches=patches, batch_size=batch_size)
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder; make it first: mkdir -p {out.parent}")
     there = [file for file in files if file.exists()]
     if there and not overwrite and (out.exists() or not is_begun(out)):  # else the last call was stopped between the files
         raise ValueError(f"{there[0]} exists; name another file, or replace it with --overwrite")
-    model = _load(weights, img_size=img_size, device=device)
+    model = load_backbone(weights, img_size=img_size, device=device)
     preprocessing, where = model.preprocessing, next(model.parameters()).device
     if preprocessing is None:
         raise ValueError(f"{weights} has random weights, whose features say nothing; give a run, a file or a Hub id")
@@ -125,9 +125,9 @@ def embed(
     for note in images.notes:
         report(note)
 
-    rows = _Rows(model, "patches" if patches else pool)
+    rows = FeatureRows(model, "patches" if patches else pool)
     with in_eval_mode(model):
-        shape = rows.shape_of(_blank(preprocessing, 1, where))
+        shape = rows.shape_of(blank(preprocessing, 1, where))
     settings: dict[str, Any] = {
         "layout": _LAYOUT,
         "weights": model_hash(model),
@@ -167,7 +167,7 @@ def embed(
     return Embedded(files, len(images), shape, dtype, failed, draft.begun_at, time.perf_counter() - start)
 
 
-class _Rows(nn.Module):
+class FeatureRows(nn.Module):
     """A backbone whose output is one row of numbers for each image."""
 
     def __init__(self, model: Backbone, features: str) -> None:
@@ -180,6 +180,7 @@ class _Rows(nn.Module):
         return self.model.config, self.features
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B R"]:
+        """Compute the rows."""
         return FEATURES[self.features](self.model.features(images), self.model).flatten(1)
 
     @torch.inference_mode()
@@ -220,40 +221,45 @@ FEATURES: dict[str, Callable[[Features, Backbone], Tensor]] = {
 """Functions of the features of a row, by name: the pools, and the patches."""
 
 
-def _backend_of(draft: Draft, rows: _Rows, backend: str, batch_size: int, device: torch.device) -> str:
+def _backend_of(draft: Draft, rows: FeatureRows, backend: str, batch_size: int, device: torch.device) -> str:
     """Return the backend of a draft: that of its beginning, or the one that is measured now."""
     if backend != "auto":
         return backend
     if draft.done and draft.backend_file.is_file():
         return draft.backend_file.read_text(encoding="utf-8")
-    assert rows.model.preprocessing is not None
-    blank = _blank(rows.model.preprocessing, batch_size, device)
-    noise = torch.randn(blank.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    name = choose(rows, noise, batch_size=batch_size)
+    name = measured_backend(rows, batch_size, device)
     draft.backend_file.write_text(name, encoding="utf-8")
     return name
 
 
+def measured_backend(rows: FeatureRows, batch_size: int, device: torch.device) -> str:
+    """Return the backend that "auto" chooses, measured on noise, or remembered."""
+    assert rows.model.preprocessing is not None
+    shape = (batch_size, rows.model.preprocessing.in_channels, *rows.model.preprocessing.img_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    return choose(rows, noise, batch_size=batch_size)
+
+
 @torch.inference_mode()
 def _compute(
-    draft: Draft, rows: _Rows, images: ImageList, *, name: str, batch_size: int, device: torch.device, dtype: str
+    draft: Draft, rows: FeatureRows, images: ImageList, *, name: str, batch_size: int, device: torch.device, dtype: str
 ) -> None:
     """Compute the rows that a draft lacks, batch by batch: the same batches wherever it begins."""
     preprocessing = rows.model.preprocessing
     assert preprocessing is not None
     forward: Forward = BACKENDS[name].build(rows, batch_size=batch_size)
     if len(images) > batch_size:
-        forward = _whole_batch_first(forward, batch_size)
+        forward = whole_batch_first(forward, batch_size)
     left = range(draft.done, len(images))
     console, batches = Console(stderr=True), -(-len(left) // batch_size)
     hidden = not console.is_terminal or len(left) < _SHOWN
     with closing(decoded_batches(zip(left, left, strict=True), images.read, batch_size=batch_size)) as decoded:
         for _, views in track(decoded, "embedding", total=batches, console=console, transient=True, disable=hidden):
-            draft.append(*_rows_of(views, forward, preprocessing, device, (math.prod(draft.shape[1:]), dtype)))
+            draft.append(*rows_of(views, forward, preprocessing, device, (math.prod(draft.shape[1:]), dtype)))
             del views
 
 
-def _whole_batch_first(forward: Forward, batch_size: int) -> Forward:
+def whole_batch_first(forward: Forward, batch_size: int) -> Forward:
     """Make a call on a whole batch the first one, as weights are packed for its rows: the same bits wherever a draft begins."""
     begun = False
 
@@ -267,10 +273,10 @@ def _whole_batch_first(forward: Forward, batch_size: int) -> Forward:
     return call
 
 
-def _rows_of(
+def rows_of(
     views: list[View], forward: Forward, preprocessing: Preprocessing, device: torch.device, row: tuple[int, str]
 ) -> tuple[NDArray[Any], dict[int, str]]:
-    """Return the rows of a batch, NaN where there is none, and the reasons."""
+    """Return the rows of a batch, NaN where there is none, and the reasons. `row` is their width and dtype."""
     failed = {place: view for place, view in enumerate(views) if isinstance(view, str)}
     values = np.full((len(views), row[0]), np.nan, dtype=row[1])
     readable = [view for view in views if isinstance(view, Tensor)]
@@ -289,7 +295,7 @@ def _rows_of(
     return values, failed
 
 
-def _load(weights: str | Path | Backbone, *, img_size: int | Pair | None, device: str) -> Backbone:
+def load_backbone(weights: str | Path | Backbone, *, img_size: int | Pair | None, device: str) -> Backbone:
     """Return the model on its device. A model that is given stays where and as it is; ValueError for another size of it."""
     if not isinstance(weights, Backbone):
         return anybodys.load(os.fspath(weights), img_size=img_size).to(pick_device(device)).eval()
@@ -307,7 +313,7 @@ def _val_fraction(weights: str | Path | Backbone) -> float:
     return layers.build([layers.read_config(Path(weights, SETTINGS))]).data.val_fraction
 
 
-def _require_choices(*, pool: str, dtype: str, patches: bool, batch_size: int) -> None:
+def require_choices(*, pool: str, dtype: str, patches: bool, batch_size: int) -> None:
     """Raise ValueError for values that do not exist, or do not go together."""
     pools = [name for name in FEATURES if name != "patches"]
     for option, value, known in (("pool", pool, pools), ("dtype", dtype, list(DTYPES))):
@@ -319,5 +325,6 @@ def _require_choices(*, pool: str, dtype: str, patches: bool, batch_size: int) -
         raise ValueError(f"batch_size {batch_size} must be at least 1")
 
 
-def _blank(preprocessing: Preprocessing, count: int, device: torch.device) -> Float[Tensor, "B C H W"]:
+def blank(preprocessing: Preprocessing, count: int, device: torch.device) -> Float[Tensor, "B C H W"]:
+    """Return images of zeros, in the size of a model."""
     return torch.zeros(count, preprocessing.in_channels, *preprocessing.img_size, device=device)

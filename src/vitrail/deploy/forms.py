@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitrail.deploy.packed import copy_as, pack, packing_is_available
 from vitrail.models.device import bf16_is_faster
+from vitrail.models.machine import missing
 
 Forward = Callable[[Tensor], Tensor]
 """Normalised fp32 images (B, C, H, W) to fp32 logits (B, K)."""
@@ -85,3 +86,16 @@ def needs_compiling(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"it is for a CUDA device, and this is {device.type}"
     return "it needs the package triton" if importlib.util.find_spec("triton") is None else needs_bf16(device)
+
+
+def needs_openvino(device: torch.device) -> str | None:
+    """Return the reason why `openvino_forms.fp32` can't be used, or None."""
+    if device.type != "cpu":
+        return f"it is for a CPU, and this is {device.type}"
+    reason = missing(("openvino",))
+    return None if reason is None else f"{reason} (pip install 'vitrail[export]')"
+
+
+def needs_openvino_bf16(device: torch.device) -> str | None:
+    """Return the reason why `openvino_forms.bf16` can't be used, or None."""
+    return needs_openvino(device) or needs_bf16(device)

@@ -29,11 +29,15 @@ from vitrail.data.measure import measure_values
 from vitrail.deploy.backends import BACKENDS, require_available
 from vitrail.deploy.choice import Measured, choose, deviation, error_of, race
 from vitrail.deploy.decoding import View, decoded_batches
+from vitrail.deploy.export.metadata import is_export
+from vitrail.deploy.export.reopen import open_export
 from vitrail.deploy.forms import Forward, fp32
 from vitrail.evaluate.conformal import prediction_sets, threshold
 from vitrail.evaluate.outliers import energy
+from vitrail.models.backbone import Backbone
 from vitrail.models.card import Calibration
 from vitrail.models.device import keep_freed_memory, pick_device
+from vitrail.models.merging import MergedViT
 
 Picture = str | Path | Image.Image | NDArray[Any]
 
@@ -98,26 +102,31 @@ class Prediction:
 
 
 class Predictor:
-    """Model of a run folder, or of any checkpoint with a head, for prediction.
+    """Model of a run folder, of any checkpoint with a head, of an export, or one that is loaded already, for prediction.
 
     `Predictor("runs/first").predict(["a.png", "b.jpg"])`. A checkpoint that names no classes gets their numbers. `backend` is
     a row of `BACKENDS`, or "auto": the fastest one of those that are correct, which the first batch measures (about 2 s, once
     for a machine and a kind of model). On a CPU these compute in fp32; on a GPU bf16 is among them. Probabilities have the
-    temperature of the model's card, unless `calibrated` is False. Raises ValueError for a
-    checkpoint that `vitrail.load` can't load, a model without a head, and an unavailable device or backend.
+    temperature of the model's card, unless `calibrated` is False. With `merge`, that many patches are merged in each block
+    (`models.merging`): faster, and a little less exact; backends are compared with the merged model in fp32. Raises ValueError
+    for a checkpoint that `vitrail.load` can't load, a model without a head or whose tokens can't be merged, and an unavailable
+    device or backend.
     """
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | Backbone,
         *,
         device: str = "auto",
         batch_size: int = 32,
         backend: str = "auto",
         calibrated: bool = True,
+        merge: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
+        if not isinstance(run, Backbone) and is_export(run):
+            device, backend = check_export_options(run, device=device, backend=backend)
         self.device = pick_device(device)
         require_available(backend, self.device)
         if self.device.type == "cpu":
@@ -125,11 +134,14 @@ class Predictor:
         self.batch_size = batch_size
         self.backend = backend
         """Name of the backend; "auto" until the first batch has chosen one."""
-        self.model = weights.load(run).to(self.device).eval()
+        self.model: Backbone = _open(run, self.device)
         if not self.model.config.num_classes:
             raise ValueError(f"{run} has no classes; fine-tune it: `vitrail train DATA --weights {run}`")
-        assert self.model.preprocessing is not None  # whatever loads weights says what happens to images
+        if self.model.preprocessing is None:
+            raise ValueError("the model does not say what happens to its images; set model.preprocessing")
         self.preprocessing = self.model.preprocessing
+        if merge:
+            self.model = MergedViT(self.model, merge).eval()
         self.multi_label = self.model.multi_label
         card = self.model.card.calibration
         self.calibration = card if calibrated and card is not None else Calibration(images=0)
@@ -153,20 +165,26 @@ class Predictor:
 
         At most two batches of images are in memory at a time: one is decoded while the model computes the other.
         """
+        with closing(self._decoded(images)) as batches:
+            yield from self.stream_decoded(batches, top=top, coverage=coverage)
+
+    def stream_decoded(
+        self, batches: Iterable[tuple[Sequence[str], Sequence[View]]], *, top: int = 5, coverage: float | None = None
+    ) -> Iterator[Prediction]:
+        """Yield predictions for batches of names and evaluation views, or the reasons why there is none."""
         if top < 1:
             raise ValueError(f"top {top} must be at least 1")
         if coverage is not None:
             self.check_coverage(coverage)
-        with closing(self._decoded(images)) as batches:
-            for names, views in batches:
-                readable = [(name, view) for name, view in zip(names, views, strict=True) if isinstance(view, Tensor)]
-                named: Iterator[Prediction] = iter(())
-                if readable:
-                    logits = self.logits(torch.stack([view for _, view in readable]))
-                    named = iter(self.name([name for name, _ in readable], logits, top=top, coverage=coverage))
-                for name, view in zip(names, views, strict=True):
-                    yield self._unread(name, view) if isinstance(view, str) else next(named)
-                del views, readable, view  # before the next batch is fetched
+        for names, views in batches:
+            readable = [(name, view) for name, view in zip(names, views, strict=True) if isinstance(view, Tensor)]
+            named: Iterator[Prediction] = iter(())
+            if readable:
+                logits = self.logits(torch.stack([view for _, view in readable]))
+                named = iter(self.name([name for name, _ in readable], logits, top=top, coverage=coverage))
+            for name, view in zip(names, views, strict=True):
+                yield self._unread(name, view) if isinstance(view, str) else next(named)
+            del views, readable, view  # before the next batch is fetched
 
     @torch.inference_mode()
     def probabilities(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -276,6 +294,24 @@ class Predictor:
 
     def _unread(self, name: str, reason: str) -> Prediction:
         return Prediction(name, None, None, (), reason, () if self.multi_label else None)
+
+
+def check_export_options(run: str | Path, *, device: str, backend: str) -> tuple[str, str]:
+    """Return device and backend of an export, which its runtime decides. Raises ValueError for any other."""
+    if device not in ("auto", "cpu"):
+        raise ValueError(f'{run} is an export, which runs on the CPU, and not on "{device}"; leave the device out')
+    if backend not in ("auto", "fp32"):
+        raise ValueError(f'backend "{backend}" is a form of a torch model, and {run} is an export; leave the backend out')
+    return "cpu", "fp32"
+
+
+def _open(run: str | Path | Backbone, device: torch.device) -> Backbone:
+    """Return the model, on its device; that of an export is where its file's runtime computes."""
+    if not isinstance(run, Backbone):
+        if is_export(run):
+            return open_export(run)
+        run = weights.load(run)
+    return run.to(device).eval()
 
 
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:

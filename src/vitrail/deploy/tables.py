@@ -75,9 +75,7 @@ def write_parquet(draft: Draft, out: Path, columns: Columns) -> None:
     """
     pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     values = draft.array()
-    kind = pa.from_numpy_dtype(values.dtype)
-    for size in reversed(values.shape[1:]):
-        kind = pa.list_(kind, size)
+    kind = fixed_size_lists(values[:0]).type
     fields = [("path", pa.string()), ("label", pa.string()), ("embedding", kind), ("error", pa.string())]
     schema = pa.schema(fields, metadata={METADATA: json.dumps(dict(columns.metadata))})
     size = max(1, min(GROUP_ROWS, int(GROUP_BYTES // max(1, values[:1].nbytes))))
@@ -86,21 +84,19 @@ def write_parquet(draft: Draft, out: Path, columns: Columns) -> None:
         for start in range(0, len(values), size):
             stop = min(start + size, len(values))
             paths, labels, errors = zip(*columns.rows(start, stop), strict=True)
-            embeddings = _lists(pa, np.asarray(values[start:stop]), kind)
+            embeddings = fixed_size_lists(np.asarray(values[start:stop]))
             arrays = [pa.array(paths, pa.string()), pa.array(labels, pa.string()), embeddings, pa.array(errors, pa.string())]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     del values
     draft.publish({part: out})
 
 
-def _lists(pa: Any, values: NDArray[Any], kind: Any) -> Any:
-    """Return (B, …) numbers as nested lists of fixed size."""
-    kinds = [kind]
-    while pa.types.is_fixed_size_list(kinds[-1]):
-        kinds.append(kinds[-1].value_type)
+def fixed_size_lists(values: NDArray[Any]) -> Any:
+    """Return (B, …) numbers as a pyarrow array of nested lists of fixed size."""
+    pa = importlib.import_module("pyarrow")
     array = pa.array(np.ascontiguousarray(values).reshape(-1))
-    for one in reversed(kinds[:-1]):
-        array = pa.FixedSizeListArray.from_arrays(array, type=one)
+    for size in reversed(values.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
     return array
 
 

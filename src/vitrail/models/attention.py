@@ -15,7 +15,8 @@ from vitrail.models.packing import BlockDiagonal
 
 Tokens = Float[Tensor, "B N D"]
 KeyMask = Bool[Tensor, "B N"]  # True where a token may be looked at
-Mask = KeyMask | BlockDiagonal  # or several images in one sequence
+KeySizes = Float[Tensor, "B N"]  # number of the image's tokens that each token stands for, after merging
+Mask = KeyMask | KeySizes | BlockDiagonal  # the last: several images in one sequence
 
 PLAIN_ATTENTION_MAX_TOKENS = 640
 """Number of tokens up to which matmul + softmax beats the flash kernel on a CPU in bf16 (benchmarks/attention.py)."""
@@ -55,10 +56,16 @@ def prefers_plain_attention(device: torch.device, dtype: torch.dtype, tokens: in
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, bias: Float[Tensor, "b h Q N"] | None = None, *, dropout: float
 ) -> Float[Tensor, "B h Q d"]:
-    """Compute attention with the fastest kernel for the device and type; tests hold the kernels to equal outputs."""
+    """Compute attention with the fastest kernel for the device and type; tests hold the kernels to equal outputs.
+
+    With sizes of the keys, attention is proportional to them: softmax(q kᵀ / √d + log size) v (Bolya et al. 2023, equation 1).
+    """
     if isinstance(mask, BlockDiagonal):
         assert bias is None, "images with a bias of pairs are not packed"
         return mask.attend(q, k, v)
+    if mask is not None and mask.is_floating_point():
+        log_sizes = mask.log()[:, None, None].expand(-1, -1, q.shape[-2], -1)  # ONNX's attention has no broadcast over queries
+        mask, bias = None, log_sizes if bias is None else bias + log_sizes
     if prefers_plain_attention(q.device, q.dtype, k.shape[-2]):
         return F.dropout(attention_weights(q, k, mask, bias), dropout) @ v
     keys = None if mask is None else mask[:, None, None]

@@ -11,12 +11,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from vitrail.models.attention import Attended, Mask, Tokens
 from vitrail.models.card import Card
 from vitrail.models.packing import packed_logits
 from vitrail.models.receipt import Receipt
@@ -105,6 +106,17 @@ class Stage(NamedTuple):
         return any(parameter == path or parameter.startswith(f"{path}.") for path in self.paths)
 
 
+@runtime_checkable
+class HalvedBlock(Protocol):
+    """Block of global attention whose halves can be called one by one, so that tokens can be merged between them."""
+
+    def add_attention(self, x: Tokens, mask: Mask | None = None, kept: list[Attended] | None = None) -> Tokens:
+        """Add the attention of the tokens; `kept` collects its inputs and output."""
+
+    def add_mlp(self, x: Tokens) -> Tokens:
+        """Add the MLP of each token."""
+
+
 def on_meta(build: Callable[[], Model]) -> Model:
     """Build a model on the meta device, without memory for its weights: names, shapes, stages and cost can be inspected."""
     try:
@@ -132,6 +144,8 @@ class Backbone(nn.Module):
     `embed` returns tokens and a context, and blocks have `forward(x, context, kept)` and `queries_keys_values(x, context)`."""
     pairwise_context: bool = False
     """True if the context has numbers for pairs of tokens, such as relative positions: images can't be packed then."""
+    any_size_in_graph: bool = False
+    """True if a traced graph of the model takes images of any size that `side_unit` divides."""
     class_attention_layers: int = 0
     """Number of layers whose class token's attention `class_attention` returns; then the first prefix token is that one."""
     stems: tuple[str, ...] = ()
@@ -215,8 +229,20 @@ class Backbone(nn.Module):
         """Raise ValueError if `View.patch_size` can't be this patch. A backbone that resizes patches overrides this method."""
         raise ValueError(f"train.patch_sizes are for a ViT, and {type(self).__name__} has patches of its own; leave them out")
 
-    def valid_tokens(self, context: Context) -> Bool[Tensor, "B N"] | None:
-        """Return the mask of valid tokens in the context of a pass with global attention; None: all are valid."""
+    def mergeable_blocks(self) -> list[HalvedBlock]:
+        """Return the blocks, for a model whose tokens can be merged; then its `read` takes the sizes of tokens as the context.
+
+        Raises ValueError for any other.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no plain blocks, whose tokens can be merged; use a ViT, or leave merging out"
+        )
+
+    def valid_tokens(self, context: Context) -> Bool[Tensor, "B N"] | Float[Tensor, "B N"] | None:
+        """Return the mask of valid tokens in the context of a pass with global attention; None: all are valid.
+
+        Of merged tokens it is their sizes (`models.merging`).
+        """
         return context
 
     def score_bias(self, layer: int, context: Context) -> Float[Tensor, "*B h N N"] | None:

@@ -139,6 +139,7 @@ class Beit(ViT):
     config: BeitConfig
     stems = ("patch_embed.proj",)
     pairwise_context = True
+    any_size_in_graph = False
 
     def __init__(self, config: BeitConfig | None = None, **fields: Any) -> None:
         super().__init__(BeitConfig() if config is None else config, **fields)
@@ -207,7 +208,7 @@ class Beit(ViT):
     ) -> tuple[Float[Tensor, "B _ D"], Places]:
         """Return the prefix tokens and the given patches, in that order, and their places."""
         x, mask = super().keep_patches(x, context.mask, patches)
-        prefix = torch.arange(self.prefix_tokens, device=x.device).expand(len(x), -1)
+        prefix = torch.arange(self.prefix_tokens, device=x.device).expand(x.shape[0], -1)
         chosen = torch.cat([prefix, patches + self.prefix_tokens], dim=1)
         return x, chosen_places(context._replace(mask=mask), chosen)
 

@@ -73,7 +73,7 @@ def mix_heads(x: Float[Tensor, "B h L L"], linear: nn.Linear, *, scale: float = 
 
     As a layer over the last axis it would move every weight twice, and take some 7 times as long on a CPU.
     """
-    weight, bias = linear.weight.expand(len(x), -1, -1), linear.bias[:, None].expand(len(x), -1, -1)
+    weight, bias = linear.weight.expand(x.shape[0], -1, -1), linear.bias[:, None].expand(x.shape[0], -1, -1)
     return torch.baddbmm(bias, weight, x.flatten(2), alpha=scale).unflatten(2, x.shape[2:])
 
 
@@ -273,7 +273,7 @@ class Cait(Backbone):
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
             if behind is not None:
                 behind.append(x)
-        read = torch.cat([self.cls_token.repeat(len(x), 1, 1).to(x.dtype), x], dim=1)  # (B, N, D)
+        read = torch.cat([self.cls_token.repeat(x.shape[0], 1, 1).to(x.dtype), x], dim=1)  # (B, N, D)
         cls, x = read[:, :1].contiguous(), read[:, 1:]  # as the blocks return it, or a compiled one is compiled twice
         for block in self.blocks_token_only:
             cls = checkpoint(block, x, cls, use_reentrant=False) if recompute else block(x, cls, kept)

@@ -278,7 +278,7 @@ class Cvt(Backbone):
         for part in self.parts:
             x, grid = part.patch_embed(feature_map)
             if part.cls_token is not None:
-                x = torch.cat([part.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (B, N, D)
+                x = torch.cat([part.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)  # (B, N, D)
             for block in part.blocks:
                 read = x
                 if self.checkpointing and self.training:

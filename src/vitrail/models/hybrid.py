@@ -53,6 +53,7 @@ class Hybrid(ViT):
 
     config: HybridConfig
     patch_embed: HybridEmbed
+    any_size_in_graph = False
 
     def __init__(self, config: HybridConfig | None = None, **fields: Any) -> None:
         super().__init__(HybridConfig() if config is None else config, **fields)

@@ -26,7 +26,7 @@ from vitrail.models.backbone import Context, Images, Stage
 from vitrail.models.linear import Linear
 from vitrail.models.norms import make_norm
 from vitrail.models.parallel import make_block
-from vitrail.models.positions import positions_at, sincos_2d, token_mask
+from vitrail.models.positions import is_symbolic, positions_at, sincos_2d, token_mask
 from vitrail.models.relative_mlp import RelativeMlp, RelativePlaces, places_of
 from vitrail.models.rotary import Rotary, RotaryContext, Rotation
 from vitrail.models.vit import AttentionPool, PatchEmbed, Sizes, ViT
@@ -59,7 +59,7 @@ class LatentPool(nn.Module):
         self.proj = nn.Linear(cfg.embed_dim, cfg.embed_dim)
 
     def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B D"]:
-        q = self.latent.expand(len(x), -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
+        q = self.latent.expand(x.shape[0], -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
         k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
         out = attend(q, k, v, mask, dropout=0.0)
         if kept is not None:
@@ -183,7 +183,7 @@ class ModernViT(ViT):
     ) -> tuple[Float[Tensor, "B _ D"], RotaryContext]:
         """Return the prefix tokens and the given patches, in that order, and their context."""
         x, mask = super().keep_patches(x, context.mask, patches)
-        prefix = torch.arange(self.prefix_tokens, device=x.device).expand(len(x), -1)
+        prefix = torch.arange(self.prefix_tokens, device=x.device).expand(x.shape[0], -1)
         chosen = torch.cat([prefix, patches + self.prefix_tokens], dim=1)
         rotation, relative = (None if one is None else one.of_tokens(chosen) for one in context[1:])
         return x, RotaryContext(mask, rotation, None if relative is None else self.with_shared(relative))
@@ -191,7 +191,7 @@ class ModernViT(ViT):
     def positions(self, grid: Pair) -> Float[Tensor, "1 _ D"]:
         """Return the absolute positions at this grid; sine-cosine ones are computed, not resized."""
         cfg, prefix = self.config, self.placed_tokens
-        if cfg.pos_embed == "sincos2d" and grid != self.grid:
+        if cfg.pos_embed == "sincos2d" and (is_symbolic(grid) or grid != self.grid):
             rows = self.get_buffer("pos_embed")[:, :prefix]
             return torch.cat([rows, sincos_2d(grid, cfg.embed_dim).to(rows)[None]], dim=1)
         assert self.pos_embed is not None

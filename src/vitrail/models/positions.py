@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from vitrail.models.resampling import antialiased_matrix, plain_matrix
 from vitrail.settings import Pair, ViTConfig, pair
 
 _INVERSES: dict[tuple[int, int], Tensor] = {}
@@ -71,6 +72,8 @@ def resize_positions(
 
     `how` is another row of RESIZES. With `square` the new grid is the upper left part of a square of its longer side.
     """
+    if is_symbolic(new):
+        return resize_positions_in_graph(pos_embed, old=old, new=new, prefix=prefix, how=how, square=square)
     if old == new:
         return pos_embed
     head, rows = pos_embed[:, :prefix], pos_embed[:, prefix:]
@@ -82,6 +85,32 @@ def resize_positions(
         image = F.interpolate(image, size=(height, width), **arguments)
     image = image[:, :, : new[0], : new[1]]
     return torch.cat([head, image.flatten(2).transpose(1, 2).to(rows.dtype)], dim=1)
+
+
+def is_symbolic(size: Pair) -> bool:
+    """Return True for a size that a traced graph leaves open."""
+    return any(isinstance(side, torch.SymInt) for side in size)
+
+
+def resize_positions_in_graph(
+    pos_embed: Float[Tensor, "1 _ D"], *, old: Pair, new: Pair, prefix: int, how: str, square: bool
+) -> Float[Tensor, "1 _ D"]:
+    """Resize position embeddings to a grid that a traced graph leaves open. Raises ValueError for a grid in a square."""
+    if square:
+        raise ValueError("its positions are those of a square around the image")
+    arguments = RESIZES[how]
+    cubic = arguments["mode"] == "bicubic"
+
+    def matrix(before: int, after: int) -> Float[Tensor, "_ _"]:
+        if arguments.get("antialias"):
+            return antialiased_matrix(before, after, cubic=cubic)
+        return plain_matrix(before, after, cubic=cubic, corners=bool(arguments.get("align_corners")))
+
+    down, across = (matrix(*sides).to(pos_embed.device) for sides in zip(old, new, strict=True))
+    head, rows = pos_embed[:, :prefix], pos_embed[0, prefix:]
+    image = rows.float().unflatten(0, old).permute(2, 0, 1)  # (D, gh, gw)
+    resized = (down @ image @ across.T).flatten(1).T[None]  # (1, L, D)
+    return torch.cat([head, resized.to(rows.dtype)], dim=1)
 
 
 def positions_at(
@@ -96,7 +125,12 @@ def positions_at(
 ) -> Float[Tensor, "1 _ D"]:
     """Return `resize_positions` from the trained grid to another one, cached while gradients are off."""
     ways: dict[str, Any] = {"old": trained, "new": grid, "prefix": prefix, "how": how, "square": square}
-    if grid == trained or (torch.is_grad_enabled() and pos_embed.requires_grad) or torch.compiler.is_compiling():
+    if (
+        is_symbolic(grid)
+        or grid == trained
+        or (torch.is_grad_enabled() and pos_embed.requires_grad)
+        or torch.compiler.is_compiling()
+    ):
         return resize_positions(pos_embed, **ways)
     of, resized = cache.get(grid, (None, None))
     # compared by value: a fused optimizer changes weights without a trace in their version counter

@@ -45,7 +45,7 @@ class RelativePlaces(NamedTuple):
 
     def of_tokens(self, tokens: Int64[Tensor, "B n"]) -> RelativePlaces:
         """Return the places of some tokens of each image; a shared bias is left out."""
-        places = self.places.expand(len(tokens), -1, -1)
+        places = self.places.expand(tokens.shape[0], -1, -1)
         return self.of(places.gather(1, tokens[..., None].expand(-1, -1, 2)), self.extent)
 
 

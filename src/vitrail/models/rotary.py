@@ -41,8 +41,8 @@ class Rotation(NamedTuple):
         index = tokens[:, None, None, :, None]
 
         def take(values: Tensor) -> Tensor:
-            shape = (len(tokens), *values.shape[1:3], tokens.shape[1], values.shape[4])
-            return values.expand(len(tokens), -1, -1, -1, -1).gather(3, index.expand(shape))
+            shape = (tokens.shape[0], *values.shape[1:3], tokens.shape[1], values.shape[4])
+            return values.expand(tokens.shape[0], -1, -1, -1, -1).gather(3, index.expand(shape))
 
         return Rotation(take(self.cos), take(self.sin))
 

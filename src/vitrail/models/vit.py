@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.activations import GELUS
 from vitrail.models.attention import Attended, KeyMask, Mask, Tokens, attend, attention_weights, prefers_plain_attention
-from vitrail.models.backbone import Backbone, Context, Features, Images, Logits, MaskedPatches, Stage, View
+from vitrail.models.backbone import Backbone, Context, Features, HalvedBlock, Images, Logits, MaskedPatches, Stage, View
 from vitrail.models.conv_stem import conv_stem
 from vitrail.models.dense import begun_grid, block_tokens, tokens_and_maps
 from vitrail.models.drop_path import DropPath as DropPath
@@ -172,7 +172,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tokens, mask: Mask | None = None, kept: list[Attended] | None = None) -> Tokens:
         """Apply the block; `kept` collects inputs and output of the attention."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask, kept)))  # z' = γ₁·MSA(LN(z)) + z
+        return self.add_mlp(self.add_attention(x, mask, kept))
+
+    def add_attention(self, x: Tokens, mask: Mask | None = None, kept: list[Attended] | None = None) -> Tokens:
+        """Apply the first half of the block."""
+        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x), mask, kept)))  # z' = γ₁·MSA(LN(z)) + z
+
+    def add_mlp(self, x: Tokens) -> Tokens:
+        """Apply the second half of the block."""
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # z  = γ₂·MLP(LN(z')) + z'
 
     def queries_keys_values(self, x: Tokens, mask: KeyMask | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,8 +205,8 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=cfg.norm_eps)
         self.mlp = Mlp(cfg)
 
-    def forward(self, x: Tokens, mask: KeyMask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B D"]:
-        q = self.q(self.latent).expand(len(x), -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
+    def forward(self, x: Tokens, mask: Mask | None = None, kept: list[Attended] | None = None) -> Float[Tensor, "B D"]:
+        q = self.q(self.latent).expand(x.shape[0], -1, -1).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, h, 1, d)
         k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
         out = attend(q, k, v, mask, dropout=0.0)
         if kept is not None:
@@ -244,6 +251,7 @@ class ViT(Backbone):
     config: ViTConfig
     no_decay = frozenset({"cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent"})
     global_attention = True
+    any_size_in_graph = True
     pos_embed: Tensor | None
 
     def __init__(self, config: ViTConfig | None = None, **fields: Any) -> None:
@@ -374,6 +382,11 @@ class ViT(Backbone):
         blocks = [Stage(f"blocks.{index}", (f"blocks.{index}",), block) for index, block in enumerate(self.blocks)]
         return [Stage("stem", stem), *blocks, Stage("head", head)]
 
+    def mergeable_blocks(self) -> list[HalvedBlock]:
+        """See Backbone.mergeable_blocks."""
+        blocks: list[HalvedBlock] = [block for block in self.blocks if isinstance(block, HalvedBlock)]
+        return blocks if len(blocks) == len(self.blocks) else super().mergeable_blocks()
+
     # ---- calls: each is a part of `outputs`
 
     def forward(self, images: Images, *, pad: bool = False, sizes: Sizes = None, patch_size: Patch = None) -> Logits:
@@ -494,7 +507,7 @@ class ViT(Backbone):
         x = x if masked is None else masked.put(x)
 
         kinds = (self.cls_token, self.dist_token, self.reg_token)
-        tokens = [kind.expand(len(x), -1, -1).to(x.dtype) for kind in kinds if kind is not None]
+        tokens = [kind.expand(x.shape[0], -1, -1).to(x.dtype) for kind in kinds if kind is not None]
         place = self.placed_tokens  # the first ones have a position
         if place:
             x = torch.cat([*tokens[:place], x], dim=1)
@@ -525,7 +538,7 @@ class ViT(Backbone):
         """Drop a share of the patches, drawn for each image (PatchDropout: Liu et al. 2023)."""
         prefix, patches = self.prefix_tokens, x.shape[1] - self.prefix_tokens
         kept = max(1, round(patches * (1 - self.config.patch_drop_rate)))
-        order = torch.rand(len(x), patches, device=x.device)
+        order = torch.rand(x.shape[0], patches, device=x.device)
         if (mask := self.valid_tokens(context)) is not None:
             order = order + mask[:, prefix:]  # patches that are not there go first, so that something of every image is left
         return self.keep_patches(x, context, order.topk(kept, dim=1).indices.sort(dim=1).values)
@@ -534,7 +547,7 @@ class ViT(Backbone):
         self, x: Tokens, context: Context, patches: Int64[Tensor, "B _L"]
     ) -> tuple[Float[Tensor, "B _ D"], Context]:
         """Return the prefix tokens and the given patches, in that order, and their context."""
-        prefix = torch.arange(self.prefix_tokens, device=x.device).expand(len(x), -1)
+        prefix = torch.arange(self.prefix_tokens, device=x.device).expand(x.shape[0], -1)
         chosen = torch.cat([prefix, patches + self.prefix_tokens], dim=1)
         x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
         return x, None if context is None else context.gather(1, chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from vitrail.serve import page
 from vitrail.serve.engine import Engine
+from vitrail.serve.explorer import Sample, explorer_router, package_samples
 from vitrail.serve.middleware import LimitBody, Outermost, RequireHost, RequireToken
 from vitrail.serve.models import ServedModel
 from vitrail.serve.problems import Problem, problem_response
@@ -23,8 +24,12 @@ from vitrail.serve.settings import ServeSettings
 DESCRIPTION = "Images to labels, embeddings and explanations. An image is the body itself, a file of a form, or base64 in JSON."
 
 
-def create_app(models: Mapping[str, ServedModel], settings: ServeSettings) -> FastAPI:
+def create_app(
+    models: Mapping[str, ServedModel], settings: ServeSettings, *, samples: Sequence[Sample] | None = None
+) -> FastAPI:
     """Return the app of models by name; the first is the default. Raises ValueError without a model.
+
+    `samples` are the images that the page offers; those of the package unless given.
 
     Its engine, which is `app.state.engine`, lives as long as the app: at its end requests inside are answered.
     """
@@ -45,11 +50,12 @@ def create_app(models: Mapping[str, ServedModel], settings: ServeSettings) -> Fa
     )
     app.state.engine = engine
     app.include_router(router)
+    app.include_router(explorer_router(models, package_samples() if samples is None else samples))
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     if files := page.read_files(page.STATIC):
-        app.mount("/", page.Page(files))
+        app.router.default = page.Page(files)  # after the endpoints: mounted at "/", it would answer a GET of /v1/predict too
     app.add_middleware(LimitBody, settings=settings)
     if settings.token is not None:
         app.add_middleware(RequireToken, token=settings.token)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 import uvicorn
 
 from vitrail.serve.app import create_app
+from vitrail.serve.explorer import Sample
 from vitrail.serve.models import ServedModel
 from vitrail.serve.settings import ServeSettings
 
@@ -50,10 +51,18 @@ def address_of(listener: socket.socket) -> str:
 
 
 def serve(
-    models: Mapping[str, ServedModel], settings: ServeSettings, listener: socket.socket, *, started: Callable[[], object]
+    models: Mapping[str, ServedModel],
+    settings: ServeSettings,
+    listener: socket.socket,
+    *,
+    samples: Sequence[Sample] | None = None,
+    started: Callable[[], object],
 ) -> None:
-    """Serve models on a socket until SIGTERM or Ctrl-C; requests inside are answered before it returns."""
-    app = create_app(models, settings)
+    """Serve models on a socket until SIGTERM or Ctrl-C; requests inside are answered before it returns.
+
+    `samples` are as for `create_app`.
+    """
+    app = create_app(models, settings, samples=samples)
     config = uvicorn.Config(
         app,
         access_log=False,

@@ -151,6 +151,14 @@ class ModernConfig(ViTConfig):
         return self.head_width // (2 if self.attention == "differential" else 1)
 
     @property
+    def position_grid(self) -> Pair:
+        """Patch grid of the learned positions."""
+        if self.pos_grid is not None:
+            return pair(self.pos_grid)
+        (height, width), patch = pair(self.img_size), pair(self.patch_size)
+        return height // patch[0], width // patch[1]
+
+    @property
     def is_eva(self) -> bool:
         """True for a shape of timm's Eva, whose LayerScale is `gamma_1`; its VisionTransformer has `ls1.gamma`."""
         return self.rope != "none" or (self.qkv_bias and not self.key_bias)

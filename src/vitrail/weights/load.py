@@ -356,10 +356,13 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     cosine = [part for part in parts if hasattr(part, "logit_scale") and hasattr(part, "window_size")]  # of Swin v2
     windows = [(part.window_size, getattr(part, "pretrained_window_size", None)) for part in cosine]
     sides = [part.window_size for part in parts if hasattr(part, "attn") and isinstance(getattr(part, "window_size", 0.0), int)]
+    pools = [part.num_heads for part in parts if hasattr(part, "latent") and hasattr(part, "num_heads")]  # of timm
+    heads = first(int, "num_heads", "heads")
     tanh = any(getattr(part, "approximate", "none") == "tanh" for part in parts)  # torch's GELU
     arguments = {
         "img_size": image_size,
-        "num_heads": first(int, "num_heads", "heads"),
+        "num_heads": heads,
+        "attn_pool_num_heads": next((number for number in pools if number != heads), None),
         "global_pool": first(str, "global_pool"),
         "pool_include_prefix": first(bool, "pool_include_prefix"),
         **{name: first((str, bool), name) for name in POSITIONS},

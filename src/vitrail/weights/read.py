@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vitrail.data.listing import EXPORT
 from vitrail.weights.formats import open_weights, read_json, reading
 from vitrail.weights.names_file import NamesFile
 from vitrail.weights.unwrap import CheckpointError, Shape, Tensors, unwrap
@@ -146,6 +147,8 @@ def find_in_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
             rest = [path for path in candidates if path != alike[0]]
             return alike[0], (f"took {alike[0].name}; the folder also holds {_some(rest)}",) if rest else ()
     holds = f"files there: {_some(there)}" if there else "there are no files in it"
+    if (folder / EXPORT).is_file():
+        raise CheckpointError(f"{folder} is an export, which `vitrail predict` runs; give the run that it was made of")
     raise CheckpointError(f"{folder} holds no weights ({holds}); {', '.join(SUFFIXES[:5])} are read")
 
 

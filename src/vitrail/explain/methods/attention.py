@@ -82,7 +82,7 @@ def attention_sheet(
         source = f"patch at {query[0]},{query[1]}" if query != "cls" else "class token" if token == 0 else "head's view"
         result = []
         for layer in layer_indices:
-            per_head = _token_rows(forward, layer, token) if row is None else _mixed_rows(forward, layer, row)  # (B, h, N)
+            per_head = _token_rows(forward, layer, token) if row is None else mixed_rows(forward, layer, row)  # (B, h, N)
             for head in all_heads:
                 label = f"layer {layer}, {_head_label(head, count)}, {source}"
                 result.append(maps_of(scene, fuse_heads(per_head, head), method="attention", labels=label, notes=(note,)))
@@ -133,7 +133,7 @@ def _token_rows(forward: ForwardPass, layer: int, token: int | None) -> Float[Te
     return attention_rows(forward.queries_and_keys(layer), queries, forward.mask)[:, :, 0]
 
 
-def _mixed_rows(forward: ForwardPass, layer: int, row: Float[Tensor, "B N"]) -> Float[Tensor, "B h N"]:
+def mixed_rows(forward: ForwardPass, layer: int, row: Float[Tensor, "B N"]) -> Float[Tensor, "B h N"]:
     """Return the attention weights of all tokens, summed with the weights of a row, head by head."""
     attended = forward.queries_and_keys(layer)
     chunks = (

@@ -20,7 +20,7 @@ from vitrail.weights.libraries.timm.beit import BEIT_LAYOUTS, beit_config, beit_
 from vitrail.weights.libraries.timm.cait import CAIT_LAYOUT, cait_config, cait_plan
 from vitrail.weights.libraries.timm.card import config_transform, labels
 from vitrail.weights.libraries.timm.hybrid import HYBRID_LAYOUTS, hybrid_config, hybrid_plan
-from vitrail.weights.libraries.timm.modern import MODERN_LAYOUTS, modern_config, modern_plan
+from vitrail.weights.libraries.timm.modern import MODERN_LAYOUTS, modern_config, modern_plan, modern_state
 from vitrail.weights.libraries.timm.naflex import NAFLEX_LAYOUTS
 from vitrail.weights.libraries.timm.swin import SWIN_LAYOUT, swin_config, swin_plan
 from vitrail.weights.libraries.timm.swin_v2 import SWIN_V2_LAYOUT, swin_v2_config, swin_v2_plan
@@ -60,7 +60,10 @@ RUN_FORMS: dict[type[Any], RunFormer] = {
         model.config,
     ),
     CaitConfig: _same_tensors(cait_config),
-    ModernConfig: _same_tensors(modern_config),
+    ModernConfig: lambda model, state, images, licence: (
+        modern_config(model.config, images, licence=licence),
+        *modern_state(state, model.config),
+    ),
     BeitConfig: _same_tensors(beit_config),
     VitDetConfig: _same_tensors(vitdet_config),
     HybridConfig: lambda model, state, images, licence: (

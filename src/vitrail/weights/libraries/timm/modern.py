@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitrail.models.modern import ModernViT
-from vitrail.settings import Preprocessing, pair
+from vitrail.settings import Preprocessing, ViTConfig, pair
 from vitrail.settings.modern import ModernConfig, parse_modern_name
 from vitrail.weights.libraries.timm.card import first_conv, folder, pretrained_cfg
 from vitrail.weights.libraries.timm.modern_vit import register_form, register_names, vit_architecture, vit_args
+from vitrail.weights.libraries.timm.naflex import is_naflex, naflex_config, naflex_state
 from vitrail.weights.library import Config, Export, FamilyLayout, from_list
-from vitrail.weights.targets import Inexpressible, literal, mlp_ratio, preprocessing_of, same_names
+from vitrail.weights.targets import Inexpressible, State, literal, mlp_ratio, preprocessing_of, same_names
 
 ROPES = {"cat": "grid", "dinov3": "centred", "mixed": "mixed"}
 POOLS = {"token": "cls", "avg": "avg", "map": "map"}
@@ -165,6 +166,8 @@ _BY_NORM = {  # architectures by the norm, which is no argument that JSON can ho
 
 def modern_config(cfg: ModernConfig, images: Preprocessing, *, licence: str | None = None) -> dict[str, Any]:
     """Return the keys of config.json by which timm opens a modern ViT. Raises Inexpressible for what its class lacks."""
+    if is_naflex(cfg):
+        return naflex_config(cfg, images, licence)
     if _is_aimv2(cfg):
         architecture, args = "aimv2_large_patch14_224", _aimv2_args(cfg)
     elif cfg.is_eva:
@@ -257,6 +260,11 @@ def _aimv2_args(cfg: ModernConfig) -> dict[str, Any]:
         **same_names(cfg, "img_size", "patch_size", "embed_dim", "depth", "num_heads", "qkv_bias"),
         "mlp_ratio": mlp_ratio(round(cfg.embed_dim * cfg.mlp_ratio), cfg.embed_dim),
     }
+
+
+def modern_state(state: State, cfg: ModernConfig) -> tuple[State, ViTConfig]:
+    """Return a model's tensors by timm's names, and its config; only NaFlexVit has other names than ours."""
+    return naflex_state(state, cfg) if is_naflex(cfg) else (state, cfg)
 
 
 def modern_plan(model: ModernViT) -> Export:

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.settings.modern import ModernConfig, parse_modern_name
+from vitrail.settings import Preprocessing, ViTConfig, pair
+from vitrail.settings.modern import ModernConfig, modern_name, parse_modern_name
+from vitrail.weights.libraries.timm.card import pretrained_cfg
 from vitrail.weights.libraries.timm.vit import POOLS
 from vitrail.weights.library import Config, FamilyLayout, activation, from_list
-from vitrail.weights.names import LINEAR_PATCH, Form
-from vitrail.weights.targets import Inexpressible
+from vitrail.weights.names import LINEAR_PATCH, Form, patch_of
+from vitrail.weights.targets import Inexpressible, State, literal, mlp_ratio, same_names, with_token_rows
 
 RESIZES = {  # by interpolation, antialiasing and whether corners are kept
     ("bicubic", True, False): "bicubic",
@@ -41,17 +43,32 @@ def factorised_names(name: str) -> tuple[str, ...]:
     return ("embeds.pos_embed_y", "embeds.pos_embed_x") if name == "pos_embed" else naflex_names(name)
 
 
-def _no_write(x: Tensor, cfg: Any) -> list[Tensor]:
-    raise Inexpressible("timm's NaFlexVit is not written")
+def _no_rows_and_columns(x: Tensor, cfg: Any) -> list[Tensor]:
+    raise Inexpressible("positions are learned as a sum, and written as a grid")
 
 
-GRID = Form(lambda parts: parts[0].flatten(1, 2), _no_write)  # (1, h, w, D)
-ROWS_AND_COLUMNS = Form(lambda parts: (parts[0][:, :, None] + parts[1][:, None]).flatten(1, 2), _no_write)
+def _write_patch(x: Tensor, cfg: ViTConfig) -> list[Tensor]:
+    return LINEAR_PATCH.write(x, cfg) if is_linear(cfg) else [x]
+
+
+def _write_grid(x: Tensor, cfg: Any) -> list[Tensor]:
+    return [x.unflatten(1, cfg.position_grid)]
+
+
+PATCH = Form(LINEAR_PATCH.read, _write_patch)
+GRID = Form(lambda parts: parts[0].flatten(1, 2), _write_grid)  # (1, h, w, D)
+ROWS_AND_COLUMNS = Form(lambda parts: (parts[0][:, :, None] + parts[1][:, None]).flatten(1, 2), _no_rows_and_columns)
+
+
+def is_linear(cfg: ViTConfig) -> bool:
+    """Return whether the patch projection is written as a linear layer: its width alone tells the channels of most patches."""
+    height, width = pair(cfg.patch_size)
+    return patch_of(cfg.in_channels * height * width) == (cfg.in_channels, height) and height == width
 
 
 def naflex_form(name: str) -> Form | None:
     """Return the form of a tensor of ours."""
-    return {"patch_embed.proj.weight": LINEAR_PATCH, "pos_embed": GRID}.get(name)
+    return {"patch_embed.proj.weight": PATCH, "pos_embed": GRID}.get(name)
 
 
 def factorised_form(name: str) -> Form | None:
@@ -127,3 +144,89 @@ NAFLEX_LAYOUTS = (
         assumes=_ASSUMES,
     ),
 )
+
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
+
+_FIXED: dict[str, tuple[Any, ...]] = {  # fields of which its plain blocks and its poolings have these values only
+    "mlp": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
+    "norm_eps": (1e-6,),
+    "norm_position": ("pre",),
+    "layer_scale": ("both",),
+    "qkv": ("fused",),
+    "qk_norm_width": ("head",),
+    "head_dim": (None,),
+    "scale_attn_inner": (False,),
+    "scale_mlp": (False,),
+    "embed_norm": (False,),
+    "patch_norm": (False,),
+    "dist_token": (False,),
+    "pool": ("cls", "avg", "map"),
+    "pool_block": (True,),
+    "head": ("linear",),
+    "stem": ("patch",),
+    "block": ("serial",),
+    "attention": ("softmax",),
+    "relative_bias": ("none",),
+}
+
+
+def is_naflex(cfg: ModernConfig) -> bool:
+    """Return whether positions have a grid of their own, or are resized as no other class of timm does it."""
+    resized = cfg.pos_grid is not None or cfg.pos_square or cfg.pos_resize != "bicubic"
+    return cfg.rope == "none" and cfg.pos_embed == "learn" and resized
+
+
+def naflex_config(cfg: ModernConfig, images: Preprocessing, licence: str | None) -> dict[str, Any]:
+    """Return the keys of config.json by which timm opens a NaFlexVit. Raises Inexpressible for what it lacks."""
+    for field, values in _FIXED.items():
+        if getattr(cfg, field) not in values:
+            only = " or ".join(map(literal, values))
+            raise Inexpressible(f"timm's NaFlexVit has no {field} {literal(getattr(cfg, field))}, only {only}")
+    lacks = {
+        "biases of queries and values only": cfg.qkv_bias and not cfg.key_bias,
+        "proj_bias other than mlp_bias": cfg.proj_bias != cfg.mlp_bias,
+    }
+    if lacking := next((what for what, has in lacks.items() if has), None):
+        raise Inexpressible(f"timm's NaFlexVit has no {lacking}")
+    name = modern_name(cfg)
+    stem = {"first_conv": "embeds.proj"} if cfg.in_channels == 3 else {}
+    return {
+        "architecture": name if name.startswith("naflexvit_") else "naflexvit_base_patch16_map",
+        "model_args": naflex_args(cfg),
+        "pretrained_cfg": pretrained_cfg(cfg, images, licence, fixed_input_size=False, **stem, classifier="head"),
+    }
+
+
+def naflex_args(cfg: ModernConfig) -> dict[str, Any]:
+    """Return the arguments of timm's NaFlexVit; those that its first versions lack only where they are not the defaults."""
+    mode, antialias, corners = next(key for key, ours in RESIZES.items() if ours == cfg.pos_resize)
+    args: dict[str, Any] = {
+        "in_chans": cfg.in_channels,
+        **same_names(cfg, "patch_size", "embed_dim", "depth", "num_heads", "qkv_bias", "qk_norm", "proj_bias", "init_values"),
+        **same_names(cfg, "class_token", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "pool_include_prefix"),
+        "mlp_ratio": mlp_ratio(round(cfg.embed_dim * cfg.mlp_ratio), cfg.embed_dim),
+        "act_layer": cfg.mlp,
+        "norm_layer": {"layer": "layernorm", "rms": "rmsnorm"}[cfg.norm],
+        "global_pool": "token" if cfg.pool == "cls" else cfg.pool,
+        "embed_proj_type": "linear" if is_linear(cfg) else "conv",
+        "pos_embed": "learned",
+        "pos_embed_grid_size": list(cfg.position_grid),
+        "pos_embed_interp_mode": mode,
+        "pos_embed_ar_preserving": cfg.pos_square,
+        **({} if antialias else {"pos_embed_antialias": False}),
+        **({"pos_embed_align_corners": True} if corners else {}),
+    }
+    if cfg.pool == "map":
+        args["attn_pool_num_heads"] = cfg.pool_heads or cfg.num_heads
+        hidden = round(cfg.embed_dim * (cfg.mlp_ratio if cfg.pool_mlp_ratio is None else cfg.pool_mlp_ratio))
+        args["attn_pool_mlp_ratio"] = mlp_ratio(hidden, cfg.embed_dim)
+    return args
+
+
+def naflex_state(state: State, cfg: ModernConfig) -> tuple[dict[str, Tensor], ViTConfig]:
+    """Return a model's tensors by timm's names, and its config: the class token's position is added to the token."""
+    placed, placed_cfg = with_token_rows(state, cfg, present=False)
+    forms = {name: naflex_form(name) for name in placed}
+    written = {name: value if (form := forms[name]) is None else form.write(value, cfg)[0] for name, value in placed.items()}
+    return {naflex_names(name)[0]: value for name, value in written.items()}, placed_cfg

@@ -13,7 +13,8 @@ from vitrail.weights.eval_transform import HALF, DefaultTransform
 from vitrail.weights.libraries.transformers.beit import BEIT_LAYOUTS, beit_plan
 from vitrail.weights.libraries.transformers.config import config_assumptions, config_fields, labels, processor_transform
 from vitrail.weights.libraries.transformers.cvt import CVT_ENCODER_LAYOUT, CVT_LAYOUT, cvt_plan
-from vitrail.weights.libraries.transformers.modern import MODERN_LAYOUTS, modern_plan
+from vitrail.weights.libraries.transformers.modern import MODERN_LAYOUTS
+from vitrail.weights.libraries.transformers.modern_write import modern_plan
 from vitrail.weights.libraries.transformers.names import CLIP_LAYOUT, DINOV2_LAYOUT, SIGLIP_LAYOUT, VIT_LAYOUT
 from vitrail.weights.libraries.transformers.swin import DONUT_LAYOUTS, OLD_SWIN_LAYOUT, SWIN_LAYOUT, swin_plan
 from vitrail.weights.libraries.transformers.swin_v2 import SWIN_V2_LAYOUT, swin_v2_plan

@@ -77,6 +77,7 @@ PROCESSORS = {  # by the first part of its name, which is that of the older feat
     "ViT": Processor(2, HALF, shorter=False, crops=False),
     "DeiT": Processor(3, HALF, shorter=False, crops=True),
     "Beit": Processor(3, HALF, shorter=False, crops=False),
+    "Siglip2": Processor(2, HALF, shorter=False, crops=False),
     "Siglip": Processor(3, HALF, shorter=True, crops=False),
     "CLIP": Processor(3, CLIP, shorter=True, crops=True),
     "Bit": Processor(3, CLIP, shorter=True, crops=True),  # DINOv2's
@@ -109,6 +110,8 @@ def processor_transform(file: Config, img_size: Pair) -> EvalTransform | None:
     if not math.isclose(scale, 1):  # theirs is (x · factor - mean) / std for x from 0 to 255, ours (x / 255 - mean) / std
         mean, std = tuple(m / scale for m in mean), tuple(s / scale for s in std)
 
+    if name.startswith("Siglip2"):
+        notes.append("it keeps the aspect ratio, Vitrail squashes")
     mode, resized = resize_of(file.get("size"), default, where, notes)
     if name.startswith("ConvNext") and resized is not None:  # ConvNeXT's and CvT's, whose code has a crop of its own
         share = numbers(file.get("crop_pct", 224 / 256), f"{where}: crop_pct", above_zero=True)[0]

@@ -1,23 +1,16 @@
-"""Modern ViTs of transformers: DINOv3, AIMv2, Pixtral's and InternVL's towers: names, config.json, and writing."""
+"""Modern ViTs of transformers: DINOv3, AIMv2, Pixtral's and InternVL's towers: names and config.json."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from vitrail.models.modern import ModernViT
-from vitrail.settings import pair
 from vitrail.settings.modern import ModernConfig
 from vitrail.weights.libraries.transformers.config import vision_config
 from vitrail.weights.libraries.transformers.names import Spelling
-from vitrail.weights.libraries.transformers.write import image_processor, sides
-from vitrail.weights.library import ACTIVATIONS, Config, Export, FamilyLayout, from_list
+from vitrail.weights.library import ACTIVATIONS, Config, FamilyLayout, from_list
 from vitrail.weights.names import STACKED, STACKED_PAIR, TOKENS, Form
-from vitrail.weights.targets import Inexpressible, literal, preprocessing_of, rename_family, same_names
 
 # --------------------------------------------------------------------------------------------------------------------
 # Names: the parts of ours that are others there; "{}" stands for query, key and value
@@ -173,131 +166,3 @@ INTERNVL_LAYOUT = _FAMILY(
     (*_SHOWN, "blocks.0.ls1.gamma"), names=functools.partial(_names, spelling=INTERNVL), fields=internvl_fields
 )
 MODERN_LAYOUTS = (DINOV3_LAYOUT, DINOV3_HUB_LAYOUT, AIMV2_LAYOUT, PIXTRAL_LAYOUT, INTERNVL_LAYOUT)
-
-# --------------------------------------------------------------------------------------------------------------------
-# Writing
-
-
-def modern_plan(model: ModernViT) -> Export:
-    """Export a folder for from_pretrained. Raises Inexpressible for a model that neither DINOv3 nor AIMv2 is."""
-    cfg = model.config
-    aimv2 = cfg.norm == "rms"
-    cls, layout = ("Aimv2VisionModel", AIMV2_LAYOUT) if aimv2 else ("DINOv3ViTModel", DINOV3_LAYOUT)
-    config = _aimv2_config(cfg, cls) if aimv2 else _dinov3_config(cfg, cls)
-    tensors = rename_family(model, layout)
-    if cfg.pos_embed == "sincos2d":
-        del tensors["embeddings.position_embedding.weight"]  # computed there, too
-    if not aimv2:
-        tensors["embeddings.mask_token"] = torch.zeros(1, 1, cfg.embed_dim)
-    return Export(
-        "hf",
-        f'transformers.{cls}.from_pretrained("PATH")',
-        tensors=tensors,
-        beside={"config.json": config, "preprocessor_config.json": image_processor(preprocessing_of(model), "ViT")},
-        notes=()
-        if cfg.pool != "avg"
-        else (f"{cls} does not average: take the mean over the patches in its last_hidden_state",),
-    )
-
-
-def _require(cfg: ModernConfig, cls: str, values: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise Inexpressible for a field with none of the values that a class of transformers has."""
-    common: dict[str, tuple[Any, ...]] = {
-        "num_classes": (0,),
-        "pos_grid": (None,),
-        "pos_square": (False,),
-        "rope_class": (False,),
-        "norm_position": ("pre",),
-        "layer_scale": ("both",),
-        "qkv": ("fused",),
-        "qk_norm": (False,),
-        "kv_heads": (None,),
-        "head_dim": (None,),
-        "scale_attn_inner": (False,),
-        "scale_mlp": (False,),
-        "pre_norm": (False,),
-        "patch_norm": (False,),
-        "final_norm": (True,),
-        "fc_norm": (False,),
-        "dist_token": (False,),
-        "head": ("linear",),
-        "stem": ("patch",),
-        "block": ("serial",),
-        "attention": ("softmax",),
-        "relative_bias": ("none",),
-    }
-    for name, allowed in {**common, **values}.items():
-        if getattr(cfg, name) not in allowed:
-            only = " or ".join(map(literal, allowed))
-            raise Inexpressible(f"transformers' {cls} has no {name} {literal(getattr(cfg, name))}, only {only}")
-    if cfg.mlp == "swiglu" and cfg.gate == "packed":
-        raise Inexpressible(f'transformers\' {cls} has no gate "packed", only "split"')
-
-
-def _dinov3_config(cfg: ModernConfig, cls: str) -> dict[str, Any]:
-    fixed = {
-        "rope": ("centred",),
-        "rope_layout": ("half",),
-        "rope_axes": ("yx",),
-        "class_token": (True,),
-        "pos_embed": ("none",),
-    }
-    _require(cfg, cls, {**fixed, "embed_norm": (False,), "pool": ("cls", "avg"), "mlp": ("swiglu", "gelu", "gelu_tanh")})
-    if cfg.init_values is None:
-        raise Inexpressible(f"transformers' {cls} has no init_values null, only LayerScale")
-    if cfg.reg_tokens == 0:
-        raise Inexpressible(f"transformers' {cls} has no reg_tokens 0 that its files hold")
-    return {
-        **_common_config(cfg, cls, "dinov3_vit"),
-        "hidden_act": {"swiglu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}[cfg.mlp],
-        "use_gated_mlp": cfg.mlp == "swiglu",
-        "layer_norm_eps": cfg.norm_eps,
-        "rope_theta": cfg.rope_temperature,
-        "query_bias": cfg.qkv_bias,
-        "key_bias": cfg.qkv_bias and cfg.key_bias,
-        "value_bias": cfg.qkv_bias,
-        **same_names(cfg, "proj_bias", "mlp_bias"),
-        "num_register_tokens": cfg.reg_tokens,
-        "layerscale_value": cfg.init_values,
-        "pos_embed_shift": cfg.rope_shift,
-        "pos_embed_jitter": cfg.rope_jitter,
-        "pos_embed_rescale": cfg.rope_rescale,
-    }
-
-
-def _aimv2_config(cfg: ModernConfig, cls: str) -> dict[str, Any]:
-    fixed = {
-        "rope": ("none",),
-        "class_token": (False,),
-        "reg_tokens": (0,),
-        "init_values": (None,),
-        "pos_embed": ("learn", "sincos2d"),
-    }
-    _require(cfg, cls, {**fixed, "embed_norm": (True,), "mlp": ("swiglu",), "pool_block": (cfg.pool != "map",)})
-    if cfg.qkv_bias != cfg.proj_bias or (cfg.qkv_bias and not cfg.key_bias):
-        raise Inexpressible(f"transformers' {cls} has biases in all of its attention, or in none")
-    if cfg.pos_embed == "learn" and len(set(pair(cfg.img_size))) == 2:
-        raise Inexpressible(f"transformers' {cls} has no img_size {cfg.img_size}, only squares")
-    return {
-        **_common_config(cfg, cls, "aimv2_vision_model"),
-        "hidden_act": "silu",
-        "rms_norm_eps": cfg.norm_eps,
-        **same_names(cfg, "qkv_bias", "mlp_bias"),
-        "use_head": cfg.pool == "map",
-        "is_native": cfg.pos_embed == "sincos2d",
-    }
-
-
-def _common_config(cfg: ModernConfig, cls: str, kind: str) -> dict[str, Any]:
-    return {
-        "architectures": [cls],
-        "model_type": kind,
-        "image_size": sides(cfg.img_size),
-        "patch_size": sides(cfg.patch_size),
-        "num_channels": cfg.in_channels,
-        "hidden_size": cfg.embed_dim,
-        "intermediate_size": round(cfg.embed_dim * cfg.mlp_ratio),
-        "num_hidden_layers": cfg.depth,
-        "num_attention_heads": cfg.num_heads,
-        "torch_dtype": "float32",
-    }

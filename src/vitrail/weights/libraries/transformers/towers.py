@@ -1,4 +1,4 @@
-"""More modern ViTs of transformers: SigLIP 2's NaFlex, C-RADIO, Pixio, MLCD, V-JEPA 2 and others; read, not written."""
+"""More modern ViTs of transformers: SigLIP 2's NaFlex, C-RADIO, Pixio, MLCD, V-JEPA 2 and others; names and config.json."""
 
 from __future__ import annotations
 
@@ -247,9 +247,21 @@ def _flat(shape: Callable[[str], tuple[int, ...]]) -> bool:
 _NO_POOL = {r"^attn_pool\.": "unused.", **SIGLIP2}  # the classifier takes the mean; its file has the pooling all the same
 _RADIO_SUMMARY = "the class token; theirs are the class tokens of summary_idxs, side by side: features().tokens[:, [0, 1]]"
 _PIXIO_MEAN = "the first class token; theirs is the mean of all: features().tokens[:, :8].mean(1)"
+SIGLIP2_LAYOUT = _layout("SigLIP 2", ("norm.weight",), SIGLIP2, siglip2_fields, forms=SIGLIP2_FORMS, fits=_flat)
+VJEPA2_LAYOUT = FamilyLayout(
+    ModernConfig,
+    "transformers V-JEPA 2",
+    ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"),
+    _vjepa2_names,
+    lambda name: _form(name, {"patch_embed.proj.weight": STILL_PATCH}),
+    encoder="encoder.",
+    ignored=r"(^|\.)predictor\.",
+    fields=vjepa2_fields,
+    assumes={"pool": "the mean of the tokens; VJEPA2ForVideoClassification has layers of attention there, which are left out"},
+)
 TOWER_LAYOUTS = (
     _layout("SigLIP 2", ("head.weight",), _NO_POOL, siglip2_fields, forms=SIGLIP2_FORMS, fits=_flat, ignored=r"\bhead\."),
-    _layout("SigLIP 2", ("norm.weight",), SIGLIP2, siglip2_fields, forms=SIGLIP2_FORMS, fits=_flat),
+    SIGLIP2_LAYOUT,
     *(
         _layout(
             "C-RADIO",
@@ -283,19 +295,7 @@ TOWER_LAYOUTS = (
         ignored=r"mask_token$",
         fields=sapiens2_fields,
     ),
-    FamilyLayout(
-        ModernConfig,
-        "transformers V-JEPA 2",
-        ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"),
-        _vjepa2_names,
-        lambda name: _form(name, {"patch_embed.proj.weight": STILL_PATCH}),
-        encoder="encoder.",
-        ignored=r"(^|\.)predictor\.",
-        fields=vjepa2_fields,
-        assumes={
-            "pool": "the mean of the tokens; VJEPA2ForVideoClassification has layers of attention there, which are left out"
-        },
-    ),
+    VJEPA2_LAYOUT,
     _layout(
         "Qianfan-OCR",
         ("blocks.0.ls1.gamma", "blocks.0.attn.proj.weight", "blocks.0.norm1.bias"),

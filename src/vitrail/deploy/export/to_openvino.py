@@ -1,0 +1,75 @@
+"""OpenVINO's intermediate representation: converted from the traced graph, compiled for the CPU."""
+
+# B batch · K classes
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import openvino
+import torch
+from torch import Tensor
+
+from vitrail.deploy.export.quiet import quiet
+from vitrail.deploy.export.trace import INPUT, OUTPUT, Traced
+from vitrail.deploy.forms import Forward
+
+INFO = "vitrail"
+"""Section of the metadata (rt_info) that is ours."""
+
+
+def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the .xml file, and the .bin file with its weights. Weights stay in fp32."""
+    model = convert(traced)
+    for key, value in metadata.items():
+        model.set_rt_info(json.dumps(value), [INFO, key])  # one line: an attribute of XML keeps no line ends
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def convert(traced: Traced) -> openvino.Model:
+    """Convert a traced model."""
+    with quiet():
+        model = openvino.convert_model(traced.program, example_input=traced.example)
+    images, logits = model.input(), model.output()
+    sides = [openvino.Dimension(1, -1) if axis in traced.dynamic else side for axis, side in enumerate(traced.example.shape)]
+    images.get_node().set_partial_shape(openvino.PartialShape(sides))  # the converter leaves all of them open
+    images.get_tensor().set_names({INPUT})
+    logits.get_tensor().set_names({OUTPUT})
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def open_forward(path: Path) -> Forward:
+    """Open a file for the CPU, in fp32: without the hint OpenVINO computes in bf16 where the processor has it.
+
+    Of a file in int8, what is not in int8 is computed as OpenVINO chooses, which is fastest.
+    """
+    model = openvino.Core().read_model(path)
+    in_int8 = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+    return compile_forward(model, precision=None if in_int8 else "f32")
+
+
+def compile_forward(model: openvino.Model, *, precision: str | None) -> Forward:
+    """Compile a model for the CPU, with as many threads as torch has; precision None is OpenVINO's choice."""
+    config = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    hint = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+    compiled = openvino.Core().compile_model(model, "CPU", {**config, **hint})
+
+    def forward(images: Tensor) -> Tensor:
+        return torch.from_numpy(compiled(images.numpy(force=True))[OUTPUT].copy())
+
+    return forward
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a file."""
+    entries = openvino.Core().read_model(path).get_rt_info([INFO]).astype(dict)
+    metadata = {}
+    for key, value in entries.items():
+        text = value.astype(str) if isinstance(value, openvino.OVAny) else str(value)
+        with contextlib.suppress(ValueError):
+            metadata[key] = str(json.loads(text))
+    return metadata
