@@ -31,7 +31,7 @@ import sysconfig
 import tempfile
 import time
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def run_plain(run: str, port: str) -> None:
     uvicorn.run(app, port=int(port), log_level="warning", access_log=False)
 
 
-PROCESSES = {"bare": run_bare, "plain": run_plain}
+PROCESSES: dict[str, Callable[..., None]] = {"bare": run_bare, "plain": run_plain}
 
 
 def free_port() -> int:

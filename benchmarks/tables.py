@@ -610,8 +610,8 @@ def serving(result: dict[str, Any]) -> str:
         [f"resident memory over {memory['requests']:,} requests", f"{memory['grown_mb']:+.1f} MB"],
     ]
     note = (
-        "One PNG of 28 x 28 px a request, 64 connections, unless said; median of interleaved rounds. The client is a process of its own "
-        "on the same cores. Overload comes in forms of 32 images."
+        "One PNG of 28 x 28 px a request, 64 connections, unless said; median of interleaved rounds. The client is a process "
+        "of its own on the same cores. Overload comes in forms of 32 images."
     )
     return (
         f"{_grid(['full load', 'images/s', 'times the Predictor'], speeds)}\n\n{_grid(['server', ''], rows)}\n\n"

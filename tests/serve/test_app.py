@@ -304,9 +304,11 @@ def test_health_answers_while_the_model_is_held_and_the_queue_is_full(animals: P
         assert int(refused.headers["retry-after"]) >= 1
         several = {"images": [in_base64(picture())] * 3}
         problem(await client.post("/v1/predict", json=several), 429)
-        assert not any(task.done() for task in inside)
+        embedding = asyncio.create_task(client.post("/v1/embed", content=picture(), headers=PNG))  # in a queue of its own
+        await asyncio.sleep(0.01)
+        assert not any(task.done() for task in [*inside, embedding])
         predictor.go.set()
-        assert [(await task).status_code for task in inside] == [200] * 3
+        assert [(await task).status_code for task in [*inside, embedding]] == [200] * 4
         assert (await client.post("/v1/predict", json=several)).status_code == 200
 
     app = app_of(model, queue_images=3, max_images=3)
@@ -397,6 +399,35 @@ def test_a_body_above_the_limit_is_refused_declared_or_not(model: ServedModel) -
 
     calls(app_of(model, max_body_bytes=20_000), call)
     assert read <= 1000
+
+
+def test_a_body_that_does_not_arrive_is_given_up(model: ServedModel) -> None:
+    async def stuck() -> Any:
+        yield b"x"
+        await asyncio.sleep(LONG)
+
+    async def call(client: httpx.AsyncClient) -> None:
+        assert "too long to arrive" in problem(await client.post("/v1/predict", content=stuck(), headers=PNG), 408)
+
+    calls(app_of(model, body_timeout_s=0.05), call)
+
+
+def test_all_bodies_together_have_a_limit(animals: Path) -> None:
+    model = served(animals, held=True)
+    predictor = model.predictor
+    assert isinstance(predictor, Held)
+    body = picture(kind="BMP")
+
+    async def call(client: httpx.AsyncClient) -> None:
+        inside = [asyncio.create_task(client.post("/v1/predict", content=body, headers=PNG)) for _ in range(2)]
+        await until(predictor.begun.is_set)
+        refused = await client.post("/v1/predict", content=body, headers=PNG)
+        assert "too many bodies" in problem(refused, 429)
+        predictor.go.set()
+        assert [(await task).status_code for task in inside] == [200, 200]
+        assert (await client.post("/v1/predict", content=body, headers=PNG)).status_code == 200
+
+    calls(app_of(model, max_body_bytes=2 * len(body), max_inside_bytes=2 * len(body) + 10), call)
 
 
 def test_images_have_a_limit_in_number_and_in_pixels(model: ServedModel) -> None:
@@ -646,6 +677,7 @@ def test_the_page_is_served_from_memory(model: ServedModel, tmp_path: Path, monk
         ({"timeout_s": 0.0}, "timeout_s 0.0 must be a number above 0"),
         ({"timeout_s": float("nan")}, "must be a number above 0"),
         ({"max_images": 9, "queue_images": 8}, "max_images 9 is above queue_images 8"),
+        ({"max_body_bytes": 9, "max_inside_bytes": 8}, "max_body_bytes 9 is above max_inside_bytes 8"),
         ({"token": ""}, "the token must be"),
         ({"token": "two words"}, "the token must be"),
         ({"token": "é"}, "the token must be"),

@@ -92,6 +92,7 @@ def test_the_page_names_every_address_and_limit(model: ServedModel) -> None:
     defaults = {one.name: one.default for one in fields(ServeSettings)}
     for value in (
         f"| {defaults['max_body_bytes'] // 1_000_000} MB |",
+        f"| {defaults['max_inside_bytes'] // 1_000_000} MB |",
         f"| {defaults['max_images']} |",
         f"| {defaults['queue_images']} |",
         f"| {defaults['timeout_s']:g} s |",

@@ -136,10 +136,15 @@ class RequireToken:
 
 
 class LimitBody:
-    """413 for a body above the limit, by its declared length or as it arrives; 408 for one that arrives too slowly."""
+    """413 for a body above the limit, by its declared length or as it arrives; 408 for one that arrives too slowly.
+
+    429 where the bodies of all requests, which stay in memory until their answers, would exceed their limit.
+    """
 
     def __init__(self, app: ASGIApp, *, settings: ServeSettings) -> None:
         self.app, self.settings = app, settings
+        self.inside = 0
+        """Bytes of the bodies of all requests inside."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and count the bytes of its body."""
@@ -160,12 +165,19 @@ class LimitBody:
                     message = await receive()
             except TimeoutError:
                 raise Problem(408, "the body took too long to arrive", headers={"Connection": "close"}) from None
-            received = scope["vitrail.received"] = scope.get("vitrail.received", 0) + len(message.get("body", b""))
+            more = len(message.get("body", b""))
+            received = scope["vitrail.received"] = scope.get("vitrail.received", 0) + more
+            self.inside += more
             if received > most:
                 raise self._too_large()
+            if self.inside > self.settings.max_inside_bytes:
+                raise Problem(429, "too many bodies are inside", headers={"Retry-After": "1", "Connection": "close"})
             return message
 
-        await self.app(scope, counting, send)
+        try:
+            await self.app(scope, counting, send)
+        finally:
+            self.inside -= scope.get("vitrail.received", 0)
 
     def _too_large(self) -> Problem:
         return Problem(413, f"the body is larger than {self.settings.max_body_bytes:,} bytes", headers={"Connection": "close"})

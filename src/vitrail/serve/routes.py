@@ -13,7 +13,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from vitrail.explain.sheets import ExplainConfig
-from vitrail.serve.describe import describe
 from vitrail.serve.engine import Engine
 from vitrail.serve.explain import explain_json, explain_png, parse_heads, parse_layers, parse_query
 from vitrail.serve.images import read_images
@@ -113,7 +112,7 @@ async def predict(
     """Labels and probabilities of one image or many."""
     engine = engine_of(request)
     served = engine.model(model)
-    engine.require_room(served)
+    engine.require_room(served, "predict")
     uploads = await read_images(request, engine.settings)
     predictions = await engine.predict(served, uploads, top=top, coverage=coverage)
     require_some([prediction.error for prediction in predictions])
@@ -136,7 +135,7 @@ async def embed(
     """Embeddings of one image or many."""
     engine = engine_of(request)
     served = engine.model(model)
-    engine.require_room(served)
+    engine.require_room(served, "embed")
     uploads = await read_images(request, engine.settings)
     rows = [
         {"path": upload.name, "embedding": None, "error": row}
@@ -204,7 +203,7 @@ async def model(request: Request, model: ModelName = None) -> Response:
     chosen = [engine.model(model)] if model is not None else list(engine.models.values())
     settings = engine.settings
     limits = {name: getattr(settings, name) for name in ("max_body_bytes", "max_images", "max_pixels", "timeout_s")}
-    return json_response({"models": [describe(one) for one in chosen], "limits": limits})
+    return json_response({"models": [engine.descriptions[one.name] for one in chosen], "limits": limits})
 
 
 @router.get("/healthz", response_model=HealthAnswer)

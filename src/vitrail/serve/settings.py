@@ -29,6 +29,8 @@ class ServeSettings:
 
     max_body_bytes: int = 32_000_000
     """Size of a request's body; a larger one is 413."""
+    max_inside_bytes: int = 512_000_000
+    """Bodies of all requests that are inside, in sum; the request that would exceed it is refused with 429."""
     body_timeout_s: float = 30.0
     """Time for the body to arrive; after that it is 408."""
     max_images: int = 64
@@ -60,6 +62,11 @@ class ServeSettings:
             raise ValueError(
                 f"max_images {self.max_images} is above queue_images {self.queue_images}, so the largest request would never "
                 "fit; use a longer queue, or fewer images a request"
+            )
+        if self.max_body_bytes > self.max_inside_bytes:
+            raise ValueError(
+                f"max_body_bytes {self.max_body_bytes} is above max_inside_bytes {self.max_inside_bytes}, so the largest body "
+                "would never fit; allow more inside, or smaller bodies"
             )
         if self.token is not None and (
             not self.token.isascii() or not self.token.isprintable() or " " in self.token or not self.token
