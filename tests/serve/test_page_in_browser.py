@@ -419,8 +419,9 @@ def test_what_is_no_image_or_too_large(open_page: Opened) -> None:
     assert "can't be read" in notice(page)
     page.click("#notice .close")
     upload(page, bytes(300_000), "huge.png")
-    assert "huge.png has 0.3 MB, and this server takes 0.2 MB" in notice(page)
-    assert picture(page) == before  # what was there is still there
+    assert "The file huge.png has 0.3 MB, and this server takes 0.2 MB" in notice(page)
+    assert picture(page) == before  # what was there is still there, to be explained and linked to
+    assert "sample=0-t-shirt" in fragment(page)
     upload(page, photo())
     until(page, "document.querySelector('.name').textContent === 'mine.png'")
     assert page.locator("#notice").is_hidden()

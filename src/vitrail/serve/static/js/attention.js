@@ -77,6 +77,19 @@ export class Attention {
     return sum;
   }
 
+  /** A row's patches in any unit, and the largest of them: all that a thumbnail needs, without a number being converted. */
+  glance(layer, head, query) {
+    const part = this.parts.get(layer);
+    const token = query === READING ? this.readToken : query;
+    if (!part || head === MEAN || token < 0) return this.look(layer, head, query);
+    const { queries, tokens } = this.header;
+    const start = (head * queries + token) * tokens;
+    const patches = part.weights.subarray(start + this.prefix, start + tokens);
+    let most = 1; // of 255: a row of nothing is dark
+    for (let patch = 0; patch < patches.length; patch++) if (patches[patch] > most) most = patches[patch];
+    return { patches, most };
+  }
+
   /** A row's patches, its largest weight among them, where that is, and what goes to the tokens before the patches. */
   look(layer, head, query) {
     const row = this.row(layer, head, query);

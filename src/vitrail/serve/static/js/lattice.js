@@ -5,6 +5,7 @@ import { glassOf } from "./colors.js";
 import { make } from "./dom.js";
 import { drawThumbnail } from "./picture.js";
 
+const SLICE_MS = 10; // of the 16 of a frame
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class Lattice {
@@ -12,6 +13,7 @@ export class Lattice {
     this.element = element;
     this.view = view;
     this.cells = [];
+    this.frame = 0;
     element.addEventListener("keydown", (event) => this.#key(event));
     element.addEventListener("click", (event) => {
       const cell = event.target.closest("button[data-layer]");
@@ -21,6 +23,7 @@ export class Lattice {
 
   /** Build the cells for an attention, or none. */
   show(attention) {
+    cancelAnimationFrame(this.frame);
     this.attention = attention;
     this.cells = [];
     this.element.replaceChildren();
@@ -63,14 +66,27 @@ export class Lattice {
     if (!this.attention) return;
     for (const cell of this.cells) {
       const chosen = cell.layer === layer && cell.head === head;
-      if (chosen !== (cell.button.getAttribute("aria-pressed") === "true") || !cell.button.hasAttribute("aria-pressed")) {
-        cell.button.setAttribute("aria-pressed", String(chosen));
-        cell.button.tabIndex = chosen ? 0 : -1;
-      }
-      const seen = this.attention.look(cell.layer, cell.head, query === null ? READING : this.attention.prefix + query);
-      cell.button.classList.toggle("absent", !seen);
-      if (seen) drawThumbnail(cell.canvas, seen.patches, seen.most, cell.head);
+      if (chosen === cell.chosen) continue;
+      cell.chosen = chosen;
+      cell.button.setAttribute("aria-pressed", String(chosen));
+      cell.button.tabIndex = chosen ? 0 : -1;
     }
+    const token = query === null ? READING : this.attention.prefix + query;
+    cancelAnimationFrame(this.frame);
+    this.#paint(this.cells, token, 0);
+  }
+
+  /** Draw cells from one on; of a large model as many as a frame has time for, and the others in the next. */
+  #paint(cells, token, from) {
+    const end = performance.now() + SLICE_MS;
+    let place = from;
+    for (; place < cells.length && performance.now() < end; place++) {
+      const { layer, head, button, canvas } = cells[place];
+      const seen = this.attention.glance(layer, head, token);
+      button.classList.toggle("absent", !seen);
+      if (seen) drawThumbnail(canvas, seen.patches, seen.most, head);
+    }
+    if (place < cells.length) this.frame = requestAnimationFrame(() => this.#paint(cells, token, place));
   }
 
   #key(event) {

@@ -63,20 +63,21 @@ export class Pane {
     const most = this.facts.limits.max_body_bytes;
     if (file.size > most) {
       const [has, takes] = [file.size, most].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`);
-      return tell(`${file.name} has ${has}, and this server takes ${takes}. Save it smaller, and try again.`);
+      return tell(`The file ${file.name} has ${has}, and this server takes ${takes}. Save it smaller, and try again.`);
     }
-    this.file = file;
-    this.sample = sample;
-    return this.reload();
+    return this.#load(file, sample);
   }
 
-  /** Ask the model again, as for another image. */
-  async reload() {
-    if (!this.file) return;
+  /** Ask the chosen model about the image that is shown. */
+  reload() {
+    return this.file ? this.#load(this.file, this.sample) : null;
+  }
+
+  /** Load an image; until it is there, and where it fails, what was shown before stays. */
+  async #load(file, sample) {
     this.abort?.abort();
     this.abort = new AbortController();
     const { signal } = this.abort;
-    const { file } = this;
     const model = this.#modelFacts();
     this.#waiting(true);
     try {
@@ -84,10 +85,11 @@ export class Pane {
       const found = await load(model, file, { coverage, layer: this.view.state.layer, signal });
       const source = await sourceOf(file, model.preprocessing, found.attention);
       if (signal.aborted) return;
+      Object.assign(this, { file, sample });
       this.#show(model, file, found, source);
       if (found.attention) await this.#rest(model, file, signal);
     } catch (failure) {
-      if (!signal.aborted) this.#failed(failure, () => this.reload());
+      if (!signal.aborted) this.#failed(failure, () => this.#load(file, sample));
     } finally {
       if (!signal.aborted) this.#waiting(false);
     }
