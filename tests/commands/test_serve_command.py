@@ -84,6 +84,7 @@ def test_a_server_answers_refuses_and_ends(run: Path, photo: Path) -> None:
         answer = httpx.post(f"{address}/v1/predict", content=photo.read_bytes(), headers={"Content-Type": "image/png"})
         assert answer.json()["predictions"][0]["label"] in ("ant", "bee", "cat")
         assert [one["name"] for one in httpx.get(f"{address}/v1/model").json()["models"]] == ["tiny", "again"]
+        assert httpx.get(f"{address}/v1/model", headers={"Host": "evil.example"}).status_code == 421
         for body in (bytes(5_000_000), (bytes(50_000) for _ in range(100))):  # declared, and chunked
             refused = httpx.post(f"{address}/v1/predict", content=body, headers={"Content-Type": "image/png"})
             assert refused.status_code == 413
@@ -99,7 +100,7 @@ def test_a_server_answers_refuses_and_ends(run: Path, photo: Path) -> None:
         _, log = process.communicate(timeout=60)
         assert process.returncode == 0
         lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]  # behind what is assumed of the weights
-        assert [line["status"] for line in lines] == [200, 200, 413, 413]
+        assert [line["status"] for line in lines] == [200, 200, 421, 413, 413]
 
 
 def test_requests_inside_are_answered_at_the_end(run: Path, photo: Path) -> None:
@@ -108,7 +109,7 @@ def test_requests_inside_are_answered_at_the_end(run: Path, photo: Path) -> None
         host, port = address.removeprefix("http://").split(":")
         contents = photo.read_bytes()
         with socket.create_connection((host, int(port))) as client:
-            head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(contents)}\r\n\r\n"
+            head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(contents)}\r\n\r\n"
             client.sendall(head.encode() + contents[:10])
             assert httpx.get(f"{address}/healthz").status_code == 200  # by then the server has read the head
             process.send_signal(signal.SIGTERM)
@@ -135,6 +136,13 @@ def test_a_token_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "token").write_text("t0ken\n")
     args = serve.make_parser().parse_args(["RUN", "--token-file", str(tmp_path / "token"), "--host", "0.0.0.0"])
     assert serve.settings_of(args).token == "t0ken"
+    assert serve.settings_of(args).hosts == ()
+
+
+def test_names_of_the_server_are_those_of_loopback_and_others_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(serve.TOKEN, raising=False)
+    args = serve.make_parser().parse_args(["RUN", "--host", "127.0.0.9", "--allow-host", "models.example"])
+    assert serve.settings_of(args).hosts == ("localhost", "127.0.0.1", "[::1]", "127.0.0.9", "models.example")
 
 
 @pytest.mark.parametrize(

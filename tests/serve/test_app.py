@@ -22,7 +22,7 @@ from vitrail.explain import METHODS
 from vitrail.serve import schemas
 from vitrail.serve.app import create_app
 from vitrail.serve.models import ServedModel, load_models, split_name
-from vitrail.serve.settings import ServeSettings, is_loopback
+from vitrail.serve.settings import LOOPBACK_NAMES, ServeSettings, is_loopback
 
 
 def in_base64(contents: bytes) -> str:
@@ -304,9 +304,11 @@ def test_health_answers_while_the_model_is_held_and_the_queue_is_full(animals: P
         assert int(refused.headers["retry-after"]) >= 1
         several = {"images": [in_base64(picture())] * 3}
         problem(await client.post("/v1/predict", json=several), 429)
-        assert not any(task.done() for task in inside)
+        embedding = asyncio.create_task(client.post("/v1/embed", content=picture(), headers=PNG))  # in a queue of its own
+        await asyncio.sleep(0.01)
+        assert not any(task.done() for task in [*inside, embedding])
         predictor.go.set()
-        assert [(await task).status_code for task in inside] == [200] * 3
+        assert [(await task).status_code for task in [*inside, embedding]] == [200] * 4
         assert (await client.post("/v1/predict", json=several)).status_code == 200
 
     app = app_of(model, queue_images=3, max_images=3)
@@ -526,6 +528,18 @@ def test_a_token_guards_all_but_health(model: ServedModel) -> None:
             assert (await client.post("/v1/predict", content=picture(), headers={**PNG, **headers})).status_code == 200
 
     calls(app_of(model, token="secret"), call)
+
+
+def test_a_server_answers_to_its_names_alone(model: ServedModel) -> None:
+    async def call(client: httpx.AsyncClient) -> None:
+        for name in ("localhost", "LOCALHOST:8000", "127.0.0.1:9", "[::1]:8000", "[::1]"):
+            assert (await client.get("/v1/model", headers={"Host": name})).status_code == 200
+        for name in ("evil.example", "localhost.evil.example", "localhost:80:80", "", "evil.example:8000", "127.0.0.1.evil"):
+            refused = await client.get("/v1/model", headers={"Host": name})
+            assert "another name" in problem(refused, 421)
+            assert refused.headers["x-content-type-options"] == "nosniff"
+
+    calls(app_of(model, hosts=LOOPBACK_NAMES), call)
 
 
 def test_other_origins_are_closed_unless_named(model: ServedModel) -> None:

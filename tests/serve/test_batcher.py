@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from vitrail.serve.batcher import Batcher, Closed, QueueFull, TooLate, TooSlow
+from vitrail.serve.batcher import Batcher, Closed, QueueFull, TooLate, TooSlow, batch_sizes
 
 LONG = 60.0
 Numbers = Batcher[int, int, int]
@@ -74,7 +75,15 @@ def test_every_item_gets_its_own_result_in_batches_of_the_size(requests: list[li
 
     run(main())
     assert sorted(item for batch in work.batches for item in batch) == sorted(item for each in requests for item in each)
-    assert all(1 <= len(batch) <= batch_size for batch in work.batches)
+    assert {len(batch) for batch in work.batches} <= {*batch_sizes(batch_size)}
+
+
+@given(st.integers(1, 300))
+def test_sizes_of_batches_are_few_and_close(most: int) -> None:
+    sizes = batch_sizes(most)
+    assert (sizes[0], sizes[-1]) == (1, most)
+    assert len(sizes) <= 2 * most.bit_length()
+    assert all(lower < upper <= max(lower + 1, 1.5 * lower) for lower, upper in pairwise(sizes))
 
 
 def test_items_gather_while_the_model_is_busy() -> None:

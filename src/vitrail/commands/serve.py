@@ -55,6 +55,13 @@ def make_parser() -> terminal.Parser:
         "--allow-origin", action="append", default=[], metavar="ORIGIN", help="let pages of this origin call the server (CORS)"
     )
     parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name by which clients may call the server [on loopback localhost, 127.0.0.1 and [::1]; else any]",
+    )
+    parser.add_argument(
         "--queue", type=terminal.count, default=default.queue_images, metavar="N",
         help=f"images of a model that may wait; more are refused with 429 [{default.queue_images}]",
     )  # fmt: skip
@@ -170,7 +177,7 @@ def require_extra() -> None:
 
 def settings_of(args: argparse.Namespace) -> ServeSettings:
     """Return the settings that the options make. Raises ValueError for a host that others reach, without a token."""
-    from vitrail.serve.settings import ServeSettings, is_loopback
+    from vitrail.serve.settings import LOOPBACK_NAMES, ServeSettings, is_loopback
 
     token = read_token(args.token_file)
     if token is None and not args.no_token and not is_loopback(args.host):
@@ -183,6 +190,7 @@ def settings_of(args: argparse.Namespace) -> ServeSettings:
     return ServeSettings(
         token=token,
         origins=tuple(args.allow_origin),
+        hosts=(*((*LOOPBACK_NAMES, args.host) if is_loopback(args.host) else ()), *args.allow_host),
         access_log=not args.quiet,
         batch_size=args.batch_size,
         queue_images=args.queue,

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from vitrail.serve import page
 from vitrail.serve.engine import Engine
-from vitrail.serve.middleware import LimitBody, Outermost, RequireToken
+from vitrail.serve.middleware import LimitBody, Outermost, RequireHost, RequireToken
 from vitrail.serve.models import ServedModel
 from vitrail.serve.problems import Problem, problem_response
 from vitrail.serve.routes import router
@@ -60,6 +60,8 @@ def create_app(models: Mapping[str, ServedModel], settings: ServeSettings) -> Fa
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
+    if settings.hosts:
+        app.add_middleware(RequireHost, hosts=settings.hosts)
     app.add_middleware(Outermost, observe=engine.metrics.observe_request, log=settings.access_log)
     return app
 

@@ -7,6 +7,7 @@ busy items gather, and when it is free it takes them at once. Nothing waits for 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import math
 import threading
@@ -77,8 +78,8 @@ class _Stage(Generic[Raw, Ready, Result]):
 
     executor: Executor
     work: Callable[[list[_Job[Raw, Ready, Result]]], None]
-    width: int
-    """Jobs that one call of `work` takes at most."""
+    sizes: tuple[int, ...]
+    """Numbers of jobs that one call of `work` takes, in ascending order; the first is 1."""
     tasks: int
     """Tasks at a time."""
     line: deque[_Job[Raw, Ready, Result]] = field(default_factory=deque)
@@ -89,7 +90,7 @@ class _Stage(Generic[Raw, Ready, Result]):
         """Add jobs to the line, from any thread."""
         with self.lock:
             self.line.extend(jobs)
-            more = min(self.tasks - self.running, -(-len(self.line) // self.width))
+            more = min(self.tasks - self.running, -(-len(self.line) // self.sizes[-1]))
             self.running += more
         for _ in range(more):
             self.executor.submit(self._turn)
@@ -97,7 +98,8 @@ class _Stage(Generic[Raw, Ready, Result]):
     def _turn(self) -> None:
         """Do one call of `work`, then queue behind the other users of the executor for the next."""
         with self.lock:
-            jobs = [self.line.popleft() for _ in range(min(self.width, len(self.line)))]
+            place = bisect.bisect_right(self.sizes, len(self.line)) - 1
+            jobs = [self.line.popleft() for _ in range(self.sizes[place])] if place >= 0 else []
         try:
             if jobs:
                 self.work(jobs)
@@ -109,15 +111,24 @@ class _Stage(Generic[Raw, Ready, Result]):
                 self.executor.submit(self._turn)
 
 
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """Return the sizes of batches: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, … and the largest.
+
+    There are few, because libraries prepare kernels for each size that they meet, and keep them.
+    """
+    steps = {step << power for power in range(most.bit_length()) for step in (1, 3)}
+    return tuple(sorted({step for step in steps if step < most} | {most}))
+
+
 class Batcher(Generic[Raw, Ready, Result]):
     """Items to results, in batches.
 
     `prepare` turns an item into what `compute` takes, in a thread of `preparers`; `compute` turns at most `batch_size` of them
-    into as many results, in a thread of `worker`, one call at a time. An exception of `prepare` becomes the result of its
-    item, one of `compute` that of its whole batch; an item that takes longer to prepare than `prepare_timeout_s` has TooSlow.
-    At most `capacity` items are inside at a time; one that is too late or too slow stays inside until its thread is done with
-    it, so that work which nobody waits for any more can't pile up. `on_batch` gets size and seconds of each batch, in the
-    thread.
+    into as many results, in a thread of `worker`, one call at a time, in one of `batch_sizes`. An exception of `prepare`
+    becomes the result of its item, one of `compute` that of its whole batch; an item that takes longer to prepare than
+    `prepare_timeout_s` has TooSlow. At most `capacity` items are inside at a time; one that is too late or too slow stays
+    inside until its thread is done with it, so that work which nobody waits for any more can't pile up. `on_batch` gets size
+    and seconds of each batch, in the thread.
     """
 
     def __init__(
@@ -149,8 +160,8 @@ class Batcher(Generic[Raw, Ready, Result]):
         self._prepare_timeout_s = prepare_timeout_s
         self._started: dict[_Job[Raw, Ready, Result], float] = {}
         self._watching = False
-        self._preparing = _Stage[Raw, Ready, Result](preparers, self._prepare, 1, threads)
-        self._computing = _Stage[Raw, Ready, Result](worker, self._compute, batch_size, 1)
+        self._preparing = _Stage[Raw, Ready, Result](preparers, self._prepare, (1,), threads)
+        self._computing = _Stage[Raw, Ready, Result](worker, self._compute, batch_sizes(batch_size), 1)
 
     def require_room(self, count: int) -> None:
         """Raise QueueFull where `count` items have no place, and Closed where none are taken any more."""

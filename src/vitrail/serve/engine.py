@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -30,6 +30,8 @@ from vitrail.serve.problems import Problem
 from vitrail.serve.settings import ServeSettings
 from vitrail.settings import Preprocessing, nearest
 
+Work = Literal["predict", "embed"]
+"""What is done in batches; each has a queue of its own."""
 P = ParamSpec("P")
 T = TypeVar("T")
 Raw = TypeVar("Raw")
@@ -79,10 +81,10 @@ class Engine:
             raise Problem(404, f'model "{name[:80]}" is none of {", ".join(self.models)}{nearest(name, list(self.models))}')
         return self.models[name]
 
-    def require_room(self, model: ServedModel) -> None:
+    def require_room(self, model: ServedModel, work: Work) -> None:
         """Raise Problem where not even one image has a place, before a body is read."""
         with _refusals():
-            self._predict[model.name].require_room(1)
+            (self._predict if work == "predict" else self._embed)[model.name].require_room(1)
 
     def require_explain_room(self, model: ServedModel) -> None:
         """Raise Problem where another explanation has no place."""
@@ -155,7 +157,7 @@ class Engine:
     def _batcher(
         self,
         model: ServedModel,
-        work: str,
+        work: Work,
         decode: Callable[[Preprocessing, int, Raw], Ready],
         compute: Callable[[ServedModel, Sequence[Ready]], Sequence[Result]],
     ) -> Batcher[Raw, Ready, Result]:

@@ -6,9 +6,10 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -111,6 +112,26 @@ def _add_headers(message: MutableMapping[str, Any], path: str) -> None:
     if guarded:
         headers.append((b"cache-control", b"no-store"))
     message["headers"] = headers
+
+
+class RequireHost:
+    """421 for a request to another name than those of the server.
+
+    A page of the web can make its own name lead to this machine (DNS rebinding); a browser then lets it read what a server
+    on loopback answers.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str]) -> None:
+        self.app, self.hosts = app, {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on if it calls the server by one of its names."""
+        if scope["type"] == "http":
+            name = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "").lower())
+            if name not in self.hosts:
+                await problem_response(421, "this server has another name; --allow-host NAME adds one")(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class RequireToken:

@@ -15,6 +15,7 @@ from vitrail.deploy.predict import Predictor
 from vitrail.evaluate.features import model_hash
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Card
+from vitrail.serve.batcher import batch_sizes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -51,10 +52,10 @@ class ServedModel:
         return self.model.card
 
     def warm_up(self) -> None:
-        """Choose the backend and let torch set up what it does at the first batch, before anybody waits for it."""
+        """Choose the backend, and let torch prepare its kernels for each size of a batch before anybody waits for them."""
         preprocessing = self.predictor.preprocessing
         noise = torch.Generator().manual_seed(0)
-        for count in (self.predictor.batch_size, 1):
+        for count in reversed(batch_sizes(self.predictor.batch_size)):
             shape = (count, preprocessing.in_channels, *preprocessing.img_size)
             self.predictor.logits(torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise))
 

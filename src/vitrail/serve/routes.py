@@ -112,7 +112,7 @@ async def predict(
     """Labels and probabilities of one image or many."""
     engine = engine_of(request)
     served = engine.model(model)
-    engine.require_room(served)
+    engine.require_room(served, "predict")
     uploads = await read_images(request, engine.settings)
     predictions = await engine.predict(served, uploads, top=top, coverage=coverage)
     require_some([prediction.error for prediction in predictions])
@@ -135,7 +135,7 @@ async def embed(
     """Embeddings of one image or many."""
     engine = engine_of(request)
     served = engine.model(model)
-    engine.require_room(served)
+    engine.require_room(served, "embed")
     uploads = await read_images(request, engine.settings)
     rows = [
         {"path": upload.name, "embedding": None, "error": row}

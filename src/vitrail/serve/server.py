@@ -65,7 +65,11 @@ def serve(
         h11_max_incomplete_event_size=64 * 1024,
     )
     started()
-    _Server(config).run(sockets=[listener])
+    try:
+        _Server(config).run(sockets=[listener])
+    finally:
+        for model in models.values():
+            model.close()
 
 
 class _Server(uvicorn.Server):

@@ -15,6 +15,8 @@ class ServeSettings:
     """Bearer token that every request needs, except for the page, `/healthz` and `/readyz`; None: no token."""
     origins: tuple[str, ...] = ()
     """Origins whose pages may call the server from a browser (CORS); none by default."""
+    hosts: tuple[str, ...] = ()
+    """Names by which clients may call the server (the header Host, without a port); none: any name."""
     access_log: bool = True
     """Write a JSON line to stderr for each request, without image data."""
 
@@ -75,6 +77,10 @@ class ServeSettings:
         for origin in self.origins:
             if origin != "*" and not origin.startswith(("http://", "https://")):
                 raise ValueError(f'origin "{origin}" is no origin; give one as in https://example.org')
+
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+"""Names of this machine, for itself."""
 
 
 def is_loopback(host: str) -> bool:
