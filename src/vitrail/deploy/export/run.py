@@ -95,9 +95,9 @@ def export(
         writer.write(traced, draft / row.file, card.metadata())
         contract = measure(model, writer.open_forward(draft / row.file), samples, card=card, size=size_of(draft))
         if reason := contract.deviation.broken(contract.limits):
-            raise ValueError(
-                f"the {to} export of {source} breaks its contract on {contract.data}: {reason}; nothing is written"
-            )
+            way_out = ". Without --raw-images the resize is no part of it" if raw else ""
+            broken = f"the {to} export of {source} breaks its contract on {contract.data}: {reason}"
+            raise ValueError(f"{broken}; nothing is written{way_out}")
         if row.page is not None:
             load(row.page)(draft, card, runtime=None if runtime is None else Path(runtime))
         seal(draft, card, contract)
