@@ -89,7 +89,9 @@ def make_parser() -> terminal.Parser:
     )
     group.add_argument("--replicas", metavar="N|MIN-MAX", help="number of servers; in a range Ray adapts it to the load [1]")
     group.add_argument("--replica-cpus", type=terminal.count, metavar="N", help="CPUs of a replica [2]")
-    group.add_argument("--replica-gpus", type=float, metavar="N", help="GPUs of a replica, or the share of one [0]")
+    group.add_argument(
+        "--replica-gpus", type=float, metavar="N", help="GPUs of a replica, or the share of one [0; 1 with --device cuda]"
+    )
     return parser
 
 
