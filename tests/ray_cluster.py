@@ -1,4 +1,4 @@
-"""A Ray cluster of two machines, which are groups of processes on this one."""
+"""A Ray cluster of machines that are groups of processes on this one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ OBJECT_STORE = 100 * 1024 * 1024
 
 
 @contextmanager
-def two_machines(*, cpus: int = 1) -> Iterator[Any]:
+def ray_machines(count: int, *, cpus: int) -> Iterator[Any]:
     """Start the cluster and set RAY_ADDRESS; at the end its processes and those of its workers are gone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is no fault of a proxy
         from ray.cluster_utils import Cluster
 
         machine = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=machine)
         try:
-            cluster.add_node(**machine)
+            for _ in range(count - 1):
+                cluster.add_node(**machine)
             patch.setenv("RAY_ADDRESS", cluster.address)
             yield cluster
         finally:
@@ -46,7 +48,7 @@ def workers_of(cluster: Any, title: str) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], *, seconds: float = 150) -> Any:
+def wait_for(condition: Callable[[], Any], *, seconds: float = 300) -> Any:
     """Return the first result of a condition that is true. Fail after some time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from command_line import TINY, Typed
-from ray_cluster import is_alive, kill, two_machines, wait_for, workers_of
+from ray_cluster import is_alive, kill, ray_machines, wait_for, workers_of
 from vitrail import cli
 from vitrail.deploy import ray_data
 from vitrail.deploy.part_files import PartFolder
@@ -267,7 +267,7 @@ def test_workers_fill_the_machines() -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with two_machines() as cluster:
+    with ray_machines(2, cpus=1) as cluster:
         yield cluster
 
 
@@ -276,6 +276,7 @@ def command(*words: str | Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_image_is_there_once_after_a_worker_is_killed(cluster: Any, run: Path, tmp_path: Path) -> None:
     photos, out = make_photos(tmp_path / "photos", 600, side=400, broken=False), tmp_path / "out"
     words = command("predict", run, photos, "--backend", "fp32", "--ray", "--out", out, "--worker-cpus", 1, "--rows", 16)
@@ -286,7 +287,7 @@ def test_every_image_is_there_once_after_a_worker_is_killed(cluster: Any, run: P
             kill(victim)
             wait_for(lambda: not is_alive(victim))
             assert process.poll() is None, "it was done before a worker could be killed"
-            printed, errors = process.communicate(timeout=200)
+            printed, errors = process.communicate(timeout=400)
         finally:
             process.kill()
     assert process.returncode == 0, errors
@@ -298,6 +299,7 @@ def test_every_image_is_there_once_after_a_worker_is_killed(cluster: Any, run: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_interrupted_command_goes_on(cluster: Any, run: Path, tmp_path: Path) -> None:
     photos, out = make_photos(tmp_path / "photos", 300, side=400), tmp_path / "out"
     words = command("embed", photos, "--weights", run, "--backend", "fp32", "--ray", "--out", out, "--json", "--rows", 16)
@@ -310,16 +312,17 @@ def test_an_interrupted_command_goes_on(cluster: Any, run: Path, tmp_path: Path)
     wait_for(lambda: not workers_of(cluster, "ray::MapWorker"))
     there = len(rows_of(str(out)))
     assert there >= 16
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["begun_with"] == there
     assert len(rows_of(str(out))) == 301
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_error_in_a_worker_is_one_line(cluster: Any, run: Path, photos: Path, tmp_path: Path) -> None:
     words = command("predict", run, photos, "--ray", "--out", tmp_path / "out", "--backend", "fast")
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 2
     assert 'vitrail: backend "fast" is none of auto, ' in done.stderr
     ours = [line for line in done.stderr.splitlines() if not re.match(r"\[[^]]+\] core_worker", line)]  # Ray's own warning

@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from command_line import TINY, Typed
-from ray_cluster import is_alive, kill, two_machines, wait_for, workers_of
+from ray_cluster import is_alive, kill, ray_machines, wait_for, workers_of
 from vitrail import cli
 from vitrail.deploy import Predictor
 from vitrail.serve import ray_serve
@@ -114,16 +114,17 @@ def test_without_ray_a_line_names_the_extra(vitrail: Typed, run: Path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_service_goes_on_after_a_replica_is_killed(run: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "vitrail", "serve", str(run), "--ray", "--port", str(port), "--replicas", "2"]
     words += ["--replica-cpus", "1", "--backend", "fp32", "--device", "cpu"]
-    with two_machines() as cluster, subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with ray_machines(1, cpus=2) as cluster, subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line == f"Serving first-run on http://127.0.0.1:{port} of every machine\n"
+            assert line == f"Serving first-run on http://127.0.0.1:{port} of every machine with a replica\n"
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
 
                 def predict() -> httpx.Response:
@@ -142,7 +143,7 @@ def test_service_goes_on_after_a_replica_is_killed(run: Path) -> None:
                 assert replicas[1] in after
                 assert replicas[0] not in after
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=100) == 0
+            assert process.wait(timeout=300) == 0
             wait_for(lambda: not workers_of(cluster, "ray::ServeReplica:vitrail"))
         finally:
             process.kill()

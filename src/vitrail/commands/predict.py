@@ -58,7 +58,9 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--verbose", action="store_true", help="print the backend, its speed and its difference from fp32")
     terminal.add_ray(parser, formats=("parquet", "csv"))
-    parser.add_argument("--out", metavar="OUT", help="with --ray, the folder or URL to write to; it is gone on with")
+    parser.add_argument(
+        "--out", metavar="OUT", help="with --ray, the folder or URL to write to; what is there is not computed again"
+    )
     parser.add_argument("--overwrite", action="store_true", help="with --ray, remove what OUT has and start over")
     args = terminal.parse(parser, words)
     if on_ray := terminal.ray_options(args):

@@ -88,10 +88,14 @@ def make_parser() -> terminal.Parser:
     group = parser.add_argument_group(
         "past one machine", "The Ray cluster of RAY_ADDRESS, or one that starts here. All its machines see the runs."
     )
-    group.add_argument("--ray", action="store_true", help="deploy on a Ray cluster, with Ray Serve; every machine listens")
+    group.add_argument(
+        "--ray", action="store_true", help="deploy on a Ray cluster, with Ray Serve; machines with a replica listen"
+    )
     group.add_argument("--replicas", metavar="N|MIN-MAX", help="number of servers; in a range Ray adapts it to the load [1]")
     group.add_argument("--replica-cpus", type=terminal.count, metavar="N", help="CPUs of a replica [2]")
-    group.add_argument("--replica-gpus", type=float, metavar="N", help="GPUs of a replica, or the share of one [0]")
+    group.add_argument(
+        "--replica-gpus", type=float, metavar="N", help="GPUs of a replica, or the share of one [0; 1 with --device cuda]"
+    )
     return parser
 
 
@@ -154,7 +158,7 @@ def _serve_on_ray(args: argparse.Namespace, settings: ServeSettings) -> int:
         terminal.print_receipt(model.model, model.source)
         model.close()
     names = ", ".join(models)
-    where = f"http://{args.host}:{args.port} of every machine"
+    where = f"http://{args.host}:{args.port} of every machine with a replica"
     serve_on_ray(
         deployed,
         settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import threading
@@ -18,6 +19,7 @@ from vitrail.serve.settings import ServeSettings
 NAME = "vitrail"
 """Name of the application and of its deployment in Ray."""
 _CPUS = 2
+_PROXY_S = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,19 +120,32 @@ def serve_on_ray(deployed: Deployed, settings: ServeSettings, *, host: str, port
     Raises ValueError where Ray Serve is missing or the deployment does not start.
     """
     serve, stop = require_serve(), threading.Event()
-    with connected():
-        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+    with connected() as ray:
+        with contextlib.suppress(ray.exceptions.RayActorError):  # Ray starts a slow proxy again, which is waited for below
+            serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
         before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             serve.run(application(deployed, settings), name=NAME, route_prefix="/")
+            _wait_for_proxies(serve, stop)
             started()
             stop.wait()
-        except (RuntimeError, TimeoutError) as error:
+        except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             raise ValueError(f"Ray Serve could not start the deployment: {error}") from error
         finally:
             serve.shutdown()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _wait_for_proxies(serve: Any, stop: threading.Event) -> None:
+    """Wait until the machines listen, which Ray begins when the replicas are there. Raises TimeoutError where none does."""
+    for _ in range(_PROXY_S):
+        states = [str(state.value) for state in serve.status().proxies.values()]
+        if "HEALTHY" in states and "STARTING" not in states:
+            return
+        if stop.wait(1):
+            return
+    raise TimeoutError(f"after {_PROXY_S} s no machine listens on the port; is it taken?")
 
 
 def require_serve() -> Any:

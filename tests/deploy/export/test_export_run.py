@@ -18,10 +18,11 @@ from torch import Tensor
 
 import vitrail
 from vitrail.deploy import Predictor
-from vitrail.deploy.export import FORMATS, formats, to_onnx
+from vitrail.deploy.export import FORMATS, to_onnx
 from vitrail.deploy.export.metadata import KEY, read_card
 from vitrail.deploy.export.raw import RawImages
 from vitrail.deploy.export.run import export
+from vitrail.models import machine
 from vitrail.weights import save_model
 
 
@@ -158,7 +159,7 @@ def test_what_is_refused(run: Path, exported: Path, photos: Path, tmp_path: Path
         export(run, "onnx", out=tmp_path / "out", dynamic_size=True, raw_images=True)
     with pytest.raises(ValueError, match="--runtime there is for a web page"):
         export(run, "onnx", out=tmp_path / "out", runtime="there")
-    monkeypatch.setattr(formats, "missing", lambda packages: "onnx is not installed" if packages else None)
+    monkeypatch.setattr(machine, "missing", lambda packages: "onnx is not installed" if packages else None)
     with pytest.raises(ValueError, match=r"onnx is not installed, which this export needs; .* pip install 'vitrail\[export\]'"):
         export(run, "onnx", out=tmp_path / "out", images=str(photos))
     assert list(tmp_path.iterdir()) == []
@@ -169,6 +170,11 @@ def test_a_model_without_a_head_is_refused(photos: Path, tmp_path: Path) -> None
     save_model(make("vit", classes=0), tmp_path / "pre", data=str(photos))
     with pytest.raises(ValueError, match="has no classes; fine-tune it"):
         export(tmp_path / "pre", "torch", images=str(photos))
+
+
+def test_random_weights_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Ti/16 has random weights; train it, or give the run"):
+        export("Ti/16", "torch", images=str(photos), out=tmp_path / "out")
 
 
 def test_several_labels(photos: Path, tmp_path: Path) -> None:

@@ -125,9 +125,9 @@ def export(
         contract = measure(model, exported, samples, card=card, size=size_of(draft), limits=limits)
         contract = replace(contract, merging=merging, int8=quantized)
         if reason := contract.deviation.broken(contract.limits):
-            raise ValueError(
-                f"the {to} export of {source} breaks its contract on {contract.data}: {reason}; nothing is written"
-            )
+            way_out = ". Without --raw-images the resize is no part of it" if raw else ""
+            broken = f"the {to} export of {source} breaks its contract on {contract.data}: {reason}"
+            raise ValueError(f"{broken}; nothing is written{way_out}")
         if row.page is not None:
             load(row.page)(draft, card, runtime=None if runtime is None else Path(runtime))
         if row.server is not None:
@@ -151,10 +151,12 @@ def drafted(folder: Path) -> Iterator[Path]:
 
 
 def load_model(source: str | Path) -> Backbone:
-    """Load the model on the CPU. Raises ValueError for one without a head."""
+    """Load the model on the CPU. Raises ValueError for one without a head, and for a name, whose weights are random."""
     model = weights.load(source).eval()
     if not model.config.num_classes:
         raise ValueError(f"{source} has no classes; fine-tune it: `vitrail train DATA --weights {source}`")
+    if model.preprocessing is None:
+        raise ValueError(f"{source} has random weights; train it, or give the run or the weights of one that is trained")
     return model
 
 
