@@ -171,6 +171,11 @@ def test_a_model_without_a_head_is_refused(photos: Path, tmp_path: Path) -> None
         export(tmp_path / "pre", "torch", images=str(photos))
 
 
+def test_random_weights_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Ti/16 has random weights; train it, or give the run"):
+        export("Ti/16", "torch", images=str(photos), out=tmp_path / "out")
+
+
 def test_several_labels(photos: Path, tmp_path: Path) -> None:
     model = make("vit", classes=3)
     model.multi_label = True

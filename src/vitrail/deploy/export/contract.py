@@ -212,7 +212,7 @@ def measure_speed(
     for batch, images in inputs.items():
         times: tuple[list[float], list[float]] = [], []
         start, turns = time.perf_counter(), 0
-        while turns < 4 or time.perf_counter() - start < seconds:
+        while turns < 3 or time.perf_counter() - start < seconds:
             for kept, forward in zip(times, (before, after), strict=True):
                 begun = time.perf_counter()
                 forward(images)

@@ -80,14 +80,27 @@ def view_matrix(
     `count` is the old size, `old` the same as a tensor, `middle` that of the whole resized image, `new` of the crop.
     """
     first = torch.round((middle - new) / 2)
-    begin, end = (place * (old / middle) for place in (first, first + new))
-    begin, end = begin.float(), end.float()  # as Pillow takes the box
-    scale = (end - begin).double() / new
-    centres = begin.double() + (torch.arange(new, dtype=torch.float64) + 0.5) * scale  # (new,)
-    apart = (torch.arange(count, dtype=torch.float64)[None] - centres[:, None] + 0.5) / scale.clamp(min=1)
+    begin, end = (place * old / middle for place in (first, first + new))
+    begin, span = begin.float(), (end.float() - begin.float()).double()  # as Pillow takes the box
+    whole, rest = centres(begin.double(), span, new)  # (new,) each
+    apart = (torch.arange(count, dtype=torch.float64)[None] - whole[:, None]) + (0.5 - rest[:, None])
+    apart = apart / (span / new).clamp(min=1)
     weights = cubic_kernel(apart, -0.5) if cubic else linear_kernel(apart)
     weights = weights / weights.sum(1, keepdim=True) * _BITS
     return torch.where(weights < 0, torch.ceil(weights - 0.5), torch.floor(weights + 0.5))
+
+
+def centres(begin: Float[Tensor, " 1"], span: Float[Tensor, " 1"], new: int) -> tuple[Float[Tensor, " _"], Float[Tensor, " _"]]:
+    """Return begin + (i + ½) · span / new for each i, as a whole number and a rest of a few units.
+
+    Products and whole numbers are exact in fp32 too, in which OpenVINO computes what is float64 here: a place among thousands
+    of pixels would otherwise lose the digits that decide a coefficient.
+    """
+    steps = 2 * torch.arange(new, dtype=torch.float64) + 1
+    coarse = torch.floor(span / 4) * 4
+    quotient = torch.floor(steps * coarse / (2 * new))
+    rest = (steps * coarse - quotient * (2 * new) + steps * (span - coarse)) / (2 * new)
+    return quotient + torch.floor(begin), rest + (begin - torch.floor(begin))
 
 
 def parts(coefficients: Float[Tensor, "_new _old"]) -> tuple[Float[Tensor, "_new _old"], Float[Tensor, "_new _old"]]:

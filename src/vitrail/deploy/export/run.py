@@ -148,10 +148,12 @@ def drafted(folder: Path) -> Iterator[Path]:
 
 
 def load_model(source: str | Path) -> Backbone:
-    """Load the model on the CPU. Raises ValueError for one without a head."""
+    """Load the model on the CPU. Raises ValueError for one without a head, and for a name, whose weights are random."""
     model = weights.load(source).eval()
     if not model.config.num_classes:
         raise ValueError(f"{source} has no classes; fine-tune it: `vitrail train DATA --weights {source}`")
+    if model.preprocessing is None:
+        raise ValueError(f"{source} has random weights; train it, or give the run or the weights of one that is trained")
     return model
 
 
