@@ -70,7 +70,7 @@ def measure(run: str, data: str | None, count: int, python: Path, folder: Path) 
     found: dict[str, Any] = {}
     for to, script in SCRIPTS.items():
         done = export(run, to, out=folder / to, images=data, raw_images=True, count=count)
-        command = [python, "-I", ROOT / "examples" / script, done.folder, *paths]
+        command = [str(word) for word in (python, "-I", ROOT / "examples" / script, done.folder, *paths)]
         lines = subprocess.check_output(command, text=True, cwd=folder).splitlines()
         logits = torch.tensor([json.loads(line)["logits"] for line in lines])
         apart = compare_logits(logits, reference, multi_label=False)

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 USAGE = "export RUN --to …"
 SUMMARY = "a model as ONNX, OpenVINO, torch.export or a web page, checked on real images"
 
-HELP = """Writes a folder with the model in another format, card.json (preprocessing, classes, temperature …) and contract.json:
-the logits beside the original's on real images, time and size of both. An export whose logits differ is an error, and
-nothing is written.
+HELP = """Writes a folder with the model in another format, card.json (preprocessing, classes, temperature …) and
+contract.json: the logits beside the original's on real images, time and size of both. An export whose logits
+differ is an error, and nothing is written.
 
   vitrail export runs/first --to onnx
   vitrail export timm/vit_small_patch16_224.augreg_in21k --to openvino --images PHOTOS --out small
   vitrail export runs/first --to web --runtime node_modules/onnxruntime-web
 
-The file takes normalised images of the model's size, any number at once. With --dynamic size, of any size; with --raw-images,
-decoded ones: uint8, rows x columns x channels, which it resizes and normalises itself."""
+The file takes normalised images of the model's size, any number at once. With --dynamic size, of any size; with
+--raw-images, decoded ones: uint8, rows x columns x channels, which it resizes and normalises itself."""
 
 
 def run(words: list[str]) -> int:

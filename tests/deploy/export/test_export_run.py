@@ -18,10 +18,11 @@ from torch import Tensor
 
 import vitrail
 from vitrail.deploy import Predictor
-from vitrail.deploy.export import FORMATS, formats, to_onnx
+from vitrail.deploy.export import FORMATS, to_onnx
 from vitrail.deploy.export.metadata import KEY, read_card
 from vitrail.deploy.export.raw import RawImages
 from vitrail.deploy.export.run import export
+from vitrail.models import machine
 from vitrail.weights import save_model
 
 
@@ -158,7 +159,7 @@ def test_what_is_refused(run: Path, exported: Path, photos: Path, tmp_path: Path
         export(run, "onnx", out=tmp_path / "out", dynamic_size=True, raw_images=True)
     with pytest.raises(ValueError, match="--runtime there is for a web page"):
         export(run, "onnx", out=tmp_path / "out", runtime="there")
-    monkeypatch.setattr(formats, "missing", lambda packages: "onnx is not installed" if packages else None)
+    monkeypatch.setattr(machine, "missing", lambda packages: "onnx is not installed" if packages else None)
     with pytest.raises(ValueError, match=r"onnx is not installed, which this export needs; .* pip install 'vitrail\[export\]'"):
         export(run, "onnx", out=tmp_path / "out", images=str(photos))
     assert list(tmp_path.iterdir()) == []

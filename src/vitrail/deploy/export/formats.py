@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from vitrail.models.machine import missing
 from vitrail.settings import nearest
 
 if TYPE_CHECKING:
@@ -77,6 +76,8 @@ class Format:
 
     def load(self) -> Writer:
         """Import the module. Raises ValueError, which names the extra, where a package is missing."""
+        from vitrail.models.machine import missing  # which imports torch
+
         if reason := missing(self.packages):
             raise ValueError(f"{reason}, which this export needs; install them: pip install 'vitrail[export]'")
         writer: Writer = importlib.import_module(self.module)
@@ -116,7 +117,7 @@ FORMATS: dict[str, Format] = {
         file="model.pt2",
         module="vitrail.deploy.export.to_aoti",
         packages=(),
-        shows="the same compiled by AOTInductor for this kind of processor, which takes minutes and a C++ compiler",
+        shows="the same, compiled for this kind of processor; takes minutes and a C++ compiler",
     ),
     "web": Format(
         file="model.onnx",

@@ -94,7 +94,8 @@ def centres(begin: Float[Tensor, " 1"], span: Float[Tensor, " 1"], new: int) -> 
     """Return begin + (i + ½) · span / new for each i, as a whole number and a rest of a few units.
 
     Products and whole numbers are exact in fp32 too, in which OpenVINO computes what is float64 here: a place among thousands
-    of pixels would otherwise lose the digits that decide a coefficient.
+    of pixels would otherwise lose the digits that decide a coefficient. The rest of a coefficient has fp32's rounding there, so
+    that some pixels in 10,000 are a level off.
     """
     steps = 2 * torch.arange(new, dtype=torch.float64) + 1
     coarse = torch.floor(span / 4) * 4

@@ -124,9 +124,9 @@ def export(
         contract = measure(model, exported, samples, card=card, size=size_of(draft), limits=limits)
         contract = replace(contract, merging=merging, int8=quantized)
         if reason := contract.deviation.broken(contract.limits):
-            raise ValueError(
-                f"the {to} export of {source} breaks its contract on {contract.data}: {reason}; nothing is written"
-            )
+            way_out = ". Without --raw-images the resize is no part of it" if raw else ""
+            broken = f"the {to} export of {source} breaks its contract on {contract.data}: {reason}"
+            raise ValueError(f"{broken}; nothing is written{way_out}")
         if row.page is not None:
             load(row.page)(draft, card, runtime=None if runtime is None else Path(runtime))
         seal(draft, card, contract)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._inductor.package import load_package
 
 from vitrail.deploy.export.quiet import quiet
 from vitrail.deploy.export.trace import Traced
@@ -31,7 +30,7 @@ def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
 def open_forward(path: Path) -> Forward:
     """Load a package."""
     with quiet():
-        compiled = load_package(path.as_posix())
+        compiled = torch._inductor.aoti_load_package(path.as_posix())
 
     def forward(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -44,5 +43,5 @@ def open_forward(path: Path) -> Forward:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a package."""
     with quiet():
-        entries: dict[str, str] = load_package(path.as_posix()).get_metadata()
+        entries: dict[str, str] = torch._inductor.aoti_load_package(path.as_posix()).get_metadata()
     return {key: value for key, value in entries.items() if key.startswith("vitrail.")}
