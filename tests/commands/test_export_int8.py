@@ -15,7 +15,7 @@ from vitrail.deploy import Predictor
 from vitrail.deploy.export import FORMATS
 from vitrail.models import ViT
 from vitrail.settings import Preprocessing
-from vitrail.weights import save_model
+from vitrail.weights import load, save_model
 
 
 @pytest.mark.slow
@@ -57,6 +57,16 @@ def test_evaluate_measures_what_merging_costs(vitrail: Typed, run: Path, tmp_pat
     assert again["merging"] == kept
     assert kept["without"]["accuracy"] == again["top1"]
     assert kept["paired"]["difference"] == pytest.approx(kept["merged"]["accuracy"] - again["top1"])
+
+
+def test_merging_of_a_model_without_classes_is_not_measured(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    model = load(run, num_classes=0)
+    (tmp_path / "headless").mkdir()
+    save_model(model, tmp_path / "headless", data="fashion-sample")
+    said = vitrail("evaluate", tmp_path / "headless", "fashion-sample", "--split", "val", "--merge", "2")
+    expected = "vitrail: merging is not measured: it is the accuracy on images with one class each\n"
+    assert (said.code, said.err) == (0, expected)
+    assert "effective rank" in said.out
 
 
 def test_predict_merges_and_says_so(vitrail: Typed, run: Path, images: Path) -> None:
