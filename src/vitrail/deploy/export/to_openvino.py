@@ -11,6 +11,8 @@ from pathlib import Path
 
 import openvino
 import torch
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 from torch import Tensor
 
 from vitrail.deploy.export.quiet import quiet
@@ -22,9 +24,14 @@ INFO = "vitrail"
 
 
 def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the .xml file, and the .bin file with its weights. Weights stay in fp32."""
+    """Write the .xml file, and the .bin file with its weights. Weights stay in fp32.
+
+    The frontend is called as `openvino.convert_model` calls it, which would also report the call to a statistics server.
+    """
     with quiet():
-        model = openvino.convert_model(traced.program, example_input=traced.example)
+        decoder = TorchFXPythonDecoder.from_exported_program(traced.program)  # which the frontend does not keep alive
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        model = openvino.Model(frontend.convert(frontend.load(decoder)))
     images, logits = model.input(), model.output()
     shape = images.get_partial_shape()
     for axis in traced.dynamic:
