@@ -183,7 +183,7 @@ def accuracy(run: str) -> dict[str, Any]:
     """Points of top-1 that int8 and merging cost a run, on its test images."""
     model = load_model(run)
     assert model.preprocessing is not None
-    images = read_labelled(run, None, preprocessing=model.preprocessing, split="test")
+    images = read_labelled(model, run, None, split="test")
     batches = normalise(images.views, model.preprocessing).split(100)
     right, data = correct_of(fp32(model, 100), batches, images.labels), f"{images.data}, {images.split}"
     rows = {}

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cases import ImageFolder
 from command_line import Typed
 from vitrail.deploy import Predictor
 from vitrail.deploy.export import FORMATS
 from vitrail.models import ViT
 from vitrail.settings import Preprocessing
-from vitrail.weights import save_model
+from vitrail.weights import load, save_model
 
 
 @pytest.mark.slow
@@ -58,6 +59,16 @@ def test_evaluate_measures_what_merging_costs(vitrail: Typed, run: Path, tmp_pat
     assert kept["paired"]["difference"] == pytest.approx(kept["merged"]["accuracy"] - again["top1"])
 
 
+def test_merging_of_a_model_without_classes_is_not_measured(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    model = load(run, num_classes=0)
+    (tmp_path / "headless").mkdir()
+    save_model(model, tmp_path / "headless", data="fashion-sample")
+    said = vitrail("evaluate", tmp_path / "headless", "fashion-sample", "--split", "val", "--merge", "2")
+    expected = "vitrail: merging is not measured: it is the accuracy on images with one class each\n"
+    assert (said.code, said.err) == (0, expected)
+    assert "effective rank" in said.out
+
+
 def test_predict_merges_and_says_so(vitrail: Typed, run: Path, images: Path) -> None:
     picture = images / "a.png"
     plain, merged = (
@@ -78,3 +89,29 @@ def test_a_model_whose_tokens_cannot_be_merged_is_one_line(vitrail: Typed, tmp_p
     said = vitrail("predict", tmp_path / "swin", images / "a.png", "--merge", "3")
     expected = "vitrail: Swin has no plain blocks, whose tokens can be merged; use a ViT, or leave merging out\n"
     assert (said.code, said.err) == (2, expected)
+
+
+def test_accuracy_is_measured_on_images_of_the_models_classes(
+    vitrail: Typed, run: Path, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    words = ("export", run, "--to", "onnx", "--out", tmp_path / "out", "--images")
+    others = image_folder({"train": {"cat": 3, "dog": 3}, "val": {"cat": 2, "dog": 2}})
+    for more in (["--int8"], ["--merge", "2"]):
+        said = vitrail(*words, others, *more)
+        assert said.code == 2
+        assert re.fullmatch(
+            r"vitrail: photos has the classes cat, dog, and the model 10: .*; give data of the model's classes\n", said.err
+        )
+    unlabelled = image_folder({"": 4}, name="album")
+    said = vitrail(*words, unlabelled, "--int8")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_takes_normalised_images(vitrail: Typed, run: Path, tmp_path: Path) -> None:
+    said = vitrail("export", run, "--to", "onnx", "--int8", "--raw-images", "--out", tmp_path / "out")
+    expected = "vitrail: --int8 is for files that take normalised images; leave --raw-images or --int8 out\n"
+    assert (said.code, said.err) == (2, expected)
+    said = vitrail("export", run, "--to", "onnx", "--int8", "--max-loss", "-1", "--out", tmp_path / "out")
+    assert (said.code, said.err) == (2, "vitrail: max_loss -1 must be at least 0 points\n")
+    assert not (tmp_path / "out").exists()

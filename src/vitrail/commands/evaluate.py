@@ -67,7 +67,9 @@ def run(words: list[str]) -> int:
         args.run, args.data, split=args.split, batch_size=args.batch_size, device=args.device, report=terminal.report
     )
     files, robustness, merging = done.save(args.out), None, None
-    if args.merge:
+    if args.merge and not isinstance(done.scores, Evaluation):
+        terminal.report("merging is not measured: it is the accuracy on images with one class each")
+    elif args.merge:
         merging = measure_merging(
             args.run, args.data, r=args.merge, split=args.split, batch_size=args.batch_size, device=args.device
         )

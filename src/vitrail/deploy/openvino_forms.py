@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from vitrail.deploy.export.to_openvino import compile_forward, convert
+from vitrail.deploy.export.to_openvino import compile_forward, read, write
 from vitrail.deploy.export.trace import trace
 from vitrail.deploy.forms import Forward
 from vitrail.models.backbone import Backbone
@@ -30,8 +33,10 @@ def build(model: Backbone, batch_size: int, *, precision: str) -> Forward:
     It is compiled at the first call, once for `batch_size` images, which is faster, and once for any other number.
     """
     size = model.config.img_size if model.preprocessing is None else model.preprocessing.img_size
-    with torch.inference_mode(False):
-        graph = convert(trace(model, size=pair(size)))
+    with torch.inference_mode(False), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        write(trace(model, size=pair(size)), path, {})
+        graph = read(path)
     compiled: dict[bool, Forward] = {}
 
     def forward(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from vitrail.data.decode import eval_view
 from vitrail.data.sources import Source, Split, SplitName
-from vitrail.evaluate.run import open_data
+from vitrail.evaluate.run import check_classes, is_run, open_data
+from vitrail.models.backbone import Backbone
 from vitrail.settings import AugmentConfig, Preprocessing, Settings
 
 SPLITS: tuple[SplitName, ...] = ("val", "test", "train")
@@ -70,19 +72,20 @@ def read_images(
     return Images(source.name, name, views, batch.labels, whole)
 
 
-def read_labelled(
-    run: str | Path, data: str | None, *, preprocessing: Preprocessing, split: SplitName, count: int = LABELLED
-) -> Images:
-    """Read at most `count` images of one split, for the accuracy on them or to calibrate with.
+def read_labelled(model: Backbone, run: str | Path, data: str | None, *, split: SplitName, count: int = LABELLED) -> Images:
+    """Read at most `count` images of one split, for the accuracy of a model on them or to calibrate with.
 
-    Raises ValueError for data without this split, and where an image has no class of its own.
+    Raises ValueError for data without this split or with other classes, and where an image has no class of its own.
     """
+    assert model.preprocessing is not None
     source = open_data(run, data, way_out=WAY_OUT, classes=False)[1]
     if split not in source.splits:
         raise ValueError(f"{source.name} has no {split} images, which accuracy is measured with; {WAY_OUT}")
-    images = read_images(run, data, preprocessing=preprocessing, count=count, split=split)
+    images = read_images(run, data, preprocessing=model.preprocessing, count=count, split=split)
     if source.multi_label or bool((images.labels < 0).any()):
         raise ValueError(f"accuracy is measured on images with one class each, which {source.name} has not; {WAY_OUT}")
+    if note := check_classes(model, source, exact=is_run(run)):
+        warnings.warn(note, stacklevel=2)
     return images
 
 

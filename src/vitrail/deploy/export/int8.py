@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitrail.data.augment import normalise
 from vitrail.deploy.export.contract import Change, Int8, correct_of
 from vitrail.deploy.export.formats import FORMATS, Format, Quantizer
-from vitrail.deploy.export.images import LABELLED, read_labelled
+from vitrail.deploy.export.images import read_labelled
 from vitrail.deploy.export.quiet import quiet
 from vitrail.deploy.export.sensitivity import layer_errors
 from vitrail.deploy.export.trace import Inputs
@@ -72,8 +72,8 @@ def quantize_file(
         raise ValueError(f"max_loss {max_loss:g} must be at least 0 points")
     assert model.preprocessing is not None
     preprocessing = model.preprocessing
-    known = read_labelled(source, images, preprocessing=preprocessing, split="train", count=CALIBRATION_IMAGES)
-    fresh = read_labelled(source, images, preprocessing=preprocessing, split="val", count=LABELLED)
+    known = read_labelled(model, source, images, split="train", count=CALIBRATION_IMAGES)
+    fresh = read_labelled(model, source, images, split="val")
     with tempfile.TemporaryDirectory() as folder:
         floating = Path(folder) / path.name
         write(floating)

@@ -18,7 +18,7 @@ def merged(model: Backbone, r: int, source: str | Path, data: str | None) -> tup
     """Return a model that merges `r` patches in each block, and its accuracy beside the model's on the validation images."""
     assert model.preprocessing is not None
     other = MergedViT(model, r).eval()
-    images = read_labelled(source, data, preprocessing=model.preprocessing, split="val")
+    images = read_labelled(model, source, data, split="val")
     batches = normalise(images.views, model.preprocessing).split(_BATCH)
     right = [correct_of(fp32(each, _BATCH), batches, images.labels) for each in (model, other)]
     return other, Change.of(*right, method=f"ToMe, {r} patches in each block", data=f"{images.data}, {images.split}")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import openvino
 import torch
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 from torch import Tensor
 
 from vitrail.deploy.export.quiet import quiet
@@ -22,24 +24,30 @@ INFO = "vitrail"
 
 
 def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the .xml file, and the .bin file with its weights. Weights stay in fp32."""
-    model = convert(traced)
+    """Write the .xml file, and the .bin file with its weights. Weights stay in fp32.
+
+    The frontend is called as `openvino.convert_model` calls it, which would also report the call to a statistics server.
+    """
+    with quiet():
+        decoder = TorchFXPythonDecoder.from_exported_program(traced.program)  # which the frontend does not keep alive
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        model = openvino.Model(frontend.convert(frontend.load(decoder)))
+    images, logits = model.input(), model.output()
+    sides = [openvino.Dimension(1, -1) if axis in traced.dynamic else side for axis, side in enumerate(traced.example.shape)]
+    images.get_node().set_partial_shape(openvino.PartialShape(sides))  # the frontend leaves all of them open
+    images.get_tensor().set_names({INPUT})
+    logits.get_tensor().set_names({OUTPUT})
+    model.validate_nodes_and_infer_types()
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), [INFO, key])  # one line: an attribute of XML keeps no line ends
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def convert(traced: Traced) -> openvino.Model:
-    """Convert a traced model."""
-    with quiet():
-        model = openvino.convert_model(traced.program, example_input=traced.example)
-    images, logits = model.input(), model.output()
-    sides = [openvino.Dimension(1, -1) if axis in traced.dynamic else side for axis, side in enumerate(traced.example.shape)]
-    images.get_node().set_partial_shape(openvino.PartialShape(sides))  # the converter leaves all of them open
-    images.get_tensor().set_names({INPUT})
-    logits.get_tensor().set_names({OUTPUT})
-    model.validate_nodes_and_infer_types()
-    return model
+def read(path: Path) -> openvino.Model:
+    """Read a file into memory, which is then no longer needed."""
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})
+    return core.read_model(path)
 
 
 def open_forward(path: Path) -> Forward:
