@@ -127,7 +127,7 @@ def test_each_command_is_a_file_and_a_row() -> None:
         ("convert B/16 there --to timm --overwite", "did you mean --overwrite\\?"),
         ("convert B/16 there --to timm --model.dept 1", "did you mean --model.depth\\?"),
         ("export nowhere", "the following arguments are required: --to"),
-        ("export nowhere --to onxx", 'format "onxx" is none of onnx, openvino, torch, aoti, web, triton, ovms; did you mean "onnx"\\?'),
+        ("export nowhere --to onxx", 'format "onxx" is none of onnx, openvino, torch, .*; did you mean "onnx"\\?'),
         ("export nowhere --to torch", '"nowhere" does not exist, and is neither a Hub id nor a name'),
         ("export nowhere --to torch --dynamic sizes", "invalid choice: 'sizes'"),
         ("push nowhere me/model", 'run folder "nowhere" does not exist'),
