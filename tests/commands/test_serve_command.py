@@ -109,8 +109,8 @@ def test_requests_inside_are_answered_at_the_end(run: Path, photo: Path) -> None
         host, port = address.removeprefix("http://").split(":")
         contents = photo.read_bytes()
         with socket.create_connection((host, int(port))) as client:
-            head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(contents)}\r\n\r\n"
-            client.sendall(head.encode() + contents[:10])
+            head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(contents)}\r\n"
+            client.sendall(f"{head}Content-Type: image/png\r\n\r\n".encode() + contents[:10])
             assert httpx.get(f"{address}/healthz").status_code == 200  # by then the server has read the head
             process.send_signal(signal.SIGTERM)
             while is_open(address):
