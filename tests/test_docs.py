@@ -34,7 +34,7 @@ from vitrail.train import run, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
-BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TINY = {
     "model": {"depth": 1, "embed_dim": 24, "num_heads": 2},
     "augment": {},
@@ -176,9 +176,11 @@ def test_python_runs(page: Path, here: Path) -> None:
 
 
 def test_a_block_is_run_unless_it_says_why_not() -> None:
-    assert BLOCK.findall("a\n```python\n1\n```\n<!-- not run: slow -->\n```sh\n2\n```\n") == [
-        ("", "python", "1\n"),
-        ("<!-- not run: slow -->\n", "sh", "2\n"),
+    slow = "<!-- not run: slow -->\n"
+    assert BLOCK.findall(f"a\n{slow}```sh\n1\n```\n```python\n2\n```\n{slow}```sh\n3\n```\n") == [
+        (slow, "sh", "1\n"),
+        ("", "python", "2\n"),
+        (slow, "sh", "3\n"),
     ]
 
 
