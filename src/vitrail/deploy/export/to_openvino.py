@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import openvino
 import torch
-from openvino.frontend import FrontEndManager
+from openvino.frontend import FrontEndManager, OpConversionFailure
 from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 from torch import Tensor
 
@@ -24,14 +25,20 @@ INFO = "vitrail"
 
 
 def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the .xml file, and the .bin file with its weights. Weights stay in fp32.
+    """Write the .xml file, and the .bin file with its weights, in fp32. Raises ValueError for what OpenVINO can't compute.
 
     The frontend is called as `openvino.convert_model` calls it, which would also report the call to a statistics server.
     """
     with quiet():
         decoder = TorchFXPythonDecoder.from_exported_program(traced.program)  # which the frontend does not keep alive
         frontend = FrontEndManager().load_by_framework("pytorch")
-        model = openvino.Model(frontend.convert(frontend.load(decoder)))
+        try:
+            model = openvino.Model(frontend.convert(frontend.load(decoder)))
+        except OpConversionFailure as error:
+            lacks = sorted(set(re.findall(r"aten\.\w+", str(error))))
+            raise ValueError(
+                f"OpenVINO can't compute {', '.join(lacks) or 'the graph'} of this model; export it to onnx"
+            ) from error
     images, logits = model.input(), model.output()
     sides = [openvino.Dimension(1, -1) if axis in traced.dynamic else side for axis, side in enumerate(traced.example.shape)]
     images.get_node().set_partial_shape(openvino.PartialShape(sides))  # the frontend leaves all of them open
