@@ -39,6 +39,7 @@ from vitrail.deploy.export.formats import FORMATS
 from vitrail.deploy.export.images import read_labelled
 from vitrail.deploy.export.int8 import quantizer_of
 from vitrail.deploy.export.run import export, load_model
+from vitrail.deploy.export.to_openvino import convert
 from vitrail.deploy.export.trace import trace
 from vitrail.deploy.forms import fp32
 from vitrail.models import create_model
@@ -114,7 +115,7 @@ def int8_form(model: Backbone, images: Tensor) -> Forward:
 def openvino_int8(model: nn.Module, images: Tensor) -> Forward:
     """timm's model quantised by NNCF as its documentation has it for transformers, the rest as OpenVINO chooses."""
     openvino, nncf = importlib.import_module("openvino"), importlib.import_module("nncf")
-    converted = openvino.convert_model(model, example_input=images)
+    converted = convert(torch.export.export(model, (images,)))
     batches = [batch.numpy() for batch in calibration_images().split(1)]
     quantized = nncf.quantize(converted, nncf.Dataset(batches), subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER)
     quantized.reshape(list(images.shape))

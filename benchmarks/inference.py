@@ -91,7 +91,9 @@ def onnxruntime_form(model: nn.Module, images: Tensor) -> Forward:
 def openvino_form(model: nn.Module, images: Tensor, precision: str) -> Forward:
     """The model in OpenVINO, with as many threads as torch."""
     openvino = importlib.import_module("openvino")
-    converted = openvino.convert_model(model, example_input=images)
+    from vitrail.deploy.export.to_openvino import convert
+
+    converted = convert(torch.export.export(model, (images,)))
     converted.reshape(list(images.shape))
     config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.compile_model(converted, "CPU", config)

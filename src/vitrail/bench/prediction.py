@@ -86,6 +86,8 @@ def openvino(case: Case, precision: Precision) -> Call:
     """Convert our model to OpenVINO. Raises ValueError for a GPU."""
     import openvino
 
+    from vitrail.deploy.export.to_openvino import convert
+
     if torch.device(case.device).type != "cpu":
         raise ValueError(f"OpenVINO is measured on a CPU, and this is {case.device}")
     images = case.images()
@@ -95,7 +97,7 @@ def openvino(case: Case, precision: Precision) -> Call:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
     }
-    compiled = openvino.compile_model(openvino.convert_model(program), "CPU", config)
+    compiled = openvino.compile_model(convert(program), "CPU", config)
     feed = images.numpy()
     return lambda: compiled(feed)[0]
 

@@ -15,6 +15,7 @@ import torch
 from openvino.frontend import FrontEndManager, OpConversionFailure
 from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from vitrail.deploy.export.quiet import quiet
 from vitrail.deploy.export.trace import INPUT, OUTPUT, Traced
@@ -25,20 +26,8 @@ INFO = "vitrail"
 
 
 def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the .xml file, and the .bin file with its weights, in fp32. Raises ValueError for what OpenVINO can't compute.
-
-    The frontend is called as `openvino.convert_model` calls it, which would also report the call to a statistics server.
-    """
-    with quiet():
-        decoder = TorchFXPythonDecoder.from_exported_program(traced.program)  # which the frontend does not keep alive
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        try:
-            model = openvino.Model(frontend.convert(frontend.load(decoder)))
-        except OpConversionFailure as error:
-            lacks = sorted(set(re.findall(r"aten\.\w+", str(error))))
-            raise ValueError(
-                f"OpenVINO can't compute {', '.join(lacks) or 'the graph'} of this model; export it to onnx"
-            ) from error
+    """Write the .xml file, and the .bin file with its weights, in fp32. Raises ValueError for what OpenVINO can't compute."""
+    model = convert(traced.program)
     images, logits = model.input(), model.output()
     sides = [openvino.Dimension(1, -1) if axis in traced.dynamic else side for axis, side in enumerate(traced.example.shape)]
     images.get_node().set_partial_shape(openvino.PartialShape(sides))  # the frontend leaves all of them open
@@ -48,6 +37,23 @@ def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), [INFO, key])  # one line: an attribute of XML keeps no line ends
     openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def convert(program: ExportedProgram) -> openvino.Model:
+    """Convert a graph of torch.export. Raises ValueError for what OpenVINO can't compute.
+
+    The frontend is called as `openvino.convert_model` calls it, which would also report the call to a statistics server.
+    """
+    with quiet():
+        decoder = TorchFXPythonDecoder.from_exported_program(program)  # which the frontend does not keep alive
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        try:
+            return openvino.Model(frontend.convert(frontend.load(decoder)))
+        except OpConversionFailure as error:
+            lacks = sorted(set(re.findall(r"aten\.\w+", str(error))))
+            raise ValueError(
+                f"OpenVINO can't compute {', '.join(lacks) or 'the graph'} of this model; export it to onnx"
+            ) from error
 
 
 def read(path: Path) -> openvino.Model:
