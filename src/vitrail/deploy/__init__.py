@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from vitrail.deploy.backends import BACKENDS, Backend
+
+# OpenVINO and NNCF report each import and each call to a statistics server, and work as well without this package of theirs.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it now fails
 
 if TYPE_CHECKING:
     from vitrail.deploy.embeddings import Embedded, embed

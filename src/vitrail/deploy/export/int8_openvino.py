@@ -8,10 +8,6 @@ from fp32's (dev/LOG.md).
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("NNCF_CI", "1")  # or NNCF reports each call to a statistics server; it looks when it is imported
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -40,10 +40,7 @@ def write(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def convert(program: ExportedProgram) -> openvino.Model:
-    """Convert a graph of torch.export. Raises ValueError for what OpenVINO can't compute.
-
-    The frontend is called as `openvino.convert_model` calls it, which would also report the call to a statistics server.
-    """
+    """Convert a graph of torch.export. Raises ValueError for what OpenVINO can't compute."""
     with quiet():
         decoder = TorchFXPythonDecoder.from_exported_program(program)  # which the frontend does not keep alive
         frontend = FrontEndManager().load_by_framework("pytorch")
