@@ -116,7 +116,7 @@ def openvino_int8(model: nn.Module, images: Tensor) -> Forward:
     """timm's model quantised by NNCF as its documentation has it for transformers, the rest as OpenVINO chooses."""
     openvino, nncf = importlib.import_module("openvino"), importlib.import_module("nncf")
     converted = convert(torch.export.export(model, (images,)))
-    batches = [batch.numpy() for batch in calibration_images().split(1)]
+    batches = [calibration_images()[torch.arange(len(images)) % CALIBRATION_IMAGES].numpy()]  # the graph is for one batch size
     quantized = nncf.quantize(converted, nncf.Dataset(batches), subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER)
     quantized.reshape(list(images.shape))
     compiled = openvino.compile_model(quantized, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})

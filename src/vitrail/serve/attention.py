@@ -38,7 +38,7 @@ from vitrail.explain.inputs import (
     require_finite_output,
     require_layer,
 )
-from vitrail.explain.methods.attention import mixed_rows
+from vitrail.explain.methods.attention import METHOD, mixed_rows
 from vitrail.explain.passes import ForwardPass, attention_rows, forward_pass, head_reading, query_chunks
 from vitrail.models.backbone import Backbone
 from vitrail.settings import Pair, pair
@@ -163,7 +163,7 @@ def attention_message(
     than a message holds, for a model without attention over the whole image, and where the weights are not finite.
     """
     backbone = backbone_of(model)
-    with open_scene(backbone, image, method="attention") as scene:
+    with open_scene(backbone, image, method=METHOD) as scene:
         depth = layer_count(scene.model, rows=True)
         chosen = tuple(range(depth) if layers is None else [require_layer(scene.model, layer, rows=True) for layer in layers])
         if not chosen:
@@ -238,7 +238,7 @@ def _class_rows(scene: Scene, layers: Sequence[int], queries: Queries | None) ->
     if queries == "all":
         raise ValueError(f'in {model_name(scene.model)} only the class token has rows; ask for queries "first"')
     rows = scene.model.class_attention(scene.images)
-    require_finite_output(torch.stack([row[0].float() for row in rows]), "attention", so="it says nothing")
+    require_finite_output(torch.stack([row[0].float() for row in rows]), "class attention", so="it says nothing")
     scales, weights = zip(*(quantise(rows[layer][0, :, None].float()) for layer in layers), strict=True)
     return np.ones(1, np.float32), np.stack(scales), np.stack(weights), ""
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
@@ -128,10 +128,12 @@ def no_attention(model: Backbone) -> str:
     )
 
 
-def attention_facts(model: Backbone) -> dict[str, Any]:
+def describe_attention(model: Backbone) -> ExplorerModelAnswer:
     """Return the size of a model's attention, or the reason why there is none to show."""
     size = attention_size(model)
-    return {"attention": None, "why": no_attention(model)} if size is None else {"attention": asdict(size), "why": size.note}
+    if size is None:
+        return ExplorerModelAnswer(attention=None, why=no_attention(model))
+    return ExplorerModelAnswer(attention=SizeAnswer(**asdict(size)), why=size.note)
 
 
 def attention_bytes(
@@ -154,16 +156,16 @@ def attention_bytes(
 def explorer_router(models: Mapping[str, ServedModel], samples: Sequence[Sample]) -> APIRouter:
     """Return the endpoints that only the page needs."""
     router = APIRouter()
-    facts = {
-        "models": {name: attention_facts(served.model) for name, served in models.items()},
-        "samples": [{"id": sample.id, "name": sample.name} for sample in samples],
-    }
+    answer = ExplorerAnswer(
+        models={name: describe_attention(served.model) for name, served in models.items()},
+        samples=[SampleAnswer(id=sample.id, name=sample.name) for sample in samples],
+    )
     by_id = {sample.id: sample for sample in samples}
 
     @router.get("/v1/explorer", response_model=ExplorerAnswer, responses=problems())
     async def explorer() -> Response:
         """Attention of the models and samples, for the page."""
-        return json_response(facts)
+        return json_response(answer.model_dump())
 
     @router.get("/v1/samples/{sample_id}", responses=problems(404) | {200: {"content": {"image/*": {}}}})
     async def sample(sample_id: str) -> Response:

@@ -16,6 +16,8 @@ from vitrail.explain.maps import Maps, maps_of
 from vitrail.explain.passes import ForwardPass, attention_rows, forward_pass, head_reading, query_chunks
 from vitrail.settings import Pair
 
+METHOD = "attention"
+"""Its row of `METHODS`."""
 Fusion = Literal["mean", "max", "min"]
 Heads = Fusion | int
 
@@ -66,7 +68,7 @@ def attention_sheet(
     img_size: int | Pair | None = None,
 ) -> list[Maps]:
     """Return what `attention` returns for several layers and heads, from one pass: layer by layer, head by head."""
-    with open_scene(model, images, method="attention", pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as scene:
+    with open_scene(model, images, method=METHOD, pad=pad, sizes=sizes, patch_size=patch_size, img_size=img_size) as scene:
         model = scene.model
         everything = range(layer_count(model, rows=True))
         layer_indices = everything if layers == "all" else [require_layer(model, layer, rows=True) for layer in layers]
@@ -85,7 +87,7 @@ def attention_sheet(
             per_head = _token_rows(forward, layer, token) if row is None else mixed_rows(forward, layer, row)  # (B, h, N)
             for head in all_heads:
                 label = f"layer {layer}, {_head_label(head, count)}, {source}"
-                result.append(maps_of(scene, fuse_heads(per_head, head), method="attention", labels=label, notes=(note,)))
+                result.append(maps_of(scene, fuse_heads(per_head, head), method=METHOD, labels=label, notes=(note,)))
         return result
 
 
@@ -102,7 +104,7 @@ def _class_attention(scene: Scene, layers: Sequence[int], heads: Sequence[Heads]
         count = per_head.shape[1]
         for head in _checked(heads, count):
             label = f"class attention {layer}, {_head_label(head, count)}"
-            result.append(maps_of(scene, fuse_heads(per_head, head), method="attention", labels=label))
+            result.append(maps_of(scene, fuse_heads(per_head, head), method=METHOD, labels=label))
     return result
 
 
