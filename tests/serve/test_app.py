@@ -21,7 +21,7 @@ from vitrail.data.decode import eval_view
 from vitrail.explain import METHODS
 from vitrail.serve import schemas
 from vitrail.serve.app import create_app
-from vitrail.serve.models import ServedModel, load_models, split_name
+from vitrail.serve.models import ServedModel, choose_threads, load_models, split_name
 from vitrail.serve.settings import LOOPBACK_NAMES, ServeSettings, is_loopback
 
 
@@ -730,3 +730,18 @@ def test_models_have_the_names_of_their_runs_or_given_ones(animals: Path, tmp_pa
         ServedModel("a b", models["again"].predictor)
     with pytest.raises(ValueError, match="no model to serve"):
         create_app({}, ServeSettings())
+
+
+@pytest.mark.parametrize(
+    ("most", "seconds", "threads"),
+    [
+        (2, {1: 1.0, 2: 0.9}, 1),  # a small model
+        (2, {1: 1.0, 2: 0.55}, 2),  # a large one
+        (16, {15: 1.0, 16: 0.95}, 15),
+        (1, {}, 1),
+    ],
+)
+def test_a_core_is_left_to_the_event_loop_where_the_model_hardly_misses_it(
+    most: int, seconds: dict[int, float], threads: int
+) -> None:
+    assert choose_threads(most, seconds.__getitem__) == threads

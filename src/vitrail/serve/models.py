@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+import statistics
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.card import Card
 from vitrail.serve.batcher import batch_sizes
 
+WORTH_A_CORE = 1.5
+"""Speed-up of a full batch from which on the last core computes as well."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -52,12 +56,18 @@ class ServedModel:
         return self.model.card
 
     def warm_up(self) -> None:
-        """Choose the backend, and let torch prepare its kernels for each size of a batch before anybody waits for them."""
-        preprocessing = self.predictor.preprocessing
-        noise = torch.Generator().manual_seed(0)
+        """Let torch prepare its kernels for each size of a batch, before anybody waits for them."""
         for count in reversed(batch_sizes(self.predictor.batch_size)):
-            shape = (count, preprocessing.in_channels, *preprocessing.img_size)
-            self.predictor.logits(torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise))
+            self.compute(count)
+
+    def compute(self, count: int) -> float:
+        """Compute the logits of so many images of noise. Return the seconds; the first call chooses the backend."""
+        preprocessing = self.predictor.preprocessing
+        shape = (count, preprocessing.in_channels, *preprocessing.img_size)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        start = time.perf_counter()
+        self.predictor.logits(images)
+        return time.perf_counter() - start
 
     def close(self) -> None:
         """Let the threads end."""
@@ -93,8 +103,34 @@ def load_models(
             raise ValueError(f'two models are called "{name}"; give one of them another name: NAME={run}')
         predictor = Predictor(run, device=device, batch_size=batch_size, backend=backend, calibrated=calibrated)
         models[name] = ServedModel(name, predictor, source=run)
-        models[name].warm_up()
+    share_cores(models.values())
+    for model in models.values():
+        model.warm_up()
     return models
+
+
+def share_cores(models: Iterable[ServedModel]) -> None:
+    """Set the number of torch's threads: one core is left to sockets and decoding where the models hardly miss it."""
+    most, needed = torch.get_num_threads(), 1
+    for model in models:
+
+        def seconds(threads: int, model: ServedModel = model) -> float:
+            torch.set_num_threads(threads)
+            model.compute(model.predictor.batch_size)
+            return statistics.median(model.compute(model.predictor.batch_size) for _ in range(5))
+
+        needed = max(needed, choose_threads(most, seconds))
+    torch.set_num_threads(needed)
+
+
+def choose_threads(most: int, seconds: Callable[[int], float]) -> int:
+    """Return `most` threads, or one less where a full batch takes hardly longer then.
+
+    Threads of a product wait for each other: where one of them shares its core with the event loop, all are late.
+    """
+    if most == 1 or seconds(most - 1) >= WORTH_A_CORE * seconds(most):
+        return most
+    return most - 1
 
 
 def split_name(text: str) -> tuple[str, str]:
