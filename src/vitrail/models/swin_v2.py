@@ -93,7 +93,8 @@ def log_offsets(window: int, *, unit: int, device: torch.device | None = None) -
     Offsets of a window of `unit` positions fill -8 to 8 before the logarithm, and about -1 to 1 behind it.
     """
     offset = torch.arange(1 - window, window, device=device, dtype=torch.float32) * (8 / max(unit - 1, 1))
-    logs = offset.sign() * (offset.abs() + 1).log2() / 3  # log2(8)
+    sign = offset.sign()
+    logs = sign * (sign * offset + 1).log2() / 3  # log2(8); OpenVINO 2026.4 drops an abs() of what arange made
     return torch.cartesian_prod(logs, logs)
 
 
