@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -56,3 +58,25 @@ def test_what_they_need_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_module.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(forms, "bf16_is_faster", lambda device: False)
     assert forms.needs_openvino_bf16(CPU) == "bf16 is not faster than fp32 on this cpu"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the structure is Linux's")
+def test_signals_keep_their_stack(model: ViT) -> None:
+    """OpenVINO leaves a stack for signals with the thread that compiles: when it is freed, Ctrl-C would crash the process."""
+    if reason := BACKENDS["openvino"].unavailable(CPU):
+        pytest.skip(reason)
+    before = signal_stack()
+    form = BACKENDS["openvino"].build(model, batch_size=2)
+    form(torch.randn(2, 3, 16, 16))
+    assert signal_stack() == before
+
+
+def signal_stack() -> tuple[int | None, int, int]:
+    """Address, flags and size of this thread's stack for signals."""
+
+    class Stack(ctypes.Structure):
+        _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+    stack = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    return stack.address, stack.flags, stack.size

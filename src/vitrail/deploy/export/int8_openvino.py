@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.deploy.export.quiet import quiet
+from vitrail.deploy.export.to_openvino import in_own_thread
 
 METHOD = "NNCF, static: weights by output, activations by tensor"
 CALIBRATED = True
@@ -39,14 +40,19 @@ def quantize(source: Path, path: Path, images: Float[Tensor, "B C H W"], *, in_f
     advanced = nncf.AdvancedQuantizationParameters(
         disable_bias_correction=True, smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
     )
+    scope = nncf.IgnoredScope(names=[*in_float, *between], types=["ScaledDotProductAttention"], validate=False)
     with quiet():
-        quantized = nncf.quantize(
-            model,
-            nncf.Dataset(batches),
-            subset_size=len(batches),
-            model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(names=[*in_float, *between], types=["ScaledDotProductAttention"], validate=False),
-            advanced_parameters=advanced,
+        quantized = in_own_thread(
+            lambda: nncf.quantize(
+                model,
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+                model_type=nncf.ModelType.TRANSFORMER,
+                ignored_scope=nncf.IgnoredScope(
+                    names=[*in_float, *between], types=["ScaledDotProductAttention"], validate=False
+                ),
+                advanced_parameters=advanced,
+            )
         )
     openvino.save_model(quantized, path, compress_to_fp16=False)
 

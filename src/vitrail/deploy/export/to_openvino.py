@@ -7,8 +7,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import openvino
 import torch
@@ -20,6 +22,8 @@ from torch.export import ExportedProgram
 from vitrail.deploy.export.quiet import quiet
 from vitrail.deploy.export.trace import INPUT, OUTPUT, Traced
 from vitrail.deploy.forms import Forward
+
+Compiled = TypeVar("Compiled")
 
 INFO = "vitrail"
 """Section of the metadata (rt_info) that is ours."""
@@ -74,12 +78,22 @@ def compile_forward(model: openvino.Model, *, precision: str | None) -> Forward:
     """Compile a model for the CPU, with as many threads as torch has; precision None is OpenVINO's choice."""
     config = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     hint = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
-    compiled = openvino.Core().compile_model(model, "CPU", {**config, **hint})
+    compiled = in_own_thread(lambda: openvino.Core().compile_model(model, "CPU", {**config, **hint}))
 
     def forward(images: Tensor) -> Tensor:
         return torch.from_numpy(compiled(images.numpy(force=True))[OUTPUT].copy())
 
     return forward
+
+
+def in_own_thread(compiles: Callable[[], Compiled]) -> Compiled:
+    """Call what compiles a model in a thread of its own.
+
+    OpenVINO gives the thread that compiles a stack for signals and frees it with the model: Ctrl-C in that thread would then
+    end the process with a segmentation fault.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(compiles).result()
 
 
 def read_metadata(path: Path) -> dict[str, str]:
