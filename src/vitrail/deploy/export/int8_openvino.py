@@ -48,9 +48,7 @@ def quantize(source: Path, path: Path, images: Float[Tensor, "B C H W"], *, in_f
                 nncf.Dataset(batches),
                 subset_size=len(batches),
                 model_type=nncf.ModelType.TRANSFORMER,
-                ignored_scope=nncf.IgnoredScope(
-                    names=[*in_float, *between], types=["ScaledDotProductAttention"], validate=False
-                ),
+                ignored_scope=scope,
                 advanced_parameters=advanced,
             )
         )
