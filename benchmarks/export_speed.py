@@ -13,14 +13,10 @@ exports a run that was really trained, and measures int8 and merging on its test
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import importlib.util
 import json
-import logging
 import tempfile
-import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import machine
-from inference import BASE, NAMES, TURN_S, Forward, case, onnxruntime_form, openvino_form
-from vitrail.bench.processes import Call, Worker, end_all
-from vitrail.bench.rounds import interleave, ratios, summary
+from inference import BASE, NAMES, Forward, Speeds, case, measure, onnxruntime_form, openvino_form, rows_of
+from vitrail.bench.rounds import ratios, summary
 from vitrail.data.augment import normalise
 from vitrail.deploy import BACKENDS
 from vitrail.deploy.export.contract import Change, correct_of
@@ -127,46 +122,13 @@ def calibration_images() -> Tensor:
     return torch.randn(CALIBRATION_IMAGES, 3, 224, 224, generator=torch.Generator().manual_seed(2))
 
 
-def prepare(contender: str, size: str, batch: int) -> Call:
-    """One contender's pass, in its own process."""
-    warnings.simplefilter("ignore")  # of the exporters
-    logging.disable(logging.WARNING)
-    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    forward = build(contender, size, images)
-
-    @torch.inference_mode()
-    def call() -> Tensor:
-        return forward(images)
-
-    return call
-
-
 def compare(size: str, batch: int, *, rounds: int) -> dict[str, Any]:
     """Images a second, ratios within the rounds, and differences of the logits, of every contender."""
-    with contextlib.ExitStack() as stack:
-        workers: dict[str, Worker] = {}
-        stack.callback(lambda: end_all(workers.values()))
-        logits, passes, turns = {}, {}, {}
-        for name in contenders():
-            workers[name] = Worker(partial(prepare, name, size, batch), threads=machine.cores())
-            workers[name].built()
-            logits[name] = workers[name].first().output
-            passes[name] = max(1, round(TURN_S / workers[name].take()))
-            turns[name] = partial(workers[name].take, passes[name])
-        seconds = interleave(turns, least=rounds)
-    speeds = {name: [passes[name] * batch / taken for taken in values] for name, values in seconds.items()}
-    measured = {
-        name: {
-            "images_per_s": summary(values),
-            "ratio": summary(ratios(values, speeds[BASE])),
-            "difference": float(abs(logits[name] - logits[BASE]).max()),
-        }
-        for name, values in speeds.items()
-    }
-    return {"contenders": measured, "to_best_peer": to_best_peer(speeds)}
+    speeds, differences = measure(contenders(), build, size, batch, rounds=rounds)
+    return {"contenders": rows_of(speeds, differences), "to_best_peer": to_best_peer(speeds)}
 
 
-def to_best_peer(speeds: dict[str, list[float]]) -> dict[str, Any]:
+def to_best_peer(speeds: Speeds) -> dict[str, Any]:
     """Ratio of each of ours to the fastest peer of its number type, within the rounds."""
     compared = {}
     for kind in ("fp32", "bf16", "int8"):

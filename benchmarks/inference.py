@@ -18,7 +18,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ TURN_S = 0.25
 """A contender repeats its pass until a turn takes about this long."""
 
 Forward = Callable[[Tensor], Tensor]
+Build = Callable[[str, str, Tensor], Forward]
+"""A contender, a size and its images to the contender's form of the model."""
+Speeds = dict[str, list[float]]
+"""Images a second of each contender, round by round."""
 
 
 def contenders() -> list[str]:
@@ -100,7 +104,7 @@ def openvino_form(model: nn.Module, images: Tensor, precision: str) -> Forward:
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
 
-def prepare(contender: str, size: str, batch: int) -> Call:
+def prepare(build: Build, contender: str, size: str, batch: int) -> Call:
     """One contender's pass, in its own process."""
     warnings.simplefilter("ignore")  # of the exporters
     logging.disable(logging.WARNING)
@@ -114,28 +118,38 @@ def prepare(contender: str, size: str, batch: int) -> Call:
     return call
 
 
-def compare(size: str, batch: int, *, rounds: int) -> dict[str, Any]:
-    """Images a second, ratios within the rounds and differences of every contender."""
+def measure(names: Sequence[str], build: Build, size: str, batch: int, *, rounds: int) -> tuple[Speeds, dict[str, float]]:
+    """Images a second of every contender, round by round, and the largest difference of its logits from `BASE`'s."""
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         stack.callback(lambda: end_all(workers.values()))
         logits, passes, turns = {}, {}, {}
-        for name in contenders():
-            workers[name] = Worker(partial(prepare, name, size, batch), threads=machine.cores())
+        for name in names:
+            workers[name] = Worker(partial(prepare, build, name, size, batch), threads=machine.cores())
             workers[name].built()
             logits[name] = workers[name].first().output
             passes[name] = max(1, round(TURN_S / workers[name].take()))
             turns[name] = partial(workers[name].take, passes[name])
         seconds = interleave(turns, least=rounds)
     speeds = {name: [passes[name] * batch / taken for taken in values] for name, values in seconds.items()}
+    return speeds, {name: float(abs(logits[name] - logits[BASE]).max()) for name in names}
+
+
+def rows_of(speeds: Speeds, differences: dict[str, float]) -> dict[str, Any]:
+    """Images a second, ratio within the rounds and difference of every contender."""
     return {
         name: {
-            "images_per_s": summary(speeds[name]),
-            "ratio": summary(ratios(speeds[name], speeds[BASE])),
-            "difference": float(abs(logits[name] - logits[BASE]).max()),
+            "images_per_s": summary(values),
+            "ratio": summary(ratios(values, speeds[BASE])),
+            "difference": differences[name],
         }
-        for name in speeds
+        for name, values in speeds.items()
     }
+
+
+def compare(size: str, batch: int, *, rounds: int) -> dict[str, Any]:
+    """Every contender of one case."""
+    return rows_of(*measure(contenders(), build, size, batch, rounds=rounds))
 
 
 def case(text: str) -> tuple[str, int]:

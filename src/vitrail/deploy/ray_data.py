@@ -47,7 +47,7 @@ _WORKERS = re.compile(r"(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """How many workers there are, and what each has."""
+    """Number of workers, and the resources of each."""
 
     workers: tuple[int, int] | None = None
     """Smallest and largest number; None: as many as the cluster has room for."""

@@ -1,4 +1,4 @@
-"""What one worker of many computes for a chunk of images: predictions or embeddings, as a table."""
+"""Work of one of many workers: predictions or embeddings of a chunk of images, as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a served model, as `/v1/model` answers it."""
+"""Description of a served model, as `/v1/model` gives it."""
 
 from __future__ import annotations
 

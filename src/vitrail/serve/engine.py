@@ -31,7 +31,7 @@ from vitrail.serve.settings import ServeSettings
 from vitrail.settings import Preprocessing, nearest
 
 Work = Literal["predict", "embed"]
-"""What is done in batches; each has a queue of its own."""
+"""Kinds of batches; each has a queue of its own."""
 P = ParamSpec("P")
 T = TypeVar("T")
 Raw = TypeVar("Raw")

@@ -38,7 +38,7 @@ class Sample:
     """An image that the page offers."""
 
     id: str
-    """What requests and links name it by: its place and name, never a path."""
+    """Identifier in requests and links: its place and name, never a path."""
     name: str
     media_type: str
     contents: bytes = field(repr=False)
@@ -71,7 +71,7 @@ class SampleAnswer(Answer):
 
 
 class ExplorerAnswer(Answer):
-    """What the page needs to know beside `/v1/model`."""
+    """Attention of the models and samples: facts for the page that `/v1/model` does not give."""
 
     models: dict[str, ExplorerModelAnswer]
     samples: list[SampleAnswer]

@@ -1,4 +1,4 @@
-"""What every request passes: access log and metrics, headers that browsers honour, the token, and the limits of the body."""
+"""Middleware: access log and metrics, security headers, the token, and the limits of a body."""
 
 from __future__ import annotations
 

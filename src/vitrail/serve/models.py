@@ -128,9 +128,10 @@ def choose_threads(most: int, seconds: Callable[[int], float]) -> int:
 
     Threads of a product wait for each other: where one of them shares its core with the event loop, all are late.
     """
-    if most == 1 or seconds(most - 1) >= WORTH_A_CORE * seconds(most):
+    if most == 1:
         return most
-    return most - 1
+    with_all = seconds(most)  # first: a runtime with threads of its own takes as many as torch has when it compiles
+    return most if seconds(most - 1) >= WORTH_A_CORE * with_all else most - 1
 
 
 def split_name(text: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ _PROXY_S = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Deployed:
-    """What is deployed: models, and what each replica has."""
+    """Configuration of a deployment: models, and the resources of each replica."""
 
     runs: tuple[str, ...]
     """Runs or checkpoints, as `load_models` takes them, at the same place on every machine of the cluster."""

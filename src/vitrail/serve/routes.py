@@ -168,7 +168,7 @@ async def explain(
     steps: Annotated[int, Query(ge=0, le=1000, description="steps of insertion and deletion; 0 for no scores")] = 0,
     format: Annotated[Literal["json", "png"], Query(description="numbers or a picture")] = "json",
 ) -> Response:
-    """What speaks for a class, or where the model looks, in one image."""
+    """Explanation of one image: evidence for a class, or attention."""
     engine = engine_of(request)
     served = engine.model(model)
     engine.require_explain_room(served)
@@ -208,13 +208,13 @@ async def model(request: Request, model: ModelName = None) -> Response:
 
 @router.get("/healthz", response_model=HealthAnswer)
 async def healthz(request: Request) -> Response:
-    """Whether the process answers."""
+    """Liveness: 200 while the process answers."""
     return json_response({"status": "ok"})
 
 
 @router.get("/readyz", response_model=HealthAnswer, responses=problems(503))
 async def readyz(request: Request) -> Response:
-    """Whether the server takes requests: 503 while it stops."""
+    """Readiness: 200, or 503 while the server stops."""
     if engine_of(request).stopping:
         raise Problem(503, "the server is stopping")
     return json_response({"status": "ready"})

@@ -92,7 +92,7 @@ class ExplainAnswer(Answer):
 
 
 class PreprocessingAnswer(Answer):
-    """What happens to an image before the model."""
+    """Preprocessing of an image."""
 
     img_size: tuple[int, int]
     in_channels: int
@@ -104,7 +104,7 @@ class PreprocessingAnswer(Answer):
 
 
 class CalibrationAnswer(Answer):
-    """What the model's card says of its probabilities."""
+    """Calibration of the probabilities, from the model's card."""
 
     images: int
     temperature: float

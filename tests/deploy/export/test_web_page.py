@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import shutil
-import subprocess
-import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +17,7 @@ import torch
 from export_cases import calibrated, make
 from PIL import Image
 
+from npm_packages import unpack
 from vitrail.deploy import Predictor
 from vitrail.deploy.export.metadata import card_of
 from vitrail.deploy.export.run import export
@@ -58,14 +56,7 @@ def serve() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """onnxruntime-web, unpacked as the guide says."""
-    folder = tmp_path_factory.mktemp("npm")
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm")
-    subprocess.run([npm, "pack", "onnxruntime-web"], cwd=folder, check=True, capture_output=True, timeout=240)
-    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
-        packed.extractall(folder, filter="data")
-    return folder
+    return unpack("onnxruntime-web", tmp_path_factory.mktemp("npm")).parent
 
 
 @pytest.fixture

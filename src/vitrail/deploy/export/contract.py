@@ -118,7 +118,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8:
-    """How a model was quantised, and what it lost."""
+    """Quantisation of a model, and its loss."""
 
     change: Change
     calibration: str
@@ -159,9 +159,9 @@ class Contract:
     """Size of the export's files."""
     threads: int
     merging: Change | None = None
-    """What token merging costs, beside the model without it; the logits are compared with the merged model."""
+    """Loss of token merging beside the model without it; the logits are compared with the merged model."""
     int8: Int8 | None = None
-    """How the model was quantised, and what that costs."""
+    """Quantisation, and its loss; None for fp32."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dict for JSON."""

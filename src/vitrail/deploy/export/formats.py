@@ -85,8 +85,10 @@ class Format:
         writer: Writer = importlib.import_module(self.module)
         return writer
 
-    def check_options(self, *, dynamic_size: bool, raw_images: bool, runtime: str | Path | None) -> None:
+    def check_options(self, *, dynamic_size: bool, raw_images: bool, int8: bool, runtime: str | Path | None) -> None:
         """Raise ValueError for options that contradict each other."""
+        if int8 and (raw_images or self.raw_images):
+            raise ValueError("--int8 is for files that take normalised images; leave --raw-images or --int8 out")
         if dynamic_size and (raw_images or self.raw_images):
             raise ValueError("--dynamic size is for normalised images: decoded ones have any size already; leave it out")
         if runtime is not None and self.page is None:

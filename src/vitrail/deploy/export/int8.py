@@ -21,7 +21,6 @@ from vitrail.deploy.export.formats import FORMATS, Format, Quantizer
 from vitrail.deploy.export.images import read_labelled
 from vitrail.deploy.export.quiet import quiet
 from vitrail.deploy.export.sensitivity import layer_errors
-from vitrail.deploy.export.trace import Inputs
 from vitrail.deploy.forms import Forward, fp32
 from vitrail.models.backbone import Backbone
 from vitrail.models.machine import missing
@@ -44,12 +43,6 @@ def quantizer_of(row: Format, name: str) -> Quantizer:
     with quiet():  # torch's notes on compilers, which NNCF asks for
         quantizer: Quantizer = importlib.import_module(row.quantizer)
     return quantizer
-
-
-def check_inputs(inputs: Inputs) -> None:
-    """Raise ValueError for a file that takes decoded images: int8 is calibrated on normalised ones."""
-    if inputs != "normalised":
-        raise ValueError("--int8 is for files that take normalised images; leave --raw-images or --int8 out")
 
 
 def quantize_file(

@@ -16,7 +16,7 @@ from vitrail.settings import Pair
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedConfig:
-    """What is known of an exported model's shape."""
+    """Shape of an exported model, as its card states it."""
 
     format: str
     img_size: Pair

@@ -33,7 +33,7 @@ from vitrail.deploy.export.contract import (
 )
 from vitrail.deploy.export.formats import format_of, load
 from vitrail.deploy.export.images import Images, read_images
-from vitrail.deploy.export.int8 import MAX_LOSS, check_inputs, quantize_file, quantizer_of
+from vitrail.deploy.export.int8 import MAX_LOSS, quantize_file, quantizer_of
 from vitrail.deploy.export.merging import merged
 from vitrail.deploy.export.metadata import CARD, CONTRACT, ExportCard, card_of
 from vitrail.deploy.export.raw import RawImages, view
@@ -91,7 +91,7 @@ def export(
     `Limits` allows: then nothing is written.
     """
     row = format_of(to)
-    row.check_options(dynamic_size=dynamic_size, raw_images=raw_images, runtime=runtime)
+    row.check_options(dynamic_size=dynamic_size, raw_images=raw_images, int8=int8, runtime=runtime)
     quantizer = quantizer_of(row, to) if int8 else None
     folder = free_folder(out, source=source, to=to)
     writer, raw = row.load(), raw_images or row.raw_images
@@ -109,7 +109,6 @@ def export(
         if quantizer is None:
             writer.write(traced, draft / row.file, card.metadata())
         else:
-            check_inputs(inputs)
             card = replace(card, precision="int8")
             quantized = quantize_file(
                 model,

@@ -5,7 +5,8 @@ const KEY = "vitrail-theme";
 export function initTheme(button) {
   apply(remembered());
   button.addEventListener("click", () => {
-    const dark = getComputedStyle(document.documentElement).getPropertyValue("--scheme").trim() === "dark";
+    const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    const dark = (document.documentElement.dataset.theme ?? system) === "dark";
     apply(dark ? "light" : "dark");
     try {
       localStorage.setItem(KEY, dark ? "light" : "dark");
