@@ -110,20 +110,25 @@ def ready(page: Any) -> Any:
     return page
 
 
+def settled(page: Any) -> Any:
+    """Wait until a frame has shown what was asked for before: the page draws once a frame, whatever happened since the last."""
+    page.evaluate("new Promise(go => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    return page
+
+
 def picture(page: Any, place: int = 0) -> str:
     """The pixels of a pane's picture."""
-    return str(page.evaluate(f"document.querySelectorAll('.picture')[{place}].toDataURL()"))
+    return str(settled(page).evaluate(f"document.querySelectorAll('.picture')[{place}].toDataURL()"))
 
 
 def window(page: Any) -> str:
-    """The pixels of all thumbnails, as they are after the next frame."""
-    script = "new Promise(go => requestAnimationFrame(() => requestAnimationFrame(go)))"
-    page.evaluate(script)
-    return str(page.evaluate("[...document.querySelectorAll('.grid canvas')].map(each => each.toDataURL()).join()"))
+    """The pixels of all thumbnails."""
+    script = "[...document.querySelectorAll('.grid canvas')].map(each => each.toDataURL()).join()"
+    return str(settled(page).evaluate(script))
 
 
 def said(page: Any, place: int = 0) -> str:
-    return str(page.locator(".reads").nth(place).inner_text())
+    return str(settled(page).locator(".reads").nth(place).inner_text())
 
 
 def hover(page: Any, x: float, y: float, place: int = 0) -> None:
@@ -133,7 +138,7 @@ def hover(page: Any, x: float, y: float, place: int = 0) -> None:
 
 def chosen(page: Any) -> tuple[str, str]:
     """Layer and head of the marked thumbnail."""
-    marked = page.locator(".grid button[aria-pressed=true]").first
+    marked = settled(page).locator(".grid button[aria-pressed=true]").first
     return marked.get_attribute("data-layer"), marked.get_attribute("data-head")
 
 
