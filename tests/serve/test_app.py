@@ -21,7 +21,7 @@ from vitrail.data.decode import eval_view
 from vitrail.explain import METHODS
 from vitrail.serve import schemas
 from vitrail.serve.app import create_app
-from vitrail.serve.models import ServedModel, choose_threads, load_models, split_name
+from vitrail.serve.models import ServedModel, Share, load_models, share_of, split_name
 from vitrail.serve.settings import LOOPBACK_NAMES, ServeSettings, is_loopback
 
 
@@ -733,15 +733,18 @@ def test_models_have_the_names_of_their_runs_or_given_ones(animals: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("most", "seconds", "threads"),
+    ("most", "one", "full", "beside", "share"),
     [
-        (2, {1: 1.0, 2: 0.9}, 1),  # a small model
-        (2, {1: 1.0, 2: 0.55}, 2),  # a large one
-        (16, {15: 1.0, 16: 0.95}, 15),
-        (1, {}, 1),
+        (2, {1: 0.001, 2: 0.0009}, {}, True, Share(2, 1)),  # a small model
+        (2, {1: 0.100, 2: 0.090}, {}, True, Share(2, 1)),  # one whose single image has no use for both cores
+        (2, {1: 0.060, 2: 0.033}, {1: 1.0, 2: 0.55}, True, Share(1, 2)),  # a large one
+        (16, {3: 0.001, 16: 0.001}, {}, True, Share(4, 3)),
+        (2, {}, {1: 1.0, 2: 0.9}, False, Share(1, 1)),  # a small one of another runtime
+        (16, {}, {15: 1.0, 16: 0.95}, False, Share(1, 15)),
+        (1, {}, {}, True, Share(1, 1)),
     ],
 )
-def test_a_core_is_left_to_the_event_loop_where_the_model_hardly_misses_it(
-    most: int, seconds: dict[int, float], threads: int
+def test_cores_are_shared_by_what_a_model_makes_of_them(
+    most: int, one: dict[int, float], full: dict[int, float], beside: bool, share: Share
 ) -> None:
-    assert choose_threads(most, seconds.__getitem__) == threads
+    assert share_of(most, one.__getitem__, full.__getitem__, beside=beside) == share

@@ -44,10 +44,12 @@ def batcher(
     prepare: Callable[[int], int] = int,
     batch_size: int = 4,
     capacity: int = 64,
+    batches: int = 1,
     **options: Any,
 ) -> Iterator[Numbers]:
-    with ThreadPoolExecutor(2) as preparers, ThreadPoolExecutor(1) as worker:
-        yield Batcher(prepare, compute, preparers=preparers, worker=worker, batch_size=batch_size, capacity=capacity, **options)
+    options |= {"batch_size": batch_size, "capacity": capacity, "batches": batches}
+    with ThreadPoolExecutor(2) as preparers, ThreadPoolExecutor(batches) as workers:
+        yield Batcher(prepare, compute, preparers=preparers, workers=workers, **options)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -62,12 +64,14 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 @hypothesis_settings(max_examples=30)
-@given(st.lists(st.lists(st.integers(), max_size=6), max_size=12), st.integers(1, 5))
-def test_every_item_gets_its_own_result_in_batches_of_the_size(requests: list[list[int]], batch_size: int) -> None:
+@given(st.lists(st.lists(st.integers(), max_size=6), max_size=12), st.integers(1, 5), st.integers(1, 3))
+def test_every_item_gets_its_own_result_in_batches_of_the_size(
+    requests: list[list[int]], batch_size: int, batches: int
+) -> None:
     work = Doubling()
 
     async def main() -> None:
-        with batcher(work.compute, batch_size=batch_size, capacity=1000) as numbers:
+        with batcher(work.compute, batch_size=batch_size, capacity=1000, batches=batches) as numbers:
             done = await asyncio.gather(*(numbers.submit(request, timeout_s=LONG) for request in requests))
             assert done == [[2 * item for item in request] for request in requests]
             assert numbers.inside == 0
@@ -106,6 +110,51 @@ def test_items_gather_while_the_model_is_busy() -> None:
 
     run(main())
     assert [len(batch) for batch in work.batches] == [1, 4, 2]
+
+
+def test_batches_beside_each_other_share_what_waits() -> None:
+    begun, go = threading.Semaphore(0), threading.Event()
+    batches: list[list[int]] = []
+
+    def compute(items: Sequence[int]) -> list[int]:
+        batches.append(list(items))
+        begun.release()
+        assert go.wait(LONG)
+        return list(items)
+
+    async def main() -> None:
+        with batcher(compute, batch_size=8, batches=2) as numbers:
+            first = [asyncio.create_task(numbers.submit([item], timeout_s=LONG)) for item in range(2)]
+            for _ in range(2):
+                assert await asyncio.to_thread(begun.acquire, timeout=LONG)
+            assert [len(batch) for batch in batches] == [1, 1]
+            rest = asyncio.create_task(numbers.submit(range(2, 10), timeout_s=LONG))
+            await until(lambda: len(numbers._computing.line) == 8)
+            go.set()
+            assert await asyncio.gather(*first) == [[0], [1]]
+            assert await rest == [*range(2, 10)]
+
+    run(main())
+    assert sum(len(batch) for batch in batches[2:]) == 8
+    assert len(batches[2]) in (4, 8)  # both threads are free, or the first to be
+
+
+def test_a_slow_item_holds_back_neither_those_before_nor_those_after_it() -> None:
+    free = threading.Event()
+
+    def prepare(item: int) -> int:
+        assert item != 1 or free.wait(LONG)
+        return item
+
+    async def main() -> None:
+        with batcher(Doubling().compute, prepare=prepare, prepare_timeout_s=LONG / 10) as numbers:
+            tasks = [asyncio.create_task(numbers.submit([item], timeout_s=LONG)) for item in range(12)]
+            slow = tasks.pop(1)
+            assert await asyncio.gather(*tasks) == [[2 * item] for item in (0, *range(2, 12))]
+            free.set()
+            assert await slow == [2]
+
+    run(main())
 
 
 def test_a_full_queue_refuses_at_once_all_or_nothing() -> None:

@@ -32,6 +32,8 @@ class Backend:
     """Largest difference from fp32 logits that is correct, relative to the largest of these (at least 1)."""
     auto: frozenset[str]
     """Types of devices on which "auto" measures it."""
+    beside_itself: bool = False
+    """Several threads may call one form at a time, and each computes in the threads that torch has there."""
 
     def build(self, model: Any, *, batch_size: int) -> Any:
         """Return the form of a model."""
@@ -50,6 +52,7 @@ BACKENDS: dict[str, Backend] = {
         shows="the model as it is",
         tolerance=0.0,
         auto=frozenset({"cpu", "cuda", "mps"}),
+        beside_itself=True,
     ),
     "packed": Backend(
         function="packed",
@@ -57,6 +60,7 @@ BACKENDS: dict[str, Backend] = {
         shows="fp32 with weights laid out for oneDNN, on a CPU",
         tolerance=1e-4,
         auto=frozenset({"cpu"}),
+        beside_itself=True,
     ),
     "bf16": Backend(
         function="bf16",
@@ -64,6 +68,7 @@ BACKENDS: dict[str, Backend] = {
         shows="weights and activations in bf16; on a CPU also laid out for oneDNN",
         tolerance=0.1,
         auto=frozenset({"cuda"}),
+        beside_itself=True,
     ),
     "compiled": Backend(
         function="compiled",

@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 _LEAST_RETRY_S, _LONGEST_RETRY_S = 1, 60
 _LOOKS = 4  # at the items that are being prepared, within the time that one may take
 _SMOOTHING = 0.1  # weight of the newest batch in the running mean of seconds per item
+_PREPARE_TURN_S = 0.002  # in which a task prepares items before it wakes who computes: that costs as much as a small image
 
 
 class QueueFull(Exception):
@@ -82,33 +83,58 @@ class _Stage(Generic[Raw, Ready, Result]):
     """Numbers of jobs that one call of `work` takes, in ascending order; the first is 1."""
     tasks: int
     """Tasks at a time."""
+    turn_s: float = 0.0
+    """Seconds after which a task begins no other call of `work` before it lets other users of the executor go first."""
+    after: Callable[[], None] | None = None
+    """What a task calls then."""
     line: deque[_Job[Raw, Ready, Result]] = field(default_factory=deque)
     running: int = 0
+    """Tasks that work, or are about to."""
+    working: int = 0
+    """Those of them that have jobs."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def put(self, jobs: Sequence[_Job[Raw, Ready, Result]]) -> None:
-        """Add jobs to the line, from any thread."""
+    def add(self, jobs: Sequence[_Job[Raw, Ready, Result]]) -> None:
+        """Add jobs to the line, from any thread; `wake` follows."""
         with self.lock:
             self.line.extend(jobs)
-            more = min(self.tasks - self.running, -(-len(self.line) // self.sizes[-1]))
+
+    def wake(self) -> None:
+        """Let as many tasks run as there are jobs for, from any thread."""
+        with self.lock:
+            more = min(self.tasks - self.running, len(self.line))
             self.running += more
         for _ in range(more):
             self.executor.submit(self._turn)
 
     def _turn(self) -> None:
-        """Do one call of `work`, then queue behind the other users of the executor for the next."""
-        with self.lock:
-            place = bisect.bisect_right(self.sizes, len(self.line)) - 1
-            jobs = [self.line.popleft() for _ in range(self.sizes[place])] if place >= 0 else []
+        """Work, then queue behind the other users of the executor for more."""
+        end = time.monotonic() + self.turn_s
         try:
-            if jobs:
-                self.work(jobs)
+            while jobs := self._take():
+                try:
+                    self.work(jobs)
+                finally:
+                    with self.lock:
+                        self.working -= 1
+                if time.monotonic() >= end:
+                    break
         finally:
             with self.lock:
                 again = bool(self.line)
                 self.running -= not again
             if again:
                 self.executor.submit(self._turn)
+            if self.after is not None:
+                self.after()
+
+    def _take(self) -> list[_Job[Raw, Ready, Result]]:
+        """Take a fair share of the line: the tasks that have no jobs get as many each."""
+        with self.lock:
+            share = -(-len(self.line) // (self.tasks - self.working))
+            place = bisect.bisect_right(self.sizes, share) - 1
+            self.working += place >= 0
+            return [self.line.popleft() for _ in range(self.sizes[place])] if place >= 0 else []
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
@@ -123,8 +149,8 @@ def batch_sizes(most: int) -> tuple[int, ...]:
 class Batcher(Generic[Raw, Ready, Result]):
     """Items to results, in batches.
 
-    `prepare` turns an item into what `compute` takes, in a thread of `preparers`; `compute` turns at most `batch_size` of them
-    into as many results, in a thread of `worker`, one call at a time, in one of `batch_sizes`. An exception of `prepare`
+    `prepare` turns an item into what `compute` takes, in a thread of `preparers`; `compute` turns at most `batch_size` of them,
+    as many as `batch_sizes` has, into results, in a thread of `workers`, `batches` calls at a time. An exception of `prepare`
     becomes the result of its item, one of `compute` that of its whole batch; an item that takes longer to prepare than
     `prepare_timeout_s` has TooSlow. At most `capacity` items are inside at a time; one that is too late or too slow stays
     inside until its thread is done with it, so that work which nobody waits for any more can't pile up. `on_batch` gets size
@@ -137,10 +163,11 @@ class Batcher(Generic[Raw, Ready, Result]):
         compute: Callable[[Sequence[Ready]], Sequence[Result]],
         *,
         preparers: Executor,
-        worker: Executor,
+        workers: Executor,
         batch_size: int,
         capacity: int,
         threads: int = 2,
+        batches: int = 1,
         prepare_timeout_s: float = math.inf,
         on_batch: Callable[[int, float], object] | None = None,
     ) -> None:
@@ -160,8 +187,10 @@ class Batcher(Generic[Raw, Ready, Result]):
         self._prepare_timeout_s = prepare_timeout_s
         self._started: dict[_Job[Raw, Ready, Result], float] = {}
         self._watching = False
-        self._preparing = _Stage[Raw, Ready, Result](preparers, self._prepare, (1,), threads)
-        self._computing = _Stage[Raw, Ready, Result](worker, self._compute, batch_sizes(batch_size), 1)
+        self._computing = _Stage[Raw, Ready, Result](workers, self._compute, batch_sizes(batch_size), batches)
+        self._preparing = _Stage[Raw, Ready, Result](
+            preparers, self._prepare, (1,), threads, turn_s=_PREPARE_TURN_S, after=self._computing.wake
+        )
 
     def require_room(self, count: int) -> None:
         """Raise QueueFull where `count` items have no place, and Closed where none are taken any more."""
@@ -187,7 +216,8 @@ class Batcher(Generic[Raw, Ready, Result]):
         request: _Request[Result] = _Request(loop.create_future(), [None] * len(items), len(items))
         self.inside += len(items)
         self._empty.clear()
-        self._preparing.put([_Job(request, place, raw) for place, raw in enumerate(items)])
+        self._preparing.add([_Job(request, place, raw) for place, raw in enumerate(items)])
+        self._preparing.wake()
         timer = loop.call_later(timeout_s, self._expire, request)
         if not self._watching and self._prepare_timeout_s < math.inf:
             self._watching = True
@@ -235,7 +265,7 @@ class Batcher(Generic[Raw, Ready, Result]):
             finally:
                 del self._started[job]
             if job.result is None and not job.settled:
-                self._computing.put([job])
+                self._computing.add([job])
             else:
                 self._finish([job])
 
@@ -282,7 +312,8 @@ class Batcher(Generic[Raw, Ready, Result]):
             self._settle(job, job.result)
 
     def _watch(self) -> None:
-        """Give up on items that take too long to prepare."""
+        """Give up on items that take too long to prepare; those that were prepared before them in a turn go on."""
+        self._computing.wake()
         now = time.monotonic()
         for job, since in list(self._started.items()):
             if now - since > self._prepare_timeout_s:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import re
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from vitrail.deploy.backends import BACKENDS
 from vitrail.deploy.embeddings import FEATURES
 from vitrail.deploy.predict import Predictor
 from vitrail.evaluate.features import model_hash
@@ -21,17 +25,30 @@ from vitrail.serve.batcher import batch_sizes
 
 WORTH_A_CORE = 1.5
 """Speed-up of a full batch from which on the last core computes as well."""
+MOST_BATCHES = 4
+"""Batches at a time: more would wait for Python's lock."""
+SOON_S, NOT_SOON = 0.02, 1.5
+"""Seconds of a single image in fewer threads, and their ratio to those in all threads, of which one must hold."""
+_CALLS, _LONG_S = 5, 0.5  # of a measurement: so many calls, fewer where they take so long
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a model has of the cores: so many batches at a time, each in so many threads."""
+
+    batches: int
+    threads: int
 
 
 class ServedModel:
     """A model under a name.
 
-    Everything that runs the model does so outside of the event loop: batches in `worker`, any other work in `explainer`. Each
-    is one thread, so batches go on while a picture is explained.
+    Everything that runs the model does so outside of the event loop: batches in `workers`, any other work in `explainer`, which
+    is one thread; so batches go on while a picture is explained. `share` is that of all of torch's threads by default.
     """
 
-    def __init__(self, name: str, predictor: Predictor, *, source: str = "") -> None:
+    def __init__(self, name: str, predictor: Predictor, *, source: str = "", share: Share | None = None) -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f'"{name}" is no name of a model; use up to 64 letters, digits, ".", "_" and "-": NAME=RUN')
         self.name, self.predictor, self.source = name, predictor, source
@@ -40,8 +57,9 @@ class ServedModel:
         """SHA-256 of the file of the weights; of the tensors where there is no file."""
         self.missing_pools = missing_pools(predictor)
         """Pools of embeddings that the model does not have, each with the reason."""
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix=f"model {name}")
-        self.explainer = ThreadPoolExecutor(1, thread_name_prefix=f"explain {name}")
+        self.share = Share(1, torch.get_num_threads()) if share is None else share
+        self.workers = self._threads(self.share.batches, "model")
+        self.explainer = self._threads(1, "explain")
         self.explaining = 0
         """Calls that are in `explainer` or wait for it."""
 
@@ -56,22 +74,29 @@ class ServedModel:
         return self.model.card
 
     def warm_up(self) -> None:
-        """Let torch prepare its kernels for each size of a batch, before anybody waits for them."""
-        for count in reversed(batch_sizes(self.predictor.batch_size)):
-            self.compute(count)
+        """Let torch prepare its kernels for each size of a batch in each thread, before anybody waits for them."""
+        together = threading.Barrier(self.share.batches)
 
-    def compute(self, count: int) -> float:
-        """Compute the logits of so many images of noise. Return the seconds; the first call chooses the backend."""
-        preprocessing = self.predictor.preprocessing
-        shape = (count, preprocessing.in_channels, *preprocessing.img_size)
-        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        start = time.perf_counter()
-        self.predictor.logits(images)
-        return time.perf_counter() - start
+        def prepare() -> None:
+            together.wait()  # so that each thread gets one of these calls
+            for count in reversed(batch_sizes(self.predictor.batch_size)):
+                compute_noise(self.predictor, count)
+
+        for call in [self.workers.submit(prepare) for _ in range(self.share.batches)]:
+            call.result()
+
+    def _threads(self, count: int, work: str) -> ThreadPoolExecutor:
+        """Return threads, each of which computes in as many of torch's as the share says."""
+        return ThreadPoolExecutor(
+            count,
+            thread_name_prefix=f"{work} {self.name}",
+            initializer=torch.set_num_threads,  # of the calling thread
+            initargs=(self.share.threads,),
+        )
 
     def close(self) -> None:
         """Let the threads end."""
-        for executor in (self.worker, self.explainer):
+        for executor in (self.workers, self.explainer):
             executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -102,36 +127,56 @@ def load_models(
         if name in models:
             raise ValueError(f'two models are called "{name}"; give one of them another name: NAME={run}')
         predictor = Predictor(run, device=device, batch_size=batch_size, backend=backend, calibrated=calibrated)
-        models[name] = ServedModel(name, predictor, source=run)
-    share_cores(models.values())
-    for model in models.values():
-        model.warm_up()
+        models[name] = ServedModel(name, predictor, source=run, share=choose_share(predictor))
+        models[name].warm_up()
     return models
 
 
-def share_cores(models: Iterable[ServedModel]) -> None:
-    """Set the number of torch's threads: one core is left to sockets and decoding where the models hardly miss it."""
-    most, needed = torch.get_num_threads(), 1
-    for model in models:
-
-        def seconds(threads: int, model: ServedModel = model) -> float:
-            torch.set_num_threads(threads)
-            model.compute(model.predictor.batch_size)
-            return statistics.median(model.compute(model.predictor.batch_size) for _ in range(5))
-
-        needed = max(needed, choose_threads(most, seconds))
-    torch.set_num_threads(needed)
+def compute_noise(predictor: Predictor, count: int) -> float:
+    """Compute the logits of so many images of noise. Return the seconds; the first call chooses the backend."""
+    preprocessing = predictor.preprocessing
+    shape = (count, preprocessing.in_channels, *preprocessing.img_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    predictor.logits(images)
+    return time.perf_counter() - start
 
 
-def choose_threads(most: int, seconds: Callable[[int], float]) -> int:
-    """Return `most` threads, or one less where a full batch takes hardly longer then.
+def choose_share(predictor: Predictor) -> Share:
+    """Measure what of the cores is best for a model whose server answers many clients."""
+    most = torch.get_num_threads()
 
-    Threads of a product wait for each other: where one of them shares its core with the event loop, all are late.
+    def seconds(count: int, threads: int) -> float:
+        torch.set_num_threads(threads)
+        compute_noise(predictor, count)
+        times = [compute_noise(predictor, count)]
+        while len(times) < _CALLS and sum(times) < _LONG_S:
+            times.append(compute_noise(predictor, count))
+        return statistics.median(times)
+
+    try:
+        compute_noise(predictor, predictor.batch_size)  # a runtime with threads of its own takes as many as torch has now
+        beside = predictor.device.type == "cpu" and BACKENDS[predictor.backend].beside_itself
+        return share_of(most, partial(seconds, 1), partial(seconds, predictor.batch_size), beside=beside)
+    finally:
+        torch.set_num_threads(most)
+
+
+def share_of(most: int, one: Callable[[int], float], full: Callable[[int], float], *, beside: bool) -> Share:
+    """Return the share of a model by the seconds of one image, and of a full batch, in so many threads.
+
+    Threads of a product wait for each other: where one of them shares its core with the event loop, all are late. So where
+    one image stays fast, each batch has one thread, or a few of many; `beside` says whether batches can be computed beside
+    each other. Else there is one batch at a time, in `most` threads, or in one less where that is hardly slower.
     """
     if most == 1:
-        return most
-    with_all = seconds(most)  # first: a runtime with threads of its own takes as many as torch has when it compiles
-    return most if seconds(most - 1) >= WORTH_A_CORE * with_all else most - 1
+        return Share(1, 1)
+    if beside:
+        batches = min(most, MOST_BATCHES)
+        threads = 1 if batches == most else (most - 1) // batches
+        if one(threads) <= max(SOON_S, NOT_SOON * one(most)):
+            return Share(batches, threads)
+    return Share(1, most if full(most - 1) >= WORTH_A_CORE * full(most) else most - 1)
 
 
 def split_name(text: str) -> tuple[str, str]:

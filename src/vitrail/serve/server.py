@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import signal
 import socket
 import sys
@@ -77,6 +78,8 @@ def serve(
         h11_max_incomplete_event_size=64 * 1024,
     )
     sys.setswitchinterval(_SWITCH_S)
+    gc.collect()
+    gc.freeze()  # modules and models stay: to look through them again would stop everything for 0.2 s
     started()
     try:
         _Server(config).run(sockets=[listener])
