@@ -4,23 +4,27 @@
     python benchmarks/pretraining_methods.py --method lejepa --seeds 0    one method, one seed
     python benchmarks/pretraining_methods.py --tune lejepa                and fine-tuning from its runs, beside from scratch
 
-Each run is `python -m vitrail pretrain …` for `--minutes`, then `vitrail probe` on all 60,000 labels; beside them are random
-weights of each method's backbone, and pixels. For few labels, so many images of each class are drawn by the seed and written
-as a folder, and `vitrail train` has `--tune-minutes` with the weights of that seed's run, and without; what counts are the
-10,000 test images. Recipes were chosen by k-NN of validation images, not on these (dev/LOG.md). Figures are written as soon
-as they are there, so a script that was stopped goes on. Nothing else should run on the machine meanwhile.
+How many steps `--minutes` are is measured first, for each method on all cores with nothing beside it. Then each run is
+`python -m vitrail pretrain …` for so many steps, `--together` of them at a time with an equal part of the cores, and
+`vitrail probe` on all 60,000 labels; beside them are random weights of each backbone, and pixels. Other work on the machine
+makes these runs slower, and not worse. For few labels, so many images of each class are drawn by the seed and written as a
+folder, and `vitrail train` has `--tune-minutes` with the weights of that seed's run, and without; nothing else should run
+meanwhile. What counts are the 10,000 test images. Recipes were chosen by k-NN of validation images, not on these
+(dev/LOG.md). Figures are written as soon as they are there, so a script that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +44,9 @@ DATA = "fashion-mnist"
 METHODS = ("lejepa", "dino", "mae", "simmim", "beit")
 LABELS = (10, 100)
 UNTRAINED = ("--train.steps", "1", "--optim.lr", "1e-9")
+BACKBONES = {"S+/4": "lejepa", "Ti/4": "mae"}
+"""Backbones of the recipes, each with a method that has it."""
+PACE_MINUTES = 1.0
 RESULTS = machine.RESULTS / "pretraining_methods.json"
 
 
@@ -51,11 +58,27 @@ def frozen_scores(run: Path) -> dict[str, Any]:
     return {way: {name: found[way]["test"][name] for name in ("accuracy", "interval")} for way in ("knn", "probe")}
 
 
+def run_method(method: str, *, seed: int, options: tuple[str, ...], run: Path) -> None:
+    """Pre-train without labels."""
+    words = ("--method", method, "--train.seed", str(seed), "--train.compare", "false", "--no-report", *options)
+    accuracy.vitrail("pretrain", DATA, *words, "--out", str(run))
+
+
+def measure_pace(method: str, *, runs: Path) -> dict[str, Any]:
+    """Steps a second on all cores, without the start."""
+    run = runs / f"pace-{method}"
+    run_method(method, seed=0, options=("--minutes", f"{PACE_MINUTES:g}"), run=run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    reports = [line for line in lines if "images_per_s" in line]
+    first, last = reports[len(reports) // 4], reports[-1]
+    return {"steps_per_s": (last["step"] - first["step"]) / (last["seconds"] - first["seconds"]), **machine.facts()}
+
+
 def pretrain(method: str, *, seed: int, options: tuple[str, ...], run: Path) -> dict[str, Any]:
     """Pre-train without labels and score the frozen features."""
-    words = ("--method", method, "--train.seed", str(seed), "--train.compare", "false", *options)
-    accuracy.vitrail("pretrain", DATA, *words, "--out", str(run))
-    return {**frozen_scores(run), **accuracy.training(run / "metrics.jsonl"), **machine.facts()}
+    run_method(method, seed=seed, options=options, run=run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {**frozen_scores(run), "steps": max(line.get("step", 0) for line in lines), **machine.facts()}
 
 
 def pixel_scores() -> dict[str, Any]:
@@ -97,27 +120,33 @@ def fine_tune(weights: Path | None, data: Path, *, seed: int, minutes: float, ru
 
 
 class Results:
-    """Figures by path, in a file that is written after each."""
+    """Figures by path, in a file that is written after each; for many threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.lock = threading.Lock()
 
     def measure(self, keys: tuple[str, ...], function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the figures at a path, measured if they are missing."""
-        place = self.values
-        for key in keys[:-1]:
-            place = place.setdefault(key, {})
-        if keys[-1] not in place:
-            place[keys[-1]] = function()
-            self.path.write_text(json.dumps(self.values, indent=1) + "\n")
-        figures: dict[str, Any] = place[keys[-1]]
-        print(f"{', '.join(keys)}: {shown(figures)}", flush=True)
-        return figures
+        with self.lock:
+            place = self.values
+            for key in keys[:-1]:
+                place = place.setdefault(key, {})
+            found: dict[str, Any] | None = place.get(keys[-1])
+        if found is None:
+            found = function()
+            with self.lock:
+                place[keys[-1]] = found
+                self.path.write_text(json.dumps(self.values, indent=1) + "\n")
+        print(f"{', '.join(keys)}: {shown(found)}", flush=True)
+        return found
 
 
 def shown(figures: dict[str, Any]) -> str:
     """Write the accuracies of some figures."""
+    if "steps_per_s" in figures:
+        return f"{figures['steps_per_s']:.2f} steps a second"
     accuracies = {"accuracy": figures["top1"]} if "top1" in figures else {}
     accuracies |= {way: figures[way]["accuracy"] for way in ("knn", "probe") if way in figures}
     return ", ".join(f"{name} {value:.2%}" for name, value in accuracies.items())
@@ -128,7 +157,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", action="append", choices=METHODS, help="default: all of them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=10, help="of each pre-training [10]")
+    parser.add_argument("--minutes", type=float, default=10, help="of each pre-training, on all cores [10]")
+    parser.add_argument("--together", type=int, default=2, metavar="N", help="pre-training runs at a time [2]")
     parser.add_argument("--tune", choices=METHODS, help="fine-tune from this method's runs with few labels")
     parser.add_argument("--tune-minutes", type=float, default=1, help="of each fine-tuning, and of each run from scratch [1]")
     parser.add_argument("--runs", type=Path, help="keep the run folders here, and fine-tune from those that are there")
@@ -136,26 +166,44 @@ def main() -> None:
     args = parser.parse_args()
     results = Results(args.out)
     methods = args.method or ([args.tune] if args.tune else METHODS)
-    results.values["command"] = shlex.join(
-        ["vitrail", "pretrain", DATA, "--method", "METHOD", "--minutes", f"{args.minutes:g}"]
-    )
+    results.values["minutes"] = args.minutes
     with tempfile.TemporaryDirectory() as temporary:
         runs = args.runs or Path(temporary)
         runs.mkdir(parents=True, exist_ok=True)
         results.measure(("pixels",), pixel_scores)
-        for seed in args.seeds:
-            for method in methods:
-                for title, options in (("random weights", UNTRAINED), (method, ("--minutes", f"{args.minutes:g}"))):
-                    name = f"random {method}" if title != method else method
-                    run = runs / f"{name.replace(' ', '-')}-{seed}"
-                    keys = ("frozen", name, str(seed))
-                    results.measure(keys, partial(pretrain, method, seed=seed, options=options, run=run))
-            if args.tune:
-                measure_few(results, args.tune, seed=seed, minutes=args.tune_minutes, runs=runs, folder=Path(temporary))
+        measure_frozen(results, methods, args, runs)
+        for seed in args.seeds if args.tune else ():
+            measure_few(results, args.tune, seed=seed, minutes=args.tune_minutes, runs=runs, folder=Path(temporary))
     for method, seeds in results.values.get("frozen", {}).items():
         for way in ("knn", "probe"):
             values = [seeds[seed][way]["accuracy"] for seed in seeds]
             print(f"{method}, {way}: median {statistics.median(values):.2%} of {len(values)} seeds")
+
+
+def measure_frozen(results: Results, methods: Sequence[str], args: argparse.Namespace, runs: Path) -> None:
+    """Pre-train and score frozen features, several runs at a time."""
+    steps = {}
+    for method in methods:
+        pace = results.measure(("pace", method), partial(measure_pace, method, runs=runs))
+        steps[method] = round(60 * args.minutes * pace["steps_per_s"])
+    os.environ["OMP_NUM_THREADS"] = str(max(1, machine.cores() // args.together))  # of the runs
+    with ThreadPoolExecutor(args.together) as pool:
+        waiting = []
+        for seed in args.seeds:
+            for method in methods:
+                keys, run = ("frozen", method, str(seed)), runs / f"{method}-{seed}"
+                options = ("--train.steps", str(steps[method]))
+                waiting.append(
+                    pool.submit(results.measure, keys, partial(pretrain, method, seed=seed, options=options, run=run))
+                )
+            for name, method in BACKBONES.items():
+                keys, run = ("frozen", f"random {name}", str(seed)), runs / f"random-{method}-{seed}"
+                waiting.append(
+                    pool.submit(results.measure, keys, partial(pretrain, method, seed=seed, options=UNTRAINED, run=run))
+                )
+        for one in waiting:
+            one.result()
+    del os.environ["OMP_NUM_THREADS"]
 
 
 def measure_few(results: Results, method: str, *, seed: int, minutes: float, runs: Path, folder: Path) -> None:
