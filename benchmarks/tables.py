@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -615,6 +616,61 @@ def pretraining_steps(result: dict[str, Any]) -> str:
     return f"{_grid(head, cells)}\n\n{note} {_machines([result['machine']])}\n"
 
 
+def guards(result: dict[str, Any]) -> str:
+    """Planted collapses that are caught, and healthy runs that are stopped."""
+    cells = [
+        [name, str(row["seeds"]), str(row["stopped"]), str(row["within_fifth"]), ", ".join(row["causes"])]
+        for name, row in result.items()
+    ]
+    head = ["runs", "seeds", "stopped", "in the first 20 %", "rule"]
+    return f"{_grid(head, cells)}\n\n`python benchmarks/pretraining_guard.py`. {_machines(list(result.values()))}\n"
+
+
+def pretraining_methods(result: dict[str, Any]) -> str:
+    """Frozen features of each method, beside random weights of its backbone and pixels."""
+    cells = []
+    for name, seeds in {**result["frozen"], "pixels": {"0": result["pixels"]}}.items():
+        row = [name]
+        for way in ("knn", "probe"):
+            values = sorted(one[way]["accuracy"] for one in seeds.values() if way in one)
+            spread = f" ({_percent(values[0])} to {_percent(values[-1])})" if len(values) > 1 else ""
+            row.append(f"**{_percent(statistics.median_low(values))}**{spread}" if values else "")
+        cells.append(
+            [*row, str(len(seeds)), f"{steps:,}" if (steps := max(one.get("steps", 0) for one in seeds.values())) else ""]
+        )
+    every = [one for seeds in result["frozen"].values() for one in seeds.values()]
+    images = "Percent of the 10,000 test images of Fashion-MNIST by all 60,000 labels, median of the seeds and their range"
+    note = f"{result['minutes']:g} minutes each, as many steps as all cores make in that time with nothing beside"
+    return f"{_grid(['method', 'k-NN', 'linear probe', 'seeds', 'steps'], cells)}\n\n{images}. {note}. {_machines(every)}\n"
+
+
+def few_labels(result: dict[str, Any]) -> str:
+    """Fine-tuning with few labels, from a method's runs and from scratch."""
+    cells, every = [], []
+    for labels, starts in result["few labels"].items():
+        for start, seeds in starts.items():
+            every += seeds.values()
+            middle = sorted(seeds.values(), key=lambda one: one["top1"])[(len(seeds) - 1) // 2]
+            interval = " to ".join(_percent(end) for end in middle["interval"])
+            cells.append([labels, start, f"**{_percent(middle['top1'])}** ({interval})", str(len(seeds))])
+    head = ["labels a class", "start", "test accuracy, 95 % interval", "seeds"]
+    return f"{_grid(head, cells)}\n\nPercent of 10,000 test images, the median seed. {_machines(every)}\n"
+
+
+def going_on(result: dict[str, Any]) -> str:
+    """What becomes of a supervised model that is pre-trained on."""
+    cells = []
+    for name, row in result["methods"].items():
+        worst = 100 * (row["lowest"] - row["start"])
+        cells.append(
+            [name, *(_percent(row[key]) for key in ("start", "lowest", "last")), f"{worst:+.1f}", row["stopped"] or ""]
+        )
+    head = ["method", "start", "lowest", "end", "worst change", "stopped"]
+    images = max(row["images"] for row in result["methods"].values())
+    note = f"k-NN accuracy of {images:,} validation images in percent; {result['minutes']:g} minutes each"
+    return f"{_grid(head, cells)}\n\n{note}. {_machines(list(result['methods'].values()))}\n"
+
+
 def trusted(result: dict[str, Any]) -> str:
     """Calibration, coverage and outliers of one run."""
     outliers = result["outliers"]
@@ -694,6 +750,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "report": ("report", reports),
     "trust": ("trust", trusted),
     "pretraining-step": ("pretraining_step", pretraining_steps),
+    "pretraining-guard": ("pretraining_guard", guards),
+    "pretraining-methods": ("pretraining_methods", pretraining_methods),
+    "pretraining-few": ("pretraining_methods", few_labels),
+    "pretraining-on": ("pretraining_on", going_on),
     "family-speed": ("family_speed", family_speeds),
     "serve": ("serve", serving),
 }

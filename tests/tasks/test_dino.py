@@ -19,7 +19,7 @@ from vitrail.models.backbone import Backbone, MaskedPatches, View
 from vitrail.settings import DinoConfig, Preprocessing, Settings, ViewsConfig, layers
 from vitrail.tasks import TASKS
 from vitrail.tasks.dino import Dino, patch_loss, teacher_momentum, teacher_temperature, view_loss
-from vitrail.tasks.prototypes import Center, DinoHead
+from vitrail.tasks.prototypes import Center, DinoHead, InUse
 
 IMAGES = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 SMALL = DinoConfig(prototypes=20, hidden_dim=12, bottleneck_dim=6)
@@ -222,6 +222,22 @@ def test_center_is_the_mean_of_a_step_however_it_is_parted(parts: list[int]) -> 
     torch.testing.assert_close(parted.mean, whole.mean)
 
 
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 8))
+def test_prototypes_in_use_are_counted_over_a_step_however_it_is_parted(parts: list[int], used: int) -> None:
+    images = sum(parts) * used
+    targets = torch.eye(8)[torch.arange(images) % used].unsqueeze(1).expand(-1, 2, -1)  # so many prototypes, equally often
+    in_use = InUse(8)
+    assert in_use.take() is None
+    for _ in range(3):
+        for part in targets.split([used * part for part in parts]):
+            in_use.add(part, counted=True)
+        in_use.add(torch.full((1, 2, 8), 1 / 8), counted=False)  # images that stand in
+        in_use.update()
+    in_use.update()  # a step of all whose images only stood in
+    assert in_use.take() == pytest.approx(used, rel=1e-5)
+    assert in_use.take() is None, "it begins anew"
+
+
 def test_without_centring_one_prototype_takes_all() -> None:
     """Planted collapse: the same output for every image, one prototype ahead. The centre learns it, and takes it away."""
     outputs = torch.zeros(8, 2, 16)
@@ -252,7 +268,8 @@ def test_teacher_is_the_students_running_mean() -> None:
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * student[name])
     assert not any(p.requires_grad for p in (*learner.teacher.parameters(), *learner.teacher_head.parameters()))
     assert learner.product() is learner.teacher
-    assert set(learner.companions()) == {"head", "center", "teacher", "teacher_head"}
+    assert set(learner.companions()) == {"head", "center", "in_use", "teacher", "teacher_head"}
+    assert learner.prototypes_in_use() is None, "there was no batch"
     assert learner.teacher.card is learner.model.card or learner.teacher.card == learner.model.card
 
 

@@ -26,6 +26,31 @@ CFG = GuardConfig(patience=2, knn_patience=3, min_rank=0.02, rank_drop=0.5, knn_
 IMAGES, WIDTH = 400, 100
 
 
+def prototypes(values: Sequence[float | None], cfg: GuardConfig = CFG) -> Collapse | None:
+    """Add checks of a healthy rank, with prototypes in use."""
+    guard = Guard(cfg)
+    for step, value in enumerate(values):
+        guard.add(Check(step, step / 20, 50.0, WIDTH, None, IMAGES, value))
+    return guard.collapse
+
+
+def test_one_prototype_for_all_images_is_a_collapse() -> None:
+    found = prototypes([None, 7.0, 1.2, 1.04, 1.003])
+    assert found is not None
+    assert (found.cause, found.step) == ("one prototype", 4)
+    assert found.why == "all images have one prototype: 1.003 are in use (guard.min_prototypes)"
+    assert prototypes([None, 1.01, 1.2, 1.01]) is None, "not twice in a row"
+    assert prototypes([None, None, None]) is None, "a method without prototypes"
+    assert prototypes([None, 1.0, 1.0], GuardConfig(min_prototypes=0)) is None
+
+
+def test_a_better_accuracy_is_no_excuse_for_one_prototype() -> None:
+    guard = Guard(CFG)
+    for step, right in enumerate((100, 300, 300)):
+        guard.add(Check(step, step / 20, 50.0, WIDTH, right, IMAGES, None if not step else 1.0))
+    assert guard.collapse is not None
+
+
 def watch(ranks: Sequence[float], right: Sequence[int] | None = None, cfg: GuardConfig = CFG) -> tuple[Guard, Collapse | None]:
     """Add checks up to the first collapse."""
     guard = Guard(cfg)
@@ -120,6 +145,7 @@ def test_a_message_has_figures_advice_and_the_way_out() -> None:
 def test_a_check_takes_the_figures_of_the_scores() -> None:
     scores = EmbeddingScores(40, Accuracy(30, 40), 12.0, (11.0, 13.0), width=64)
     assert Check.of(scores, step=3, progress=0.25) == Check(3, 0.25, 12.0, 40, 30, 40)
+    assert Check.of(scores, step=3, progress=0.25, prototypes=7.5) == Check(3, 0.25, 12.0, 40, 30, 40, 7.5)
 
 
 def test_every_task_without_labels_says_what_to_change() -> None:
@@ -150,6 +176,7 @@ def test_every_task_without_labels_says_what_to_change() -> None:
     [
         ("every", 0.0, r"guard.every 0.0 must be above 0"),
         ("min_rank", 1.0, r"guard.min_rank 1.0 must be at least 0, which turns it off, and below 1"),
+        ("min_prototypes", 0.5, r"guard.min_prototypes 0.5 must be above 1"),
         ("patience", 0, r"guard.patience 0 must be at least 1"),
         ("images", 8, r"guard.images 8 are too few"),
     ],

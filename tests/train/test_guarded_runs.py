@@ -97,6 +97,27 @@ def test_a_planted_collapse_is_caught_within_a_fifth_of_the_run(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("clothes")
+def test_prototypes_in_use_reach_the_guard(tmp_path: Path) -> None:
+    """Collapses of a teacher without centring are planted in benchmarks/pretraining_guard.py; here the threshold is beyond all."""
+    heard = io.StringIO()
+    head = {"prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8, "center_momentum": 1.0}
+    guard = {"images": 64, "every": 0.2, "min_prototypes": 17.0}
+    run = pretrain(
+        tmp_path / "run",
+        {"method": "dino", "dino": head, "optim": {"name": "adamw", "lr": 0.1}},
+        train={"steps": 10},
+        guard=guard,
+        console=Console(file=heard, width=400),
+    )
+    assert run.stopped is not None
+    assert (run.stopped.cause, run.steps) == ("one prototype", 4)
+    assert "set dino.center_momentum below 1; it is 1" in heard.getvalue()
+    counted = {line["step"]: line["check_prototypes"] for line in lines(run.folder, "check_prototypes")}
+    assert sorted(counted) == [2, 4], "before the first step there are no targets"
+    assert all(1 <= value <= 16 for value in counted.values())
+
+
+@pytest.mark.usefixtures("clothes")
 @pytest.mark.parametrize("method", sorted(HEALTHY))
 def test_a_healthy_run_goes_to_its_end(tmp_path: Path, method: str) -> None:
     run = pretrain(tmp_path / "run", HEALTHY[method], train={"steps": 20}, guard={"every": 0.1, "images": 128})

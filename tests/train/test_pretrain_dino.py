@@ -50,7 +50,7 @@ def test_the_teacher_is_scored_saved_and_gone_on_with(tmp_path: Path, capsys: py
     saved = load_file(run.folder / "model.safetensors")
     [last] = checkpoint.list_complete(run.folder / "checkpoints")[-1:]
     beside, student = load_file(last / "companions.safetensors"), load_file(last / "model.safetensors")
-    assert {name.partition(".")[0] for name in beside} == {"head", "center", "teacher", "teacher_head"}
+    assert {name.partition(".")[0] for name in beside} == {"head", "center", "in_use", "teacher", "teacher_head"}
     for name, value in saved.items():
         assert value.equal(beside[f"teacher.{name}"]), name
     assert not all(value.equal(student[name]) for name, value in saved.items())

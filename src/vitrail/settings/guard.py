@@ -16,11 +16,13 @@ class GuardConfig:
     images: int = 512
     """Images of a check, drawn from the validation images, or without any from the training images."""
     patience: int = 2
-    """Checks in a row that have to find a low rank."""
+    """Checks in a row that have to find a low rank, or one prototype."""
     min_rank: float = 0.02
     """Collapse: effective rank below this share of its maximum, the smaller of embedding width and images."""
     rank_drop: float = 0.5
     """Collapse: effective rank below this share of that of the starting weights."""
+    min_prototypes: float = 1.05
+    """Collapse: effective number of prototypes below this, of a method that has them; with one, all images are alike to it."""
     knn_patience: int = 4
     """Checks in a row that have to find a low k-NN accuracy."""
     knn_drop: float = 0.1
@@ -32,6 +34,8 @@ class GuardConfig:
         for name in ("min_rank", "rank_drop", "knn_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"guard.{name} {getattr(self, name)} must be at least 0, which turns it off, and below 1")
+        if self.min_prototypes and self.min_prototypes <= 1:
+            raise ValueError(f"guard.min_prototypes {self.min_prototypes} must be above 1, which is one for all, or 0: no rule")
         for name in ("patience", "knn_patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"guard.{name} {getattr(self, name)} must be at least 1")

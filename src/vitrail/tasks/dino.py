@@ -23,7 +23,7 @@ from vitrail.evaluate.embedding import has_classes
 from vitrail.evaluate.evaluate import in_eval_mode
 from vitrail.models.backbone import Backbone, MaskedPatches, View
 from vitrail.settings import DinoConfig, Pair, Preprocessing, Settings, ViewsConfig, pair
-from vitrail.tasks.prototypes import Center, DinoHead
+from vitrail.tasks.prototypes import Center, DinoHead, InUse
 from vitrail.tasks.task import CollapseCause
 from vitrail.tasks.views import MultiView, check_views, embed_views, embedding_width
 
@@ -108,6 +108,7 @@ class Dino(MultiView):
         self.cfg = cfg
         self.head = DinoHead(embedding_width(model, preprocessing), cfg)
         self.center = Center(cfg.prototypes, cfg.center_momentum)
+        self.in_use = InUse(cfg.prototypes)
         self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False).eval()
         self.masked: MaskedPart | None = None
@@ -166,6 +167,7 @@ class Dino(MultiView):
             outputs = self.teacher_head(seen.unflatten(0, shown.shape[:2]))  # (B, G, K)
             targets = self.center.targets(outputs, self.temperature)
             self.center.add(outputs, counted=counted)
+            self.in_use.add(targets, counted=counted)
         loss = view_loss(self.head(embeddings), targets, temperature=tau)
         losses = {"loss": loss, "teacher_entropy": torch.special.entr(targets).sum(-1).mean()}
         if self.masked is None:
@@ -209,6 +211,7 @@ class Dino(MultiView):
             for old, new in zip(mean.buffers(), now.buffers(), strict=True):
                 old.copy_(new)
         self.center.update()
+        self.in_use.update()
         if self.masked is not None:
             self.masked.center.update()
 
@@ -228,6 +231,10 @@ class Dino(MultiView):
         if cfg.center_momentum < 1:
             centre = f"lower dino.center_momentum, which is {cfg.center_momentum:g}, or dino.teacher_temperature"
         return f"{centre}; else lower optim.lr, or raise dino.freeze_last_epochs"
+
+    def prototypes_in_use(self) -> float | None:
+        """See Task.prototypes_in_use: those of the teacher, on the global views."""
+        return self.in_use.take()
 
     def product(self) -> Backbone:
         """Return the teacher's backbone, which is better than the student's all along (section 5.2)."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -96,3 +97,39 @@ class Center(nn.Module):
         mean = torch.where(count > 0, self.sums[:-1] / count.clamp(min=1), self.mean)
         self.mean.lerp_(mean, 1 - self.momentum)
         self.sums.zero_()
+
+
+class InUse(nn.Module):
+    """Effective number of prototypes in a step's targets: exp of the entropy of their mean over the images of all processes.
+
+    It is averaged over the steps since it was last taken.
+    """
+
+    def __init__(self, prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(2))  # of the entropies, and the steps
+        self.register_buffer("sums", torch.zeros(prototypes + 1), persistent=False)
+        self.total: Tensor
+        self.sums: Tensor
+
+    @torch.no_grad()
+    def add(self, targets: Float[Tensor, "*_ K"], *, counted: bool) -> None:
+        """Add targets of all processes to those of this step; a process whose images only stand in is not `counted`."""
+        rows = targets.flatten(0, -2).float()
+        sums = torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])
+        self.sums.add_(sum_over_processes(sums if counted else torch.zeros_like(sums)))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """End a step."""
+        count = self.sums[-1]
+        entropy = torch.special.entr(self.sums[:-1] / count.clamp(min=1)).sum()
+        self.total.add_(torch.stack([entropy, (count > 0).float()]))
+        self.sums.zero_()
+
+    @torch.no_grad()
+    def take(self) -> float | None:
+        """Return the effective number, and begin anew; None without a step."""
+        entropy, steps = self.total.tolist()
+        self.total.zero_()
+        return math.exp(entropy / steps) if steps else None

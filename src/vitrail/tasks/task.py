@@ -23,7 +23,7 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.card import Calibration
 from vitrail.settings import Pair, Preprocessing
 
-CollapseCause = Literal["low rank", "rank fell", "accuracy fell"]
+CollapseCause = Literal["low rank", "rank fell", "accuracy fell", "one prototype"]
 """Causes for which training without labels is stopped: see `settings.GuardConfig`."""
 
 
@@ -118,6 +118,13 @@ class Task(nn.Module):
     def collapse_advice(self, cause: CollapseCause) -> str:
         """Return what to change after a collapse, as one clause with the settings and their values."""
         return "lower optim.lr, or lengthen optim.warmup"
+
+    def prototypes_in_use(self) -> float | None:
+        """Return the effective number of prototypes in the targets since the last call, for the guard: 1 is one for all images.
+
+        None for a task without prototypes that learn, and where there was no step.
+        """
+        return None
 
     def product(self) -> Backbone:
         """Return the model to save, export and serve."""

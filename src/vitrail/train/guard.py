@@ -25,13 +25,15 @@ class Check(NamedTuple):
     knn_correct: int | None
     """Images that k-NN classifies correctly; None without labels."""
     images: int
+    prototypes: float | None = None
+    """Effective number of prototypes in the targets since the last check; None for a method without."""
 
     @classmethod
-    def of(cls, scores: EmbeddingScores, *, step: int, progress: float) -> Check:
+    def of(cls, scores: EmbeddingScores, *, step: int, progress: float, prototypes: float | None = None) -> Check:
         """Return the check of some scores."""
         correct = None if scores.knn is None else scores.knn.correct
         most = max(1, min(scores.width, scores.count))
-        return cls(step, progress, scores.effective_rank, most, correct, scores.count)
+        return cls(step, progress, scores.effective_rank, most, correct, scores.count, prototypes)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Guard:
     """Checks of a run, and the decision on collapse. It is a function of the checks, so that a resumed run decides alike.
 
     A rank is low below `min_rank` of its maximum, and fallen below `rank_drop` of the first check's: collapse is `patience`
-    checks in a row, unless k-NN accuracy is shown to be above the first check's. That accuracy is low where it is `knn_drop`
+    checks in a row, unless k-NN accuracy is shown to be above the first check's. So it is with prototypes below
+    `min_prototypes`, whatever the accuracy: the loss teaches nothing any more. That accuracy is low where it is `knn_drop`
     below the first check's, and more than its 95 % interval: collapse is `knn_patience` checks in a row. The first check is
     that of the starting weights, which is no collapse.
     """
@@ -87,6 +90,7 @@ class Guard:
         rules: tuple[tuple[CollapseCause, int, Callable[[Check], str]], ...] = (
             ("low rank", self.cfg.patience, self._low_rank),
             ("rank fell", self.cfg.patience, self._rank_fell),
+            ("one prototype", self.cfg.patience, self._one_prototype),
             ("accuracy fell", self.cfg.knn_patience, self._accuracy_fell),
         )
         for cause, patience, fault in rules:
@@ -108,6 +112,12 @@ class Guard:
             return ""
         share = f"below {self.cfg.rank_drop:.0%} of the {start:.1f} of the starting weights (guard.rank_drop)"
         return f"its effective rank is {check.rank:.1f}, {share}"
+
+    def _one_prototype(self, check: Check) -> str:
+        """Return the fault of targets that are one prototype for all images; "" for none."""
+        if check.prototypes is None or check.prototypes >= self.cfg.min_prototypes:
+            return ""
+        return f"all images have one prototype: {check.prototypes:.3f} are in use (guard.min_prototypes)"
 
     def _has_learned(self, check: Check) -> bool:
         """Return True for a k-NN accuracy above the starting weights' by more than its 95 % interval; False without labels."""

@@ -60,10 +60,13 @@ class Watch:
         )
         return self.world.run_on_first(lambda: scores)  # the others' may differ in the last bits, and the decision may not
 
-    def add(self, scores: EmbeddingScores, *, step: int, progress: float) -> Mapping[str, float]:
+    def add(
+        self, scores: EmbeddingScores, *, step: int, progress: float, prototypes: float | None = None
+    ) -> Mapping[str, float]:
         """Add a check to the guard. Return its figures for the log."""
-        self.guard.add(Check.of(scores, step=step, progress=progress))
-        return {f"check_{name}": value for name, value in scores.figures().items()}
+        self.guard.add(Check.of(scores, step=step, progress=progress, prototypes=prototypes))
+        figures = scores.figures() if prototypes is None else {**scores.figures(), "prototypes": prototypes}
+        return {f"check_{name}": value for name, value in figures.items()}
 
     def draw(self, model: Backbone, *, step: int) -> None:
         """Write curves.png and pca.png. All processes compute the colours, the first one writes."""
