@@ -21,8 +21,8 @@ import accuracy
 import machine
 
 DATA, EPOCHS = "fashion-sample", 10
-OPTIONS = ("--train.epochs", str(EPOCHS))
-UNTRAINED = ("--train.steps", "1", "--optim.lr", "1e-9")
+OPTIONS = ("--method", "mae", "--train.epochs", str(EPOCHS))
+UNTRAINED = ("--method", "mae", "--train.steps", "1", "--optim.lr", "1e-9")
 
 
 def probed(run: Path) -> dict[str, Any]:

@@ -635,9 +635,8 @@ def pretraining_methods(result: dict[str, Any]) -> str:
             values = sorted(one[way]["accuracy"] for one in seeds.values() if way in one)
             spread = f" ({_percent(values[0])} to {_percent(values[-1])})" if len(values) > 1 else ""
             row.append(f"**{_percent(statistics.median_low(values))}**{spread}" if values else "")
-        cells.append(
-            [*row, str(len(seeds)), f"{steps:,}" if (steps := max(one.get("steps", 0) for one in seeds.values())) else ""]
-        )
+        steps = max(one.get("steps", 0) for one in seeds.values())
+        cells.append([*row, str(len(seeds)), f"{steps:,}" if steps else ""])
     every = [one for seeds in result["frozen"].values() for one in seeds.values()]
     images = "Percent of the 10,000 test images of Fashion-MNIST by all 60,000 labels, median of the seeds and their range"
     note = f"{result['minutes']:g} minutes each, as many steps as all cores make in that time with nothing beside"
@@ -646,6 +645,8 @@ def pretraining_methods(result: dict[str, Any]) -> str:
 
 def few_labels(result: dict[str, Any]) -> str:
     """Fine-tuning with few labels, from a method's runs and from scratch."""
+    if "few labels" not in result:
+        return "Not measured yet: `python benchmarks/pretraining_methods.py --tune lejepa`.\n"
     cells, every = [], []
     for labels, starts in result["few labels"].items():
         for start, seeds in starts.items():
@@ -662,9 +663,8 @@ def going_on(result: dict[str, Any]) -> str:
     cells = []
     for name, row in result["methods"].items():
         worst = 100 * (row["lowest"] - row["start"])
-        cells.append(
-            [name, *(_percent(row[key]) for key in ("start", "lowest", "last")), f"{worst:+.1f}", row["stopped"] or ""]
-        )
+        shown = [_percent(row[key]) for key in ("start", "lowest", "last")]
+        cells.append([name, *shown, f"{worst:+.1f}", row["stopped"] or ""])
     head = ["method", "start", "lowest", "end", "worst change", "stopped"]
     images = max(row["images"] for row in result["methods"].values())
     note = f"k-NN accuracy of {images:,} validation images in percent; {result['minutes']:g} minutes each"

@@ -62,6 +62,7 @@ def slow_pages(*fast: str) -> list[Any]:
 def tiny_pretrain(path: str | None = None, **settings: Any) -> Any:
     """vitrail.pretrain, with the run made short and model and decoder small."""
     settings["mae"] = {**(settings.get("mae") or {}), "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
+    settings["lejepa"] = {**(settings.get("lejepa") or {}), "projector_dims": [16]}
     return tiny_train(path, start=real_pretrain, **settings)
 
 

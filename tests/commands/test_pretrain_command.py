@@ -28,7 +28,8 @@ TINY = {
     "train.precision": "fp32",
     "train.compare": "false",
 }
-TYPED = tuple(f"--{key}={value}" for key, value in TINY.items())
+SETTINGS = tuple(f"--{key}={value}" for key, value in TINY.items())
+TYPED = ("--method", "mae", *SETTINGS)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_images_without_classes_score_a_run(run: Path, tmp_path: Path, vitrail: 
 
 @pytest.mark.usefixtures("idx_set")
 def test_the_command_trains_and_says_what_is_next(tmp_path: Path, vitrail: Typed) -> None:
-    said = vitrail("pretrain", "mnist", "--method", "mae", *TYPED, "--train.eval_every", "0.4", "--out", tmp_path / "run")
+    said = vitrail("pretrain", "mnist", *TYPED, "--train.eval_every", "0.4", "--out", tmp_path / "run")
     assert said.code == 0, said.err
     assert re.search(r"^step \d: validation knn accuracy [\d.]+% \([\d.]+% to [\d.]+%\)$", said.out, re.MULTILINE)
     assert re.search(r"^test knn accuracy [\d.]+% \(95 % interval .*\) on 20 images, after 3 steps", said.out, re.MULTILINE)
@@ -135,7 +136,7 @@ def test_the_command_trains_and_says_what_is_next(tmp_path: Path, vitrail: Typed
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, vitrail: Typed, words: list[str], says: str) -> None:
-    said = vitrail("pretrain", "mnist", "--out", tmp_path / "run", *words)
+    said = vitrail("pretrain", "mnist", "--method", "mae", "--out", tmp_path / "run", *words)
     assert (said.code, said.out) == (2, "")
     assert re.match(r"vitrail: ", said.err)
     assert re.search(says, said.err), said.err
@@ -173,7 +174,7 @@ def test_settings_without_effect_are_named(tmp_path: Path, vitrail: Typed) -> No
             "train.ladder is",
         )
     ]
-    said = vitrail("train", "mnist", *TYPED, "--out", tmp_path / "train")
+    said = vitrail("train", "mnist", *SETTINGS, "--out", tmp_path / "train")
     assert said.code == 0, said.err
     assert "note: mae's settings are not used by train.task classify; it has no effect here" in said.out
 

@@ -155,6 +155,7 @@ def test_a_training_without_labels_has_a_page(photos: Path, tmp_path: Path) -> N
     done = vitrail.pretrain(
         photos,
         out=tmp_path / "run",
+        method="mae",
         model=MODEL,
         mae={"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
         train=SHORT,

@@ -98,7 +98,7 @@ def test_a_planted_collapse_is_caught_within_a_fifth_of_the_run(tmp_path: Path, 
 
 @pytest.mark.usefixtures("clothes")
 def test_prototypes_in_use_reach_the_guard(tmp_path: Path) -> None:
-    """Collapses of a teacher without centring are planted in benchmarks/pretraining_guard.py; here the threshold is beyond all."""
+    """benchmarks/pretraining_guard.py plants collapses of a teacher without centring; here the threshold is beyond all."""
     heard = io.StringIO()
     head = {"prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8, "center_momentum": 1.0}
     guard = {"images": 64, "every": 0.2, "min_prototypes": 17.0}

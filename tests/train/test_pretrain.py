@@ -35,7 +35,7 @@ LENGTH = {"steps": 3, "batch_size": 16, "device": "cpu", "precision": "fp32", "c
 
 def pretrain(path: str | Path = "mnist", *, out: Path, **over: Any) -> Run:
     """Three steps of a tiny model; sections in `over` are merged."""
-    sections: dict[str, Any] = {"model": TINY, "mae": DECODER, "train": LENGTH, "data": {"workers": 0}}
+    sections: dict[str, Any] = {"method": "mae", "model": TINY, "mae": DECODER, "train": LENGTH, "data": {"workers": 0}}
     for name, section in over.items():
         sections[name] = sections.get(name, {}) | section if isinstance(section, dict) else section
     sections.setdefault("console", Console(file=io.StringIO(), force_terminal=False))
@@ -181,6 +181,7 @@ def test_weights_are_where_pretraining_starts(tmp_path: Path) -> None:
     heard = io.StringIO()
     run = vitrail.pretrain(
         "mnist",
+        method="mae",
         weights=start.folder,
         out=tmp_path / "run",
         mae=DECODER,
@@ -196,6 +197,7 @@ def test_weights_are_where_pretraining_starts(tmp_path: Path) -> None:
     assert "of that for random weights" not in heard.getvalue(), "a rate that is given stays as it is"
     gentle = vitrail.pretrain(
         "mnist",
+        method="mae",
         weights=start.folder,
         out=tmp_path / "gentle",
         mae=DECODER,
@@ -205,6 +207,35 @@ def test_weights_are_where_pretraining_starts(tmp_path: Path) -> None:
     given, recipe = layers.read_config(gentle.folder / "config.yaml"), layers.read_recipe("mae-small")
     assert given["optim"]["lr"] == pytest.approx(0.1 * recipe["optim"]["lr"])
     assert "learning rate 0.005, 0.1 of that for random weights" in heard.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("call", "method"),
+    [
+        ({}, "lejepa"),
+        ({"recipe": "simmim-small"}, "simmim"),
+        ({"recipe": "finetune"}, "lejepa"),  # of labels
+        ({"config": "train: {task: dino}"}, "dino"),
+        ({"config": "extends: beit-small\ntrain: {minutes: 1}"}, "beit"),
+        ({"config": "train: {task: dino}", "recipe": "mae-small"}, "dino"),
+        ({"recipe": "simmim-small", "method": "mae"}, "mae"),
+    ],
+)
+def test_the_method_is_that_of_the_call_or_of_its_files_or_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: dict[str, Any], method: str
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def ask(path: str, **sections: Any) -> Run:
+        raise Asked(sections["train"]["task"])
+
+    monkeypatch.setattr(run_module, "run_training", ask)
+    if "config" in call:
+        (tmp_path / "config.yaml").write_text(call["config"])
+        call = call | {"config": tmp_path / "config.yaml"}
+    with pytest.raises(Asked, match=f"^{method}$"):
+        vitrail.pretrain("mnist", **call)
 
 
 # --------------------------------------------------------------------------------------------------------------------

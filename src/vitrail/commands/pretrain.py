@@ -15,14 +15,14 @@ HELP = """Trains a backbone without labels, scores its embedding, and writes a r
   vitrail pretrain                                the sample that comes with the package
   vitrail pretrain ALBUM --minutes 30             images loose, or in any tree of folders
   vitrail train PHOTOS --weights RUN              then: fine-tune it on what is labelled
-  vitrail pretrain ALBUM --mae.mask_ratio 0.6 --model.depth 8
+  vitrail pretrain ALBUM --method mae --mae.mask_ratio 0.6 --model.depth 8
 
 Methods, each with a section of settings; those on views take any backbone:
+  lejepa   views: they agree, and projections are normally distributed (Balestriero & LeCun 2025)
   mae      most patches are hidden, and a light decoder predicts their pixels (He et al. 2022)
   simmim   masked squares become a mask token, one layer predicts their pixels; also for a Swin (Xie et al. 2022)
   beit     masked blocks: their discrete tokens are predicted, of a k-means codebook (Bao et al. 2022)
   dino     views: a student learns what its running mean says of other crops (Caron et al. 2021); --dino.ibot_weight
-  lejepa   views: they agree, and projections are normally distributed (Balestriero & LeCun 2025)
 
 Each evaluation prints the k-NN accuracy of the embedding where images have classes, else its effective rank; mae and
 simmim draw originals, visible patches and reconstructions into RUN/reconstructions. RUN/curves.png and RUN/pca.png show
@@ -38,9 +38,11 @@ def run(words: list[str]) -> int:
     """Run the command. Return its exit code."""
     usage = "[DATA] [--method M] [--recipe R] [--model Ti/16] [--minutes 2] [--out RUN] [--SECTION.FIELD VALUE]…"
     parser = run_parser("pretrain", HELP, usage=usage, recipe="the method's own")
-    parser.add_argument("--method", type=str, metavar="M", help="mae, simmim, beit, dino or lejepa [mae]")
+    parser.add_argument(
+        "--method", type=str, metavar="M", help="lejepa, mae, simmim, beit or dino [that of the recipe, else lejepa]"
+    )
     parsed = terminal.parse_settings(parser, words)
 
     from vitrail.train.run import pretrain
 
-    return finish_run(functools.partial(pretrain, method=parsed.get("method") or "mae"), parsed)
+    return finish_run(functools.partial(pretrain, method=parsed.get("method")), parsed)

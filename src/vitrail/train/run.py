@@ -190,6 +190,8 @@ def build_loop(context: Context) -> Loop:
     return assemble(context, images)
 
 
+DEFAULT_METHOD = "lejepa"
+"""Method of `pretrain`: of any backbone, and with the best features of Fashion-MNIST in 10 minutes (docs/pretraining.md)."""
 run_training = train
 """Alias of `train` for functions with an argument of that name."""
 
@@ -197,7 +199,7 @@ run_training = train
 def pretrain(
     path: str | Path | None = None,
     *,
-    method: str = "mae",
+    method: str | None = None,
     weights: str | Path | None = None,
     recipe: str | None = None,
     config: str | Path | None = None,
@@ -223,11 +225,14 @@ def pretrain(
 
     `path` is whatever `train` takes, or a folder of images without classes, loose or in any tree of folders. Labels, where
     there are some, are for the k-NN score alone. Methods are the tasks without labels in `vitrail.tasks.TASKS`, each with
-    the settings of the section of its name; `views` are those of the methods that compare views. The other arguments are
-    those of `train`; without `recipe`, the method's own. Raises ValueError, in one line, for an unknown method, for a model
+    the settings of the section of its name; `views` are those of the methods that compare views. Without `method` it is that
+    of `config` or `recipe`, else `DEFAULT_METHOD`. The other arguments are those of `train`; without `recipe`, the method's
+    own. Raises ValueError, in one line, for an unknown method, for a model
     that can't learn by it, and as `train` does.
     """
     methods = [name for name, task in TASKS.items() if not task.supervised]
+    if method is None:
+        method = next((task for task in tasks_of(config, recipe) if task in methods), DEFAULT_METHOD)
     if method not in methods:
         raise ValueError(f'method "{method}" is none of {", ".join(methods)}{nearest(method, methods)}')
     return run_training(
@@ -253,6 +258,14 @@ def pretrain(
         train={**(train or {}), "task": method},
         console=console,
     )
+
+
+def tasks_of(config: str | Path | None, recipe: str | None) -> list[str]:
+    """Return the tasks that a config file, the recipe below it, and a recipe name, in this order."""
+    named = [layers.read_config(config)] if config is not None else []
+    below = [named[0].get("extends")] if named else []
+    named += [layers.read_recipe(one) for one in (*below, recipe) if one is not None]
+    return [str(sections["train"]["task"]) for sections in named if "task" in sections.get("train", {})]
 
 
 def resume(folder: str | Path, *, workers: int | None = None, console: Console | None = None) -> Run:
