@@ -111,7 +111,8 @@ def write_few(labels: int, *, seed: int, folder: Path) -> None:
 
 def fine_tune(weights: Path | None, data: Path, *, seed: int, minutes: float, run: Path) -> dict[str, Any]:
     """Train on few labels, from weights or by the recipe of the whole set; accuracy on the test images."""
-    start = ("--recipe", DATA) if weights is None else ("--weights", str(weights))
+    view = ("--model.img_size", "28", "--model.in_channels", "1")  # as the weights have it
+    start = ("--recipe", DATA, *view) if weights is None else ("--weights", str(weights))
     words = (*start, "--data.val_fraction", "0", "--minutes", str(minutes), "--train.seed", str(seed))
     accuracy.vitrail("train", str(data), *words, "--out", str(run))
     accuracy.vitrail("evaluate", str(run))
