@@ -117,7 +117,8 @@ def fine_tune(weights: Path | None, data: Path, *, seed: int, minutes: float, ru
     accuracy.vitrail("train", str(data), *words, "--out", str(run))
     accuracy.vitrail("evaluate", str(run))
     evaluation = json.loads((run / "evaluation.json").read_text())
-    return {"top1": evaluation["top1"], "interval": evaluation["top1_interval"], **accuracy.training(run / "metrics.jsonl")}
+    scores = {"top1": evaluation["top1"], "interval": evaluation["top1_interval"]}
+    return {**scores, **accuracy.training(run / "metrics.jsonl"), **machine.facts()}
 
 
 class Results:
