@@ -19,7 +19,7 @@ from vitrail.models.backbone import Backbone, MaskedPatches, View
 from vitrail.settings import DinoConfig, Preprocessing, Settings, ViewsConfig, layers
 from vitrail.tasks import TASKS
 from vitrail.tasks.dino import Dino, patch_loss, teacher_momentum, teacher_temperature, view_loss
-from vitrail.tasks.prototypes import Center, DinoHead, InUse
+from vitrail.tasks.prototypes import LEAST_STEPS, Center, DinoHead, InUse
 
 IMAGES = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 SMALL = DinoConfig(prototypes=20, hidden_dim=12, bottleneck_dim=6)
@@ -228,7 +228,8 @@ def test_prototypes_in_use_are_counted_over_a_step_however_it_is_parted(parts: l
     targets = torch.eye(8)[torch.arange(images) % used].unsqueeze(1).expand(-1, 2, -1)  # so many prototypes, equally often
     in_use = InUse(8)
     assert in_use.take() is None
-    for _ in range(3):
+    for step in range(LEAST_STEPS):
+        assert in_use.take() is None, f"{step} steps are too few"
         for part in targets.split([used * part for part in parts]):
             in_use.add(part, counted=True)
         in_use.add(torch.full((1, 2, 8), 1 / 8), counted=False)  # images that stand in

@@ -41,13 +41,14 @@ def test_one_prototype_for_all_images_is_a_collapse() -> None:
     assert found.why == "all images have one prototype: 1.003 are in use (guard.min_prototypes)"
     assert prototypes([None, 1.01, 1.2, 1.01]) is None, "not twice in a row"
     assert prototypes([None, None, None]) is None, "a method without prototypes"
-    assert prototypes([None, 1.0, 1.0], GuardConfig(min_prototypes=0)) is None
+    assert prototypes([None, 1.0, 1.0, 1.0]) is None, "it begins so, where all images are alike to random weights"
+    assert prototypes([None, 9.0, 1.0, 1.0], GuardConfig(min_prototypes=0)) is None
 
 
 def test_a_better_accuracy_is_no_excuse_for_one_prototype() -> None:
     guard = Guard(CFG)
-    for step, right in enumerate((100, 300, 300)):
-        guard.add(Check(step, step / 20, 50.0, WIDTH, right, IMAGES, None if not step else 1.0))
+    for step, (right, value) in enumerate([(100, None), (300, 9.0), (300, 1.0), (300, 1.0)]):
+        guard.add(Check(step, step / 20, 50.0, WIDTH, right, IMAGES, value))
     assert guard.collapse is not None
 
 

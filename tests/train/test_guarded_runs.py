@@ -20,6 +20,7 @@ import vitrail
 from vitrail.data.sources import open_source
 from vitrail.evaluate import evaluate_run
 from vitrail.settings import DataConfig, Preprocessing
+from vitrail.tasks.dino import Dino
 from vitrail.train import checkpoint
 from vitrail.train.loop import Loop
 from vitrail.train.run import Run
@@ -97,11 +98,13 @@ def test_a_planted_collapse_is_caught_within_a_fifth_of_the_run(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("clothes")
-def test_prototypes_in_use_reach_the_guard(tmp_path: Path) -> None:
-    """benchmarks/pretraining_guard.py plants collapses of a teacher without centring; here the threshold is beyond all."""
+def test_prototypes_in_use_reach_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmarks/pretraining_guard.py plants collapses of a teacher without centring; here the figures are planted."""
+    figures = iter([None, 9.0, 1.01, 1.0])
+    monkeypatch.setattr(Dino, "prototypes_in_use", lambda task: next(figures))
     heard = io.StringIO()
     head = {"prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8, "center_momentum": 1.0}
-    guard = {"images": 64, "every": 0.2, "min_prototypes": 17.0}
+    guard = {"images": 64, "every": 0.2}
     run = pretrain(
         tmp_path / "run",
         {"method": "dino", "dino": head, "optim": {"name": "adamw", "lr": 0.1}},
@@ -110,11 +113,10 @@ def test_prototypes_in_use_reach_the_guard(tmp_path: Path) -> None:
         console=Console(file=heard, width=400),
     )
     assert run.stopped is not None
-    assert (run.stopped.cause, run.steps) == ("one prototype", 4)
+    assert (run.stopped.cause, run.steps) == ("one prototype", 6)
     assert "set dino.center_momentum below 1; it is 1" in heard.getvalue()
     counted = {line["step"]: line["check_prototypes"] for line in lines(run.folder, "check_prototypes")}
-    assert sorted(counted) == [2, 4], "before the first step there are no targets"
-    assert all(1 <= value <= 16 for value in counted.values())
+    assert counted == {2: 9.0, 4: 1.01, 6: 1.0}, "before the first step there are no targets"
 
 
 @pytest.mark.usefixtures("clothes")

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from vitrail.settings import DinoConfig
 from vitrail.tasks.across import sum_over_processes
 
+LEAST_STEPS = 10
+"""Steps over which prototypes in use are averaged at least: healthy runs dip for a few (dev/LOG.md)."""
+
 
 class _ScaledGradient(torch.autograd.Function):
     """A tensor itself, whose gradient is multiplied by a factor."""
@@ -129,7 +132,9 @@ class InUse(nn.Module):
 
     @torch.no_grad()
     def take(self) -> float | None:
-        """Return the effective number, and begin anew; None without a step."""
+        """Return the effective number, and begin anew; None after too few steps, which count for the next call."""
         entropy, steps = self.total.tolist()
+        if steps < LEAST_STEPS:
+            return None
         self.total.zero_()
-        return math.exp(entropy / steps) if steps else None
+        return math.exp(entropy / steps)

@@ -122,7 +122,7 @@ class Task(nn.Module):
     def prototypes_in_use(self) -> float | None:
         """Return the effective number of prototypes in the targets since the last call, for the guard: 1 is one for all images.
 
-        None for a task without prototypes that learn, and where there was no step.
+        None for a task without prototypes that learn, and where too few steps can tell.
         """
         return None
 

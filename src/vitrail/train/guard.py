@@ -62,10 +62,10 @@ class Guard:
     """Checks of a run, and the decision on collapse. It is a function of the checks, so that a resumed run decides alike.
 
     A rank is low below `min_rank` of its maximum, and fallen below `rank_drop` of the first check's: collapse is `patience`
-    checks in a row, unless k-NN accuracy is shown to be above the first check's. So it is with prototypes below
-    `min_prototypes`, whatever the accuracy: the loss teaches nothing any more. That accuracy is low where it is `knn_drop`
-    below the first check's, and more than its 95 % interval: collapse is `knn_patience` checks in a row. The first check is
-    that of the starting weights, which is no collapse.
+    checks in a row, unless k-NN accuracy is shown to be above the first check's. So it is with prototypes that have fallen
+    below `min_prototypes`, whatever the accuracy: the loss teaches nothing any more. k-NN accuracy is low where it is
+    `knn_drop` below the first check's, and more than its 95 % interval: collapse is `knn_patience` checks in a row. The first
+    check is that of the starting weights, which is no collapse.
     """
 
     cfg: GuardConfig
@@ -114,8 +114,11 @@ class Guard:
         return f"its effective rank is {check.rank:.1f}, {share}"
 
     def _one_prototype(self, check: Check) -> str:
-        """Return the fault of targets that are one prototype for all images; "" for none."""
-        if check.prototypes is None or check.prototypes >= self.cfg.min_prototypes:
+        """Return the fault of targets that are one prototype for all images, where they were more before; "" for none."""
+        least, before = self.cfg.min_prototypes, [each.prototypes for each in self.checks if each.step < check.step]
+        if check.prototypes is None or check.prototypes >= least:
+            return ""
+        if all(value is None or value < least for value in before):  # a start at which all images are alike to random weights
             return ""
         return f"all images have one prototype: {check.prototypes:.3f} are in use (guard.min_prototypes)"
 
