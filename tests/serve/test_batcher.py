@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -301,3 +303,17 @@ def test_batches_are_reported_and_make_the_estimate_of_the_wait() -> None:
 
     run(main())
     assert sum(reported) == 3
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_the_estimate_knows_of_batches_beside_each_other(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))  # each batch takes a second
+
+    async def main() -> None:
+        with batcher(Doubling().compute, batches=batches) as numbers:
+            for _ in range(100):
+                await numbers.submit([1], timeout_s=LONG)
+            assert numbers._seconds_per_item == pytest.approx(1 / batches, rel=0.01)
+
+    run(main())

@@ -86,7 +86,7 @@ class _Stage(Generic[Raw, Ready, Result]):
     turn_s: float = 0.0
     """Seconds after which a task begins no other call of `work` before it lets other users of the executor go first."""
     after: Callable[[], None] | None = None
-    """What a task calls then."""
+    """Function that a task calls at its end."""
     line: deque[_Job[Raw, Ready, Result]] = field(default_factory=deque)
     running: int = 0
     """Tasks that work, or are about to."""
@@ -282,7 +282,8 @@ class Batcher(Generic[Raw, Ready, Result]):
                 for job in wanted:
                     job.result = error
             seconds = time.perf_counter() - start
-            self._seconds_per_item += _SMOOTHING * (seconds / len(wanted) - self._seconds_per_item)
+            per_item = seconds / len(wanted) / self._computing.tasks  # others are computed meanwhile
+            self._seconds_per_item += _SMOOTHING * (per_item - self._seconds_per_item)
             if self._on_batch is not None:
                 self._on_batch(len(wanted), seconds)
         self._finish(jobs)

@@ -35,10 +35,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Share:
-    """What a model has of the cores: so many batches at a time, each in so many threads."""
+    """Share of the cores that a model uses."""
 
     batches: int
+    """Batches that are computed at a time."""
     threads: int
+    """Threads of each batch."""
 
 
 class ServedModel:
@@ -143,7 +145,7 @@ def compute_noise(predictor: Predictor, count: int) -> float:
 
 
 def choose_share(predictor: Predictor) -> Share:
-    """Measure what of the cores is best for a model whose server answers many clients."""
+    """Choose the share of a model by measuring it."""
     most = torch.get_num_threads()
 
     def seconds(count: int, threads: int) -> float:

@@ -22,7 +22,7 @@ class GuardConfig:
     rank_drop: float = 0.5
     """Collapse: effective rank below this share of that of the starting weights."""
     min_prototypes: float = 1.05
-    """Collapse: effective number of prototypes below this, of a method that has them; with one, all images are alike to it."""
+    """Collapse: effective number of prototypes that has fallen below this, in a method with prototypes (DINO)."""
     knn_patience: int = 4
     """Checks in a row that have to find a low k-NN accuracy."""
     knn_drop: float = 0.1

@@ -16,7 +16,7 @@ from vitrail.settings import DinoConfig
 from vitrail.tasks.across import sum_over_processes
 
 LEAST_STEPS = 10
-"""Steps over which prototypes in use are averaged at least: healthy runs dip for a few (dev/LOG.md)."""
+"""Least number of steps over which prototypes in use are averaged: healthy runs dip for a few (dev/LOG.md)."""
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -68,69 +68,68 @@ class DinoHead(nn.Module):
         return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(weight, dim=-1))
 
 
-class Center(nn.Module):
+class StepSums(nn.Module):
+    """Sums of rows of K values over the images of all processes, and of all parts of a step."""
+
+    def __init__(self, prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(prototypes + 1), persistent=False)  # of the values, and the rows
+        self.sums: Tensor
+
+    @torch.no_grad()
+    def add(self, values: Float[Tensor, "*_ K"], *, counted: bool) -> None:
+        """Add rows of all processes to those of this step; a process whose images only stand in is not `counted`."""
+        rows = values.flatten(0, -2).float()
+        sums = torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])
+        self.sums.add_(sum_over_processes(sums if counted else torch.zeros_like(sums)))
+
+    def take_mean(self) -> tuple[Float[Tensor, " K"], Float[Tensor, ""]]:
+        """End a step. Return the mean of its rows, zeros without any, and their number."""
+        values, count = self.sums[:-1] / self.sums[-1].clamp(min=1), self.sums[-1].clone()
+        self.sums.zero_()
+        return values, count
+
+
+class Center(StepSums):
     """Running mean of the teacher's outputs over the images of all processes, which it subtracts from them.
 
-    The outputs of a step's parts are summed, and their mean is averaged in after the step: all parts see the same centre.
+    The mean of a step is averaged in after it: all parts of the step see the same centre.
     """
 
     def __init__(self, prototypes: int, momentum: float) -> None:
-        super().__init__()
+        super().__init__(prototypes)
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(prototypes))
-        self.register_buffer("sums", torch.zeros(prototypes + 1), persistent=False)
         self.mean: Tensor
-        self.sums: Tensor
 
     def targets(self, outputs: Float[Tensor, "*_ K"], temperature: Tensor) -> Float[Tensor, "*_ K"]:
         """Return the sharpened distributions softmax((z - c) / τ)."""
         return F.softmax((outputs.float() - self.mean) / temperature, dim=-1)
 
     @torch.no_grad()
-    def add(self, outputs: Float[Tensor, "*_ K"], *, counted: bool) -> None:
-        """Add outputs of all processes to the mean of this step; a process whose images only stand in is not `counted`."""
-        rows = outputs.flatten(0, -2).float()
-        sums = torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])
-        self.sums.add_(sum_over_processes(sums if counted else torch.zeros_like(sums)))
-
-    @torch.no_grad()
     def update(self) -> None:
-        """Move to the mean of the outputs since the last call: c ← m c + (1 - m) mean."""
-        count = self.sums[-1]
-        mean = torch.where(count > 0, self.sums[:-1] / count.clamp(min=1), self.mean)
-        self.mean.lerp_(mean, 1 - self.momentum)
-        self.sums.zero_()
+        """End a step, and move to the mean of its outputs: c ← m c + (1 - m) mean."""
+        mean, count = self.take_mean()
+        self.mean.lerp_(torch.where(count > 0, mean, self.mean), 1 - self.momentum)
 
 
-class InUse(nn.Module):
+class InUse(StepSums):
     """Effective number of prototypes in a step's targets: exp of the entropy of their mean over the images of all processes.
 
     It is averaged over the steps since it was last taken.
     """
 
     def __init__(self, prototypes: int) -> None:
-        super().__init__()
+        super().__init__(prototypes)
         self.register_buffer("total", torch.zeros(2))  # of the entropies, and the steps
-        self.register_buffer("sums", torch.zeros(prototypes + 1), persistent=False)
         self.total: Tensor
-        self.sums: Tensor
-
-    @torch.no_grad()
-    def add(self, targets: Float[Tensor, "*_ K"], *, counted: bool) -> None:
-        """Add targets of all processes to those of this step; a process whose images only stand in is not `counted`."""
-        rows = targets.flatten(0, -2).float()
-        sums = torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])
-        self.sums.add_(sum_over_processes(sums if counted else torch.zeros_like(sums)))
 
     @torch.no_grad()
     def update(self) -> None:
-        """End a step."""
-        count = self.sums[-1]
-        entropy = torch.special.entr(self.sums[:-1] / count.clamp(min=1)).sum()
-        self.total.add_(torch.stack([entropy, (count > 0).float()]))
-        self.sums.zero_()
+        """End a step, and add the entropy of the mean of its targets."""
+        mean, count = self.take_mean()
+        self.total.add_(torch.stack([torch.special.entr(mean).sum(), (count > 0).float()]))
 
-    @torch.no_grad()
     def take(self) -> float | None:
         """Return the effective number, and begin anew; None after too few steps, which count for the next call."""
         entropy, steps = self.total.tolist()
