@@ -238,6 +238,12 @@ def test_the_method_is_that_of_the_call_or_of_its_files_or_the_default(
         vitrail.pretrain("mnist", **call)
 
 
+def test_a_misspelt_method_of_a_config_is_not_replaced_by_the_default(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("train: {task: lejpa}")
+    with pytest.raises(ValueError, match=r'method "lejpa" is none of .*; did you mean "lejepa"\?'):
+        vitrail.pretrain("mnist", config=tmp_path / "config.yaml")
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Images without classes
 

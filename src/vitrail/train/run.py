@@ -232,7 +232,8 @@ def pretrain(
     """
     methods = [name for name, task in TASKS.items() if not task.supervised]
     if method is None:
-        method = next((task for task in tasks_of(config, recipe) if task in methods), DEFAULT_METHOD)
+        supervised = set(TASKS).difference(methods)
+        method = next((task for task in tasks_of(config, recipe) if task not in supervised), DEFAULT_METHOD)
     if method not in methods:
         raise ValueError(f'method "{method}" is none of {", ".join(methods)}{nearest(method, methods)}')
     return run_training(
