@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from vitrail.data.batch import RawBatch
@@ -15,7 +17,8 @@ from vitrail.data.memory import whole_boxes
 from vitrail.models import Swin, ViT
 from vitrail.models.backbone import Backbone
 from vitrail.settings import LejepaConfig, Preprocessing, ViewsConfig
-from vitrail.tasks.lejepa import Lejepa, SigReg, invariance
+from vitrail.tasks.across import LEAST_STEPS
+from vitrail.tasks.lejepa import Lejepa, SigReg, Spread, invariance
 
 IMAGES = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 SMALL = LejepaConfig(projector_dims=(12, 10), projector_out=6, directions=8, knots=17)
@@ -87,6 +90,53 @@ def test_statistic_knows_normal_from_collapsed() -> None:
     part, generator = SigReg(4, directions=64, knots=17), torch.Generator().manual_seed(0)
     normal, collapsed = torch.randn(1, 4000, 4, generator=generator), torch.zeros(1, 4000, 4)
     assert part(normal) < 3 < 100 < part(collapsed)
+
+
+def test_under_autocast_the_loss_is_that_of_the_rounded_projections() -> None:
+    """Sums of cosines are not rounded to bf16: only what model and projector return is."""
+    learner = task()
+    batch = learner.batch(raw([1, 4, 7, 9]), epoch=0, img_size=(16, 16))
+    seen: list[Tensor] = []
+    learner.projector.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = learner(batch)
+    assert seen[0].dtype == torch.bfloat16
+    projections = seen[0].float().unflatten(0, (4, 3)).transpose(0, 1)
+    torch.testing.assert_close(losses["sigreg"], straight_sigreg(projections, learner.sigreg.directions, 17), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses["invariance"], invariance(projections), atol=1e-6, rtol=1e-5)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 6))
+def test_spread_is_the_share_of_dimensions_in_use_however_a_step_is_parted(parts: list[int], used: int) -> None:
+    outputs = torch.randn(sum(parts), 6, generator=torch.Generator().manual_seed(0))
+    outputs[:, used:] = 0.7
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))[0]
+    outputs = outputs @ turn + 3
+    spread = Spread(6)
+    for step in range(LEAST_STEPS):
+        assert spread.take() is None, f"{step} steps are too few"
+        for part in outputs.split(parts):
+            spread.add(part, counted=True)
+        spread.add(torch.full((1, 6), 1e3), counted=False)  # images that stand in
+        spread.update()
+    spread.update()  # a step of all whose images only stood in
+    expected = torch.linalg.eigvalsh(outputs.double().T.cov(correction=0)).clamp(0, 1).mean()
+    assert spread.take() == pytest.approx(float(expected), abs=1e-4)
+    assert spread.take() is None, "it begins anew"
+
+
+def test_spread_of_a_run_is_that_of_the_images_centres() -> None:
+    learner = task()
+    batch = learner.batch(raw([1, 4, 7, 9]), epoch=0, img_size=(16, 16))
+    seen: list[Tensor] = []
+    learner.projector.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    for step in range(LEAST_STEPS):
+        assert learner.spread() is None
+        learner(batch)
+        learner.after_step(step)
+    centres = seen[0].unflatten(0, (4, 3)).mean(1)
+    expected = torch.linalg.eigvalsh(centres.double().T.cov(correction=0)).clamp(0, 1).mean()
+    assert learner.spread() == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_directions_are_unit_and_those_of_the_step() -> None:

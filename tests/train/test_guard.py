@@ -20,7 +20,7 @@ from vitrail.models import ViT
 from vitrail.settings import GuardConfig, Preprocessing, layers
 from vitrail.tasks import TASKS
 from vitrail.tasks.task import CollapseCause
-from vitrail.train.guard import Check, Collapse, Guard
+from vitrail.train.guard import SPREAD, Check, Collapse, Guard
 
 CFG = GuardConfig(patience=2, knn_patience=3, min_rank=0.02, rank_drop=0.5, knn_drop=0.1)
 IMAGES, WIDTH = 400, 100
@@ -50,6 +50,31 @@ def test_a_better_accuracy_is_no_excuse_for_one_prototype() -> None:
     for step, (right, value) in enumerate([(100, None), (300, 9.0), (300, 1.0), (300, 1.0)]):
         guard.add(Check(step, step / 20, 50.0, WIDTH, right, IMAGES, value))
     assert guard.collapse is not None
+
+
+def spreads(values: Sequence[float | None], *, rank: float = 50.0, cfg: GuardConfig = CFG) -> Collapse | None:
+    """Add checks with a spread of the outputs, of a rank that is 50 at the start."""
+    guard = Guard(cfg)
+    for step, value in enumerate(values):
+        guard.add(Check(step, step / 20, rank if step else 50.0, WIDTH, None, IMAGES, None, value))
+    return guard.collapse
+
+
+def test_outputs_without_spread_are_a_collapse() -> None:
+    found = spreads([None, 0.4, 0.03, 0.014, 0.0003])
+    assert found is not None
+    assert (found.cause, found.step) == ("no spread", 4)
+    assert found.why == "all images have nearly the same output: 0.03% of its dimensions are in use, below 2% (guard.min_spread)"
+    assert spreads([None, 0.01, 0.3, 0.01]) is None, "not twice in a row"
+    assert spreads([None, 0.0, 0.0], cfg=GuardConfig(min_spread=0.0)) is None
+
+
+@pytest.mark.parametrize("rank", [1.5, 20.0])
+def test_a_low_rank_is_no_collapse_where_the_outputs_have_spread(rank: float) -> None:
+    assert spreads([None, SPREAD, 0.9], rank=rank) is None
+    found = spreads([None, 0.2, 0.2], rank=rank)
+    assert found is not None
+    assert found.cause == ("low rank" if rank < 2 else "rank fell")
 
 
 def watch(ranks: Sequence[float], right: Sequence[int] | None = None, cfg: GuardConfig = CFG) -> tuple[Guard, Collapse | None]:
@@ -147,6 +172,7 @@ def test_a_check_takes_the_figures_of_the_scores() -> None:
     scores = EmbeddingScores(40, Accuracy(30, 40), 12.0, (11.0, 13.0), width=64)
     assert Check.of(scores, step=3, progress=0.25) == Check(3, 0.25, 12.0, 40, 30, 40)
     assert Check.of(scores, step=3, progress=0.25, prototypes=7.5) == Check(3, 0.25, 12.0, 40, 30, 40, 7.5)
+    assert Check.of(scores, step=3, progress=0.25, spread=0.5) == Check(3, 0.25, 12.0, 40, 30, 40, None, 0.5)
 
 
 def test_every_task_without_labels_says_what_to_change() -> None:
@@ -178,6 +204,7 @@ def test_every_task_without_labels_says_what_to_change() -> None:
         ("every", 0.0, r"guard.every 0.0 must be above 0"),
         ("min_rank", 1.0, r"guard.min_rank 1.0 must be at least 0, which turns it off, and below 1"),
         ("min_prototypes", 0.5, r"guard.min_prototypes 0.5 must be above 1"),
+        ("min_spread", -0.1, r"guard.min_spread -0.1 must be at least 0"),
         ("patience", 0, r"guard.patience 0 must be at least 1"),
         ("images", 8, r"guard.images 8 are too few"),
     ],

@@ -120,6 +120,18 @@ def test_prototypes_in_use_reach_the_guard(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("clothes")
+def test_without_sigreg_a_run_that_learns_nothing_is_stopped_though_its_rank_holds(tmp_path: Path) -> None:
+    """At a small rate the projections shrink to one for all images, and the embedding hardly moves."""
+    slow = PLANTED | {"optim": {"name": "adamw", "lr": 0.3}}
+    run = pretrain(tmp_path / "run", slow, guard={"every": 0.25, "images": 64, "rank_drop": 0.1})
+    assert run.stopped is not None
+    assert (run.stopped.cause, run.steps) == ("no spread", 20)
+    shares = {line["step"]: line["check_spread"] for line in lines(run.folder, "check_spread")}
+    assert sorted(shares) == [10, 20]
+    assert shares[20] < shares[10] < 0.02
+
+
+@pytest.mark.usefixtures("clothes")
 @pytest.mark.parametrize("method", sorted(HEALTHY))
 def test_a_healthy_run_goes_to_its_end(tmp_path: Path, method: str) -> None:
     run = pretrain(tmp_path / "run", HEALTHY[method], train={"steps": 20}, guard={"every": 0.1, "images": 128})

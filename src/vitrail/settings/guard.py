@@ -16,13 +16,15 @@ class GuardConfig:
     images: int = 512
     """Images of a check, drawn from the validation images, or without any from the training images."""
     patience: int = 2
-    """Checks in a row that have to find a low rank, or one prototype."""
+    """Checks in a row that have to find a low rank, one prototype or no spread."""
     min_rank: float = 0.02
     """Collapse: effective rank below this share of its maximum, the smaller of embedding width and images."""
     rank_drop: float = 0.5
     """Collapse: effective rank below this share of that of the starting weights."""
     min_prototypes: float = 1.05
     """Collapse: effective number of prototypes that has fallen below this, in a method with prototypes (DINO)."""
+    min_spread: float = 0.02
+    """Collapse: share of the output dimensions in use below this, in a method whose outputs are to be normal (LeJEPA)."""
     knn_patience: int = 4
     """Checks in a row that have to find a low k-NN accuracy."""
     knn_drop: float = 0.1
@@ -31,7 +33,7 @@ class GuardConfig:
     def __post_init__(self) -> None:
         if not 0 < self.every <= 1:
             raise ValueError(f"guard.every {self.every} must be above 0, and at most 1")
-        for name in ("min_rank", "rank_drop", "knn_drop"):
+        for name in ("min_rank", "rank_drop", "min_spread", "knn_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"guard.{name} {getattr(self, name)} must be at least 0, which turns it off, and below 1")
         if self.min_prototypes and self.min_prototypes <= 1:

@@ -11,6 +11,9 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+LEAST_STEPS = 10
+"""Least number of steps over which prototypes and dimensions in use are averaged: healthy runs dip for a few (dev/LOG.md)."""
+
 
 class _SumOver(torch.autograd.Function):
     """Sum of a tensor over the processes. Each one's loss reads the sum, so its gradient is the sum of theirs."""
@@ -66,3 +69,30 @@ class BatchNorm(nn.BatchNorm1d):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * rows / (rows - 1), momentum)
         return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+class StepSums(nn.Module):
+    """Sums of values over the images of all processes, and of all parts of a step."""
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(values + 1), persistent=False)  # of the values, and the rows
+        self.sums: Tensor
+
+    @torch.no_grad()
+    def add(self, values: Float[Tensor, "*_ K"], *, counted: bool) -> None:
+        """Add rows of all processes to those of this step; a process whose images only stand in is not `counted`."""
+        rows = values.flatten(0, -2).float()
+        self.add_sum(rows.sum(0), count=len(rows), counted=counted)
+
+    @torch.no_grad()
+    def add_sum(self, values: Float[Tensor, " K"], *, count: int, counted: bool) -> None:
+        """Add the sum of `count` rows of each process."""
+        sums = torch.cat([values, values.new_full((1,), count)])
+        self.sums.add_(sum_over_processes(sums if counted else torch.zeros_like(sums)))
+
+    def take_mean(self) -> tuple[Float[Tensor, " K"], Float[Tensor, ""]]:
+        """End a step. Return the mean of its rows, zeros without any, and their number."""
+        values, count = self.sums[:-1] / self.sums[-1].clamp(min=1), self.sums[-1].clone()
+        self.sums.zero_()
+        return values, count

@@ -16,7 +16,7 @@ from vitrail.data.draws import Draws
 from vitrail.evaluate.embedding import has_classes
 from vitrail.models.backbone import Backbone
 from vitrail.settings import LejepaConfig, Preprocessing, Settings, ViewsConfig
-from vitrail.tasks.across import BatchNorm, sum_over_processes
+from vitrail.tasks.across import LEAST_STEPS, BatchNorm, StepSums, sum_over_processes
 from vitrail.tasks.task import CollapseCause
 from vitrail.tasks.views import MultiView, check_views, embed_views, embedding_width
 
@@ -62,12 +62,53 @@ class SigReg(nn.Module):
 
     def forward(self, projections: Float[Tensor, "V B P"]) -> Tensor:
         """Return the statistic; 0 for projections that are standard normal, of N going to infinity."""
-        phases = (projections.float() @ self.directions)[..., None] * self.points  # (V, B, A, T)
+        phases = (projections @ self.directions)[..., None] * self.points  # (V, B, A, T)
         images = torch.full((1,), float(projections.shape[1]), device=projections.device)
         sums = torch.stack([phases.cos().sum(1), phases.sin().sum(1)])  # (2, V, A, T)
         images, sums = sum_over_processes(images), sum_over_processes(sums)
         real, imaginary = sums / images
         return (((real - self.target).square() + imaginary.square()) @ self.weights).mean() * images.squeeze()
+
+
+class Spread(nn.Module):
+    """Share of the dimensions in use, of outputs that are to be standard normal: mean of min(1, λ) over the eigenvalues λ of
+    their covariance.
+
+    The covariance is that of the images of all processes in a step, averaged over the steps since it was last taken. The share
+    is 0 for outputs that are alike for all images, and 1 for those with which SIGReg is at rest.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.sums = StepSums(dim + dim * dim)
+        self.register_buffer("total", torch.zeros(dim, dim))  # of the covariances
+        self.register_buffer("steps", torch.zeros(()))
+        self.total: Tensor
+        self.steps: Tensor
+
+    @torch.no_grad()
+    def add(self, outputs: Float[Tensor, "B P"], *, counted: bool) -> None:
+        """Add outputs of all processes to those of this step; a process whose images only stand in is not `counted`."""
+        sums = torch.cat([outputs.sum(0), (outputs.T @ outputs).flatten()])
+        self.sums.add_sum(sums, count=len(outputs), counted=counted)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """End a step, and add the covariance of its outputs."""
+        values, count = self.sums.take_mean()
+        mean, products = values.split([len(self.total), self.total.numel()])
+        self.total.add_(products.view_as(self.total) - mean.outer(mean))  # zeros for a step without images
+        self.steps.add_((count > 0).float())
+
+    def take(self) -> float | None:
+        """Return the share, and begin anew; None after too few steps, which count for the next call."""
+        steps = float(self.steps)
+        if steps < LEAST_STEPS:
+            return None
+        used = torch.linalg.eigvalsh(self.total.double() / steps).clamp(0, 1).mean()
+        self.total.zero_()
+        self.steps.zero_()
+        return float(used)
 
 
 class Projector(nn.Sequential):
@@ -102,19 +143,31 @@ class Lejepa(MultiView):
         self.cfg = cfg
         self.projector = Projector(embedding_width(model, preprocessing), cfg)
         self.sigreg = SigReg(cfg.projector_out, directions=cfg.directions, knots=cfg.knots)
+        self.in_use = Spread(cfg.projector_out)
 
     def before_step(self, *, step: int, epoch: int, progress: float) -> None:
         """Draw the directions of the step."""
         self.sigreg.draw(seed=self.seed, step=step)
+
+    def after_step(self, step: int) -> None:
+        """End the step of the spread."""
+        self.in_use.update()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return "loss", λ SIGReg + (1 - λ) invariance, and both parts."""
         assert batch.views is not None
         embeddings = embed_views(self.model, batch.views)  # (B, V, E)
         projections = self.projector(embeddings.flatten(0, 1)).unflatten(0, embeddings.shape[:2]).transpose(0, 1)
-        close, normal = invariance(projections.float()), self.sigreg(projections)
+        with torch.autocast(projections.device.type, enabled=False):  # sums of cosines that bf16 would round
+            projections = projections.float()
+            close, normal = invariance(projections), self.sigreg(projections)
+            self.in_use.add(projections.detach().mean(0), counted=not batch.stands_in)
         share = self.cfg.sigreg_weight
         return {"loss": share * normal + (1 - share) * close, "invariance": close, "sigreg": normal}
+
+    def spread(self) -> float | None:
+        """See Task.spread: that of the images' centres."""
+        return self.in_use.take()
 
     def collapse_advice(self, cause: CollapseCause) -> str:
         """See Task.collapse_advice: SIGReg is what holds the rank, and strong views alone may cost accuracy."""

@@ -13,11 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.settings import DinoConfig
-from vitrail.tasks.across import sum_over_processes
-
-LEAST_STEPS = 10
-"""Least number of steps over which prototypes in use are averaged: healthy runs dip for a few (dev/LOG.md)."""
-
+from vitrail.tasks.across import LEAST_STEPS, StepSums
 
 class _ScaledGradient(torch.autograd.Function):
     """A tensor itself, whose gradient is multiplied by a factor."""
@@ -66,28 +62,6 @@ class DinoHead(nn.Module):
         """Return the cosine of the bottleneck with each prototype."""
         weight: Tensor = _ScaledGradient.apply(self.last_layer.weight, self.rate)
         return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(weight, dim=-1))
-
-
-class StepSums(nn.Module):
-    """Sums of rows of K values over the images of all processes, and of all parts of a step."""
-
-    def __init__(self, prototypes: int) -> None:
-        super().__init__()
-        self.register_buffer("sums", torch.zeros(prototypes + 1), persistent=False)  # of the values, and the rows
-        self.sums: Tensor
-
-    @torch.no_grad()
-    def add(self, values: Float[Tensor, "*_ K"], *, counted: bool) -> None:
-        """Add rows of all processes to those of this step; a process whose images only stand in is not `counted`."""
-        rows = values.flatten(0, -2).float()
-        sums = torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])
-        self.sums.add_(sum_over_processes(sums if counted else torch.zeros_like(sums)))
-
-    def take_mean(self) -> tuple[Float[Tensor, " K"], Float[Tensor, ""]]:
-        """End a step. Return the mean of its rows, zeros without any, and their number."""
-        values, count = self.sums[:-1] / self.sums[-1].clamp(min=1), self.sums[-1].clone()
-        self.sums.zero_()
-        return values, count
 
 
 class Center(StepSums):

@@ -23,7 +23,7 @@ from vitrail.models.backbone import Backbone
 from vitrail.models.card import Calibration
 from vitrail.settings import Pair, Preprocessing
 
-CollapseCause = Literal["low rank", "rank fell", "accuracy fell", "one prototype"]
+CollapseCause = Literal["low rank", "rank fell", "accuracy fell", "one prototype", "no spread"]
 """Causes for which training without labels is stopped: see `settings.GuardConfig`."""
 
 
@@ -123,6 +123,13 @@ class Task(nn.Module):
         """Return the effective number of prototypes in the targets since the last call, for the guard: 1 is one for all images.
 
         None for a task without prototypes that learn, and where too few steps can tell.
+        """
+        return None
+
+    def spread(self) -> float | None:
+        """Return the share of the output dimensions in use since the last call, for the guard: 0 is one output for all images.
+
+        None for a task whose outputs are not to be normally distributed, and where too few steps can tell.
         """
         return None
 

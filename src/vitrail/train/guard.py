@@ -12,6 +12,11 @@ from vitrail.settings import GuardConfig
 from vitrail.tasks.task import CollapseCause
 
 
+SPREAD = 0.25
+"""Share of the output dimensions in use from which on the rank of the embedding says nothing: images have outputs of their own,
+and a common direction alone can be what lowers the rank (dev/LOG.md)."""
+
+
 class Check(NamedTuple):
     """Scores of one check."""
 
@@ -27,13 +32,23 @@ class Check(NamedTuple):
     images: int
     prototypes: float | None = None
     """Effective number of prototypes in the targets since the last check; None for a method without."""
+    spread: float | None = None
+    """Share of the output dimensions in use since the last check; None for a method whose outputs are not to be normal."""
 
     @classmethod
-    def of(cls, scores: EmbeddingScores, *, step: int, progress: float, prototypes: float | None = None) -> Check:
+    def of(
+        cls,
+        scores: EmbeddingScores,
+        *,
+        step: int,
+        progress: float,
+        prototypes: float | None = None,
+        spread: float | None = None,
+    ) -> Check:
         """Return the check of some scores."""
         correct = None if scores.knn is None else scores.knn.correct
         most = max(1, min(scores.width, scores.count))
-        return cls(step, progress, scores.effective_rank, most, correct, scores.count, prototypes)
+        return cls(step, progress, scores.effective_rank, most, correct, scores.count, prototypes, spread)
 
 
 @dataclass(frozen=True)
@@ -62,8 +77,9 @@ class Guard:
     """Checks of a run, and the decision on collapse. It is a function of the checks, so that a resumed run decides alike.
 
     A rank is low below `min_rank` of its maximum, and fallen below `rank_drop` of the first check's: collapse is `patience`
-    checks in a row, unless k-NN accuracy is shown to be above the first check's. So it is with prototypes that have fallen
-    below `min_prototypes`, whatever the accuracy: the loss teaches nothing any more. k-NN accuracy is low where it is
+    checks in a row, unless k-NN accuracy is shown to be above the first check's, or the outputs have `SPREAD`. So it is with
+    prototypes that have fallen below `min_prototypes`, and a spread below `min_spread`, whatever the accuracy: the loss teaches
+    nothing any more. k-NN accuracy is low where it is
     `knn_drop` below the first check's, and more than its 95 % interval: collapse is `knn_patience` checks in a row. The first
     check is that of the starting weights, which is no collapse.
     """
@@ -91,6 +107,7 @@ class Guard:
             ("low rank", self.cfg.patience, self._low_rank),
             ("rank fell", self.cfg.patience, self._rank_fell),
             ("one prototype", self.cfg.patience, self._one_prototype),
+            ("no spread", self.cfg.patience, self._no_spread),
             ("accuracy fell", self.cfg.knn_patience, self._accuracy_fell),
         )
         for cause, patience, fault in rules:
@@ -101,14 +118,14 @@ class Guard:
 
     def _low_rank(self, check: Check) -> str:
         """Return the fault of a rank that is a small share of its maximum; "" for none."""
-        if check.rank >= self.cfg.min_rank * check.most or self._has_learned(check):
+        if check.rank >= self.cfg.min_rank * check.most or self._is_sound(check):
             return ""
         return f"its effective rank is {check.rank:.1f} of {check.most}, below {self.cfg.min_rank:.0%} (guard.min_rank)"
 
     def _rank_fell(self, check: Check) -> str:
         """Return the fault of a rank that is far below the starting weights'; "" for none."""
         start = self.checks[0].rank
-        if check.rank >= self.cfg.rank_drop * start or self._has_learned(check):
+        if check.rank >= self.cfg.rank_drop * start or self._is_sound(check):
             return ""
         share = f"below {self.cfg.rank_drop:.0%} of the {start:.1f} of the starting weights (guard.rank_drop)"
         return f"its effective rank is {check.rank:.1f}, {share}"
@@ -122,9 +139,18 @@ class Guard:
             return ""
         return f"all images have one prototype: {check.prototypes:.3f} are in use (guard.min_prototypes)"
 
-    def _has_learned(self, check: Check) -> bool:
-        """Return True for a k-NN accuracy above the starting weights' by more than its 95 % interval; False without labels."""
+    def _no_spread(self, check: Check) -> str:
+        """Return the fault of outputs that are alike for all images; "" for none."""
+        if check.spread is None or check.spread >= self.cfg.min_spread:
+            return ""
+        least = f"below {self.cfg.min_spread:.0%} (guard.min_spread)"
+        return f"all images have nearly the same output: {check.spread:.2%} of its dimensions are in use, {least}"
+
+    def _is_sound(self, check: Check) -> bool:
+        """Return True where a low rank is no collapse: outputs with spread, or a k-NN accuracy shown to be above the start's."""
         first = self.checks[0]
+        if check.spread is not None and check.spread >= SPREAD:
+            return True
         if check.knn_correct is None or first.knn_correct is None:
             return False
         return wilson_interval(check.knn_correct, check.images)[0] > first.knn_correct / first.images

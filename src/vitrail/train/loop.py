@@ -321,8 +321,8 @@ class Loop:
         if self.watch.is_due(self.step, self.pace.progress(self.step)):
             scores = self.evaluate_now(self.watch.check, interrupt)
             assert isinstance(scores, EmbeddingScores)
-            progress, prototypes = self.pace.progress(self.step), self.task.prototypes_in_use()
-            self.write(self.watch.add(scores, step=self.step, progress=progress, prototypes=prototypes))
+            in_use = {"prototypes": self.task.prototypes_in_use(), "spread": self.task.spread()}
+            self.write(self.watch.add(scores, step=self.step, progress=self.pace.progress(self.step), **in_use))
             if self.evaluate is None or not self.settings.train.eval_every:  # checks are all the scores that there are
                 best = self.judge(scores)
             if self.collapse:
