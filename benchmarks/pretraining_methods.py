@@ -50,18 +50,18 @@ PACE_MINUTES = 1.0
 RESULTS = machine.RESULTS / "pretraining_methods.json"
 
 
-def frozen_scores(run: Path) -> dict[str, Any]:
+def frozen_scores(run: Path, *, data: str = DATA) -> dict[str, Any]:
     """Accuracy of k-NN and of a linear probe on the test images, with 95 % intervals."""
-    words = ["probe", str(run), DATA, "--json"]
+    words = ["probe", str(run), data, "--json"]
     done = subprocess.run([sys.executable, "-m", "vitrail", *words], check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
     return {way: {name: found[way]["test"][name] for name in ("accuracy", "interval")} for way in ("knn", "probe")}
 
 
-def run_method(method: str, *, seed: int, options: tuple[str, ...], run: Path) -> None:
+def run_method(method: str, *, seed: int, options: tuple[str, ...], run: Path, data: str = DATA) -> None:
     """Pre-train without labels."""
     words = ("--method", method, "--train.seed", str(seed), "--train.compare", "false", "--no-report", *options)
-    accuracy.vitrail("pretrain", DATA, *words, "--out", str(run))
+    accuracy.vitrail("pretrain", data, *words, "--out", str(run))
 
 
 def measure_pace(method: str, *, runs: Path) -> dict[str, Any]:

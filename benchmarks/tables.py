@@ -671,6 +671,23 @@ def going_on(result: dict[str, Any]) -> str:
     return f"{_grid(head, cells)}\n\n{note}. {_machines(list(result['methods'].values()))}\n"
 
 
+def pretrained_photographs(result: dict[str, Any]) -> str:
+    """Fine-tuning after a time without labels, beside training from scratch for the same time in all."""
+    cells, every = [], []
+    tuned, whole = result["tune_minutes"], result["minutes"] + result["tune_minutes"]
+    for parts in (value for value in result.values() if isinstance(value, dict)):
+        for method, row in parts["trained"].items():
+            frozen = parts["frozen"].get(method, {})
+            every += [row, *([frozen] if frozen else [])]
+            spent = f"{whole - tuned:g} without labels, {tuned:g} with" if frozen else f"{whole:g} with labels"
+            ways = [f"{_percent(frozen[way]['accuracy'])}" if frozen else "" for way in ("knn", "probe")]
+            interval = " to ".join(_percent(end) for end in row["interval"])
+            cells.append([method, spent, *ways, f"**{_percent(row['top1'])}** ({interval})"])
+        images = row["test_images"]
+    head = ["start", "minutes", "k-NN, frozen", "probe, frozen", "trained, 95 % interval"]
+    return f"{_grid(head, cells)}\n\nPercent of {images:,} test photographs, one seed. {_machines(every)}\n"
+
+
 def trusted(result: dict[str, Any]) -> str:
     """Calibration, coverage and outliers of one run."""
     outliers = result["outliers"]
@@ -754,6 +771,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "pretraining-methods": ("pretraining_methods", pretraining_methods),
     "pretraining-few": ("pretraining_methods", few_labels),
     "pretraining-on": ("pretraining_on", going_on),
+    "pretraining-photos": ("pretraining_photos", pretrained_photographs),
     "family-speed": ("family_speed", family_speeds),
     "serve": ("serve", serving),
 }
