@@ -1,6 +1,6 @@
 """Photographs: half an hour without their labels and then fine-tuning, beside training from scratch for the same time in all.
 
-    python benchmarks/pretraining_photos.py PHOTOS --name clothing                    what is missing from results/pretraining_photos.json
+    python benchmarks/pretraining_photos.py PHOTOS --name clothing                    what is missing from the results
     python benchmarks/pretraining_photos.py PHOTOS --name clothing --method lejepa    one method, and from scratch
 
 Each is the command line as a user types it: `vitrail pretrain PHOTOS --method M --minutes 30` and

@@ -18,8 +18,8 @@ from vitrail.models import Swin, ViT, create_model, meta_model
 from vitrail.models.backbone import Backbone, MaskedPatches, View
 from vitrail.settings import DinoConfig, Preprocessing, Settings, ViewsConfig, layers
 from vitrail.tasks import TASKS
-from vitrail.tasks.dino import Dino, patch_loss, teacher_momentum, teacher_temperature, view_loss
 from vitrail.tasks.across import LEAST_STEPS
+from vitrail.tasks.dino import Dino, patch_loss, teacher_momentum, teacher_temperature, view_loss
 from vitrail.tasks.prototypes import Center, DinoHead, InUse
 
 IMAGES = Preprocessing(img_size=(16, 16), in_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)

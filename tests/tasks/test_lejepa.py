@@ -102,7 +102,9 @@ def test_under_autocast_the_loss_is_that_of_the_rounded_projections() -> None:
         losses = learner(batch)
     assert seen[0].dtype == torch.bfloat16
     projections = seen[0].float().unflatten(0, (4, 3)).transpose(0, 1)
-    torch.testing.assert_close(losses["sigreg"], straight_sigreg(projections, learner.sigreg.directions, 17), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        losses["sigreg"], straight_sigreg(projections, learner.sigreg.directions, 17), atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close(losses["invariance"], invariance(projections), atol=1e-6, rtol=1e-5)
 
 

@@ -20,7 +20,7 @@ from cases import ImageFolder
 from vitrail.settings import Preprocessing, ViTConfig, layers
 from vitrail.train import advice, plan
 from vitrail.train import run as run_module
-from vitrail.train.advice import MIN_STEPS, TABLE, Facts, advise
+from vitrail.train.advice import LITTLE_SEEN, MIN_STEPS, TABLE, Facts, advise
 from vitrail.weights import pretrained, save_model
 
 TI = ViTConfig(embed_dim=192, depth=12, num_heads=3)
@@ -107,6 +107,24 @@ def test_skewed_classes_are_balanced_and_what_was_said_is_not_explained() -> Non
     assert skewed.layer["data"] == {"balance": "sampler"}
     assert any("500 to 2,000 images" in line for line in skewed.reasons_without([]))
     assert not any("learning rate" in line for line in skewed.reasons_without(["optim.lr"]))
+
+
+@pytest.mark.parametrize("recipe", ["from-scratch", "fashion-mnist", "cifar10"])
+def test_weights_that_have_seen_little_are_trained_as_random_ones(recipe: str) -> None:
+    little = dataclasses.replace(SOME, images_seen=LITTLE_SEEN - 1, recipe=recipe)
+    given, scratch = advise(little), layers.build([layers.read_recipe(recipe)])
+    built = layers.build([layers.read_recipe("finetune"), given.layer])
+    assert built.optim == dataclasses.replace(scratch.optim, layer_decay=1.0)
+    assert built.augment == scratch.augment
+    assert built.train.ema_decay == scratch.train.ema_decay
+    assert any(f"of {recipe}: the weights have seen 9,999,999 images" in reason.text for reason in given.reasons)
+    multi = advise(dataclasses.replace(little, multi_label=True))
+    assert multi.layer["optim"]["label_smoothing"] == 0
+
+
+@pytest.mark.parametrize("facts", [{"images_seen": LITTLE_SEEN}, {"images_seen": None}, {"images_seen": 0, "images": 1000}])
+def test_weights_that_have_seen_much_or_learn_from_few_images_stay_where_they_are(facts: dict[str, Any]) -> None:
+    assert advise(dataclasses.replace(SOME, **facts)).layer["optim"]["name"] == "adamw"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -206,6 +224,29 @@ def test_weights_that_know_the_classes_keep_their_head(
     again = vitrail.train(photos, weights=first.folder, out=tmp_path / "again", optim={"lr": 1e-12}, train=SHORT)
     assert "the weights have a head for these classes" in capsys.readouterr().out
     torch.testing.assert_close(head_of(again), head_of(first), atol=1e-6, rtol=1e-5)
+
+
+def test_a_run_says_how_many_images_it_has_seen_and_fine_tuning_knows_it(
+    weights: Path,
+    image_folder: ImageFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(advice, "TABLE", (TABLE[0]._replace(images=3), *TABLE[1:]))
+    photos = image_folder({"train": {"cat": 6, "dog": 6}, "test": {"cat": 2, "dog": 2}})
+    others = image_folder({"train": {"bird": 6, "fish": 6}, "test": {"bird": 2, "fish": 2}}, name="others")
+    shape = {"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2}
+    first = vitrail.train(photos, recipe="from-scratch", model={"name": "Ti/16", **shape}, out=tmp_path / "first", train=SHORT)
+    assert vitrail.load(first.folder).card.images_seen == 8
+    capsys.readouterr()
+    second = vitrail.train(others, weights=first.folder, out=tmp_path / "second", train=SHORT)
+    assert "of from-scratch: the weights have seen 8 images" in capsys.readouterr().out
+    assert vitrail.load(second.folder).card.images_seen == 16, "those of the weights count"
+    vitrail.train(others, weights=second.folder, out=tmp_path / "third", train=SHORT)
+    assert "have seen" not in capsys.readouterr().out, "what knows these classes is kept"
+    foreign = vitrail.train(others, weights=weights, out=tmp_path / "foreign", train=SHORT)
+    assert vitrail.load(foreign.folder).card.images_seen is None, "nobody says how many these weights have seen"
 
 
 def head_of(run: vitrail.Run) -> torch.Tensor:

@@ -64,7 +64,9 @@ def test_outputs_without_spread_are_a_collapse() -> None:
     found = spreads([None, 0.4, 0.03, 0.014, 0.0003])
     assert found is not None
     assert (found.cause, found.step) == ("no spread", 4)
-    assert found.why == "all images have nearly the same output: 0.03% of its dimensions are in use, below 2% (guard.min_spread)"
+    assert (
+        found.why == "all images have nearly the same output: 0.03% of its dimensions are in use, below 2% (guard.min_spread)"
+    )
     assert spreads([None, 0.01, 0.3, 0.01]) is None, "not twice in a row"
     assert spreads([None, 0.0, 0.0], cfg=GuardConfig(min_spread=0.0)) is None
 

@@ -179,7 +179,9 @@ def test_a_resumed_run_collapses_at_the_same_step_bit_for_bit(tmp_path: Path, mo
             pretrain(tmp_path / "broken", PLANTED, **over)
     resumed = vitrail.resume(tmp_path / "broken", console=Console(file=io.StringIO()))
     assert resumed.stopped == straight.stopped
-    for name in ("model.safetensors", "evaluation.json", "pca.png"):
+    best = json.loads((straight.folder / "evaluation.json").read_text())["stopped"]["model_step"]
+    assert vitrail.load(straight.folder).card.images_seen == LENGTH["batch_size"] * best
+    for name in ("model.safetensors", "config.json", "evaluation.json", "pca.png"):
         assert (resumed.folder / name).read_bytes() == (straight.folder / name).read_bytes(), name
     for name in ("check_effective_rank", "val_effective_rank"):
         assert lines(resumed.folder, name) == lines(straight.folder, name)

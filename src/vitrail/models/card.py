@@ -37,5 +37,7 @@ class Card:
     """One class per image ("classify"), or any number of labels, each with its own sigmoid probability ("multi-label")."""
     calibration: Calibration | None = None
     """Temperature, conformal scores and outlier threshold of the logits of these classes; None: not calibrated."""
+    images_seen: int | None = None
+    """Images that it was trained on, each pass counted, with those of the weights it started from; None: not known."""
     receipt: Receipt | None = None
     """Status of every tensor of the loaded checkpoint."""

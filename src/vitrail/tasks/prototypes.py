@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitrail.settings import DinoConfig
 from vitrail.tasks.across import LEAST_STEPS, StepSums
 
+
 class _ScaledGradient(torch.autograd.Function):
     """A tensor itself, whose gradient is multiplied by a factor."""
 

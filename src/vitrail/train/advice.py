@@ -4,7 +4,8 @@ One table, one row for each order of magnitude of images. Where the numbers come
 weights have to stay where they are (layer decay, low rate) and the longer an epoch count has to be to give enough steps
 (Steiner et al. 2021, section 4.5; Touvron et al. 2022, table 9; Bao et al. 2022 and He et al. 2022, both table 9).
 Mixing and RandAugment help from some thousand images on and cost accuracy below (Steiner et al. 2021, figure 4). What crops
-cost small images, and that the head starts at the probe, is our own measurement (dev/LOG.md, benchmarks/transfer.py).
+cost small images, that the head starts at the probe, and that weights which have seen little are trained as random ones, is our
+own measurement (dev/LOG.md, benchmarks/transfer.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vitrail.models.counts import Passes
-from vitrail.settings import Pair, pair
+from vitrail.settings import Pair, layers, pair
 
 
 class TransferRow(NamedTuple):
@@ -51,6 +52,10 @@ TABLE = (  #  images  epochs batch  lr at 1024  decay  drop path
     TransferRow(100_000, 12, 128, 2e-3, 0.75, 0.1, STRONG, "RandAugment, mixup, cutmix and erasing"),
     TransferRow(float("inf"), 6, 256, 2e-3, 0.8, 0.1, STRONG, "RandAugment, mixup, cutmix and erasing"),
 )
+
+LITTLE_SEEN = 10_000_000
+"""Images, each pass counted, below which weights have learned too little to be kept where there are more than the first row's
+images to learn from (dev/LOG.md)."""
 
 SMALL_SIDE_PX = 64
 """Side in pixels up to which images are all subject: small crops and jittered colours cost them accuracy."""
@@ -104,6 +109,10 @@ class Facts:
     """Unit in pixels of image height and width: sides are its multiples."""
     multi_label: bool = False
     """True where an image may have any number of labels: then there is no class to draw by, and nothing to smooth."""
+    images_seen: int | None = None
+    """Images that the weights were trained on, each pass counted; None: not known, as of anybody else's weights."""
+    recipe: str = "from-scratch"
+    """Recipe of a run from random weights on this data."""
 
 
 class Reason(NamedTuple):
@@ -127,47 +136,92 @@ class Advice:
 
 
 def advise(facts: Facts) -> Advice:
-    """Return the row of `TABLE` for the number of images, fitted to resolution, memory, time and class balance."""
-    row = next(row for row in TABLE if facts.images <= row.images)
-    classes = len(facts.class_counts)
+    """Return the row of `TABLE` for the number of images, fitted to resolution, memory, time and class balance.
+
+    Weights that have seen little, and more than a few images to learn from: the recipe of a run from random weights instead.
+    """
+    seen = facts.images_seen
+    little = seen is not None and seen < LITTLE_SEEN and facts.images > TABLE[0].images
     size, why_size = choose_resolution(facts)
-    batch, parts, why_batch = choose_batch(replace(facts.model, img_size=size), facts, row.batch_size)
-    lr = row.lr * row.batch_size / batch  # a batch smaller than the table's keeps the learning rate of the table's
-    epochs = max(row.epochs, -(-MIN_STEPS // max(1, facts.images // batch)))
-    small = max(size) <= SMALL_SIDE_PX
-    length: dict[str, Any] = {"epochs": epochs} if facts.minutes is None else {"minutes": facts.minutes}
-    layer: dict[str, dict[str, Any]] = {
-        "model": {"img_size": list(size), "drop_path_rate": row.drop_path_rate},
-        "augment": row.augment | (SMALL_CROPS if small else {}),
-        "optim": {"name": "adamw", "lr": lr, "layer_decay": row.layer_decay, "weight_decay": 0.05, "warmup": 0.1},
-        "train": {**length, "batch_size": batch, "accumulate": parts, "eval_every": max(1, epochs // 10)},
-    }
-    smoothed = facts.images > TABLE[0].images and not facts.multi_label
-    layer["optim"]["label_smoothing"] = 0.1 if smoothed else 0.0  # set in either case: the recipe below smooths
-    steps = epochs * max(1, facts.images // batch)
-    data_size = f"{facts.images:,} images, {facts.images / max(1, classes):.0f} a class"
-    reasons = [
-        Reason(("model.img_size",), f"{size[0]}x{size[1]} px: {why_size}"),
-        Reason(
-            ("optim.lr", "optim.layer_decay"),
-            f"learning rate {lr:g} at batch 1024, {row.layer_decay:g} of it for each block further down: {data_size}",
-        ),
-        Reason(("train.batch_size",), f"batch {batch}" + (f" in {parts} parts" if parts > 1 else "") + f": {why_batch}"),
-        Reason(
-            ("augment.rand_augment", "augment.crop_scale"),
-            f"augmentation: {row.augment_reason}"
-            + (f"; crops keep 0.7, and colours stay: {max(size)} px are all subject" if small else ""),
-        ),
-    ]
+    given = as_from_scratch(facts, size) if little else from_table(facts, size)
+    epochs, batch = given.layer["train"]["epochs"], given.layer["train"]["batch_size"]
+    if facts.minutes is not None:
+        given.layer["train"] = {"minutes": facts.minutes, **given.layer["train"]}
+        del given.layer["train"]["epochs"]
+    given.layer["model"]["img_size"] = list(size)
+    if facts.multi_label:
+        given.layer["optim"]["label_smoothing"] = 0.0
+    reasons = [Reason(("model.img_size",), f"{size[0]}x{size[1]} px: {why_size}"), *given.reasons]
     if facts.minutes is None:
-        text = f"{epochs} epochs: {steps:,} steps are enough for weights that only have to adapt"
+        enough = "" if little else " are enough for weights that only have to adapt"
+        text = f"{epochs} epochs: {epochs * max(1, facts.images // batch):,} steps{enough}"
         reasons.append(Reason(("train.epochs", "train.steps", "train.batch_size"), text))
     present = [count for count in facts.class_counts if count]
     if present and max(present) >= IMBALANCE * min(present) and not facts.multi_label:
-        layer["data"] = {"balance": "sampler"}
+        given.layer["data"] = {"balance": "sampler"}
         text = f"classes drawn equally often: they have {min(present):,} to {max(present):,} images"
         reasons.append(Reason(("data.balance",), text))
-    return Advice(layer, tuple(reasons))
+    return Advice(given.layer, tuple(reasons))
+
+
+def from_table(facts: Facts, size: Pair) -> Advice:
+    """Return the settings of the row of `TABLE` for the number of images."""
+    row = next(row for row in TABLE if facts.images <= row.images)
+    batch, parts, why_batch = choose_batch(replace(facts.model, img_size=size), facts, row.batch_size)
+    lr = row.lr * row.batch_size / batch  # a batch smaller than the table's keeps the learning rate of the table's
+    epochs = least_epochs(row.epochs, facts.images, batch)
+    small = max(size) <= SMALL_SIDE_PX
+    layer: dict[str, dict[str, Any]] = {
+        "model": {"drop_path_rate": row.drop_path_rate},
+        "augment": row.augment | (SMALL_CROPS if small else {}),
+        "optim": {"name": "adamw", "lr": lr, "layer_decay": row.layer_decay, "weight_decay": 0.05, "warmup": 0.1},
+        "train": {"epochs": epochs, "batch_size": batch, "accumulate": parts, "eval_every": max(1, epochs // 10)},
+    }
+    smoothed = facts.images > TABLE[0].images
+    layer["optim"]["label_smoothing"] = 0.1 if smoothed else 0.0  # set in either case: the recipe below smooths
+    each = f"{facts.images:,} images, {facts.images / max(1, len(facts.class_counts)):.0f} a class"
+    decay = f"learning rate {lr:g} at batch 1024, {row.layer_decay:g} of it for each block further down: {each}"
+    crops = f"; crops keep 0.7, and colours stay: {max(size)} px are all subject" if small else ""
+    reasons = (
+        Reason(("optim.lr", "optim.layer_decay"), decay),
+        batch_reason(batch, parts, why_batch),
+        Reason(("augment.rand_augment", "augment.crop_scale"), f"augmentation: {row.augment_reason}{crops}"),
+    )
+    return Advice(layer, reasons)
+
+
+def as_from_scratch(facts: Facts, size: Pair) -> Advice:
+    """Return optimizer, augmentation and length of the recipe of a run from random weights."""
+    recipe = layers.build([layers.read_recipe(facts.recipe)])
+    batch, parts, why_batch = choose_batch(replace(facts.model, img_size=size), facts, recipe.train.batch_size)
+    epochs = least_epochs(int(recipe.train.epochs or TABLE[1].epochs), facts.images, batch)
+    length = {"epochs": epochs, "batch_size": batch, "accumulate": parts, "eval_every": max(1, epochs // 10)}
+    layer = {
+        "model": {"drop_path_rate": recipe.model.drop_path_rate},
+        "augment": section_of(facts.recipe, "augment"),
+        "optim": section_of(facts.recipe, "optim") | {"layer_decay": 1.0},
+        "train": length | {"ema_decay": recipe.train.ema_decay},
+    }
+    why = f"the weights have seen {facts.images_seen:,} images, each pass counted, which is too little to be kept"
+    keys = ("optim.name", "optim.lr", "optim.layer_decay", "augment.crop_scale")
+    reasons = (Reason(keys, f"optimizer, learning rate and augmentation of {facts.recipe}: {why}"),)
+    return Advice(layer, (*reasons, batch_reason(batch, parts, why_batch)))
+
+
+def section_of(recipe: str, section: str) -> dict[str, Any]:
+    """Return a section of a recipe, with the defaults of what the recipe "finetune", which lies below, sets besides."""
+    default, below = getattr(layers.build([]), section), layers.read_recipe("finetune")[section]
+    return {key: getattr(default, key) for key in below} | layers.read_recipe(recipe).get(section, {})
+
+
+def least_epochs(epochs: int, images: int, batch: int) -> int:
+    """Return the epochs, more of them where they are fewer than `MIN_STEPS` steps."""
+    return max(epochs, -(-MIN_STEPS // max(1, images // batch)))
+
+
+def batch_reason(batch: int, parts: int, why: str) -> Reason:
+    """Return the reason for a batch size."""
+    return Reason(("train.batch_size",), f"batch {batch}" + (f" in {parts} parts" if parts > 1 else "") + f": {why}")
 
 
 def choose_resolution(facts: Facts) -> tuple[Pair, str]:

@@ -11,7 +11,6 @@ from vitrail.evaluate.intervals import wilson_interval
 from vitrail.settings import GuardConfig
 from vitrail.tasks.task import CollapseCause
 
-
 SPREAD = 0.25
 """Share of the output dimensions in use from which on the rank of the embedding says nothing: images have outputs of their own,
 and a common direction alone can be what lowers the rank (dev/LOG.md)."""
@@ -147,7 +146,7 @@ class Guard:
         return f"all images have nearly the same output: {check.spread:.2%} of its dimensions are in use, {least}"
 
     def _is_sound(self, check: Check) -> bool:
-        """Return True where a low rank is no collapse: outputs with spread, or a k-NN accuracy shown to be above the start's."""
+        """Return True where a low rank is no collapse: outputs with spread, or a k-NN accuracy shown to be above the start."""
         first = self.checks[0]
         if check.spread is not None and check.spread >= SPREAD:
             return True

@@ -77,6 +77,8 @@ class Loop:
     """Folder inside the run folder for the task's picture at each evaluation; None for a task without pictures."""
     watch: Watch | None = None
     """Guard against collapse, curves and colours of patches; None for a task with labels."""
+    seen_before: int | None = 0
+    """Images that the starting weights were trained on, each pass counted; None: not known."""
     history: History = field(default_factory=History)
     """Losses of the last steps."""
     step: int = 0
@@ -96,6 +98,10 @@ class Loop:
     def trained(self) -> Backbone:
         """Model that is evaluated and saved: the running mean if there is one."""
         return self.task.product() if self.ema is None else self.ema.backbone
+
+    def images_seen(self, step: int) -> int | None:
+        """Return how many images the weights of a step were trained on, each pass counted; None: not known."""
+        return None if self.seen_before is None else self.seen_before + step * self.settings.train.batch_size
 
     @property
     def collapse(self) -> Collapse | None:
@@ -395,6 +401,7 @@ class Loop:
                 "lower optim.lr, lengthen optim.warmup or set optim.clip_norm; checkpoints up to here are good"
             )
         state = {"pace": self.pace.state(), "evaluated": self.evaluated, "best": self.best, "images": self.fingerprint}
+        state["seen_before"] = self.seen_before
         if self.watch is not None:
             state["guard"] = self.watch.guard.state()
         return checkpoint.save(
@@ -421,6 +428,7 @@ class Loop:
         self.load_weights(path, state)
         self.step, self.pace = state["step"], Pace.from_state(state["pace"])
         self.evaluated, self.score, self.best = state["evaluated"], state["score"], state["best"]
+        self.seen_before = state.get("seen_before")  # older checkpoints lack it
         if self.watch is not None:
             self.watch.guard.restore(state.get("guard", []))  # older checkpoints lack it: the checks start here
 

@@ -244,7 +244,7 @@ def resolve_fine_tuning(
     if not model.blocks_in_order():
         stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # the default recipe's is not requested
     elif not request.prescribed and task.supervised:
-        stack.append(fit_settings(model, source, drop_model_name(requested), notes))
+        stack.append(fit_settings(model, source, request.data, drop_model_name(requested), notes))
     if task.supervised and model.classes == source.classes:
         notes.append(
             "the weights have a head for these classes: training starts from it (train.probe_head true starts from the probe)"
@@ -278,7 +278,7 @@ def require_same_model(name: str, model: Backbone, start: str, *, free: Mapping[
             raise ValueError(f'model.name "{name}" has {key} {value}, and the weights {start} have {actual}; leave --model out')
 
 
-def fit_settings(model: Backbone, source: Source, requested: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def fit_settings(model: Backbone, source: Source, data: str, requested: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Fit settings to data, device and time; append their reasons to the notes, and the equivalent command."""
     train, counts = requested.get("train", {}), source.class_counts()
     device = pick_device(train.get("device", "auto"))
@@ -293,6 +293,8 @@ def fit_settings(model: Backbone, source: Source, requested: Mapping[str, Any], 
             model=model.config,
             side_unit=model.side_unit,
             multi_label=source.multi_label,
+            images_seen=None if model.classes == source.classes else model.card.images_seen,  # what knows them is to be kept
+            recipe=layers.default_recipe(data),
         )
     )
     notes.append("fitted to the data, the device and the time:")

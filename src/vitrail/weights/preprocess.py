@@ -35,6 +35,8 @@ class Given:
     """True for a head of several labels per image."""
     calibration: Calibration | None = None
     """What a run's config.json states of the logits of these classes."""
+    images_seen: int | None = None
+    """Images that the run's model was trained on, each pass counted; None: not stated."""
 
     def card(self, receipt: Receipt) -> Card:
         """Return the card of the model that is loaded from the checkpoint."""
@@ -44,6 +46,7 @@ class Given:
             classes=self.classes,
             task=task,
             calibration=self.calibration,
+            images_seen=self.images_seen,
             receipt=receipt,
         )
 
@@ -89,6 +92,7 @@ def preprocessing_for(
         guessed=stated is None,
         multi_label=num_classes > 0 and any(label.multi_label for label in labels),
         calibration=read_calibration(config) if num_classes > 0 else None,
+        images_seen=read_images_seen(config),
     )
 
 
@@ -125,6 +129,13 @@ def read_calibration(config: Config) -> Calibration | None:
         return Calibration(**tupled(ours["calibration"]))
     except (TypeError, AttributeError) as error:
         raise ValueError(f"config.json's calibration can't be read ({error}); restore it from a copy") from error
+
+
+def read_images_seen(config: Config) -> int | None:
+    """Return how many images the model of a run's config.json was trained on, each pass counted; None: not stated."""
+    ours = config.get("vitrail")
+    seen = ours.get("images_seen") if isinstance(ours, Mapping) else None
+    return seen if isinstance(seen, int) and seen >= 0 else None
 
 
 def class_names(names: Any, num_classes: int) -> tuple[str, ...]:

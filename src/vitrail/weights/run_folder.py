@@ -66,13 +66,14 @@ def save_model(model: Backbone, folder: Path, *, data: str) -> None:
     save_tensors(state, draft)
     digest = sha256(draft)
     put(draft, folder / WEIGHTS)
-    preprocessing, calibration = dataclasses.asdict(model.preprocessing), model.card.calibration
+    preprocessing, calibration, seen = dataclasses.asdict(model.preprocessing), model.card.calibration, model.card.images_seen
     config = {
         "vitrail": {
             family_of_config(cfg).stored_as: dataclasses.asdict(cfg),
             "preprocessing": preprocessing,
             "data": data,
             "sha256": digest,
+            **({} if seen is None else {"images_seen": seen}),
             **({} if calibration is None else {"calibration": dataclasses.asdict(calibration)}),
             **origin,
         },
