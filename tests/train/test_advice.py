@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import weakref
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from vitrail.settings import Preprocessing, ViTConfig, layers
 from vitrail.train import advice, plan
 from vitrail.train import run as run_module
 from vitrail.train.advice import LITTLE_SEEN, MIN_STEPS, TABLE, Facts, advise
+from vitrail.train.loop import Loop
 from vitrail.weights import pretrained, save_model
 
 TI = ViTConfig(embed_dim=192, depth=12, num_heads=3)
@@ -247,6 +250,35 @@ def test_a_run_says_how_many_images_it_has_seen_and_fine_tuning_knows_it(
     assert "have seen" not in capsys.readouterr().out, "what knows these classes is kept"
     foreign = vitrail.train(others, weights=weights, out=tmp_path / "foreign", train=SHORT)
     assert vitrail.load(foreign.folder).card.images_seen is None, "nobody says how many these weights have seen"
+
+
+def test_a_resumed_run_says_what_it_started_from(
+    weights: Path, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Licence, receipt and images seen are of the weights, which a resumed run does not read again."""
+    config = json.loads((weights / "config.json").read_text())
+    config["vitrail"] |= {"licence": "cc-by-nc-4.0", "images_seen": 100}
+    (weights / "config.json").write_text(json.dumps(config))
+    photos = image_folder({"train": {"cat": 6, "dog": 6}, "test": {"cat": 2, "dog": 2}})
+    cfg = {"train": SHORT | {"steps": 4, "ema_decay": 0.9}}
+    straight = vitrail.train(photos, weights=weights, out=tmp_path / "straight", **cfg)
+    log = Loop.log
+
+    def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
+        log(loop, *args, **numbers)
+        if loop.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
+        patched.setattr(Loop, "log", log_and_interrupt)
+        with pytest.raises(KeyboardInterrupt, match="step 2 is saved"):
+            vitrail.train(photos, weights=weights, out=tmp_path / "broken", **cfg)
+    resumed = vitrail.resume(tmp_path / "broken")
+    assert (resumed.folder / "config.json").read_text() == (straight.folder / "config.json").read_text()
+    written = json.loads((resumed.folder / "config.json").read_text())["vitrail"]
+    assert (written["licence"], written["images_seen"]) == ("cc-by-nc-4.0", 116)
+    assert written["receipt"]["file"] == "model.safetensors"
 
 
 def head_of(run: vitrail.Run) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from vitrail.text import printable
@@ -114,6 +115,16 @@ class Receipt:
             "preprocessing": self.preprocessing,
             "grid": self.grid,
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return the whole receipt for a training checkpoint, as JSON has it; see `from_state`."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Receipt:
+        """Return the receipt of a training checkpoint."""
+        lists = {name: tuple(state[name]) for name in ("assumed", "notes")}
+        return cls(**{**state, **lists, "entries": tuple(Entry(**entry) for entry in state["entries"])})
 
 
 def shown(line: str) -> str:

@@ -159,6 +159,7 @@ def assemble(context: Context, images: Images) -> Loop:
         pictures=context.task.pictures,
         watch=None if context.task.supervised else build_watch(context, images),
         seen_before=0 if context.plan.weights is None else model.card.images_seen,
+        receipt=model.receipt,
     )
 
 

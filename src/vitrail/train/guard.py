@@ -78,9 +78,8 @@ class Guard:
     A rank is low below `min_rank` of its maximum, and fallen below `rank_drop` of the first check's: collapse is `patience`
     checks in a row, unless k-NN accuracy is shown to be above the first check's, or the outputs have `SPREAD`. So it is with
     prototypes that have fallen below `min_prototypes`, and a spread below `min_spread`, whatever the accuracy: the loss teaches
-    nothing any more. k-NN accuracy is low where it is
-    `knn_drop` below the first check's, and more than its 95 % interval: collapse is `knn_patience` checks in a row. The first
-    check is that of the starting weights, which is no collapse.
+    nothing any more. k-NN accuracy is low where it is `knn_drop` below the first check's, and more than its 95 % interval:
+    collapse is `knn_patience` checks in a row. The first check is that of the starting weights, which is no collapse.
     """
 
     cfg: GuardConfig

@@ -19,6 +19,7 @@ from vitrail.data.dataset import Split
 from vitrail.evaluate import EmbeddingScores, Scores
 from vitrail.evaluate.metrics import headline_text
 from vitrail.models.backbone import Backbone
+from vitrail.models.receipt import Receipt
 from vitrail.settings import AugmentConfig, Pair, Preprocessing, Settings
 from vitrail.tasks import Task
 from vitrail.text import printable
@@ -79,6 +80,8 @@ class Loop:
     """Guard against collapse, curves and colours of patches; None for a task with labels."""
     seen_before: int | None = 0
     """Images that the starting weights were trained on, each pass counted; None: not known."""
+    receipt: Receipt | None = None
+    """Receipt of the starting weights; None for random ones."""
     history: History = field(default_factory=History)
     """Losses of the last steps."""
     step: int = 0
@@ -401,7 +404,7 @@ class Loop:
                 "lower optim.lr, lengthen optim.warmup or set optim.clip_norm; checkpoints up to here are good"
             )
         state = {"pace": self.pace.state(), "evaluated": self.evaluated, "best": self.best, "images": self.fingerprint}
-        state["seen_before"] = self.seen_before
+        state |= {"seen_before": self.seen_before, "receipt": None if self.receipt is None else self.receipt.state()}
         if self.watch is not None:
             state["guard"] = self.watch.guard.state()
         return checkpoint.save(
@@ -428,7 +431,8 @@ class Loop:
         self.load_weights(path, state)
         self.step, self.pace = state["step"], Pace.from_state(state["pace"])
         self.evaluated, self.score, self.best = state["evaluated"], state["score"], state["best"]
-        self.seen_before = state.get("seen_before")  # older checkpoints lack it
+        self.seen_before = state.get("seen_before")  # older checkpoints lack it, and the receipt
+        self.receipt = Receipt.from_state(state["receipt"]) if state.get("receipt") else None
         if self.watch is not None:
             self.watch.guard.restore(state.get("guard", []))  # older checkpoints lack it: the checks start here
 

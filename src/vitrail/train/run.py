@@ -325,7 +325,7 @@ def conclude(loop: Loop, source: Source) -> Run:
     processes.broadcast_buffers(model)
     calibrate_model(loop, model)
     step = loop.step if stopped is None or stopped["model_step"] is None else stopped["model_step"]
-    model.card = dataclasses.replace(model.card, images_seen=loop.images_seen(step))
+    model.card = dataclasses.replace(model.card, images_seen=loop.images_seen(step), receipt=loop.receipt)
     complete = gather_model(model, loop.settings.model, processes)
     if complete is not None:
         save_model(complete, loop.folder, data=loop.settings.data.path)
