@@ -71,11 +71,10 @@ class SigReg(nn.Module):
 
 
 class Spread(nn.Module):
-    """Share of the dimensions in use, of outputs that are to be standard normal: mean of min(1, λ) over the eigenvalues λ of
-    their covariance.
+    """Share of the output dimensions in use: mean of min(1, λ) over the eigenvalues λ of the outputs' covariance.
 
     The covariance is that of the images of all processes in a step, averaged over the steps since it was last taken. The share
-    is 0 for outputs that are alike for all images, and 1 for those with which SIGReg is at rest.
+    is 0 for outputs that are alike for all images, and 1 for standard normal ones, with which SIGReg is at rest.
     """
 
     def __init__(self, dim: int) -> None:
