@@ -30,6 +30,8 @@ def test_a_plot_for_each_kind_of_value_that_is_there() -> None:
     rank = figure.axes[2]
     assert [list(line.get_xdata()) for line in rank.lines] == [[0, 10], [5]]
     assert titles(draw_curves(RECORDS[:1])) == ["Effective rank", "Uniformity, lower is more even"]
+    in_use = [{"step": 5, "check_spread": 0.4}, {"step": 5, "check_prototypes": 9.0}]
+    assert titles(draw_curves(in_use)) == ["Share of the output dimensions in use", "Prototypes in use"]
     assert points(RECORDS, "loss") == [(5, 2.0)]
 
 

@@ -30,6 +30,8 @@ PANELS = (
     Panel("k-NN accuracy", {"val_knn_accuracy": "validation", "check_knn_accuracy": "check"}),
     Panel("Effective rank", {"val_effective_rank": "validation", "check_effective_rank": "check"}),
     Panel("Uniformity, lower is more even", {"val_uniformity": "validation", "check_uniformity": "check"}),
+    Panel("Share of the output dimensions in use", {"check_spread": "check"}),
+    Panel("Prototypes in use", {"check_prototypes": "check"}),
 )
 
 
