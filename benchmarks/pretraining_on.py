@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "pretraining_on.json")
     args = parser.parse_args()
     results = Results(args.out)
-    results.values["minutes"] = args.minutes
+    results.values |= {"minutes": args.minutes, "together": args.together}
     with tempfile.TemporaryDirectory() as temporary:
         runs = args.runs or Path(temporary)
         runs.mkdir(parents=True, exist_ok=True)

@@ -668,6 +668,7 @@ def going_on(result: dict[str, Any]) -> str:
     head = ["method", "start", "lowest", "end", "worst change", "stopped"]
     images = max(row["images"] for row in result["methods"].values())
     note = f"k-NN accuracy of {images:,} validation images in percent; {result['minutes']:g} minutes each"
+    note += f", {result['together']} at a time on these cores" if result["together"] > 1 else ""
     return f"{_grid(head, cells)}\n\n{note}. {_machines(list(result['methods'].values()))}\n"
 
 
