@@ -5,7 +5,7 @@
 
 In Markdown, what stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->` is replaced by a table of `tables`; in a
 recipe, a comment line that begins with `# Measured [NAME]:` or `# Not measured here [NAME]` is replaced by the row of that
-name in results/accuracy.json; [mae-small] by the k-NN accuracy in results/pretraining.json.
+name in results/accuracy.json; those of runs without labels in results/pretraining.json and pretraining_photos.json.
 """
 
 from __future__ import annotations
@@ -831,18 +831,33 @@ def measured(name: str, row: dict[str, Any] | None) -> str:
     )
 
 
-def pretrained_row(result: dict[str, Any]) -> dict[str, Any]:
-    """The run of pretraining.json as a row of accuracy.json, by the name that the recipe has for it."""
-    run, how = result["rows"]["pre-trained"], f" by k-NN, `{result['command']}`, {result['machine']['instructions']}"
-    return {"mae-small": {"median": run["top1"], "how": how, "seeds": {"0": {**run, **result["machine"]}}}}
+def pretrained_rows() -> dict[str, Any]:
+    """Runs without labels as rows of accuracy.json, by the names that the recipes have for them."""
+    rows, source = {}, RESULTS / "pretraining.json"
+    if source.exists():
+        result = json.loads(source.read_text())
+        run, how = result["rows"]["pre-trained"], f" by k-NN, `{result['command']}`, {result['machine']['instructions']}"
+        rows["mae-small"] = {"median": run["top1"], "how": how, "seeds": {"0": {**run, **result["machine"]}}}
+    source = RESULTS / "pretraining_photos.json"
+    if source.exists():
+        result = json.loads(source.read_text())
+        parts, name = next((parts, name) for name, parts in result.items() if isinstance(parts, dict))
+        for method, run in parts["frozen"].items():
+            words = f"vitrail pretrain {name.upper()} --method {method} --minutes {result['minutes']:g}"
+            seed = {**run, "top1": run["probe"]["accuracy"], "test_images": parts["trained"][method]["test_images"]}
+            rows[f"{method}-photos"] = {
+                "median": seed["top1"],
+                "how": f" by a linear probe, `{words}`, {run['instructions']}",
+                "seeds": {"0": seed},
+            }
+    return rows
 
 
 def stale(*, write: bool) -> list[str]:
     """The files whose figures are out of date, as paths relative to the repository; rewritten if asked."""
     source = RESULTS / "accuracy.json"
     rows = json.loads(source.read_text()) if source.exists() else {}
-    source = RESULTS / "pretraining.json"
-    rows |= pretrained_row(json.loads(source.read_text())) if source.exists() else {}
+    rows |= pretrained_rows()
     made = tables()
     changes = {path: fill(path.read_text(), made) for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
     for recipe in sorted((ROOT / "src" / "vitrail" / "recipes").glob("*.yaml")):
