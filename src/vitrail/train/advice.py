@@ -197,7 +197,7 @@ def as_from_scratch(facts: Facts, size: Pair) -> Advice:
     epochs = least_epochs(int(recipe.train.epochs or TABLE[1].epochs), facts.images, batch)
     length = {"epochs": epochs, "batch_size": batch, "accumulate": parts, "eval_every": max(1, epochs // 10)}
     layer = {
-        "model": {"drop_path_rate": recipe.model.drop_path_rate},
+        "model": {"drop_path_rate": layers.read_recipe(facts.recipe).get("model", {}).get("drop_path_rate", 0.0)},
         "augment": section_of(facts.recipe, "augment"),
         "optim": section_of(facts.recipe, "optim") | {"layer_decay": 1.0},
         "train": length | {"ema_decay": recipe.train.ema_decay},
