@@ -61,6 +61,13 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.Abst
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which products of fp32 are computed in fp32, inside of `autocast` too."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 @functools.cache
 def bf16_is_faster(device: torch.device) -> bool:
     """Measure whether a matrix product of a ViT's size is faster in bf16 than in fp32 on this device (about 0.1 s)."""

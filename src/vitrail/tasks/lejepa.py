@@ -15,6 +15,7 @@ from vitrail.data.dataset import Split
 from vitrail.data.draws import Draws
 from vitrail.evaluate.embedding import has_classes
 from vitrail.models.backbone import Backbone
+from vitrail.models.device import full_precision
 from vitrail.settings import LejepaConfig, Preprocessing, Settings, ViewsConfig
 from vitrail.tasks.across import LEAST_STEPS, BatchNorm, StepSums, sum_over_processes
 from vitrail.tasks.task import CollapseCause
@@ -157,7 +158,7 @@ class Lejepa(MultiView):
         assert batch.views is not None
         embeddings = embed_views(self.model, batch.views)  # (B, V, E)
         projections = self.projector(embeddings.flatten(0, 1)).unflatten(0, embeddings.shape[:2]).transpose(0, 1)
-        with torch.autocast(projections.device.type, enabled=False):  # sums of cosines that bf16 would round
+        with full_precision(projections.device):  # sums of cosines that bf16 would round
             projections = projections.float()
             close, normal = invariance(projections), self.sigreg(projections)
             self.in_use.add(projections.detach().mean(0), counted=not batch.stands_in)
