@@ -30,8 +30,8 @@ POOL = ("--model.pool", "avg", "--model.class_token", "false")
 
 def go_on(method: str, *, start: Path, minutes: float, run: Path) -> dict[str, Any]:
     """Pre-train from the start with one method. Return its k-NN accuracies."""
-    words = ("--method", method, "--weights", str(start), "--minutes", f"{minutes:g}", "--train.eval_every", "1", "--no-report")
-    accuracy.vitrail("pretrain", DATA, *words, "--out", str(run))
+    words = ("--method", method, "--weights", str(start), "--minutes", f"{minutes:g}")
+    accuracy.vitrail("pretrain", DATA, *words, "--train.eval_every", "0.2", "--no-report", "--out", str(run))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = [line["val_knn_accuracy"] for line in lines if "val_knn_accuracy" in line]
     evaluation = json.loads((run / "evaluation.json").read_text())
