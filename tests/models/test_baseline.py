@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from torchvision.ops import StochasticDepth
 
 import vitrail
 from cases import some_slow
+from interrupts import interrupt_at
 from vitrail import cli
 from vitrail.models import Baseline, ViT, build_model, check_model, create_baseline, create_model, meta_model
 from vitrail.models.backbone import View
@@ -31,7 +30,6 @@ from vitrail.models.baseline import BaselineConfig, published_classes
 from vitrail.models.describe import describe_model
 from vitrail.settings import ModelConfig, Preprocessing, layers
 from vitrail.settings.baseline import BaselineModelConfig, is_baseline
-from vitrail.train.loop import Loop
 from vitrail.train.notes import find_unused
 from vitrail.train.step import Ema
 from vitrail.weights import Receipt, convert, read_run, save_model
@@ -484,16 +482,8 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
     """Batch norms' statistics, dropout, stochastic depth, EMA: nothing of the state is left behind."""
     fields = {**FIELDS, "model": {**model, "img_size": 32}}
     straight = vitrail.train(toys, out=tmp_path / "straight", console=quiet(), **fields)
-    log = Loop.log
-
-    def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
-        log(loop, *args, **numbers)
-        if loop.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with monkeypatch.context() as patched:
-        patched.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
-        patched.setattr(Loop, "log", log_and_interrupt)
+        interrupt_at(patched, 2)
         with pytest.raises(KeyboardInterrupt, match=r"^step 2 is saved"):
             vitrail.train(toys, out=tmp_path / "broken", console=quiet(), **fields)
     torch.manual_seed(12345)

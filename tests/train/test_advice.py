@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
 import weakref
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ from safetensors.torch import load_file
 
 import vitrail
 from cases import ImageFolder
+from interrupts import interrupt_at
 from vitrail.settings import Preprocessing, ViTConfig, layers
 from vitrail.train import advice, plan
 from vitrail.train import run as run_module
 from vitrail.train.advice import LITTLE_SEEN, MIN_STEPS, TABLE, Facts, advise
-from vitrail.train.loop import Loop
 from vitrail.weights import pretrained, save_model
 
 TI = ViTConfig(embed_dim=192, depth=12, num_heads=3)
@@ -262,16 +260,8 @@ def test_a_resumed_run_says_what_it_started_from(
     photos = image_folder({"train": {"cat": 6, "dog": 6}, "test": {"cat": 2, "dog": 2}})
     cfg = {"train": SHORT | {"steps": 4, "ema_decay": 0.9}}
     straight = vitrail.train(photos, weights=weights, out=tmp_path / "straight", **cfg)
-    log = Loop.log
-
-    def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
-        log(loop, *args, **numbers)
-        if loop.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with monkeypatch.context() as patched:
-        patched.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
-        patched.setattr(Loop, "log", log_and_interrupt)
+        interrupt_at(patched, 2)
         with pytest.raises(KeyboardInterrupt, match="step 2 is saved"):
             vitrail.train(photos, weights=weights, out=tmp_path / "broken", **cfg)
     resumed = vitrail.resume(tmp_path / "broken")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,13 @@ from torch import nn
 
 import vitrail
 from cases import ImageFolder
+from interrupts import interrupt_at
 from vitrail.data import batches
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.models import meta_model
 from vitrail.settings import Settings, TrainConfig, layers, pair
 from vitrail.train import assemble, fit
 from vitrail.train.fit import Trial, UpdateClock, describe_fit, middle_size, rounded, scale_step, time_steps
-from vitrail.train.loop import Loop
 from vitrail.train.optim import Optimizers
 from vitrail.train.pace import Pace
 from vitrail.train.run import Run
@@ -381,16 +379,8 @@ def test_a_smaller_run_resumes_bit_for_bit(photos: Path, tmp_path: Path, monkeyp
     in_steps(monkeypatch, 6)
     at_pace(monkeypatch, lambda settings: PACES[settings.model.img_size])  # type: ignore[index]
     straight, _ = train(photos, tmp_path / "straight")
-    log = Loop.log
-
-    def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
-        log(loop, *args, **numbers)
-        if loop.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr(Loop, "log", log_and_interrupt)
+        interrupt_at(patched, 3)
         with pytest.raises(KeyboardInterrupt):
             train(photos, tmp_path / "broken")
     sides = at_pace(monkeypatch, lambda settings: 1000.0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import vitrail
+from interrupts import interrupt_at
 from vitrail.data.sources import open_source
 from vitrail.evaluate import evaluate_run
 from vitrail.settings import DataConfig, Preprocessing
 from vitrail.tasks.dino import Dino
 from vitrail.train import checkpoint
-from vitrail.train.loop import Loop
 from vitrail.train.run import Run
 
 STEPS = 40
@@ -152,21 +150,6 @@ def test_over_ten_seeds_every_collapse_is_caught_and_no_healthy_run_is_stopped(t
         assert pretrain(tmp_path / method, case, train={"seed": seed}).stopped is None, method
 
 
-class CtrlC:
-    """Sends this process SIGINT behind step `at`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-        log = Loop.log
-
-        def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
-            log(loop, *args, **numbers)
-            if loop.step == at:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
-        monkeypatch.setattr(Loop, "log", log_and_interrupt)
-
-
 @pytest.mark.usefixtures("clothes")
 def test_a_resumed_run_collapses_at_the_same_step_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped at a step whose check is made after resuming; with evaluations and pictures."""
@@ -174,7 +157,7 @@ def test_a_resumed_run_collapses_at_the_same_step_bit_for_bit(tmp_path: Path, mo
     straight = pretrain(tmp_path / "straight", PLANTED, **over)
     assert straight.stopped is not None
     with monkeypatch.context() as patched:
-        CtrlC(patched, at=4)
+        interrupt_at(patched, 4)
         with pytest.raises(KeyboardInterrupt, match="step 4 is saved"):
             pretrain(tmp_path / "broken", PLANTED, **over)
     resumed = vitrail.resume(tmp_path / "broken", console=Console(file=io.StringIO()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import vitrail
+from interrupts import interrupt_at
 from vitrail.tasks.codebook import Codebook
 from vitrail.train import checkpoint
-from vitrail.train.loop import Loop
 from vitrail.train.run import Run
 
 TINY = {"name": "Ti/7", "embed_dim": 12, "num_heads": 2, "depth": 2, "pool": "avg", "class_token": False}
@@ -34,19 +33,6 @@ def pretrain(method: str, out: Path, console: Console | None = None, **over: Any
     """Some steps of a tiny model."""
     console = console or Console(file=io.StringIO(), force_terminal=False)
     return vitrail.pretrain("mnist", method=method, out=out, console=console, **RANDOM | over)
-
-
-def interrupt_at(patched: pytest.MonkeyPatch, step: int) -> None:
-    """Send this process SIGINT behind a step."""
-    log = Loop.log
-
-    def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
-        log(loop, *args, **numbers)
-        if loop.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    patched.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
-    patched.setattr(Loop, "log", log_and_interrupt)
 
 
 @pytest.mark.usefixtures("idx_set")

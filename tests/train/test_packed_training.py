@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ from PIL import Image
 from rich.console import Console
 
 import vitrail
+from interrupts import interrupt_at
 from vitrail.tasks.classify import Classify
-from vitrail.train.loop import Interrupted, Loop
+from vitrail.train.loop import Interrupted
 
 SETTINGS: dict[str, Any] = {
     "model": {"name": "Ti/16", "embed_dim": 16, "num_heads": 2, "depth": 2, "img_size": 64, "patch_drop_rate": 0.25},
@@ -58,18 +57,10 @@ def test_training_sees_many_sizes_and_resumes_to_the_bit(photos: Path, tmp_path:
     assert len(sizes) > 3
     assert all(height % 16 == width % 16 == 0 and height * width <= 64 * 64 for height, width in sizes)
 
-    log = Loop.log
-
-    def interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
-        log(loop, *args, **numbers)
-        if loop.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
-    monkeypatch.setattr(Loop, "log", interrupt)
-    with pytest.raises(Interrupted):
-        train(photos, tmp_path / "parts")
-    monkeypatch.setattr(Loop, "log", log)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 3)
+        with pytest.raises(Interrupted):
+            train(photos, tmp_path / "parts")
     vitrail.resume(tmp_path / "parts", console=Console(file=io.StringIO()))
     weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, tmp_path / "parts")]
     assert weights[0] == weights[1]

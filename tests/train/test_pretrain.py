@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 
 import vitrail
 from cases import ImageFolder
+from interrupts import interrupt_at
 from vitrail.evaluate import EmbeddingScores
 from vitrail.settings import layers
 from vitrail.train import checkpoint
@@ -97,21 +96,6 @@ def test_a_run_folder_holds_a_backbone_without_head(tmp_path: Path) -> None:
     assert (again.folder / "model.safetensors").read_bytes() == (run.folder / "model.safetensors").read_bytes()
 
 
-class CtrlC:
-    """Sends this process SIGINT behind step `at`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-        log = Loop.log
-
-        def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
-            log(loop, *args, **numbers)
-            if loop.step == at:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
-        monkeypatch.setattr(Loop, "log", log_and_interrupt)
-
-
 RANDOM: dict[str, Any] = {
     "model": {"drop_rate": 0.1, "proj_drop_rate": 0.2, "drop_path_rate": 0.3},
     "augment": {"crop": "pad", "erase_prob": 0.3},
@@ -125,7 +109,7 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, monkey
     """Backbone, decoder, masks, dropout, running mean, scores and pictures."""
     straight = pretrain(out=tmp_path / "straight", **RANDOM)
     with monkeypatch.context() as patched:
-        CtrlC(patched, at=7)
+        interrupt_at(patched, 7)
         with pytest.raises(KeyboardInterrupt, match=r"^step 7 is saved; go on with `vitrail resume"):
             pretrain(out=tmp_path / "broken", **RANDOM)
     torch.manual_seed(12345)  # whatever the process drew since must not matter

@@ -11,10 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from test_pretrain import CtrlC, lines
+from test_pretrain import lines
 from test_replay import EAGER, assert_same_weights, replayed, tensors
 
 import vitrail
+from interrupts import interrupt_at
 from vitrail import cli
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.data.memory import whole_boxes
@@ -75,7 +76,7 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(
     options |= {"optim": {"name": "muon"}, "train": {"eval_every": 1.0}}
     straight = pretrain(tmp_path / "straight", **options)
     with monkeypatch.context() as patched:
-        CtrlC(patched, at=7)
+        interrupt_at(patched, 7)
         with pytest.raises(KeyboardInterrupt, match=r"^step 7 is saved; go on with `vitrail resume"):
             pretrain(tmp_path / "broken", **options)
     torch.manual_seed(12345)  # whatever the process drew since must not matter

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import vitrail
 import vitrail.train.loop
+from interrupts import interrupt_at
 from vitrail.data.batch import Batch
 from vitrail.data.batches import LoaderLost
 from vitrail.evaluate import MultiLabelEvaluation
@@ -88,21 +89,6 @@ def test_a_run_folder_holds_all_and_loads_back(tmp_path: Path, monkeypatch: pyte
         vitrail.resume(run.folder)
 
 
-class CtrlC:
-    """An objective's neighbour: sends this process SIGINT behind step `at`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-        log = Loop.log
-
-        def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
-            log(loop, *args, **numbers)
-            if loop.step == at:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
-        monkeypatch.setattr(Loop, "log", log_and_interrupt)
-
-
 RANDOM: dict[str, Any] = {
     "model": {"drop_rate": 0.2, "proj_drop_rate": 0.2, "drop_path_rate": 0.3, "patch_drop_rate": 0.25, "stem": "conv"},
     "augment": {"crop": "pad", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "erase_prob": 0.3},
@@ -137,7 +123,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
     straight = train(tmp_path / "straight", **fields)
 
     with monkeypatch.context() as patched:
-        CtrlC(patched, at=7)
+        interrupt_at(patched, 7)
         before = signal.getsignal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt, match=r"^step 7 is saved; go on with `vitrail resume"):
             train(tmp_path / "broken", **fields)
@@ -160,7 +146,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
 def test_the_same_call_begins_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = train(tmp_path / "straight", train={"steps": 6})
     with monkeypatch.context() as patched:
-        CtrlC(patched, at=2)
+        interrupt_at(patched, 2)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run", train={"steps": 6}, resume="auto")
     for other in ({"optim": {"name": "adamw", "lr": 5e-4}}, {"model": TINY | {"depth": 1}}, {"train": {"steps": 7}}):
@@ -271,7 +257,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, monkeypatch: 
             next(loop.task.parameters()).data.view(-1)[0] = float("nan")
 
     monkeypatch.setattr(Loop, "log", spoil)
-    CtrlC(monkeypatch, at=2)
+    interrupt_at(monkeypatch, 2)
     with pytest.raises(ValueError, match="the weights are not finite after step 2, and are not saved"):
         train(tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -414,7 +400,7 @@ def test_epochs_are_counted_in_whole_batches(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("idx_set")
 def test_settings_changed_behind_a_checkpoint_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    CtrlC(monkeypatch, at=2)
+    interrupt_at(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt, match="step 2 is saved"):
         train(tmp_path / "run")
     settings = tmp_path / "run" / "config.yaml"
@@ -479,7 +465,7 @@ def test_images_with_any_number_of_labels(
     assert vitrail.load(run.folder).multi_label
 
     with monkeypatch.context() as patched:
-        CtrlC(patched, at=2)
+        interrupt_at(patched, 2)
         with pytest.raises(KeyboardInterrupt):
             vitrail.train(photos, out=tmp_path / "broken", console=quiet(), **sections)
     resumed = vitrail.resume(tmp_path / "broken", console=quiet())
@@ -508,7 +494,7 @@ def test_repeated_and_balanced_runs_resume_bit_for_bit(tmp_path: Path, monkeypat
     }
     straight = train(tmp_path / "straight", **fields)
     with monkeypatch.context() as patched:
-        CtrlC(patched, at=5)
+        interrupt_at(patched, 5)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "broken", **fields)
     resumed = vitrail.resume(tmp_path / "broken", console=quiet())
@@ -536,7 +522,7 @@ def test_a_signal_in_the_last_save_is_not_lost(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.usefixtures("idx_set")
 def test_the_best_evaluation_is_kept_where_a_signal_came_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        CtrlC(patched, at=2)
+        interrupt_at(patched, 2)
         with pytest.raises(KeyboardInterrupt, match="step 2 is saved"):
             train(
                 tmp_path / "run",

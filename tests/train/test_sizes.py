@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable
 from io import StringIO
@@ -22,13 +20,13 @@ from rich.console import Console
 from torch import Tensor, fx, nn
 
 import vitrail
+from interrupts import interrupt_at
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
 from vitrail.models import ViT, meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.settings import AugmentConfig, ModelConfig, Pair, Preprocessing, TrainConfig
 from vitrail.settings.layers import build
-from vitrail.train.loop import Loop
 from vitrail.train.pace import Pace
 from vitrail.train.run import Run
 from vitrail.train.sizes import check_sizes, list_sizes, patch_at, size_at
@@ -288,18 +286,6 @@ def test_without_these_settings_nothing_changes(tmp_path: Path, steps: list[tupl
     assert (plain.folder / "model.safetensors").read_bytes() == (same.folder / "model.safetensors").read_bytes()
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, *, step: int) -> None:
-    log = Loop.log
-
-    def log_and_interrupt(loop: Loop, *args: Any, **numbers: Any) -> None:
-        log(loop, *args, **numbers)
-        if loop.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr("vitrail.train.loop.LOG_EVERY_S", 0.0)
-    monkeypatch.setattr(Loop, "log", log_and_interrupt)
-
-
 @pytest.mark.usefixtures("idx_set")
 @pytest.mark.parametrize("broken_at", [3, 6, 11])
 def test_sizes_and_patches_resumed_are_uninterrupted_bit_for_bit(
@@ -325,7 +311,7 @@ def test_sizes_and_patches_resumed_are_uninterrupted_bit_for_bit(
     assert [(side, patch) for side, patch, learns in grids if learns] == [(size[0], patch) for size, patch in walked]
     steps.clear()
     with monkeypatch.context() as patched:
-        interrupt_at(patched, step=broken_at)
+        interrupt_at(patched, broken_at)
         with pytest.raises(KeyboardInterrupt, match=f"step {broken_at} is saved"):
             train(tmp_path / "broken", **fields)
     resumed = vitrail.resume(tmp_path / "broken", console=Console(file=StringIO()))
