@@ -11,7 +11,7 @@ own measurement (dev/LOG.md, benchmarks/transfer.py).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -192,26 +192,27 @@ def from_table(facts: Facts, size: Pair) -> Advice:
 
 def as_from_scratch(facts: Facts, size: Pair) -> Advice:
     """Return optimizer, augmentation and length of the recipe of a run from random weights."""
-    recipe = layers.build([layers.read_recipe(facts.recipe)])
+    layer = layers.read_recipe(facts.recipe)
+    recipe = layers.build([layer])
     batch, parts, why_batch = choose_batch(replace(facts.model, img_size=size), facts, recipe.train.batch_size)
     epochs = least_epochs(int(recipe.train.epochs or TABLE[1].epochs), facts.images, batch)
     length = {"epochs": epochs, "batch_size": batch, "accumulate": parts, "eval_every": max(1, epochs // 10)}
-    layer = {
-        "model": {"drop_path_rate": layers.read_recipe(facts.recipe).get("model", {}).get("drop_path_rate", 0.0)},
-        "augment": section_of(facts.recipe, "augment"),
-        "optim": section_of(facts.recipe, "optim") | {"layer_decay": 1.0},
+    fitted = {
+        "model": {"drop_path_rate": layer["model"].get("drop_path_rate", 0.0)},
+        "augment": above_finetune(layer, "augment"),
+        "optim": above_finetune(layer, "optim") | {"layer_decay": 1.0},
         "train": length | {"ema_decay": recipe.train.ema_decay},
     }
     why = f"the weights have seen {facts.images_seen:,} images, each pass counted, which is too little to be kept"
     keys = ("optim.name", "optim.lr", "optim.layer_decay", "augment.crop_scale")
     reasons = (Reason(keys, f"optimizer, learning rate and augmentation of {facts.recipe}: {why}"),)
-    return Advice(layer, (*reasons, batch_reason(batch, parts, why_batch)))
+    return Advice(fitted, (*reasons, batch_reason(batch, parts, why_batch)))
 
 
-def section_of(recipe: str, section: str) -> dict[str, Any]:
-    """Return a section of a recipe, with the defaults of what the recipe "finetune", which lies below, sets besides."""
+def above_finetune(layer: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Return a section of a layer, with the defaults of what the recipe "finetune", which lies below, sets besides."""
     default, below = getattr(layers.build([]), section), layers.read_recipe("finetune")[section]
-    return {key: getattr(default, key) for key in below} | layers.read_recipe(recipe).get(section, {})
+    return {key: getattr(default, key) for key in below} | layer.get(section, {})
 
 
 def least_epochs(epochs: int, images: int, batch: int) -> int:

@@ -60,17 +60,8 @@ class Watch:
         )
         return self.world.run_on_first(lambda: scores)  # the others' may differ in the last bits, and the decision may not
 
-    def add(
-        self,
-        scores: EmbeddingScores,
-        *,
-        step: int,
-        progress: float,
-        prototypes: float | None = None,
-        spread: float | None = None,
-    ) -> Mapping[str, float]:
-        """Add a check to the guard. Return its figures for the log."""
-        in_use = {"prototypes": prototypes, "spread": spread}
+    def add(self, scores: EmbeddingScores, *, step: int, progress: float, **in_use: float | None) -> Mapping[str, float]:
+        """Add a check to the guard, with what is `in_use` by name (see `Check.of`). Return its figures for the log."""
         self.guard.add(Check.of(scores, step=step, progress=progress, **in_use))
         figures = scores.figures() | {name: value for name, value in in_use.items() if value is not None}
         return {f"check_{name}": value for name, value in figures.items()}
