@@ -9,6 +9,8 @@ import pytest
 
 from vitrail.evaluate.robustness import Robustness
 from vitrail.report.facts import gather_facts, without_paths
+from vitrail.report.sections.training import SCORES
+from vitrail.train.curves import PANELS
 
 
 def test_a_run_is_read(run: Path, photos: Path) -> None:
@@ -81,3 +83,9 @@ def test_robustness_is_read_where_it_was_measured(run: Path, robustness: Robustn
     found = gather_facts(run).robustness
     assert found is not None
     assert found.to_dict() == robustness.to_dict()
+
+
+def test_the_report_draws_whatever_curves_png_draws() -> None:
+    drawn = {name for _, names, _ in SCORES for name in names} | {"loss", "lr"}
+    for panel in PANELS:
+        assert set(panel.series) <= drawn, panel.title

@@ -22,6 +22,8 @@ SCORES: tuple[tuple[str, Mapping[str, str], bool], ...] = (
     ("k-NN accuracy", {"val_knn_accuracy": "validation", "check_knn_accuracy": "check"}, True),
     ("Effective rank", {"val_effective_rank": "validation", "check_effective_rank": "check"}, False),
     ("Uniformity", {"val_uniformity": "validation", "check_uniformity": "check"}, False),
+    ("Output dimensions in use", {"check_spread": "check"}, True),
+    ("Prototypes in use", {"check_prototypes": "check"}, False),
 )
 """Charts of scores: title, names in the log with their words, and whether they are shares."""
 
