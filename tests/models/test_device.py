@@ -49,6 +49,31 @@ def test_the_measurement_says_yes_or_no() -> None:
     assert device.bf16_is_faster(torch.device("meta")) is False
 
 
+@pytest.mark.parametrize(
+    ("of_bf16", "faster", "products"),
+    [
+        ([0.7] * 5, True, 10),
+        ([9.0, 0.7, 0.7, 0.7, 0.7], True, 10),  # the first call sets the kernel up
+        ([1.2] * 5, False, 10),
+        ([40.0] * 5, False, 4),  # emulated: no time is lost with more of it
+    ],
+)
+def test_the_faster_product_decides(monkeypatch: pytest.MonkeyPatch, of_bf16: list[float], faster: bool, products: int) -> None:
+    times, count, threads = iter(of_bf16), [], torch.get_num_threads()
+
+    def product_s(a: torch.Tensor, b: torch.Tensor) -> float:
+        count.append(torch.get_num_threads())
+        return 1.0 if a.dtype == torch.float32 else next(times)
+
+    monkeypatch.setattr(device, "product_s", product_s)
+    device.bf16_is_faster.cache_clear()
+    try:
+        assert device.bf16_is_faster(torch.device("cpu")) is faster
+    finally:
+        device.bf16_is_faster.cache_clear()
+    assert (len(count), set(count), torch.get_num_threads()) == (products, {1}, threads)
+
+
 def test_freed_memory_is_kept_on_linux_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device.sys, "platform", "darwin")
     assert device.keep_freed_memory() is False

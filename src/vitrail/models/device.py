@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Processor(NamedTuple):
@@ -70,21 +71,37 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[ob
 
 @functools.cache
 def bf16_is_faster(device: torch.device) -> bool:
-    """Measure whether a matrix product of a ViT's size is faster in bf16 than in fp32 on this device (about 0.1 s)."""
+    """Measure whether a matrix product of a ViT's size is faster in bf16 than in fp32 on this device (0.01 to 0.2 s).
+
+    On a CPU it is the time that one thread computes, which a busy machine does not change: the answer decides on the precision
+    of a run, and the same command has to get the same answer each time (dev/LOG.md).
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    times = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(1576, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
-        best = float("inf")
-        for _ in range(4):  # the first call sets the kernel up
-            start = time.perf_counter()
-            a @ b
-            best = min(best, time.perf_counter() - start)
-        times[dtype] = best
-    return times[torch.bfloat16] < 0.8 * times[torch.float32]
+    fp32, bf16 = (
+        (torch.ones(197, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        of_fp32 = of_bf16 = float("inf")
+        for each in range(5):
+            of_fp32, of_bf16 = min(of_fp32, product_s(*fp32)), min(of_bf16, product_s(*bf16))
+            if each and of_bf16 > 4 * of_fp32:  # emulated, 40 times slower; the first calls set the kernels up
+                break
+    finally:
+        torch.set_num_threads(threads)
+    return of_bf16 < 0.8 * of_fp32
+
+
+def product_s(a: Tensor, b: Tensor) -> float:
+    """Return the seconds that this thread computes a matrix product."""
+    clock = time.perf_counter if sys.platform == "win32" else time.thread_time  # Windows counts it in steps of 16 ms
+    start = clock()
+    a @ b
+    return clock() - start
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
