@@ -26,6 +26,11 @@ CFG = GuardConfig(patience=2, knn_patience=3, min_rank=0.02, rank_drop=0.5, knn_
 IMAGES, WIDTH = 400, 100
 
 
+def first(right: int | None) -> str | None:
+    """Return what k-NN gets right where that are the first of the images."""
+    return None if right is None else ("1" * right).ljust(IMAGES, "0")
+
+
 def prototypes(values: Sequence[float | None], cfg: GuardConfig = CFG) -> Collapse | None:
     """Add checks of a healthy rank, with prototypes in use."""
     guard = Guard(cfg)
@@ -48,7 +53,7 @@ def test_one_prototype_for_all_images_is_a_collapse() -> None:
 def test_a_better_accuracy_is_no_excuse_for_one_prototype() -> None:
     guard = Guard(CFG)
     for step, (right, value) in enumerate([(100, None), (300, 9.0), (300, 1.0), (300, 1.0)]):
-        guard.add(Check(step, step / 20, 50.0, WIDTH, right, IMAGES, value))
+        guard.add(Check(step, step / 20, 50.0, WIDTH, first(right), IMAGES, value))
     assert guard.collapse is not None
 
 
@@ -83,7 +88,7 @@ def watch(ranks: Sequence[float], right: Sequence[int] | None = None, cfg: Guard
     """Add checks up to the first collapse."""
     guard = Guard(cfg)
     for step, (rank, correct) in enumerate(zip(ranks, right or itertools.repeat(None), strict=False)):
-        if collapse := guard.add(Check(step, step / 20, rank, WIDTH, correct, IMAGES)):
+        if collapse := guard.add(Check(step, step / 20, rank, WIDTH, first(correct), IMAGES)):
             return guard, collapse
     return guard, None
 
@@ -98,7 +103,7 @@ def watch(ranks: Sequence[float], right: Sequence[int] | None = None, cfg: Guard
         ([20, 30, 40, 50], [200, 150, 150, 150], "accuracy fell", 3),
         ([20, 30, 40, 50, 50], [200, 150, 150, 170, 150], None, None),  # 170 of 400 is less than 10 points below
         ([20, 9, 9, 9], [200, 230, 230, 230], None, None),  # a lower rank, and shown to be better
-        ([20, 9, 9, 9], [200, 210, 210, 210], "rank fell", 2),  # within the interval: not shown
+        ([20, 9, 9, 9], [200, 205, 205, 205], "rank fell", 2),  # five of five images: not shown
         ([5], [0], None, None),  # the start alone is no collapse
     ],
 )
@@ -122,9 +127,16 @@ def test_a_restored_guard_decides_alike(ranks: list[float], right: list[int], cu
             state = json.loads(json.dumps(guard.state()))
             guard = Guard(CFG)
             guard.restore(state)
-        if found := guard.add(Check(step, step / 20, rank, WIDTH, correct, IMAGES)):
+        if found := guard.add(Check(step, step / 20, rank, WIDTH, first(correct), IMAGES)):
             break
     assert found == straight == guard.collapse
+
+
+def test_a_state_with_counts_of_an_older_checkpoint_is_taken_without_them() -> None:
+    guard = Guard(CFG)
+    guard.restore([[0, 0.0, 20.0, WIDTH, 200, IMAGES, None], [1, 0.05, 9.0, WIDTH, 300, IMAGES, None]])
+    assert guard.collapse is None
+    assert guard.add(Check(2, 0.1, 9.0, WIDTH, first(100), IMAGES)) is not None, "the rank"
 
 
 @settings(max_examples=100)
@@ -171,10 +183,33 @@ def test_a_message_has_figures_advice_and_the_way_out() -> None:
 
 
 def test_a_check_takes_the_figures_of_the_scores() -> None:
-    scores = EmbeddingScores(40, Accuracy(30, 40), 12.0, (11.0, 13.0), width=64)
-    assert Check.of(scores, step=3, progress=0.25) == Check(3, 0.25, 12.0, 40, 30, 40)
-    assert Check.of(scores, step=3, progress=0.25, prototypes=7.5) == Check(3, 0.25, 12.0, 40, 30, 40, 7.5)
-    assert Check.of(scores, step=3, progress=0.25, spread=0.5) == Check(3, 0.25, 12.0, 40, 30, 40, None, 0.5)
+    right = torch.tensor([True, False, True, True])
+    scores = EmbeddingScores(4, Accuracy(3, 4), 2.0, (1.0, 3.0), width=64, knn_right=right)
+    assert Check.of(scores, step=3, progress=0.25) == Check(3, 0.25, 2.0, 4, "1011", 4)
+    assert Check.of(scores, step=3, progress=0.25, prototypes=7.5) == Check(3, 0.25, 2.0, 4, "1011", 4, 7.5)
+    assert Check.of(scores, step=3, progress=0.25, spread=0.5) == Check(3, 0.25, 2.0, 4, "1011", 4, None, 0.5)
+
+
+def test_a_loss_counts_where_it_is_shown_on_the_same_images() -> None:
+    """3 points: 12 images lost of 400 show it, 37 lost and 25 gained do not; nor does a loss of 2 points and no more."""
+    cfg = GuardConfig(knn_drop=0.02, knn_patience=1)
+    before = first(200)
+    assert before is not None
+
+    def decide(lost: int, gained: int) -> Collapse | None:
+        guard = Guard(cfg)
+        guard.add(Check(0, 0.0, 50.0, WIDTH, before, IMAGES))
+        now = ("0" * lost + "1" * (200 - lost) + "1" * gained).ljust(IMAGES, "0")
+        return guard.add(Check(1, 0.1, 50.0, WIDTH, now, IMAGES))
+
+    assert decide(37, 25) is None
+    assert decide(8, 0) is None
+    found = decide(12, 0)
+    assert found is not None
+    assert found.message("do x", model_step=0) == (
+        "stopped at step 1: the embedding got worse, for its k-NN accuracy is 47.0%, and was 50.0% with the starting weights "
+        "(guard.knn_drop); do x; the model is that of the best evaluation, at step 0"
+    )
 
 
 def test_every_task_without_labels_says_what_to_change() -> None:

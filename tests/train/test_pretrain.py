@@ -191,6 +191,38 @@ def test_weights_are_where_pretraining_starts(tmp_path: Path) -> None:
     given, recipe = layers.read_config(gentle.folder / "config.yaml"), layers.read_recipe("mae-small")
     assert given["optim"]["lr"] == pytest.approx(0.1 * recipe["optim"]["lr"])
     assert "learning rate 0.005, 0.1 of that for random weights" in heard.getvalue()
+    assert (given["guard"]["knn_drop"], given["guard"]["images"]) == (0.02, 2048)
+    assert "a k-NN accuracy more than 2 points below that of the weights ends the run (guard.knn_drop)" in heard.getvalue()
+
+
+def test_going_on_from_weights_ends_where_it_loses_what_they_know(tmp_path: Path) -> None:
+    """Weights that know the classes, and a rate that spoils them: the run ends, and its model is the start."""
+    shape = {"name": "Ti/7", "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "avg", "class_token": False}
+    start = vitrail.train(
+        "fashion-sample",
+        out=tmp_path / "start",
+        model=shape,
+        train={"steps": 300, "batch_size": 64, "precision": "fp32", "device": "cpu"},
+        console=Console(file=io.StringIO()),
+    )
+    heard = io.StringIO()
+    run = vitrail.pretrain(
+        "fashion-sample",
+        method="mae",
+        weights=start.folder,
+        out=tmp_path / "run",
+        mae=DECODER,
+        optim={"lr": 0.5},
+        guard={"images": 400},
+        train={"steps": 100, "batch_size": 32, "precision": "fp32", "device": "cpu", "compare": False, "eval_every": 1},
+        console=Console(file=heard, width=300),
+    )
+    assert run.stopped is not None
+    assert run.stopped.cause == "accuracy fell"
+    assert 10 < run.stopped.step < 100
+    assert "the embedding got worse, for its k-NN accuracy is" in heard.getvalue()
+    before, after = (load_file(folder / "model.safetensors") for folder in (start.folder, run.folder))
+    assert all(torch.equal(after[name], before[name]) for name in after)
 
 
 @pytest.mark.parametrize(

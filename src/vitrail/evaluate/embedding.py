@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitrail.data.batch import RawBatch
@@ -20,7 +20,7 @@ from vitrail.evaluate.effective_rank import effective_rank, effective_rank_inter
 from vitrail.evaluate.evaluate import ALONE, Among, over_batches, require_finite
 from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.intervals import Accuracy, Interval, interval_from
-from vitrail.evaluate.knn import knn
+from vitrail.evaluate.knn import knn_right
 from vitrail.evaluate.metrics import SHARE, Direction, Headline
 from vitrail.evaluate.uniformity import Uniformity, uniformity
 from vitrail.models.backbone import Backbone
@@ -46,6 +46,8 @@ class EmbeddingScores:
     """Dimensions of an embedding; 0 where it is not known."""
     uniformity: Uniformity | None = None
     """Uniformity on the sphere (Wang & Isola 2020); None for one image."""
+    knn_right: Bool[Tensor, " N"] | None = field(default=None, compare=False, repr=False)
+    """Images that are right in `knn`, in the order of the split; None in scores read from a file."""
 
     @property
     def headline(self) -> Headline:
@@ -122,19 +124,20 @@ def evaluate_embedding(
 
     features = embed(split)
     require_finite(features.embeddings.isfinite().all(dim=1))
-    accuracy = None
+    right = None
     if has_classes(split) and len(features) > 1:
         if known is None or not has_classes(known) or set(known.names) <= set(split.names):
-            accuracy = knn(features, device=device)
+            right = knn_right(features, device=device)
         else:
-            accuracy = knn(embed(known), features, device=device)
+            right = knn_right(embed(known), features, device=device)
     return EmbeddingScores(
         len(features),
-        accuracy,
+        None if right is None else Accuracy(int(right.sum()), len(right)),
         effective_rank(features.embeddings),
         effective_rank_interval(features.embeddings),
         width=features.embeddings.shape[1],
         uniformity=uniformity(features.embeddings) if len(features) > 1 else None,
+        knn_right=right,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vitrail.evaluate.features import LabelledEmbeddings
@@ -30,11 +30,22 @@ def knn(
 
     Without `test`, each training image is classified by the others.
     """
-    if test is None:
-        predicted = predict_knn(train, train.embeddings, k=k, temperature=temperature, device=device, leave_out=True)
-        return Accuracy(int((predicted == train.labels).sum()), len(train))
-    predicted = predict_knn(train, test.embeddings, k=k, temperature=temperature, device=device)
-    return Accuracy(int((predicted == test.labels).sum()), len(test))
+    right = knn_right(train, test, k=k, temperature=temperature, device=device)
+    return Accuracy(int(right.sum()), len(right))
+
+
+def knn_right(
+    train: LabelledEmbeddings,
+    test: LabelledEmbeddings | None = None,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float | None = TEMPERATURE,
+    device: torch.device | str = "cpu",
+) -> Bool[Tensor, " N"]:
+    """Find which of the images of `knn` are classified correctly."""
+    asked = train if test is None else test
+    predicted = predict_knn(train, asked.embeddings, k=k, temperature=temperature, device=device, leave_out=test is None)
+    return predicted == asked.labels
 
 
 def predict_knn(

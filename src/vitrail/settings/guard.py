@@ -28,7 +28,7 @@ class GuardConfig:
     knn_patience: int = 4
     """Checks in a row that have to find a low k-NN accuracy."""
     knn_drop: float = 0.1
-    """Collapse: k-NN accuracy below the starting weights' by this share of images, and by more than its 95 % interval."""
+    """Collapse: k-NN accuracy below the starting weights' by more than this share of images, shown in pairs at 95 %."""
 
     def __post_init__(self) -> None:
         if not 0 < self.every <= 1:

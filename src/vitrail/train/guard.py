@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+
 from vitrail.evaluate import EmbeddingScores
-from vitrail.evaluate.intervals import wilson_interval
+from vitrail.evaluate.paired import Paired, compare_pair
 from vitrail.settings import GuardConfig
 from vitrail.tasks.task import CollapseCause
 
@@ -26,8 +28,8 @@ class Check(NamedTuple):
     """Effective rank."""
     most: int
     """Maximum of the effective rank: the smaller of embedding width and images."""
-    knn_correct: int | None
-    """Images that k-NN classifies correctly; None without labels."""
+    knn_right: str | None
+    """"1" for each image that k-NN classifies correctly and "0" for each other one, in their order; None without labels."""
     images: int
     prototypes: float | None = None
     """Effective number of prototypes in the targets since the last check; None for a method without."""
@@ -45,9 +47,16 @@ class Check(NamedTuple):
         spread: float | None = None,
     ) -> Check:
         """Return the check of some scores."""
-        correct = None if scores.knn is None else scores.knn.correct
+        right = None if scores.knn_right is None else "".join("01"[value] for value in scores.knn_right.tolist())
         most = max(1, min(scores.width, scores.count))
-        return cls(step, progress, scores.effective_rank, most, correct, scores.count, prototypes, spread)
+        return cls(step, progress, scores.effective_rank, most, right, scores.count, prototypes, spread)
+
+    def compared_with(self, first: Check) -> Paired | None:
+        """Compare k-NN's classes with those of another check of the same images; None without labels."""
+        if self.knn_right is None or first.knn_right is None:
+            return None
+        before, now = (torch.tensor([value == "1" for value in right]) for right in (first.knn_right, self.knn_right))
+        return compare_pair(before, now)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,12 @@ class Collapse:
         model = "the model has its last weights, as no checkpoint has a score"
         if model_step is not None:
             model = f"the model is that of the best evaluation, at step {model_step:,}"
-        return f"stopped at step {self.step:,}: the embedding collapsed, for {self.why}; {advice}; {model}"
+        return f"stopped at step {self.step:,}: the embedding {self.event}, for {self.why}; {advice}; {model}"
+
+    @property
+    def event(self) -> str:
+        """What became of the embedding: a lower accuracy alone is no collapse."""
+        return "got worse" if self.cause == "accuracy fell" else "collapsed"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dict for JSON."""
@@ -78,12 +92,15 @@ class Guard:
     A rank is low below `min_rank` of its maximum, and fallen below `rank_drop` of the first check's: collapse is `patience`
     checks in a row, unless k-NN accuracy is shown to be above the first check's, or the outputs have `SPREAD`. So it is with
     prototypes that have fallen below `min_prototypes`, and a spread below `min_spread`, whatever the accuracy: the loss teaches
-    nothing any more. k-NN accuracy is low where it is `knn_drop` below the first check's, and more than its 95 % interval:
-    collapse is `knn_patience` checks in a row. The first check is that of the starting weights, which is no collapse.
+    nothing any more. k-NN accuracy has fallen where it is more than `knn_drop` below the first check's, and shown to be below
+    it on the same images: collapse is `knn_patience` checks in a row. The first check is that of the starting weights, which is
+    no collapse.
     """
 
     cfg: GuardConfig
     checks: list[Check] = field(default_factory=list)
+    collapse: Collapse | None = field(default=None, init=False)
+    """Collapse that the last checks show; None for a healthy run."""
 
     def is_due(self, step: int, progress: float) -> bool:
         """Return True before the first step, and from `every` of the run after the last check on, once for each step."""
@@ -96,11 +113,11 @@ class Guard:
     def add(self, check: Check) -> Collapse | None:
         """Add a check. Return the collapse that it shows, if any."""
         self.checks.append(check)
+        self.collapse = self._decide()
         return self.collapse
 
-    @property
-    def collapse(self) -> Collapse | None:
-        """Collapse that the last checks show; None for a healthy run."""
+    def _decide(self) -> Collapse | None:
+        """Apply the rules to the last checks."""
         rules: tuple[tuple[CollapseCause, int, Callable[[Check], str]], ...] = (
             ("low rank", self.cfg.patience, self._low_rank),
             ("rank fell", self.cfg.patience, self._rank_fell),
@@ -146,22 +163,17 @@ class Guard:
 
     def _is_sound(self, check: Check) -> bool:
         """Return True where a low rank is no collapse: outputs with spread, or a k-NN accuracy shown to be above the start."""
-        first = self.checks[0]
         if check.spread is not None and check.spread >= SPREAD:
             return True
-        if check.knn_correct is None or first.knn_correct is None:
-            return False
-        return wilson_interval(check.knn_correct, check.images)[0] > first.knn_correct / first.images
+        paired = check.compared_with(self.checks[0])
+        return paired is not None and paired.verdict == "better"
 
     def _accuracy_fell(self, check: Check) -> str:
         """Return the fault of a k-NN accuracy that is far below the starting weights'; "" for none, and without labels."""
-        first = self.checks[0]
-        if not self.cfg.knn_drop or check.knn_correct is None or first.knn_correct is None:
+        paired = check.compared_with(self.checks[0])
+        if not self.cfg.knn_drop or paired is None or paired.difference >= -self.cfg.knn_drop or paired.verdict != "worse":
             return ""
-        start, value = first.knn_correct / first.images, check.knn_correct / check.images
-        _, high = wilson_interval(check.knn_correct, check.images)
-        if value >= start - self.cfg.knn_drop or high >= start:
-            return ""
+        start, value = (right.count("1") / check.images for right in (self.checks[0].knn_right, check.knn_right) if right)
         return f"its k-NN accuracy is {value:.1%}, and was {start:.1%} with the starting weights (guard.knn_drop)"
 
     def state(self) -> list[list[Any]]:
@@ -170,4 +182,7 @@ class Guard:
 
     def restore(self, state: list[list[Any]]) -> None:
         """Continue from a checkpoint's state."""
-        self.checks = [Check(*check) for check in state]
+        checks = [Check(*check) for check in state]
+        older = any(isinstance(check.knn_right, int) for check in checks)  # checkpoints with counts, which pair no images
+        self.checks = [check._replace(knn_right=None) for check in checks] if older else checks
+        self.collapse = self._decide()

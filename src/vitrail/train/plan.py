@@ -33,6 +33,8 @@ WARM_HEADS = 0.1
 """Share of a pre-training from weights in which only the heads learn."""
 WARM_LR = 0.1
 """Factor on the recipe's learning rate in a pre-training from weights: recipes are for random ones (dev/LOG.md)."""
+WARM_GUARD = {"every": 0.1, "images": 2048, "knn_drop": 0.02, "knn_patience": 1}
+"""Guard of a pre-training from weights: a loss of 2 points ends it, on images enough to show one (dev/LOG.md)."""
 DEFAULT_DATA = "fashion-sample"
 """Default data set: it comes with the package."""
 
@@ -264,7 +266,10 @@ def go_on_gently(lr: float, requested: Mapping[str, Any], notes: list[str]) -> d
         )
     if "lr" not in optim:
         notes.append(f"learning rate {WARM_LR * lr:g}, {WARM_LR:g} of that for random weights, for the same reason (optim.lr)")
-    return {"optim": {"warm_heads": WARM_HEADS, "lr": WARM_LR * lr}}
+    drop = requested.get("guard", {}).get("knn_drop", WARM_GUARD["knn_drop"])
+    if drop and requested.get("guard", {}).get("stop", True):
+        notes.append(f"a k-NN accuracy more than {100 * drop:g} points below that of the weights ends the run (guard.knn_drop)")
+    return {"optim": {"warm_heads": WARM_HEADS, "lr": WARM_LR * lr}, "guard": WARM_GUARD}
 
 
 def require_same_model(name: str, model: Backbone, start: str, *, free: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ def summary(facts: RunFacts, material: Material) -> Section:
     if stopped is not None:
         at = stopped.get("model_step")
         kept = f"; the model is that of step {at:,}" if isinstance(at, int) else ""
-        blocks.append(Text(f"Training was stopped before its end: the embedding collapsed ({stopped.get('cause')}){kept}."))
+        blocks.append(Text(f"Training was stopped before its end, by the guard: {stopped.get('cause')}{kept}."))
     return Section("summary", "Summary", blocks)
 
 
