@@ -25,6 +25,7 @@ from vitrail.settings import layers
 from vitrail.train import checkpoint
 from vitrail.train import run as run_module
 from vitrail.train.loop import Loop
+from vitrail.train.plan import go_on_gently
 from vitrail.train.run import Run
 
 TINY = {"name": "Ti/7", "embed_dim": 12, "num_heads": 2, "depth": 2, "pool": "avg", "class_token": False}
@@ -193,6 +194,27 @@ def test_weights_are_where_pretraining_starts(tmp_path: Path) -> None:
     assert "learning rate 0.005, 0.1 of that for random weights" in heard.getvalue()
     assert (given["guard"]["knn_drop"], given["guard"]["images"]) == (0.02, 2048)
     assert "a k-NN accuracy more than 2 points below that of the weights ends the run (guard.knn_drop)" in heard.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("guard", "has_classes", "drop", "said"),
+    [
+        ({}, True, 0.02, "more than 2 points"),
+        ({"knn_drop": 0.05}, True, 0.02, "more than 5 points"),  # the request is a layer above
+        ({"knn_drop": 0.0}, True, 0.02, None),
+        ({"stop": False}, True, 0.02, None),
+        ({}, False, None, None),
+    ],
+)
+def test_the_guard_looks_closer_where_classes_tell_what_weights_know(
+    guard: dict[str, Any], has_classes: bool, drop: float | None, said: str | None
+) -> None:
+    notes: list[str] = []
+    layer = go_on_gently(1.0, {"guard": guard}, notes, has_classes=has_classes)
+    assert layer["guard"].get("knn_drop") == drop
+    about = [note for note in notes if "k-NN" in note]
+    assert len(about) == (said is not None)
+    assert all(str(said) in note for note in about)
 
 
 def test_going_on_from_weights_ends_where_it_loses_what_they_know(tmp_path: Path) -> None:

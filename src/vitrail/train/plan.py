@@ -242,7 +242,8 @@ def resolve_fine_tuning(
         raise ValueError(f'recipe "{recipe}" sets another model than that of the weights {start}; use --recipe finetune')
     stack = [{"model": shape}, recipe_layer]
     if not task.supervised:
-        stack.append(go_on_gently(layers.build(stack).optim.lr, requested, notes))
+        has_classes = len(source.classes) > 1 and not source.multi_label
+        stack.append(go_on_gently(layers.build(stack).optim.lr, requested, notes, has_classes=has_classes))
     if not model.blocks_in_order():
         stack.append({} if recipe else {"optim": {"layer_decay": 1.0}})  # the default recipe's is not requested
     elif not request.prescribed and task.supervised:
@@ -257,8 +258,11 @@ def resolve_fine_tuning(
     return layers.build([*stack, drop_model_name(requested), named_start]), model.preprocessing
 
 
-def go_on_gently(lr: float, requested: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Return the settings that keep what weights have learned as a pre-training goes on from them, and note their reasons."""
+def go_on_gently(lr: float, requested: Mapping[str, Any], notes: list[str], *, has_classes: bool) -> dict[str, Any]:
+    """Return the settings that keep what weights have learned as a pre-training goes on from them, and note their reasons.
+
+    Images with classes tell by their k-NN accuracy what is lost.
+    """
     optim = requested.get("optim", {})
     if "warm_heads" not in optim:
         notes.append(
@@ -266,10 +270,11 @@ def go_on_gently(lr: float, requested: Mapping[str, Any], notes: list[str]) -> d
         )
     if "lr" not in optim:
         notes.append(f"learning rate {WARM_LR * lr:g}, {WARM_LR:g} of that for random weights, for the same reason (optim.lr)")
-    drop = requested.get("guard", {}).get("knn_drop", WARM_GUARD["knn_drop"])
-    if drop and requested.get("guard", {}).get("stop", True):
+    guard = WARM_GUARD if has_classes else {}
+    drop = {**guard, **requested.get("guard", {})}.get("knn_drop")
+    if has_classes and drop and requested.get("guard", {}).get("stop", True):
         notes.append(f"a k-NN accuracy more than {100 * drop:g} points below that of the weights ends the run (guard.knn_drop)")
-    return {"optim": {"warm_heads": WARM_HEADS, "lr": WARM_LR * lr}, "guard": WARM_GUARD}
+    return {"optim": {"warm_heads": WARM_HEADS, "lr": WARM_LR * lr}, "guard": guard}
 
 
 def require_same_model(name: str, model: Backbone, start: str, *, free: Mapping[str, Any]) -> None:
