@@ -55,7 +55,8 @@ TIMEOUT_S = 20
 OPTIONS = """
     --recipe from-scratch --model Ti/16 --model.img_size 32 --model.depth 2 --model.embed_dim 32 --model.num_heads 2
     --model.proj_drop_rate 0.1 --model.drop_path_rate 0.1 --augment.mixup_alpha 0.2 --optim.name muon
-    --optim.muon_precision fp32 --train.ema_decay 0.9 --train.batch_size 32 --train.eval_every 4 --train.checkpoint_every 0.004 --train.precision fp32 --train.device cpu
+    --optim.muon_precision fp32 --train.ema_decay 0.9 --train.batch_size 32 --train.eval_every 4
+    --train.checkpoint_every 0.004 --train.precision fp32 --train.device cpu
 """
 
 
