@@ -165,6 +165,7 @@ def test_a_training_without_labels_has_a_page(photos: Path, tmp_path: Path) -> N
     assert headings(page)[:4] == ["summary", "next", "training", "baselines"]
     text = " ".join(" ".join(page.text).split())
     assert "linear probe" in text
+    assert "among 2,000 training images at most here, and among 5,000 in the summary" in text
     assert "vitrail pretrain" in text
     assert not page.all("img")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.evaluate.embedding import KNOWN_IMAGES
 from vitrail.evaluate.intervals import Accuracy
 from vitrail.report.blocks import Block, Section, Table, Text, absent, interval, percent
 from vitrail.report.facts import RunFacts
 from vitrail.report.material import Material
+from vitrail.train.before_after import MOST_IMAGES
 
 TITLE = "Baselines"
 
@@ -67,4 +69,9 @@ def comparison_blocks(comparison: Mapping[str, Any]) -> list[Block]:
             rows.append([words, format(start, form), format(end, form), f"{end - start:+{form}}", ""])
     columns = ["frozen features", f"from {comparison['start_weights']}", "pre-trained", "difference", "95 % interval"]
     name = f"On {comparison['end']['images']:,} images of {comparison['split']}"
-    return [Table(name, columns, rows), Text(f"{str(comparison['verdict']).capitalize()}.")]
+    blocks: list[Block] = [Table(name, columns, rows), Text(f"{str(comparison['verdict']).capitalize()}.")]
+    if "knn" in comparison["end"]:
+        few, many = f"{MOST_IMAGES:,}", f"{KNOWN_IMAGES:,}"
+        why = f"Neighbours are sought among {few} training images at most here, and among {many} in the summary and the curves"
+        blocks.append(Text(f"{why}, so that the same weights may have another k-NN accuracy there."))
+    return blocks
