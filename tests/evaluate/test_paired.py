@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.evaluate.paired import bootstrap_interval, compare_groups, compare_pair, mcnemar
+from vitrail.evaluate.paired import bootstrap_interval, compare_groups, compare_pair, mcnemar, right_from_text, right_to_text
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -77,3 +77,11 @@ def test_bad_input_is_refused() -> None:
         compare_pair(yes[:0], yes[:0])
     with pytest.raises(ValueError, match="group of runs is empty"):
         compare_groups([], [0.5])
+
+
+@given(right=st.lists(st.booleans(), max_size=50))
+def test_which_images_are_right_goes_through_text(right: list[bool]) -> None:
+    values = torch.tensor(right, dtype=torch.bool)
+    text = right_to_text(values)
+    assert text == "".join("1" if one else "0" for one in right)
+    assert torch.equal(right_from_text(text), values)

@@ -70,6 +70,16 @@ def compare_pair(first: Bool[Tensor, " N"], second: Bool[Tensor, " M"], *, seed:
     )
 
 
+def right_to_text(right: Bool[Tensor, " N"]) -> str:
+    """Write which images a model gets right as a text, for JSON: "1" for each of them, "0" for each other one."""
+    return "".join("01"[one] for one in right.tolist())
+
+
+def right_from_text(text: str) -> Bool[Tensor, " N"]:
+    """Read what `right_to_text` wrote."""
+    return torch.tensor([one == "1" for one in text], dtype=torch.bool)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Compute the two-sided p-value of McNemar's exact test (1947): a fair coin for each discordant image."""
     count, least = only_first + only_second, min(only_first, only_second)

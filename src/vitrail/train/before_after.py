@@ -19,7 +19,7 @@ from vitrail.evaluate.evaluate import Among
 from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.intervals import Accuracy, Interval
 from vitrail.evaluate.knn import predict_knn
-from vitrail.evaluate.paired import Paired, compare_pair
+from vitrail.evaluate.paired import Paired, compare_pair, right_from_text, right_to_text
 from vitrail.evaluate.probe import GRID, linear_probe
 from vitrail.evaluate.uniformity import uniformity
 from vitrail.models.backbone import Backbone
@@ -51,11 +51,8 @@ class FrozenScores:
         return Accuracy(int(self.right[way].sum()), len(self.right[way]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to a dict for JSON; the images that are right are a text of 0 and 1 each."""
-        ways = {
-            way: {**self.accuracy(way).to_dict(), "right": "".join(str(int(one)) for one in right.tolist())}
-            for way, right in self.right.items()
-        }
+        """Convert to a dict for JSON."""
+        ways = {way: {**self.accuracy(way).to_dict(), "right": right_to_text(right)} for way, right in self.right.items()}
         spread = None if self.uniformity_interval is None else list(self.uniformity_interval)
         return {
             "images": self.images,
@@ -69,7 +66,7 @@ class FrozenScores:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FrozenScores:
         """Read what `to_dict` wrote."""
-        right = {way: torch.tensor([one == "1" for one in values[way]["right"]]) for way in WAYS if way in values}
+        right = {way: right_from_text(values[way]["right"]) for way in WAYS if way in values}
         rank, spread = values["effective_rank_interval"], values["uniformity_interval"]
         return cls(
             values["images"],

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-import torch
-
 from vitrail.evaluate import EmbeddingScores
-from vitrail.evaluate.paired import Paired, compare_pair
+from vitrail.evaluate.paired import Paired, compare_pair, right_from_text, right_to_text
 from vitrail.settings import GuardConfig
 from vitrail.tasks.task import CollapseCause
 
@@ -29,7 +27,7 @@ class Check(NamedTuple):
     most: int
     """Maximum of the effective rank: the smaller of embedding width and images."""
     knn_right: str | None
-    """"1" for each image that k-NN classifies correctly and "0" for each other one, in their order; None without labels."""
+    """Images that k-NN classifies correctly, as `right_to_text` writes them; None without labels."""
     images: int
     prototypes: float | None = None
     """Effective number of prototypes in the targets since the last check; None for a method without."""
@@ -47,7 +45,7 @@ class Check(NamedTuple):
         spread: float | None = None,
     ) -> Check:
         """Return the check of some scores."""
-        right = None if scores.knn_right is None else "".join("01"[value] for value in scores.knn_right.tolist())
+        right = None if scores.knn_right is None else right_to_text(scores.knn_right)
         most = max(1, min(scores.width, scores.count))
         return cls(step, progress, scores.effective_rank, most, right, scores.count, prototypes, spread)
 
@@ -55,8 +53,7 @@ class Check(NamedTuple):
         """Compare k-NN's classes with those of another check of the same images; None without labels."""
         if self.knn_right is None or first.knn_right is None:
             return None
-        before, now = (torch.tensor([value == "1" for value in right]) for right in (first.knn_right, self.knn_right))
-        return compare_pair(before, now)
+        return compare_pair(right_from_text(first.knn_right), right_from_text(self.knn_right))
 
 
 @dataclass(frozen=True)
