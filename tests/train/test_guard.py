@@ -132,6 +132,13 @@ def test_a_restored_guard_decides_alike(ranks: list[float], right: list[int], cu
     assert found == straight == guard.collapse
 
 
+def test_an_image_that_is_lost_in_the_run_pairs_nothing() -> None:
+    guard = Guard(GuardConfig(knn_drop=0.02, knn_patience=1))
+    guard.add(Check(0, 0.0, 50.0, WIDTH, "1" * 400, 400))
+    assert guard.add(Check(1, 0.1, 50.0, WIDTH, "0" * 399, 399)) is None
+    assert guard.add(Check(2, 0.2, 50.0, WIDTH, "0" * 400, 400)) is not None
+
+
 def test_a_state_with_counts_of_an_older_checkpoint_is_taken_without_them() -> None:
     guard = Guard(CFG)
     guard.restore([[0, 0.0, 20.0, WIDTH, 200, IMAGES, None], [1, 0.05, 9.0, WIDTH, 300, IMAGES, None]])

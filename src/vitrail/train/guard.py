@@ -50,8 +50,11 @@ class Check(NamedTuple):
         return cls(step, progress, scores.effective_rank, most, right, scores.count, prototypes, spread)
 
     def compared_with(self, first: Check) -> Paired | None:
-        """Compare k-NN's classes with those of another check of the same images; None without labels."""
-        if self.knn_right is None or first.knn_right is None:
+        """Compare k-NN's classes with those of another check of the same images.
+
+        None without labels, and where an image could be read for one of them only.
+        """
+        if self.knn_right is None or first.knn_right is None or self.images != first.images:
             return None
         return compare_pair(right_from_text(first.knn_right), right_from_text(self.knn_right))
 
