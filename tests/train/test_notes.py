@@ -15,6 +15,8 @@ from vitrail.models import meta_model
 from vitrail.settings import Preprocessing, layers
 from vitrail.settings.smaller import apply_smaller, read_smaller
 from vitrail.train.notes import check_warmup, find_unused
+from vitrail.train.plan import plan_run
+from vitrail.train.run import make_request
 from vitrail.weights import save_model
 
 NO_EFFECT = "; it has no effect here"
@@ -229,3 +231,20 @@ def test_a_run_names_its_model_and_tells_a_long_warmup(
         console=Console(file=said, width=200),
     )
     assert f"2 classes · custom from {tmp_path / 'run'}: " in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"name": "S/16"}, "--model.stem conv --model.pool avg --model.class_token false --model.pos_embed sincos2d"),
+        ({"name": "S/16", "pool": "map", "stem": "patch"}, "--model.class_token false --model.pos_embed sincos2d"),
+        ({"name": "swin_t"}, None),  # it has none of these fields
+        ({"depth": 4}, None),  # the recipe's model, with one field changed
+        ({}, None),
+    ],
+)
+def test_a_model_by_name_says_which_fields_of_the_recipe_it_leaves(model: dict[str, Any], said: str | None) -> None:
+    request = make_request("fashion-sample", {"model": model, "train": {"task": "lejepa"}}, recipe="lejepa-photos")
+    about = [note for note in plan_run(request).notes if "has the defaults of its name" in note]
+    line = "note: model S/16 has the defaults of its name, and not what the recipe sets for its own: "
+    assert about == ([] if said is None else [line + said])

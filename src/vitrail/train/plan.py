@@ -16,7 +16,7 @@ from vitrail.data.sources import NAMES, open_source
 from vitrail.models import check_model, meta_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.device import autocast_dtype, bf16_is_faster, pick_device
-from vitrail.settings import SCRATCH, DataConfig, Preprocessing, Settings, layers, nearest, pair
+from vitrail.settings import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings, layers, nearest, pair
 from vitrail.settings.families import family_of, family_of_config, name_of, parse_name
 from vitrail.settings.masked import PIXELS
 from vitrail.settings.smaller import apply_smaller, read_smaller
@@ -104,7 +104,7 @@ def plan_run(request: Request) -> Plan:
     source = open_data_of(unchecked.data, request.data, task)
     weights = open_start_weights(request, source, task, notes)
     if weights is None:
-        settings, preprocessing = resolve_from_scratch(request, source, task), None
+        settings, preprocessing = resolve_from_scratch(request, source, task, notes), None
     else:
         settings, preprocessing = resolve_fine_tuning(weights, request, source, task, notes)
     parts = [(each.data.val_fraction, each.data.fraction) for each in (settings, unchecked)]
@@ -182,11 +182,27 @@ def open_start_weights(request: Request, source: Source, task: TaskSpec, notes: 
     return opened
 
 
-def resolve_from_scratch(request: Request, source: Source, task: TaskSpec) -> Settings:
+def resolve_from_scratch(request: Request, source: Source, task: TaskSpec, notes: list[str]) -> Settings:
     """Resolve the settings of a run from random weights: fields from the data, recipe, file, overrides; later ones win."""
     recipe = scratch_recipe(request, source, task)
     recipe_layer = {} if recipe is None else layers.read_recipe(recipe)
-    return layers.build([data_fields(source, task), recipe_layer, request.file or {}, request.overrides])
+    settings = layers.build([data_fields(source, task), recipe_layer, request.file or {}, request.overrides])
+    if request.layer.get("model", {}).get("name"):
+        notes += [f"note: {line}" for line in dropped_with_the_name(settings.model, recipe_layer, request.layer)]
+    return settings
+
+
+def dropped_with_the_name(model: ModelSection, recipe: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
+    """Return a line where a requested model name drops fields of the recipe's model that no name decides."""
+    dropped = {
+        f"model.{key}": value
+        for key, value in recipe.get("model", {}).items()
+        if key not in requested["model"] and as_pair(getattr(model, key, value)) != as_pair(value)
+    }
+    if not dropped:
+        return []
+    given = " ".join(f"--{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in dropped.items())
+    return [f"model {model.name} has the defaults of its name, and not what the recipe sets for its own: {given}"]
 
 
 def scratch_recipe(request: Request, source: Source, task: TaskSpec) -> str | None:
