@@ -196,6 +196,29 @@ def test_weights_are_where_pretraining_starts(tmp_path: Path) -> None:
     assert "a k-NN accuracy more than 2 points below that of the weights ends the run (guard.knn_drop)" in heard.getvalue()
 
 
+@pytest.mark.usefixtures("idx_set")
+def test_nothing_of_the_weights_changes_while_only_the_heads_learn(tmp_path: Path) -> None:
+    """Neither weights nor the statistics of a stem's BatchNorms, which had cost 3 points of k-NN accuracy by themselves."""
+    shape = {"name": "Ti/4", "embed_dim": 16, "depth": 1, "num_heads": 2, "pool": "avg", "class_token": False, "stem": "conv"}
+    once = {"batch_size": 32, "precision": "fp32", "device": "cpu", "compare": False}
+    start = vitrail.pretrain(
+        "mnist", method="lejepa", out=tmp_path / "start", model=shape, train=once | {"steps": 8}, console=Console(quiet=True)
+    )
+    options: dict[str, Any] = {"method": "lejepa", "weights": start.folder, "guard": {"stop": False}}
+    for steps, same in ((3, True), (4, False)):
+        run = vitrail.pretrain(
+            "mnist",
+            out=tmp_path / f"for-{steps}",
+            train=once | {"steps": steps, "ema_decay": 0.0},
+            optim={"lr": 0.1, "warm_heads": 0.75},
+            console=Console(quiet=True),
+            **options,
+        )
+        before, after = (load_file(folder / "model.safetensors") for folder in (start.folder, run.folder))
+        assert any("running_mean" in name for name in before)
+        assert all(torch.equal(after[name], before[name]) for name in before) is same
+
+
 @pytest.mark.parametrize(
     ("guard", "has_classes", "drop", "said"),
     [

@@ -182,6 +182,24 @@ def test_batch_norm_takes_each_part_for_its_batch() -> None:
     assert frozen.blocks.training
 
 
+def test_statistics_are_kept_for_as_long_as_they_should() -> None:
+    vit = model().train()
+    step = Step(learner(vit), build_optimizers(vit, OptimConfig(), batch_size=4))
+    mean = vit.get_buffer("patch_embed.stem.1.running_mean").clone()
+    step.keep_statistics(True)
+    step(batch())
+    assert torch.equal(vit.get_buffer("patch_embed.stem.1.running_mean"), mean)
+    step.keep_statistics(False)
+    step(batch())
+    assert not torch.equal(vit.get_buffer("patch_embed.stem.1.running_mean"), mean)
+    frozen = model().train()
+    step = Step(learner(frozen), build_optimizers(frozen, OptimConfig(freeze=1), batch_size=4))
+    step(batch())
+    step.keep_statistics(False)
+    assert not any(norm.training for norm in step.frozen_norms), "a frozen one keeps its own in any case"
+    assert step.frozen_norms
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # fp16
 

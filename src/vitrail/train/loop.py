@@ -131,7 +131,9 @@ class Loop:
             for epoch, batch in self.batches():
                 seed_device(self.device, step_seed(cfg.train.seed, self.step, rank=self.world.rank))
                 lr = self.lr_factor()
-                self.train_step.optimizers.set_lr(lr, model=0.0 if self.only_heads_learn() else 1.0)
+                only_heads = self.only_heads_learn()
+                self.train_step.optimizers.set_lr(lr, model=0.0 if only_heads else 1.0)
+                self.train_step.keep_statistics(only_heads)
                 self.task.before_step(step=self.step, epoch=epoch, progress=self.pace.progress(self.step))
                 losses = self.take_step(batch)
                 self.task.after_step(self.step)

@@ -49,7 +49,8 @@ class ReplayedStep:
 
     The first replay is compared with a plain pass over the same batch. Where the losses differ, or recording fails, weights
     and optimizers are put back, and all steps are launched one by one, after a line that says so. Batches of other shapes
-    (an unreadable image, another size) have recordings of their own.
+    (an unreadable image, another size) have recordings of their own, and so have the steps in which the model's BatchNorms
+    keep their statistics.
     """
 
     step: Step
@@ -71,7 +72,7 @@ class ReplayedStep:
 
     def __call__(self, batch: Batch) -> Losses:
         """Update the weights, as `Step` does."""
-        key = shapes(batch)
+        key = (*shapes(batch), any(norm.training for norm in self.step.norms))
         if key in self.recorded:
             static, replay = self.recorded[key]
             copy_into(static, batch)

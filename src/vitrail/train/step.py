@@ -129,6 +129,17 @@ class Step:
         return numbers
 
     @functools.cached_property
+    def norms(self) -> tuple[nn.Module, ...]:
+        """BatchNorms of the model that are not frozen."""
+        norms = (module for module in self.task.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        return tuple(norm for norm in norms if norm not in self.frozen_norms)
+
+    def keep_statistics(self, keep: bool) -> None:
+        """Keep the statistics of the model's BatchNorms as they are, or let them follow the batches."""
+        for norm in self.norms:
+            norm.train(not keep)
+
+    @functools.cached_property
     def frozen_norms(self) -> tuple[nn.Module, ...]:
         """Frozen BatchNorms, which stay in evaluation mode so that their statistics are frozen as well."""
         norms = (module for module in self.task.modules() if isinstance(module, nn.BatchNorm2d) and module.affine)
