@@ -5,7 +5,7 @@
 
 In Markdown, what stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->` is replaced by a table of `tables`; in a
 recipe, a comment line that begins with `# Measured [NAME]:` or `# Not measured here [NAME]` is replaced by the row of that
-name in results/accuracy.json; those of runs without labels in results/pretraining.json and pretraining_photos.json.
+name in results/accuracy.json; those of runs without labels in results/pretraining_methods.json and pretraining_photos.json.
 """
 
 from __future__ import annotations
@@ -833,11 +833,27 @@ def measured(name: str, row: dict[str, Any] | None) -> str:
 
 def pretrained_rows() -> dict[str, Any]:
     """Runs without labels as rows of accuracy.json, by the names that the recipes have for them."""
-    rows, source = {}, RESULTS / "pretraining.json"
+    rows, source = {}, RESULTS / "pretraining_methods.json"
     if source.exists():
         result = json.loads(source.read_text())
-        run, how = result["rows"]["pre-trained"], f" by k-NN, `{result['command']}`, {result['machine']['instructions']}"
-        rows["mae-small"] = {"median": run["top1"], "how": how, "seeds": {"0": {**run, **result["machine"]}}}
+        for method, pace in result["pace"].items():
+            seeds = {
+                seed: {
+                    **run,
+                    "top1": run["probe"]["accuracy"],
+                    "test_images": 10_000,
+                    "train_s": run["steps"] / pace["steps_per_s"],
+                }
+                for seed, run in result["frozen"].get(method, {}).items()
+            }
+            if seeds:
+                steps = max(seed["steps"] for seed in seeds.values())
+                words = f"vitrail pretrain fashion-mnist --method {method} --train.steps {steps}"
+                rows[f"{method}-small"] = {
+                    "median": statistics.median_low(seed["top1"] for seed in seeds.values()),
+                    "how": f" by a linear probe, `{words}`, {pace['instructions']}",
+                    "seeds": seeds,
+                }
     source = RESULTS / "pretraining_photos.json"
     if source.exists():
         result = json.loads(source.read_text())
