@@ -37,8 +37,7 @@ import accuracy
 import machine
 from vitrail.data.named import NAMED, find, read_arrays
 from vitrail.evaluate.features import LabelledEmbeddings
-from vitrail.evaluate.intervals import Accuracy
-from vitrail.evaluate.knn import predict_knn
+from vitrail.evaluate.knn import knn
 
 DATA = "fashion-mnist"
 METHODS = ("lejepa", "dino", "mae", "simmim", "beit")
@@ -89,8 +88,7 @@ def pixel_scores() -> dict[str, Any]:
         images, labels = read_arrays(kind, folder, part)
         pixels = torch.from_numpy(np.ascontiguousarray(images)).flatten(1).float() / 255
         parts[part] = LabelledEmbeddings(pixels, torch.as_tensor(labels).long())
-    right = predict_knn(parts["train"], parts["test"].embeddings, device=torch.device("cpu")) == parts["test"].labels
-    found = Accuracy(int(right.sum()), len(right))
+    found = knn(parts["train"], parts["test"])
     return {"knn": {"accuracy": found.value, "interval": list(found.interval)}, **machine.facts()}
 
 

@@ -18,7 +18,7 @@ from vitrail.evaluate.embedding import embed_split, has_classes
 from vitrail.evaluate.evaluate import Among
 from vitrail.evaluate.features import LabelledEmbeddings
 from vitrail.evaluate.intervals import Accuracy, Interval
-from vitrail.evaluate.knn import predict_knn
+from vitrail.evaluate.knn import knn_right
 from vitrail.evaluate.paired import Paired, compare_pair, right_from_text, right_to_text
 from vitrail.evaluate.probe import GRID, linear_probe
 from vitrail.evaluate.uniformity import uniformity
@@ -197,7 +197,7 @@ def fit_frozen(
     if train is not None:
         probe = linear_probe(train, num_classes=num_classes, grid=GRID[::3], seed=seed, device=device)
         right["probe"] = probe.logits(test.embeddings).argmax(dim=1) == test.labels
-        right["knn"] = predict_knn(train, test.embeddings, device=device) == test.labels
+        right["knn"] = knn_right(train, test, device=device)
     spread = uniformity(test.embeddings) if len(test) > 1 else None
     return FrozenScores(
         len(test),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -49,6 +50,11 @@ class Check(NamedTuple):
         most = max(1, min(scores.width, scores.count))
         return cls(step, progress, scores.effective_rank, most, right, scores.count, prototypes, spread)
 
+    @property
+    def knn_accuracy(self) -> float:
+        """Share of images that k-NN classifies correctly; NaN without labels."""
+        return math.nan if self.knn_right is None else self.knn_right.count("1") / self.images
+
     def compared_with(self, first: Check) -> Paired | None:
         """Compare k-NN's classes with those of another check of the same images.
 
@@ -77,7 +83,7 @@ class Collapse:
 
     @property
     def event(self) -> str:
-        """What became of the embedding: a lower accuracy alone is no collapse."""
+        """Verb of the message: a lower accuracy alone is no collapse."""
         return "got worse" if self.cause == "accuracy fell" else "collapsed"
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,8 +179,8 @@ class Guard:
         paired = check.compared_with(self.checks[0])
         if not self.cfg.knn_drop or paired is None or paired.difference >= -self.cfg.knn_drop or paired.verdict != "worse":
             return ""
-        start, value = (right.count("1") / check.images for right in (self.checks[0].knn_right, check.knn_right) if right)
-        return f"its k-NN accuracy is {value:.1%}, and was {start:.1%} with the starting weights (guard.knn_drop)"
+        start = f"{self.checks[0].knn_accuracy:.1%} with the starting weights (guard.knn_drop)"
+        return f"its k-NN accuracy is {check.knn_accuracy:.1%}, and was {start}"
 
     def state(self) -> list[list[Any]]:
         """Return the state for a checkpoint."""

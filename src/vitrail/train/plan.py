@@ -287,9 +287,10 @@ def go_on_gently(lr: float, requested: Mapping[str, Any], notes: list[str], *, h
     if "lr" not in optim:
         notes.append(f"learning rate {WARM_LR * lr:g}, {WARM_LR:g} of that for random weights, for the same reason (optim.lr)")
     guard = WARM_GUARD if has_classes else {}
-    drop = {**guard, **requested.get("guard", {})}.get("knn_drop")
-    if has_classes and drop and requested.get("guard", {}).get("stop", True):
-        notes.append(f"a k-NN accuracy more than {100 * drop:g} points below that of the weights ends the run (guard.knn_drop)")
+    resolved = layers.build([{"guard": guard}, {"guard": requested.get("guard", {})}]).guard
+    if has_classes and resolved.stop and resolved.knn_drop:
+        points = f"{100 * resolved.knn_drop:g} points"
+        notes.append(f"a k-NN accuracy more than {points} below that of the weights ends the run (guard.knn_drop)")
     return {"optim": {"warm_heads": WARM_HEADS, "lr": WARM_LR * lr}, "guard": guard}
 
 
