@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitrail.train import muon
-from vitrail.train.muon import Muon, orthogonalise
+from vitrail.train.muon import Muon, iterate_gram, orthogonalise
 
 OPTIONS: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
 SHAPES = ((12, 8), (8, 12), (8, 8), (12, 8), (8, 12))
@@ -69,3 +69,15 @@ def test_singular_values_end_near_one(rows: int, columns: int, seed: int) -> Non
     kept = torch.linalg.svdvals(x) > 0.05 * torch.linalg.matrix_norm(x)[:, None]
     assert bool(((values > 0.5) & (values < 1.4))[kept].all())
     assert torch.equal(orthogonalise(torch.zeros(2, rows, columns)), torch.zeros(2, rows, columns))
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 40), seed=st.integers(0, 1000), fall=st.floats(0, 8))
+def test_wide_matrices_by_their_gram_matrices(rows: int, columns: int, seed: int, fall: float) -> None:
+    """As by the iteration itself in double precision, for matrices of low rank too: by 10^-fall from the first row to the last."""
+    x = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = x * torch.logspace(0, -fall, rows, dtype=torch.float64)[:, None]
+    exact = orthogonalise(x)
+    torch.testing.assert_close(orthogonalise(x.float()).double(), exact, rtol=0, atol=2e-3)
+    if rows <= columns:
+        unit = x / torch.linalg.matrix_norm(x, keepdim=True)
+        torch.testing.assert_close(iterate_gram(unit @ unit.mT) @ unit, exact, rtol=0, atol=1e-9)

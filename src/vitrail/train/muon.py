@@ -19,6 +19,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS, EPSILON = 5, 1e-7
 BATCH_ELEMENTS = 2**24
 """Elements that one batched product takes at most: 64 MiB in fp32."""
+WIDE = 2
+"""Ratio of a matrix's sides from which on the iteration is cheaper by Gram matrices: 17 products of the smaller side's and 2 of X."""
 
 
 class Muon(torch.optim.Muon):
@@ -75,12 +77,35 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonalise(matrices: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
-    """Newton-Schulz iteration towards U Vᵀ of each matrix U S Vᵀ: X <- a X + (b A + c A²) X with A = X Xᵀ."""
+    """Newton-Schulz iteration towards U Vᵀ of each matrix U S Vᵀ: X <- (a + b A + c A²) X with A = X Xᵀ.
+
+    In fp32 the factors of a wide matrix are multiplied without X, which takes products of the smaller side alone.
+    """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # the smaller Gram matrix
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPSILON)
-    for _ in range(STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.dtype == torch.float32 and x.shape[2] >= WIDE * x.shape[1]:
+        x = iterate_gram(x @ x.mT) @ x
+    else:
+        for _ in range(STEPS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def iterate_gram(gram: Float[Tensor, "n r r"]) -> Float[Tensor, "n r r"]:
+    """Return the product of the iteration's factors F = a + b A + c A²; as polynomials of A = X Xᵀ they commute, so A <- F A F.
+
+    The error of A's small eigenvalues grows with each factor: 2e-4 of the result in fp32, too much in bf16 (dev/LOG.md).
+    """
+    a, b, c = COEFFICIENTS
+    product = None
+    for step in range(STEPS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else factor @ product
+        if step < STEPS - 1:
+            gram = factor @ gram @ factor
+    assert product is not None
+    return product
