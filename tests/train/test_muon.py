@@ -73,7 +73,7 @@ def test_singular_values_end_near_one(rows: int, columns: int, seed: int) -> Non
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 40), seed=st.integers(0, 1000), fall=st.floats(0, 8))
 def test_wide_matrices_by_their_gram_matrices(rows: int, columns: int, seed: int, fall: float) -> None:
-    """As by the iteration itself in double precision, for matrices of low rank too: by 10^-fall from the first row to the last."""
+    """As by the iteration itself in double precision; rows fall by 10^fall from the first to the last."""
     x = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     x = x * torch.logspace(0, -fall, rows, dtype=torch.float64)[:, None]
     exact = orthogonalise(x)

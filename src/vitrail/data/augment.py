@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from vitrail.data.batch import Batch, RawBatch, constant
+from vitrail.data.color import Apply, apply_each_
 from vitrail.data.draws import Draws
 from vitrail.data.geometry import is_shift, mirror, resample, shift
 from vitrail.data.policy import color_jitter_, rand_augment_colors_, rand_augment_matrices, three_augment_
@@ -32,6 +33,7 @@ def augment(
     epoch: int,
     label_smoothing: float = 0.0,
     teacher_targets: Float[Tensor, "N K"] | None = None,
+    apply: Apply = apply_each_,
 ) -> Batch:
     """Return the training batch: augmented images and soft targets.
 
@@ -39,10 +41,11 @@ def augment(
     and colour jitter; normalisation; random erasing; mixup or cutmix. All draws are keyed by (seed, epoch, index), and by the
     turn of an image that is repeated, so the result for a sample depends on its batch only through its mixing partner.
     Pixels are computed on the device of `raw.images`; with all else of `raw` on the CPU, that device is never waited for.
-    `teacher_targets` are those of all images of the split; the batch gets its own, mixed as the labels are.
+    `teacher_targets` are those of all images of the split; the batch gets its own, mixed as the labels are. `apply` computes
+    colours.
     """
     draws = Draws(seed=seed, epoch=epoch, indexes=raw.indexes, turns=raw.turns)
-    pixels = _apply_colors(_crop_and_warp(raw, draws, cfg, preprocessing), draws, cfg)
+    pixels = _apply_colors(_crop_and_warp(raw, draws, cfg, preprocessing), draws, cfg, apply)
     images = normalise(pixels, preprocessing)
     erase_(images, draws, prob=cfg.erase_prob)
     targets = raw.targets
@@ -73,17 +76,17 @@ def _crop_and_warp(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessin
     return resample(raw.images, sizes=raw.sizes, boxes=raw.boxes, matrices=matrices, out=out, fill=fill)
 
 
-def _apply_colors(pixels: Tensor, draws: Draws, cfg: AugmentConfig) -> Tensor:
+def _apply_colors(pixels: Tensor, draws: Draws, cfg: AugmentConfig, apply: Apply) -> Tensor:
     """Apply the colour operations that `cfg` enables."""
     if cfg.rand_augment is None and not cfg.three_augment and cfg.color_jitter == 0:
         return pixels
     pixels = pixels.float().round_()  # whole levels, as the operations take them: a 127.999 has not the bits of 128
     if cfg.rand_augment is not None:
-        rand_augment_colors_(pixels, draws, cfg.rand_augment)
+        rand_augment_colors_(pixels, draws, cfg.rand_augment, apply=apply)
     if cfg.three_augment:
-        three_augment_(pixels, draws)
+        three_augment_(pixels, draws, apply=apply)
     if cfg.color_jitter > 0:
-        color_jitter_(pixels, draws, amount=cfg.color_jitter)
+        color_jitter_(pixels, draws, amount=cfg.color_jitter, apply=apply)
     return pixels
 
 

@@ -9,34 +9,39 @@ free: the grey value of three channels is their luma (ITU-R BT.601), of any othe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vitrail.data.batch import constant
-
 Images = Float[Tensor, "B C H W"]
 Strengths = Float[Tensor, " B"]
 
 _LUMA = (0.2989, 0.587, 0.114)
+Operation = Callable[[Images, Strengths], Images]
+
 _BLUR_REACH = 6  # pixels each way: three standard deviations of the widest blur in use, sigma 2
 
 
-def apply_each_(
-    images: Images,
-    *,
-    kinds: Int64[Tensor, " B"],
-    operations: Sequence[Callable[[Images, Strengths], Images]],
-    strengths: Strengths,
-) -> None:
+@runtime_checkable
+class Apply(Protocol):
     """Apply to each sample, in place, the operation of its kind; a negative kind leaves the sample unchanged.
 
-    Each operation runs once, on all its samples, so the time is that of one pass over the batch. With kinds and strengths on
-    the CPU, the device is never waited for.
+    With kinds and strengths on the CPU, the device is never waited for.
     """
+
+    def __call__(
+        self, images: Images, *, kinds: Int64[Tensor, " B"], operations: Sequence[Operation], strengths: Strengths
+    ) -> None:
+        """Apply the operations."""
+
+
+def apply_each_(images: Images, *, kinds: Int64[Tensor, " B"], operations: Sequence[Operation], strengths: Strengths) -> None:
+    """Run each operation once, on all its samples, so that the time is that of one pass over the batch. See `Apply`."""
     counts = torch.bincount(kinds + 1, minlength=len(operations) + 1).tolist()
     order = torch.argsort(kinds, stable=True)
     groups = order.to(images.device, non_blocking=True).split(counts)[1:]
@@ -50,7 +55,45 @@ def grey(images: Images) -> Float[Tensor, "B 1 H W"]:
     """Return the luma of RGB, or the mean of the channels."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
-    return (images * constant(_LUMA, images.device).to(images.dtype)).sum(1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+
+
+def apply_compiled_(
+    images: Images, *, kinds: Int64[Tensor, " B"], operations: Sequence[Operation], strengths: Strengths
+) -> None:
+    """Compute operations that are formulas of few pixels in few kernels, by torch.compile. See `Apply`.
+
+    Equal to `apply_each_` but for rounding. The first batch of a size waits for the compiler.
+    """
+    alone = torch.tensor([operation in SEPARATE for operation in operations])[kinds.clamp(min=0)] & (kinds >= 0)
+    if bool(alone.any()):
+        apply_each_(images, kinds=torch.where(alone, kinds, -1), operations=operations, strengths=strengths)
+    formulas = tuple((kind, operation) for kind, operation in enumerate(operations) if operation not in SEPARATE)
+    if formulas:
+        kinds, strengths = (value.to(images.device, non_blocking=True) for value in (kinds, strengths))
+        compiled()(images, kinds, strengths, formulas)
+
+
+def apply_formulas_(
+    images: Images, kinds: Int64[Tensor, " B"], strengths: Strengths, formulas: Sequence[tuple[int, Operation]]
+) -> None:
+    """Apply every operation to every sample and keep, in place, the one of its kind: one expression, for a compiler."""
+    out = images
+    for kind, operation in formulas:
+        out = torch.where((kinds == kind).view(-1, 1, 1, 1), operation(images, strengths), out)
+    images.copy_(out)
+
+
+@functools.cache
+def compiled() -> Callable[..., Any]:
+    """Return `apply_formulas_` compiled, once for all batches."""
+    return torch.compile(apply_formulas_)
+
+
+def at_least(values: Tensor, least: Tensor | float) -> Tensor:
+    """Return 1 where a value is at least `least`, else 0: weights to blend with, as `torch.where` is slow on a CPU."""
+    return values.clone().ge_(least)
 
 
 def _blend(base: Tensor, images: Images, factor: Strengths) -> Images:
@@ -80,11 +123,12 @@ def hue(images: Images, shift: Strengths) -> Images:
     value, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma = value - low
     red, green, blue = images.split(1, dim=1)
-    sector = torch.where(value == blue, 4 + (red - green) / chroma, (green - blue) / chroma)
-    sector = torch.where(value == green, 2 + (blue - red) / chroma, sector)
-    sector = torch.where(value == red, (green - blue) / chroma, sector)  # the circle has six sectors, and grey has none
-    sector = torch.where(chroma > 0, sector, 0.0) + 6 * shift.view(-1, 1, 1, 1)
-    place = (constant((5.0, 3.0, 1.0), images.device).to(images.dtype) + sector) % 6  # of red, green and blue (B, 3, H, W)
+    share = 1 / chroma.clamp(min=1e-6)  # the circle has six sectors, and grey, without chroma, none
+    sector = 4 + (red - green) * share
+    sector = torch.lerp(sector, 2 + (blue - red) * share, at_least(green, value))
+    sector = torch.lerp(sector, (green - blue) * share, at_least(red, value)) + 6 * shift.view(-1, 1, 1, 1)
+    starts = torch.arange(5, 0, -2, device=images.device, dtype=images.dtype).view(3, 1, 1)
+    place = (starts + sector) % 6  # of red, green and blue (B, 3, H, W)
     return value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
 
 
@@ -92,11 +136,10 @@ def sharpness(images: Images, factor: Strengths) -> Images:
     """Scale the sharpness: factor 0 is the smoothed image, 1 the image, above 1 sharper. Border pixels are unchanged."""
     if min(images.shape[-2:]) < 3:
         return images
-    weights = torch.ones(3, 3, device=images.device, dtype=images.dtype)
-    weights[1, 1] = 5
+    rows = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+    around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]  # (B, C, H - 2, W - 2): sums of 3x3 pixels
     smooth = images.clone()
-    inner = F.conv2d(images.flatten(0, 1)[:, None], weights[None, None] / 13)  # (B·C, 1, H - 2, W - 2)
-    smooth[..., 1:-1, 1:-1] = inner.view(*images.shape[:2], *inner.shape[-2:])
+    smooth[..., 1:-1, 1:-1].mul_(4).add_(around).mul_(1 / 13)
     return _blend(smooth, images, factor)
 
 
@@ -108,12 +151,13 @@ def posterize(images: Images, bits: Strengths) -> Images:
 
 def solarize(images: Images, threshold: Strengths) -> Images:
     """Invert the levels at or above the threshold."""
-    return torch.where(images >= threshold.view(-1, 1, 1, 1), 255 - images, images)
+    return torch.lerp(images, 255 - images, at_least(images, threshold.view(-1, 1, 1, 1)))
 
 
 def solarize_add(images: Images, amount: Strengths) -> Images:
     """Add to the levels below 128."""
-    return torch.where(images < 128, (images + amount.view(-1, 1, 1, 1)).clamp_(0, 255), images)
+    dark = 1 - at_least(images, 128)
+    return torch.addcmul(images, dark, amount.view(-1, 1, 1, 1)).clamp_(0, 255)
 
 
 def invert(images: Images, _: Strengths) -> Images:
@@ -164,3 +208,7 @@ def _blur_along(images: Images, sigma: Strengths, *, reach: int, dim: int) -> Im
         kernels, padding = kernels.transpose(2, 3), (reach, reach, 0, 0)
     padded = F.pad(images.flatten(0, 1)[None], padding, mode="reflect")  # (1, B·C, …): one group for each channel
     return F.conv2d(padded, kernels, groups=count * channels).view(count, channels, height, width)
+
+
+SEPARATE = frozenset({equalize, gaussian_blur})
+"""Operations that are no formula of few pixels: a histogram, and a convolution."""

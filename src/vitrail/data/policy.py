@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.data import color, geometry
+from vitrail.data.color import Apply
 from vitrail.data.draws import Draws
 from vitrail.settings import Pair, RandAugment, ViewsConfig
 
@@ -61,7 +62,9 @@ def rand_augment_matrices(draws: Draws, policy: RandAugment, *, size: Pair) -> F
     return matrices
 
 
-def rand_augment_colors_(images: Float[Tensor, "B C H W"], draws: Draws, policy: RandAugment) -> None:
+def rand_augment_colors_(
+    images: Float[Tensor, "B C H W"], draws: Draws, policy: RandAugment, *, apply: Apply = color.apply_each_
+) -> None:
     """Apply RandAugment's colour operations, in place, in the increasing form: a greater magnitude is a greater change.
 
     At full magnitude: 0 bits for posterize, kept at 1 at least; threshold 0 for solarize; 110 added for solarize-add;
@@ -76,29 +79,37 @@ def rand_augment_colors_(images: Float[Tensor, "B C H W"], draws: Draws, policy:
     table = torch.stack(strengths, dim=-1)  # (B, n, colours)
     chosen = table.gather(-1, kinds.clamp(min=0)[:, :, None])[:, :, 0]  # (B, n)
     for i in range(policy.n):
-        color.apply_each_(images, kinds=kinds[:, i], operations=_COLORS, strengths=chosen[:, i])
+        apply(images, kinds=kinds[:, i], operations=_COLORS, strengths=chosen[:, i])
 
 
-def three_augment_(images: Float[Tensor, "B C H W"], draws: Draws) -> None:
+def three_augment_(images: Float[Tensor, "B C H W"], draws: Draws, *, apply: Apply = color.apply_each_) -> None:
     """Grey, solarise at 128 or blur with sigma 0.1 to 2 each image, in place: three-augment (DeiT III: Touvron et al. 2022)."""
     kinds = draws.integers("three_augment", high=3)[:, 0]
     sigma = 0.1 + 1.9 * draws.uniform("three_augment_sigma")[:, 0]
     strengths = torch.where(kinds == 2, sigma, 128.0)
     operations = (color.grayscale, color.solarize, color.gaussian_blur)
-    color.apply_each_(images, kinds=kinds, operations=operations, strengths=strengths)
+    apply(images, kinds=kinds, operations=operations, strengths=strengths)
 
 
-def color_jitter_(images: Float[Tensor, "B C H W"], draws: Draws, *, amount: float) -> None:
+def color_jitter_(images: Float[Tensor, "B C H W"], draws: Draws, *, amount: float, apply: Apply = color.apply_each_) -> None:
     """Scale brightness, contrast and saturation by factors from 1 ± amount, in place, in random order for each image."""
     factors = (1 + amount * (2 * draws.uniform("color_jitter", 3) - 1)).clamp(min=0)  # (B, 3)
     order = draws.uniform("color_jitter_order", 3).argsort(1)
     operations = (color.brightness, color.contrast, color.saturation)
     for i in range(3):
         kinds = order[:, i]
-        color.apply_each_(images, kinds=kinds, operations=operations, strengths=factors.gather(1, order)[:, i])
+        apply(images, kinds=kinds, operations=operations, strengths=factors.gather(1, order)[:, i])
 
 
-def view_colors_(images: Float[Tensor, "B C H W"], draws: Draws, cfg: ViewsConfig, *, blur: Tensor, solarize: Tensor) -> None:
+def view_colors_(
+    images: Float[Tensor, "B C H W"],
+    draws: Draws,
+    cfg: ViewsConfig,
+    *,
+    blur: Tensor,
+    solarize: Tensor,
+    apply: Apply = color.apply_each_,
+) -> None:
     """Apply the colours of views in place: jitter in random order, grey, blur, solarisation (SimCLR: Chen et al. 2020; BYOL).
 
     `blur` and `solarize` (B,) are each view's probabilities.
@@ -111,7 +122,7 @@ def view_colors_(images: Float[Tensor, "B C H W"], draws: Draws, cfg: ViewsConfi
     operations = (color.brightness, color.contrast, color.saturation, color.hue)
     for i in range(4):
         chosen = amounts.gather(1, order)[:, i]
-        color.apply_each_(images, kinds=torch.where(jittered, order[:, i], -1), operations=operations, strengths=chosen)
+        apply(images, kinds=torch.where(jittered, order[:, i], -1), operations=operations, strengths=chosen)
     low, high = cfg.blur_sigma
     sigma = low + (high - low) * draws.uniform("view_blur_sigma")[:, 0]
     threshold = torch.full_like(sigma, 128.0)
@@ -121,4 +132,4 @@ def view_colors_(images: Float[Tensor, "B C H W"], draws: Draws, cfg: ViewsConfi
         (color.solarize, solarize, threshold),
     ):
         applied = draws.uniform(f"view_{operation.__name__}")[:, 0] < probability
-        color.apply_each_(images, kinds=applied.long() - 1, operations=(operation,), strengths=amount)
+        apply(images, kinds=applied.long() - 1, operations=(operation,), strengths=amount)

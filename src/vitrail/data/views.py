@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitrail.data.augment import crop_boxes, normalise
 from vitrail.data.batch import RawBatch
+from vitrail.data.color import Apply, apply_each_
 from vitrail.data.draws import Draws
 from vitrail.data.geometry import mirror, resample
 from vitrail.data.policy import view_colors_
@@ -29,13 +30,14 @@ def draw_views(
     local_size: Pair,
     seed: int,
     epoch: int,
+    apply: Apply = apply_each_,
 ) -> tuple[Views, ...]:
     """Return the views of each image: global ones at the image size, then local ones at `local_size`, if there are any.
 
     `raw` has whole images, maybe squashed to one canvas; `sizes` are the images' own, which the ratio of a crop is drawn for.
     Order: crop and flip in one resampling, colours, normalisation. Draws are keyed by (seed, epoch, index) and the view, so
     that a view does not depend on the batch. Pixels are computed on the device of `raw.images`, each group in one pass; with
-    all else of `raw` on the CPU, that device is never waited for.
+    all else of `raw` on the CPU, that device is never waited for. `apply` computes colours.
     """
     groups = [(0, cfg.global_crops, preprocessing.img_size, cfg.global_scale)]
     if cfg.local_crops:
@@ -58,7 +60,7 @@ def draw_views(
         )
         kind = torch.where(views == 0, 0, torch.where(views < cfg.global_crops, 1, 2))
         blur, solarize = (torch.tensor(probs)[kind] for probs in (cfg.blur_probs, cfg.solarize_probs))
-        view_colors_(pixels, draws, cfg, blur=blur, solarize=solarize)
+        view_colors_(pixels, draws, cfg, blur=blur, solarize=solarize, apply=apply)
         images = normalise(pixels, replace(preprocessing, img_size=size))
         parts.append(images.unflatten(0, (len(raw), count)))  # (B, v, C, h, w)
     return tuple(parts)

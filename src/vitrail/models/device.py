@@ -48,13 +48,30 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def autocast_dtype(precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> torch.dtype | None:
-    """Return bf16 or fp16 for mixed precision, or None for fp32. Raises ValueError for fp16 without CUDA."""
+def autocast_dtype(precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"], device: torch.device) -> torch.dtype | None:
+    """Return bf16 or fp16 for mixed precision, or None for fp32. fp8 is bf16 but for some products.
+
+    Raises ValueError for fp16 without CUDA, and for fp8 on a GPU that has no such products.
+    """
     if precision == "auto":
         precision = "bf16" if bf16_is_faster(device) else "fp32"
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(f'train.precision "fp16" needs a CUDA device, and this is {device.type}; use "bf16" or "fp32"')
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if precision == "fp8":
+        require_fp8(device)
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}[precision]
+
+
+def require_fp8(device: torch.device) -> None:
+    """Raise ValueError for a device without products in fp8. CPUs have them, but emulated."""
+    if device.type == "cpu":
+        return
+    if device.type != "cuda":
+        raise ValueError(f'train.precision "fp8" needs a CUDA device, and this is {device.type}; use "auto"')
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        has = f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
+        raise ValueError(f'train.precision "fp8" needs a GPU of compute capability 8.9 or later, and {has}; use "bf16"')
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:

@@ -34,8 +34,9 @@ class TrainConfig:
     """With start_size: share of the run after which images have their full size."""
     patch_sizes: tuple[int, ...] = ()
     """Patch sizes to draw from at each step, so that the model supports them all (FlexiViT: Beyer et al. 2023)."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format; auto is bf16 if the device computes it faster than fp32; fp16 scales the loss, on CUDA."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
+    """Number format; auto is bf16 if the device computes it faster than fp32; fp16 scales the loss, on CUDA; fp8 is bf16 with
+    the blocks' linear layers in fp8, for GPUs of compute capability 8.9 or later (CPUs emulate it)."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""
     compile: bool = False

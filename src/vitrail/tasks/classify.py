@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
+from vitrail.data.color import apply_each_
 from vitrail.data.dataset import Split
 from vitrail.data.pack import augment_packed
 from vitrail.evaluate import Scores, evaluate, evaluate_labels
@@ -67,6 +68,7 @@ class Classify(Task):
             epoch=epoch,
             label_smoothing=self.label_smoothing,
             teacher_targets=self.teacher_targets,
+            apply=apply_each_ if self.pack else self.apply_colors,  # compiled for few sizes of images
         )
         return replace(batch, patch_size=patch_size)
 

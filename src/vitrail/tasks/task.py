@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitrail.data.batch import Batch, RawBatch
+from vitrail.data.color import Apply, apply_each_
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.evaluate.evaluate import ALONE, Among
@@ -41,6 +42,8 @@ class Task(nn.Module):
     """Evaluation view of the images; `batch` normalises by it."""
     known: Split | None = None
     """Training images in evaluation view, among which k-NN looks for neighbours; None without such a score."""
+    apply_colors: Apply = staticmethod(apply_each_)
+    """How `batch` computes the colours of augmentation."""
 
     def __init__(self, model: Backbone, *, preprocessing: Preprocessing) -> None:
         super().__init__()

@@ -55,6 +55,7 @@ class Unsupervised(Task):
             num_classes=0,
             seed=self.seed,
             epoch=epoch,
+            apply=self.apply_colors,
         )
 
     def evaluate(

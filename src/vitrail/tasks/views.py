@@ -53,6 +53,7 @@ class MultiView(Unsupervised):
             local_size=local_size(img_size, self.views, unit=self.model.side_unit),
             seed=self.seed,
             epoch=epoch,
+            apply=self.apply_colors,
         )
         device = views[0].device
         return Batch(

@@ -18,6 +18,7 @@ from typing import NoReturn
 import torch
 
 from vitrail.data.batches import Part, steps_per_epoch
+from vitrail.data.color import apply_compiled_
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.evaluate import Scores
 from vitrail.evaluate.evaluate import Among
@@ -25,6 +26,7 @@ from vitrail.models import build_model
 from vitrail.models.backbone import Backbone
 from vitrail.models.card import Kind
 from vitrail.models.device import autocast_dtype, keep_freed_memory, pick_device
+from vitrail.models.fp8 import train_in_fp8
 from vitrail.settings import SCRATCH, DataConfig, ModelSection, Preprocessing, Settings, TrainConfig
 from vitrail.tasks import TASKS, Task, TaskSpec
 from vitrail.train.before_after import held_out_split, score_frozen, write_start
@@ -113,7 +115,7 @@ def assemble(context: Context, images: Images) -> Loop:
     2. the task around it, and its preparation before the first step;
     3. k-NN and a linear probe of pretrained weights;
     4. scores of the starting weights of a task without labels, to compare with at the end;
-    5. running mean, compiled blocks, sharded weights;
+    5. running mean, blocks in fp8 or compiled, sharded weights;
     6. optimizers, and the length of the run.
     """
     cfg, display, processes, device = context.settings.train, context.display, context.processes, context.device
@@ -407,14 +409,18 @@ def build_step(context: Context, task: Task, optimizers: Optimizers) -> Step:
 
 
 def compile_and_shard(context: Context, task: Task, mean: Backbone | None) -> None:
-    """Compile the blocks of the model and of a teacher that is the product, then shard model and running mean.
+    """Let the blocks compute in fp8; compile them, those of a teacher that is the product, and colours; shard model and mean.
 
-    Both where the settings ask for it; torch requires this order.
+    Each where the settings ask for it; torch requires this order.
     """
     cfg, model = context.settings.train, task.model
+    if cfg.precision == "fp8":
+        train_in_fp8(model)
     if cfg.compile:
         # all blocks share one graph cache (learning, frozen or scored, of one size or any): the default of 8 is too short
         torch.compiler.config.recompile_limit = 32
+        if context.device.type == "cuda":  # on a CPU the compiled colours take three times as long
+            task.apply_colors = apply_compiled_
         for backbone in dict.fromkeys((model, task.product())):
             for part in backbone.blocks_in_order() or [backbone]:
                 part.compile()

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vitrail.check.before_training import check_before_training
 from vitrail.data.dataset import Source
 from vitrail.data.sources import NAMES, open_source
@@ -397,7 +395,9 @@ def resolve_auto(settings: Settings, source: Source, pretrained: Preprocessing |
     path = settings.data.path if settings.data.path in NAMES else str(Path(settings.data.path).resolve())
     images = resolve_preprocessing(source, settings, pretrained)
     data = {"path": path, **{name: getattr(images, name) for name in ("mean", "std", "crop_pct", "crop_mode", "interpolation")}}
-    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
+    precision = settings.train.precision
+    if precision == "auto":
+        precision = "fp32" if dtype is None else "bf16"
     optim = settings.optim
     if optim.name == "muon" and optim.muon_precision == "auto":
         fast = bf16_is_faster(pick_device(settings.train.device))
@@ -414,7 +414,7 @@ def resolve_auto(settings: Settings, source: Source, pretrained: Preprocessing |
         optim=optim,
         beit=dataclasses.replace(settings.beit, tokenizer=tokenizer),
         distill=dataclasses.replace(settings.distill, teacher=teacher),
-        train=dataclasses.replace(settings.train, precision=precision),  # type: ignore[arg-type]
+        train=dataclasses.replace(settings.train, precision=precision),
     )
 
 
