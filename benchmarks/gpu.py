@@ -7,8 +7,9 @@
 | part | question |
 | --- | --- |
 | small | images/s of `vitrail train` with the Fashion-MNIST recipe, batch 128: launches or a replayed graph |
-| augment | ms of the DeiT augmentation of 256 images of 224 px, and of crop and flip alone |
+| augment | ms of the DeiT augmentation of 256 images of 224 px, its colours grouped and compiled, and of crop and flip alone |
 | train | images/s of B/16, S/16 and L/16 under bf16, compiled by block, beside timm compiled; share of an 8192 x 8192 product |
+| fp8 | a step of the largest of them in fp8 beside bf16, both compiled by block |
 | files | a B/16 step fed from JPEG files of 500x375 over one on batches in memory |
 | predict | images/s of a B/16 by each backend, beside timm under bf16, compiled |
 
@@ -39,11 +40,13 @@ from vitrail.bench.training import batch_of, our_step, plain_step
 from vitrail.data.augment import augment, crop_boxes
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import train_batches
+from vitrail.data.color import apply_compiled_, apply_each_
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.data.draws import Draws
 from vitrail.data.folder import open_folder
 from vitrail.models import create_model
 from vitrail.models.counts import count
+from vitrail.models.fp8 import train_in_fp8
 from vitrail.settings import AugmentConfig, DataConfig, OptimConfig, Preprocessing, RandAugment
 from vitrail.tasks.classify import Classify
 from vitrail.train.optim import build_optimizers
@@ -118,10 +121,14 @@ def augmentation(scale: Scale) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8, generator=generator).to(scale.device)
     indexes, sizes = torch.arange(batch), torch.tensor([[256, 256]]).repeat(batch, 1)
-    for name, cfg in (("crop and flip", PLAIN), ("DeiT", DEIT)):
+    for name, cfg, apply in (
+        ("crop and flip", PLAIN, apply_each_),
+        ("DeiT", DEIT, apply_each_),
+        ("DeiT compiled", DEIT, apply_compiled_),
+    ):
         boxes = crop_boxes(sizes, Draws(seed=0, epoch=0, indexes=indexes), cfg)
         raw = RawBatch(pixels, sizes, boxes, indexes % 10, indexes)
-        call = partial(augment, raw, cfg=cfg, preprocessing=view, num_classes=10, seed=0, epoch=0)
+        call = partial(augment, raw, cfg=cfg, preprocessing=view, num_classes=10, seed=0, epoch=0, apply=apply)
         call()
         times = [1e3 * timed(call, wait=lambda: wait(scale.device)) for _ in range(5 * scale.rounds)]
         result[name] = summary(times)
@@ -153,6 +160,18 @@ def training(scale: Scale) -> dict[str, Any]:
         row["share_of_ceiling"] = row["tflop_per_s"] / result["ceiling_tflop_per_s"]
         result[f"{name}, batch {batch}"] = row
     return result
+
+
+def in_fp8(scale: Scale) -> dict[str, Any]:
+    """Steps of the largest model with the blocks' linear layers in fp8 and in bf16."""
+    (name, batch), contenders = scale.models[-1], dict[str, Callable[[], object]]()
+    for precision in ("bf16", "fp8"):
+        model = create_model(name, img_size=scale.side).to(scale.device).train()
+        if precision == "fp8":
+            train_in_fp8(model)
+        data = batch_of(scale.images(batch), 1000)
+        contenders[precision] = our_step(model, data, dtype=torch.bfloat16, optim=OPTIM, compiled=True)
+    return {"model": name, "batch": batch, **measure(scale, contenders, images=batch, base="bf16")}
 
 
 def ceiling(scale: Scale) -> float:
@@ -240,7 +259,7 @@ def call(form: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> 
     return form(images)
 
 
-PARTS = {"small": small, "augment": augmentation, "train": training, "files": files, "predict": prediction}
+PARTS = {"small": small, "augment": augmentation, "train": training, "fp8": in_fp8, "files": files, "predict": prediction}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import vitrail.train.loop
 from interrupts import interrupt_at
 from vitrail.data.batch import Batch
 from vitrail.data.batches import LoaderLost
-from vitrail.evaluate import MultiLabelEvaluation
+from vitrail.evaluate import MultiLabelEvaluation, evaluate_run
 from vitrail.evaluate.metrics import Evaluation, Headline
 from vitrail.tasks import classify
 from vitrail.train import checkpoint
@@ -110,9 +110,13 @@ ONCE: dict[str, Any] = {
     "train": {"steps": 12, "ema_decay": 0.9, "eval_every": 1.0, "accumulate": 4},
 }
 
+WIDE = TINY | {"embed_dim": 16}
+"""Layers with sides that fp8 takes."""
+FP8: dict[str, Any] = {"model": WIDE, "train": {"steps": 12, "ema_decay": 0.9, "precision": "fp8"}}
+
 
 @pytest.mark.usefixtures("idx_set")
-@pytest.mark.parametrize("fields", [RANDOM, TAUGHT, ONCE], ids=["random", "taught", "taught once"])
+@pytest.mark.parametrize("fields", [RANDOM, TAUGHT, ONCE, FP8], ids=["random", "taught", "taught once", "fp8"])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
@@ -140,6 +144,20 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
     assert (resumed.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
     steps = [line["step"] for line in lines(resumed.folder) if "loss" in line]
     assert steps == list(range(1, 13)), "each step once, those behind the interruption as well"
+
+
+@pytest.mark.usefixtures("idx_set")
+def test_a_run_in_fp8(tmp_path: Path) -> None:
+    """Other weights than in bf16, and near them; settings that name it; scores and a loaded model without it."""
+    rounded, plain = (
+        train(tmp_path / precision, model=WIDE, train={"steps": 6, "precision": precision}) for precision in ("fp8", "bf16")
+    )
+    a, b = (vitrail.load(run.folder) for run in (rounded, plain))
+    weights, wanted = (torch.cat([value.flatten() for value in model.state_dict().values()]) for model in (a, b))
+    assert 0 < (weights - wanted).norm().item() < 0.1 * wanted.norm().item()
+    assert {type(module) for module in a.modules()} == {type(module) for module in b.modules()}
+    assert "precision: fp8" in (rounded.folder / "config.yaml").read_text()
+    assert evaluate_run(rounded.folder, device="cpu").scores.headline.name == rounded.evaluation.headline.name
 
 
 @pytest.mark.usefixtures("idx_set")
