@@ -105,7 +105,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         spec.loader.exec_module(loaded)
         return loaded
 
-    for part in ("linear", "drop_path", "plain_attention", "attention"):  # which the file imports
+    for part in ("onednn", "linear", "drop_path", "attention", "plain_attention"):  # which the file imports
         load(f"vitrail.models.{part}", f"vitrail.models.{part}")
     yield load("vitrail.models.vit", "unchecked_vit")
     torch._dynamo.reset()

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitrail.models import create_model, linear
-from vitrail.models.device import Processor
 from vitrail.models.linear import Linear
 
 needs_onednn = pytest.mark.skipif(
@@ -124,22 +123,6 @@ def test_models_take_it(name: str, side: int, monkeypatch: pytest.MonkeyPatch) -
     assert taken
     monkeypatch.setattr(linear, "mkl_is_slow", lambda: False)
     torch.testing.assert_close(actual, model(images), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("vendor", "slow"),
-    [("GenuineIntel", False), ("AuthenticAMD", True), ("HygonGenuine", True)],
-)
-def test_mkl_is_fast_on_intels_processors(vendor: str, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "processor", lambda: Processor("a processor", vendor, frozenset()))
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    linear.mkl_is_slow.cache_clear()
-    assert linear.mkl_is_slow() == (slow and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    linear.mkl_is_slow.cache_clear()
-    assert not linear.mkl_is_slow()
-    linear.mkl_is_slow.cache_clear()
 
 
 @pytest.mark.usefixtures("slow_mkl")

@@ -118,9 +118,10 @@ def test_no_merged_tokens_are_the_model_itself(fields: dict[str, Any]) -> None:
     model = tiny(**fields)
     merged = MergedViT(model, 0)
     with torch.no_grad():
-        assert torch.equal(merged(images()), model(images()))
-        assert torch.equal(merged.embedding(images()), model.features(images()).pooled)
-        assert all(map(torch.equal, merged.head_logits(images()), model.head_logits(images())))
+        pairs = [(merged(images()), model(images())), (merged.embedding(images()), model.features(images()).pooled)]
+        pairs += zip(merged.head_logits(images()), model.head_logits(images()), strict=True)
+        for ours, wanted in pairs:  # the model may take another kernel of attention
+            torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_equal_patches_are_merged_without_loss() -> None:

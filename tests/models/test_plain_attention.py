@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitrail.models import create_model
+from vitrail.models import plain_attention as plain_attention_module
 from vitrail.models import vit as vit_module
 from vitrail.models.attention import attention_weights
 from vitrail.models.plain_attention import plain_attention
@@ -52,6 +53,14 @@ def test_values_and_gradients_are_those_of_autograd(
         torch.testing.assert_close(left, right, atol=within, rtol=within)
 
 
+@given(batch=st.integers(1, 5), tokens=st.integers(1, 9), heads=st.integers(1, 3), part=st.integers(1, 300))
+def test_parts_of_a_batch_without_gradients(batch: int, tokens: int, heads: int, part: int) -> None:
+    qkv = torch.randn(batch, tokens, 3 * heads * 4, generator=torch.Generator().manual_seed(0))
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(plain_attention_module, "PART", part)
+        torch.testing.assert_close(plain_attention(qkv, heads), by_autograd(qkv, heads))
+
+
 def test_gradient_is_that_of_the_function() -> None:
     torch.manual_seed(0)
     qkv = torch.randn(2, 5, 3 * 2 * 3, dtype=torch.float64, requires_grad=True)
@@ -90,9 +99,12 @@ def test_a_bias_of_every_window_and_its_gradient(images: int, windows: int, head
         ({"head_dim": 8}, True, 2),
     ],
 )
-def test_a_training_pass_in_bf16_takes_it(
-    fields: dict[str, object], training: bool, taken: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("routed", [True, False])
+def test_which_passes_take_it(
+    fields: dict[str, object], training: bool, taken: int, routed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Those in bf16, and in fp32 where oneDNN multiplies; with gradients in training alone."""
+    monkeypatch.setattr(plain_attention_module, "routes_products", lambda: routed)
     calls: list[int] = []
     monkeypatch.setattr(vit_module, "plain_attention", lambda qkv, heads: (calls.append(heads), plain_attention(qkv, heads))[1])
     torch.manual_seed(0)
@@ -102,10 +114,18 @@ def test_a_training_pass_in_bf16_takes_it(
     with torch.autocast("cpu", torch.bfloat16):
         model(images).sum().backward()
     assert len(calls) == taken
+    calls.clear()
     model(images).sum().backward()  # fp32
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+    assert len(calls) == (taken if routed else 0)
+    calls.clear()
+    without_gradients = 0 if "qk_norm" in fields or (training and "attn_drop_rate" in fields) else 2
+    with torch.no_grad():
         model(images)
-    assert len(calls) == taken
+        assert len(calls) == (without_gradients if routed else 0)
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(images)
+    assert len(calls) == without_gradients
 
 
 def test_logits_and_gradients_of_a_model_are_as_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.models.device import processor
+from vitrail.models.onednn import fast_products, mkl_is_slow
 
 SMALL = 2**22
 """Multiplications below which a product is too short to choose a route for."""
@@ -40,16 +39,8 @@ def takes_onednn(input: Tensor, weight: Tensor) -> bool:
     return input.device.type == "cpu" and plain and fp32 and mkl_is_slow()
 
 
-@functools.cache
-def mkl_is_slow() -> bool:
-    """Return True for a processor that is not Intel's, and a torch with MKL and oneDNN."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
-        return False
-    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and "GenuineIntel" not in processor().vendor
-
-
 class _OneDnnLinear(torch.autograd.Function):
-    """Linear layer by oneDNN, forward and for the gradient of the input; the weight's gradient is as fast by MKL.
+    """Linear layer by oneDNN, forward and for both gradients.
 
     A gradient that is differentiated again goes through torch's own products, since oneDNN's have no derivative.
     """
@@ -64,10 +55,13 @@ class _OneDnnLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
         input_gradient = torch.matmul if torch.is_grad_enabled() else _gradient_by_onednn
-        rows = gradient.flatten(0, -2)
+        rows, weight_gradient = gradient.flatten(0, -2), None
+        if for_weight:
+            with fast_products(x):
+                weight_gradient = rows.t() @ x.flatten(0, -2)
         return (
             input_gradient(gradient, weight) if for_x else None,
-            rows.t() @ x.flatten(0, -2) if for_weight else None,
+            weight_gradient,
             rows.sum(0) if for_bias and ctx.has_bias else None,
         )
 

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.models.activations import GELUS
-from vitrail.models.attention import Attended, KeyMask, Mask, Tokens, attend, attention_weights, prefers_plain_attention
+from vitrail.models.attention import Attended, KeyMask, Mask, Tokens, attend, attention_weights
 from vitrail.models.backbone import Backbone, Context, Features, HalvedBlock, Images, Logits, MaskedPatches, Stage, View
 from vitrail.models.conv_stem import conv_stem
 from vitrail.models.dense import begun_grid, block_tokens, tokens_and_maps
 from vitrail.models.drop_path import DropPath as DropPath
 from vitrail.models.linear import Linear
-from vitrail.models.plain_attention import plain_attention
+from vitrail.models.plain_attention import plain_attention, takes_plain
 from vitrail.models.positions import grid_of as grid_of
 from vitrail.models.positions import positions_at, resize_patch, sincos_2d, token_mask
 from vitrail.models.positions import require_resizable as require_resizable
@@ -104,12 +104,16 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, N, D)
 
     def takes_plain_attention(self, x: Tokens, mask: Mask | None, kept: list[Attended] | None) -> bool:
-        """Return True in training where `attend` is plain products of q, k and v as they come from their projection."""
-        if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
+        """Return True where q, k and v go as they come from their projection into products that beat the fused kernel.
+
+        With gradients in evaluation mode they do not: what explains a model may ask for gradients of gradients.
+        """
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and not self.training):
             return False
-        unchanged = isinstance(self.q_norm, nn.Identity) and not self.attn_drop_rate and mask is None and kept is None
+        dropped = self.training and self.attn_drop_rate > 0
+        unchanged = isinstance(self.q_norm, nn.Identity) and not dropped and mask is None and kept is None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.qkv.weight.dtype
-        return unchanged and prefers_plain_attention(x.device, dtype, x.shape[1])
+        return unchanged and takes_plain(x.device, dtype, x.shape[1])
 
     def queries_keys_values(self, x: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each (B, h, N, d)."""

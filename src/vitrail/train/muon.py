@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitrail.models.onednn import fast_products
 from vitrail.train.distributed import is_sharded_tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -85,12 +86,13 @@ def orthogonalise(matrices: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # the smaller Gram matrix
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPSILON)
-    if x.dtype == torch.float32 and x.shape[2] >= WIDE * x.shape[1]:
-        x = iterate_gram(x @ x.mT) @ x
-    else:
-        for _ in range(STEPS):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    with fast_products(x):
+        if x.dtype == torch.float32 and x.shape[2] >= WIDE * x.shape[1]:
+            x = iterate_gram(x @ x.mT) @ x
+        else:
+            for _ in range(STEPS):
+                gram = x @ x.mT
+                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
