@@ -449,6 +449,23 @@ def laptop(result: dict[str, Any]) -> str:
     return "\n\n".join([grid, *(["\n".join(lines)] if lines else []), f"{note} {_machines([result['machine']])}\n"])
 
 
+def fp8(result: dict[str, Any]) -> str:
+    """Mean losses over the parts of a run, and the accuracy at its end, by number format and seed."""
+    runs = [(name, seed, run) for name, seeds in result["runs"].items() for seed, run in enumerate(seeds)]
+    parts = len(runs[0][2]["loss"])
+    rows = [
+        [
+            f"{part * result['steps'] // parts} to {(part + 1) * result['steps'] // parts}",
+            *(f"{run['loss'][part]:.3f}" for *_, run in runs),
+        ]
+        for part in range(parts)
+    ]
+    rows.append(["test accuracy", *(f"{_percent(run['test_accuracy'])} %" for *_, run in runs)])
+    grid = _grid(["loss of the steps", *(f"{name}, seed {seed}" for name, seed, _ in runs)], rows)
+    note = "The embedded sample with its recipe. A CPU emulates fp8: it rounds as a GPU does, and takes longer than bf16."
+    return f"{grid}\n\n{note} {_machines([result['machine']])}\n"
+
+
 def _by_way(sets: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Scores by the way that a model was chosen, then by instructions."""
     ways: dict[str, dict[str, Any]] = {}
@@ -746,6 +763,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "export-speed": ("export_speed", export_speeds),
     "export-accuracy": ("export_speed", export_accuracy),
     "laptop": ("laptop", laptop),
+    "fp8": ("fp8", fp8),
     "load": ("load", load),
     "memory": ("memory", memory),
     "decode": ("decode", decode),

@@ -132,6 +132,12 @@ def test_frozen_blocks_have_no_rate_to_decay(freeze: int | str) -> None:
     assert len(notes(deeper)) == (1 if freeze == "all" else 0)
 
 
+def test_fp8_is_emulated_on_a_cpu() -> None:
+    said = "train.precision fp8 is emulated on a CPU, where bf16 and fp32 are faster"
+    assert notes({"train": {"precision": "fp8", "device": "cpu"}}) == [said]
+    assert notes({"train": {"precision": "bf16", "device": "cpu"}}) == []
+
+
 def test_random_weights_that_are_frozen() -> None:
     said = "optim.freeze all: the frozen blocks keep their random weights; --weights W starts from others"
     assert notes(layers.read_recipe("linear-probe")) == [said]

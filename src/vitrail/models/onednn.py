@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from vitrail.models.device import processor
+from vitrail.models.device import full_precision, processor
 
 _NOTHING = nullcontext()
 _lock = threading.Lock()
@@ -41,13 +41,14 @@ def routes_products() -> bool:
     """
     if not (mkl_is_slow() and hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision")):
         return False
-    draws, routed = torch.Generator().manual_seed(0), False
-    a, b = torch.randn(3, 192, 384, generator=draws), torch.randn(3, 384, 192, generator=draws)
-    for left, right in ((a, b), (b.mT, a.mT), (a[0], b[0]), (b[0].t(), a[0].t())):
-        plain, exact, other = left @ right, left.double() @ right.double(), product(left, right)
-        if (other - exact).norm() > 4 * (plain - exact).norm():
-            return False
-        routed |= not torch.equal(other, plain)
+    cpu, draws, routed = torch.device("cpu"), torch.Generator().manual_seed(0), False
+    a, b = torch.randn(2, 3, 192, 384, dtype=torch.float32, device=cpu, generator=draws)
+    with torch.inference_mode(False), torch.no_grad(), full_precision(cpu):
+        for left, right in ((a, b.mT), (b.mT, a), (a[0], b[0].t()), (b[0].t(), a[0])):
+            plain, exact, other = left @ right, left.double() @ right.double(), product(left, right)
+            if (other - exact).norm() > 4 * (plain - exact).norm():
+                return False
+            routed |= not torch.equal(other, plain)
     return routed
 
 

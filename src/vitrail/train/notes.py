@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from vitrail.models.backbone import Backbone
+from vitrail.models.device import pick_device
 from vitrail.settings import (
     SCRATCH,
     AugmentConfig,
@@ -184,4 +185,6 @@ def list_side_effects(settings: Settings, model: Backbone) -> list[str]:
         notes.append(
             f"optim.freeze {optim.freeze}: the frozen blocks keep their random weights; --weights W starts from others"
         )
+    if train.precision == "fp8" and pick_device(train.device).type == "cpu":
+        notes.append("train.precision fp8 is emulated on a CPU, where bf16 and fp32 are faster")
     return notes
