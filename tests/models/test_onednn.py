@@ -110,3 +110,11 @@ def test_products_stay_in_fp32() -> None:
         with onednn_products():
             got = a @ b
         assert (got - exact).norm() < 1e-6 * exact.norm()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_answer_does_not_depend_on_what_asks() -> None:
+    expected = routes_products()
+    routes_products.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.device("meta"):
+        assert routes_products() is expected

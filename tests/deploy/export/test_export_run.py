@@ -117,7 +117,7 @@ def test_a_card_that_can_t_be_read_says_so(exported: Path, tmp_path: Path) -> No
 def test_decoded_images(run: Path, photos: Path, tmp_path: Path) -> None:
     done = export(run, "torch", out=tmp_path / "raw", images=str(photos), raw_images=True)
     assert done.card.inputs == "raw"
-    assert done.contract.deviation.max_difference == 0
+    assert done.contract.deviation.max_difference < 1e-5  # the model may take another kernel of attention
     assert done.contract.deviation.pixel_difference is not None
     assert done.contract.deviation.pixel_difference < 1
     with pytest.raises(ValueError, match="takes decoded images and resizes them itself; give `predict` the run"):
