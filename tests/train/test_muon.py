@@ -77,7 +77,7 @@ def test_wide_matrices_by_their_gram_matrices(rows: int, columns: int, seed: int
     x = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     x = x * torch.logspace(0, -fall, rows, dtype=torch.float64)[:, None]
     exact = orthogonalise(x)
-    torch.testing.assert_close(orthogonalise(x.float()).double(), exact, rtol=0, atol=2e-3)
+    torch.testing.assert_close(orthogonalise(x.float()).double(), exact, rtol=0, atol=1e-2)
     if rows <= columns:
         unit = x / torch.linalg.matrix_norm(x, keepdim=True)
         torch.testing.assert_close(iterate_gram(unit @ unit.mT) @ unit, exact, rtol=0, atol=1e-9)
