@@ -37,10 +37,10 @@ import vitrail
 from vitrail.bench.processes import wait
 from vitrail.bench.rounds import interleave, ratios, summary, timed
 from vitrail.bench.training import batch_of, our_step, plain_step
+from vitrail.data.apply_colors import apply_compiled_, apply_each_
 from vitrail.data.augment import augment, crop_boxes
 from vitrail.data.batch import RawBatch
 from vitrail.data.batches import train_batches
-from vitrail.data.color import apply_compiled_, apply_each_
 from vitrail.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.data.draws import Draws
 from vitrail.data.folder import open_folder

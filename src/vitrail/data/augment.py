@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from vitrail.data.apply_colors import ApplyColors, apply_each_
 from vitrail.data.batch import Batch, RawBatch, constant
-from vitrail.data.color import Apply, apply_each_
 from vitrail.data.draws import Draws
 from vitrail.data.geometry import is_shift, mirror, resample, shift
 from vitrail.data.policy import color_jitter_, rand_augment_colors_, rand_augment_matrices, three_augment_
@@ -33,7 +33,7 @@ def augment(
     epoch: int,
     label_smoothing: float = 0.0,
     teacher_targets: Float[Tensor, "N K"] | None = None,
-    apply: Apply = apply_each_,
+    apply: ApplyColors = apply_each_,
 ) -> Batch:
     """Return the training batch: augmented images and soft targets.
 
@@ -76,7 +76,7 @@ def _crop_and_warp(raw: RawBatch, draws: Draws, cfg: AugmentConfig, preprocessin
     return resample(raw.images, sizes=raw.sizes, boxes=raw.boxes, matrices=matrices, out=out, fill=fill)
 
 
-def _apply_colors(pixels: Tensor, draws: Draws, cfg: AugmentConfig, apply: Apply) -> Tensor:
+def _apply_colors(pixels: Tensor, draws: Draws, cfg: AugmentConfig, apply: ApplyColors) -> Tensor:
     """Apply the colour operations that `cfg` enables."""
     if cfg.rand_augment is None and not cfg.three_augment and cfg.color_jitter == 0:
         return pixels

@@ -9,47 +9,19 @@ free: the grey value of three channels is their luma (ITU-R BT.601), of any othe
 
 from __future__ import annotations
 
-import functools
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 Images = Float[Tensor, "B C H W"]
 Strengths = Float[Tensor, " B"]
-
-_LUMA = (0.2989, 0.587, 0.114)
 Operation = Callable[[Images, Strengths], Images]
 
+_LUMA = (0.2989, 0.587, 0.114)
 _BLUR_REACH = 6  # pixels each way: three standard deviations of the widest blur in use, sigma 2
-
-
-@runtime_checkable
-class Apply(Protocol):
-    """Apply to each sample, in place, the operation of its kind; a negative kind leaves the sample unchanged.
-
-    With kinds and strengths on the CPU, the device is never waited for.
-    """
-
-    def __call__(
-        self, images: Images, *, kinds: Int64[Tensor, " B"], operations: Sequence[Operation], strengths: Strengths
-    ) -> None:
-        """Apply the operations."""
-
-
-def apply_each_(images: Images, *, kinds: Int64[Tensor, " B"], operations: Sequence[Operation], strengths: Strengths) -> None:
-    """Run each operation once, on all its samples, so that the time is that of one pass over the batch. See `Apply`."""
-    counts = torch.bincount(kinds + 1, minlength=len(operations) + 1).tolist()
-    order = torch.argsort(kinds, stable=True)
-    groups = order.to(images.device, non_blocking=True).split(counts)[1:]
-    amounts = strengths[order].to(images.device, non_blocking=True).split(counts)[1:]
-    for operation, rows, amount in zip(operations, groups, amounts, strict=True):
-        if len(rows):
-            images[rows] = operation(images[rows], amount)
 
 
 def grey(images: Images) -> Float[Tensor, "B 1 H W"]:
@@ -58,63 +30,6 @@ def grey(images: Images) -> Float[Tensor, "B 1 H W"]:
         return images.mean(1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
     return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
-
-
-def apply_compiled_(
-    images: Images, *, kinds: Int64[Tensor, " B"], operations: Sequence[Operation], strengths: Strengths
-) -> None:
-    """Compute operations that are formulas of few pixels in few kernels, by torch.compile. See `Apply`.
-
-    Equal to `apply_each_` but for rounding. The first batch of a size waits for the compiler, and is computed in both ways:
-    where they differ, `apply_each_` stays, with a warning.
-    """
-    key = (images.shape, images.device, tuple(operations))
-    if key not in _equal:
-        wanted = images.clone()
-        apply_each_(wanted, kinds=kinds, operations=operations, strengths=strengths)
-        _apply_formulas_(images, kinds, operations, strengths)
-        differ = ((images - wanted).abs() < TOLERANCE).logical_not_().float().mean().item()
-        _equal[key] = differ < FEW
-        if not _equal[key]:
-            images.copy_(wanted)
-            warnings.warn(
-                f"the compiled colours of augmentation differ in {differ:.1%} of the pixels and are not used", stacklevel=2
-            )
-    elif _equal[key]:
-        _apply_formulas_(images, kinds, operations, strengths)
-    else:
-        apply_each_(images, kinds=kinds, operations=operations, strengths=strengths)
-
-
-TOLERANCE, FEW = 0.01, 1e-3
-"""Largest difference of a level, and share of pixels above it: those that rounding takes over a threshold."""
-_equal: dict[tuple[torch.Size, torch.device, tuple[Operation, ...]], bool] = {}
-
-
-def _apply_formulas_(images: Images, kinds: Tensor, operations: Sequence[Operation], strengths: Strengths) -> None:
-    alone = torch.tensor([operation in SEPARATE for operation in operations])[kinds.clamp(min=0)] & (kinds >= 0)
-    if bool(alone.any()):
-        apply_each_(images, kinds=torch.where(alone, kinds, -1), operations=operations, strengths=strengths)
-    formulas = tuple((kind, operation) for kind, operation in enumerate(operations) if operation not in SEPARATE)
-    if formulas:
-        kinds, strengths = (value.to(images.device, non_blocking=True) for value in (kinds, strengths))
-        images.copy_(compiled()(images, kinds, strengths, formulas))
-
-
-def compute_formulas(
-    images: Images, kinds: Int64[Tensor, " B"], strengths: Strengths, formulas: Sequence[tuple[int, Operation]]
-) -> Images:
-    """Compute every operation for every sample, and keep the one of its kind: one pure expression, for a compiler."""
-    out = images
-    for kind, operation in formulas:
-        out = torch.where((kinds == kind).view(-1, 1, 1, 1), operation(images, strengths), out)
-    return out
-
-
-@functools.cache
-def compiled() -> Callable[..., Any]:
-    """Return `compute_formulas` compiled, once for all batches."""
-    return torch.compile(compute_formulas)
 
 
 def at_least(values: Tensor, least: Tensor | float) -> Tensor:
@@ -234,7 +149,3 @@ def _blur_along(images: Images, sigma: Strengths, *, reach: int, dim: int) -> Im
         kernels, padding = kernels.transpose(2, 3), (reach, reach, 0, 0)
     padded = F.pad(images.flatten(0, 1)[None], padding, mode="reflect")  # (1, B·C, …): one group for each channel
     return F.conv2d(padded, kernels, groups=count * channels).view(count, channels, height, width)
-
-
-SEPARATE = frozenset({equalize, gaussian_blur})
-"""Operations that are no formula of few pixels: a histogram, and a convolution."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.data import color, geometry
-from vitrail.data.color import Apply
+from vitrail.data.apply_colors import ApplyColors, apply_each_
 from vitrail.data.draws import Draws
 from vitrail.settings import Pair, RandAugment, ViewsConfig
 
@@ -63,7 +63,7 @@ def rand_augment_matrices(draws: Draws, policy: RandAugment, *, size: Pair) -> F
 
 
 def rand_augment_colors_(
-    images: Float[Tensor, "B C H W"], draws: Draws, policy: RandAugment, *, apply: Apply = color.apply_each_
+    images: Float[Tensor, "B C H W"], draws: Draws, policy: RandAugment, *, apply: ApplyColors = apply_each_
 ) -> None:
     """Apply RandAugment's colour operations, in place, in the increasing form: a greater magnitude is a greater change.
 
@@ -82,7 +82,7 @@ def rand_augment_colors_(
         apply(images, kinds=kinds[:, i], operations=_COLORS, strengths=chosen[:, i])
 
 
-def three_augment_(images: Float[Tensor, "B C H W"], draws: Draws, *, apply: Apply = color.apply_each_) -> None:
+def three_augment_(images: Float[Tensor, "B C H W"], draws: Draws, *, apply: ApplyColors = apply_each_) -> None:
     """Grey, solarise at 128 or blur with sigma 0.1 to 2 each image, in place: three-augment (DeiT III: Touvron et al. 2022)."""
     kinds = draws.integers("three_augment", high=3)[:, 0]
     sigma = 0.1 + 1.9 * draws.uniform("three_augment_sigma")[:, 0]
@@ -91,7 +91,7 @@ def three_augment_(images: Float[Tensor, "B C H W"], draws: Draws, *, apply: App
     apply(images, kinds=kinds, operations=operations, strengths=strengths)
 
 
-def color_jitter_(images: Float[Tensor, "B C H W"], draws: Draws, *, amount: float, apply: Apply = color.apply_each_) -> None:
+def color_jitter_(images: Float[Tensor, "B C H W"], draws: Draws, *, amount: float, apply: ApplyColors = apply_each_) -> None:
     """Scale brightness, contrast and saturation by factors from 1 ± amount, in place, in random order for each image."""
     factors = (1 + amount * (2 * draws.uniform("color_jitter", 3) - 1)).clamp(min=0)  # (B, 3)
     order = draws.uniform("color_jitter_order", 3).argsort(1)
@@ -108,7 +108,7 @@ def view_colors_(
     *,
     blur: Tensor,
     solarize: Tensor,
-    apply: Apply = color.apply_each_,
+    apply: ApplyColors = apply_each_,
 ) -> None:
     """Apply the colours of views in place: jitter in random order, grey, blur, solarisation (SimCLR: Chen et al. 2020; BYOL).
 

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from vitrail.data.apply_colors import ApplyColors, apply_each_
 from vitrail.data.augment import crop_boxes, normalise
 from vitrail.data.batch import RawBatch
-from vitrail.data.color import Apply, apply_each_
 from vitrail.data.draws import Draws
 from vitrail.data.geometry import mirror, resample
 from vitrail.data.policy import view_colors_
@@ -30,7 +30,7 @@ def draw_views(
     local_size: Pair,
     seed: int,
     epoch: int,
-    apply: Apply = apply_each_,
+    apply: ApplyColors = apply_each_,
 ) -> tuple[Views, ...]:
     """Return the views of each image: global ones at the image size, then local ones at `local_size`, if there are any.
 

@@ -138,8 +138,8 @@ def open_run(
     if not headless and (line := check_classes(model, source, exact=is_run(run))):
         report(line)
     name = next(each for each in SPLITS if each in source.splits) if split is None else split
-    elsewhere = cfg.train.precision == "fp8" or (cfg.train.precision == "fp16" and where.type != "cuda")
-    precision = "auto" if elsewhere else cfg.train.precision
+    unavailable = cfg.train.precision == "fp8" or (cfg.train.precision == "fp16" and where.type != "cuda")  # fp8 only trains
+    precision = "auto" if unavailable else cfg.train.precision
     return OpenedRun(model, cfg, source, name, where, autocast_dtype(precision, where))
 
 

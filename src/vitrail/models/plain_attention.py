@@ -75,7 +75,7 @@ class _PlainAttention(torch.autograd.Function):
         return of_qkv.unflatten(1, (-1, ctx.num_heads)).permute(1, 3, 0, 2, 4).flatten(2), None, of_bias
 
 
-def takes_plain(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
+def plain_is_faster(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
     """Return True where `plain_attention` beats the fused kernel: in bf16, and in fp32 where oneDNN multiplies."""
     if prefers_plain_attention(device, dtype, tokens):
         return True

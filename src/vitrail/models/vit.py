@@ -31,7 +31,7 @@ from vitrail.models.conv_stem import conv_stem
 from vitrail.models.dense import begun_grid, block_tokens, tokens_and_maps
 from vitrail.models.drop_path import DropPath as DropPath
 from vitrail.models.linear import Linear
-from vitrail.models.plain_attention import plain_attention, takes_plain
+from vitrail.models.plain_attention import plain_attention, plain_is_faster
 from vitrail.models.positions import grid_of as grid_of
 from vitrail.models.positions import positions_at, resize_patch, sincos_2d, token_mask
 from vitrail.models.positions import require_resizable as require_resizable
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         dropped = self.training and self.attn_drop_rate > 0
         unchanged = isinstance(self.q_norm, nn.Identity) and not dropped and mask is None and kept is None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.qkv.weight.dtype
-        return unchanged and takes_plain(x.device, dtype, x.shape[1])
+        return unchanged and plain_is_faster(x.device, dtype, x.shape[1])
 
     def queries_keys_values(self, x: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each (B, h, N, d)."""

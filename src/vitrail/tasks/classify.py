@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitrail.data.apply_colors import apply_each_
 from vitrail.data.augment import augment
 from vitrail.data.batch import Batch, RawBatch
-from vitrail.data.color import apply_each_
 from vitrail.data.dataset import Split
 from vitrail.data.pack import augment_packed
 from vitrail.evaluate import Scores, evaluate, evaluate_labels

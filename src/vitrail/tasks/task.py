@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vitrail.data.apply_colors import ApplyColors, apply_each_
 from vitrail.data.batch import Batch, RawBatch
-from vitrail.data.color import Apply, apply_each_
 from vitrail.data.dataset import Split
 from vitrail.evaluate import Scores
 from vitrail.evaluate.evaluate import ALONE, Among
@@ -42,7 +42,7 @@ class Task(nn.Module):
     """Evaluation view of the images; `batch` normalises by it."""
     known: Split | None = None
     """Training images in evaluation view, among which k-NN looks for neighbours; None without such a score."""
-    apply_colors: Apply = staticmethod(apply_each_)
+    apply_colors: ApplyColors = staticmethod(apply_each_)
     """How `batch` computes the colours of augmentation."""
 
     def __init__(self, model: Backbone, *, preprocessing: Preprocessing) -> None:

@@ -17,8 +17,8 @@ from typing import NoReturn
 
 import torch
 
+from vitrail.data.apply_colors import apply_compiled_
 from vitrail.data.batches import Part, steps_per_epoch
-from vitrail.data.color import apply_compiled_
 from vitrail.data.dataset import Source, Split, SplitName
 from vitrail.evaluate import Scores
 from vitrail.evaluate.evaluate import Among

@@ -99,7 +99,7 @@ def orthogonalise(matrices: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
 def iterate_gram(gram: Float[Tensor, "n r r"]) -> Float[Tensor, "n r r"]:
     """Return the product of the iteration's factors F = a + b A + c A²; as polynomials of A = X Xᵀ they commute, so A <- F A F.
 
-    The error of A's small eigenvalues grows with each factor: 2e-4 of the result in fp32, too much in bf16 (dev/LOG.md).
+    The error of A's small eigenvalues grows with each factor: 1e-5 of the result in fp32, too much in bf16 (dev/LOG.md).
     """
     a, b, c = COEFFICIENTS
     product = None
