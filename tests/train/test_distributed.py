@@ -272,6 +272,16 @@ def test_a_convolutional_stem_learns_in_two_processes(photos: Path, tmp_path: Pa
     assert farthest(tmp_path / "ddp", tmp_path / "fsdp") < 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_batch_norms_beside_shards_in_bf16(photos: Path, tmp_path: Path, precision: str) -> None:
+    """A BatchNorm's statistics are in fp32, and so stay its weights: the blocks' alone are sent in bf16."""
+    words = ["--model.stem", "conv", "--model.embed_dim", "16", "--train.steps", "6", "--train.precision", precision]
+    for name, option in (("ddp", "false"), ("fsdp", "true")):
+        run(train_words(photos, name, *words, "--train.shard", option), processes=2, folder=tmp_path)
+    assert metrics(tmp_path / "fsdp", "loss") == pytest.approx(metrics(tmp_path / "ddp", "loss"), abs=2e-2)
+
+
 @pytest.mark.parametrize("option", [pytest.param("false", id="ddp", marks=pytest.mark.slow), pytest.param("true", id="fsdp")])
 def test_what_two_began_one_ends_and_the_other_way_round(photos: Path, tmp_path: Path, option: str) -> None:
     words = ["--train.steps", "40", "--train.ema_decay", "0.9", "--optim.name", "adamw", "--train.shard", option]

@@ -251,7 +251,8 @@ def shard(model: Backbone, processes: World, *, device: torch.device, dtype: tor
     for block in model.blocks_in_order():
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # By default the outermost module stays gathered after a pass: a running mean would be evaluated with stale weights.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    # What is outside of the blocks stays in fp32: a BatchNorm takes no weights in bf16 beside its statistics.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
     for name in ("outputs", "forward_features", "features", "embedding", "head_logits", "packed_logits"):
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)
